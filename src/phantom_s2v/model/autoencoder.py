@@ -1,0 +1,45 @@
+"""The video autoencoder: diffusers' AutoencoderKLWan, small, with Wan's geometry.
+
+Pixels are float32 in -1..1, [B, 3, F, H, W]; latents are normalised by the config's own means and deviations,
+[B, C, T, h, w] with T = (F - 1) / 4 + 1, h = H / 8, w = W / 8. A still is a clip of one frame.
+"""
+
+import torch
+from diffusers import AutoencoderKLWan
+
+LATENT_CHANNELS = 32
+
+
+def build_autoencoder() -> AutoencoderKLWan:
+    """phantom-mini's autoencoder with random weights: 4.3 M parameters, 32 latent channels."""
+    return AutoencoderKLWan(
+        base_dim=24,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
+    )
+
+
+def encode(autoencoder: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
+    """Normalised latent mean of pixels [B, 3, F, H, W]: no sampling, so the same picture gives the same latent."""
+    mean, deviation = latent_statistics(autoencoder, pixels)
+    return (autoencoder.encode(pixels).latent_dist.mode() - mean) / deviation
+
+
+def decode(autoencoder: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels in -1..1 of normalised latents [B, C, T, h, w]."""
+    mean, deviation = latent_statistics(autoencoder, latents)
+    return autoencoder.decode(latents * deviation + mean).sample.clamp(-1, 1)
+
+
+def latent_statistics(autoencoder: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, deviation) of the latent channels, [1, C, 1, 1, 1], on the device and in the type of `like`."""
+    config = autoencoder.config
+    mean, deviation = (torch.tensor(v, device=like.device, dtype=like.dtype) for v in (config.latents_mean, config.latents_std))
+    return mean.view(1, -1, 1, 1, 1), deviation.view(1, -1, 1, 1, 1)

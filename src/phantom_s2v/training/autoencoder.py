@@ -1,0 +1,93 @@
+"""Training of the autoencoder on composed emoji: stills, then clips."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file
+from torch import nn
+
+from phantom_s2v.data.compose import compose, random_spec
+from phantom_s2v.data.emoji import Sprites, subjects_hash
+from phantom_s2v.model.autoencoder import build_autoencoder
+from phantom_s2v.training.config import AutoencoderConfig
+from phantom_s2v.training.loop import Loss, train
+
+
+def to_pixels(video: np.ndarray) -> torch.Tensor:
+    """uint8 [..., F, H, W, 3] -> float32 [..., 3, F, H, W] in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(video, -1, -4))).float() / 127.5 - 1
+
+
+def batch(config: AutoencoderConfig, sprites: Sprites, step: int) -> dict[str, torch.Tensor]:
+    """Pixels [B, 3, F, H, W] and the subjects' mask [B, 1, F, H, W] of a step: scenes and references, or clips."""
+    rng = np.random.default_rng([config.train.seed, 1, step])
+    clips = step >= config.still_steps and step % config.clip_every == 0
+    frames, count = (config.clip_frames, config.clips) if clips else (1, config.stills // 2)
+    videos, masks = [], []
+    for _ in range(count):
+        clip = compose(random_spec(rng, sprites.subjects, frames, pictures=int(rng.integers(1, 3))), sprites)
+        videos.append(clip.video)
+        masks.append(clip.masks.max(0))
+        if not clips:
+            videos.append(clip.references[0][None])
+            masks.append(np.full_like(clip.masks[0, :1], 128))
+    return {"pixels": to_pixels(np.stack(videos)), "mask": torch.from_numpy(np.stack(masks)[:, None]).float() / 255}
+
+
+def loss_of(config: AutoencoderConfig, model: nn.Module) -> Loss:
+    """Absolute and squared error, heavier on subjects, and a light pull of the posterior towards a unit normal."""
+    assert isinstance(model, AutoencoderKLWan)
+
+    def loss(batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+        pixels = batch["pixels"]
+        posterior = model.encode(pixels).latent_dist
+        latents = posterior.mode() if config.decoder_only else posterior.sample()
+        error = (model.decode(latents).sample.float() - pixels).abs()
+        weight = 1 + config.subject_weight * batch["mask"]
+        mse = error.square().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        total = (weight * (error + 4 * error.square())).mean() / weight.mean() + config.kl * kl * (not config.decoder_only)
+        return {"loss": total, "psnr": 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
+
+    return loss
+
+
+def train_autoencoder(config: AutoencoderConfig, sprites: Sprites, out: Path, init_from: Path | None) -> AutoencoderKLWan:
+    """Train to the end of the config; the average, with its latent statistics measured, is saved in `out`/autoencoder."""
+    torch.manual_seed(config.train.seed)
+    model = AutoencoderKLWan.from_pretrained(init_from) if init_from else build_autoencoder()
+    if config.decoder_only:
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
+    facts = {"subjects": subjects_hash(sprites.subjects), "config": asdict(config)}
+    ema = train(
+        config.train, model, lambda step: batch(config, sprites, step), lambda m: loss_of(config, m), out, facts,
+        exclude=("encoder.conv_in", "decoder.conv_out"),
+    )
+    assert isinstance(ema, AutoencoderKLWan)
+    export_autoencoder(ema, config, sprites, out / "autoencoder")
+    return ema
+
+
+@torch.no_grad()
+def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprites: Sprites, out: Path) -> None:
+    """Measure means and deviations of the latent channels on fresh scenes and save with them."""
+    if not config.decoder_only:
+        latents = []
+        for step in range(40):
+            rng = np.random.default_rng([config.train.seed, 2, step])
+            clip = compose(random_spec(rng, sprites.subjects, 17), sprites)
+            latents.append(model.encode(to_pixels(clip.video)[None]).latent_dist.mode())
+        values = torch.cat(latents)
+        model.register_to_config(
+            latents_mean=values.mean((0, 2, 3, 4)).tolist(), latents_std=values.std((0, 2, 3, 4)).tolist()
+        )
+    model.save_pretrained(out)
+
+
+def load_ema(state: Path, model: nn.Module) -> None:
+    """Load the average out of a run's state into `model`."""
+    model.load_state_dict({k[4:]: v for k, v in load_file(state).items() if k.startswith("ema.")})

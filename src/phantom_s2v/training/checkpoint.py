@@ -1,0 +1,41 @@
+"""State of a run on disk: one safetensors file, written beside and then renamed, so that a kill loses minutes at most."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from phantom_s2v.errors import CheckpointError
+
+
+def save_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
+    """Write model, average, optimizer and `facts` (JSON: step, config, subjects' hash)."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.state_dict().items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, p in enumerate(parameters):
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in optimizer.state[p].items()}
+    scratch = path.with_suffix(".partial")
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch, metadata={"facts": json.dumps(facts)})
+    os.replace(scratch, path)
+
+
+def load_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Restore what save_state wrote, in place; returns its facts. Raises CheckpointError where it does not fit."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
+            facts = json.loads(file.metadata()["facts"])
+        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        ema.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
+    except Exception as error:
+        raise CheckpointError(f"{path} is no state of this run: {error}") from error
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, p in enumerate(parameters):
+        prefix = f"optimizer.{index}."
+        optimizer.state[p] = {k[len(prefix) :]: v.to(p.device) for k, v in tensors.items() if k.startswith(prefix)}
+    return facts

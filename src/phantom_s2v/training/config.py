@@ -1,0 +1,65 @@
+"""Configuration of a training run: frozen, saved with every checkpoint."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every run has: length, rates, and what is written when."""
+
+    steps: int  # optimizer steps
+    lr: float = 0.02  # Muon, on matrices
+    adam_lr: float = 1e-3  # AdamW, on the rest
+    warmup: int = 200  # steps
+    decay_share: float = 0.0  # share of the run over which the rates fall to zero; 0: never
+    clip_norm: float = 1.0  # bound on the gradient's norm
+    ema_decay: float = 0.999
+    seed: int = 0
+    threads: int = 1  # CPU threads of torch
+    precision: str = "auto"  # float32, bfloat16, or auto: bfloat16 where it is measured to be quicker
+    workers: int = 1  # processes that compose batches
+    save_minutes: float = 5.0
+    log_steps: int = 50
+    sample_minutes: float = 15.0
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Autoencoder: stills first, then clips as well; then the encoder is frozen and the decoder goes on alone."""
+
+    train: TrainConfig
+    stills: int = 8  # a batch
+    clips: int = 2  # a batch
+    clip_frames: int = 17
+    still_steps: int = 4000  # before the first clip
+    clip_every: int = 2  # afterwards one step in so many is of clips
+    kl: float = 2e-4  # weight of the posterior's divergence from a unit normal, per latent element
+    subject_weight: float = 1.0  # added weight of the subject's pixels
+    decoder_only: bool = False
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """Image encoder: contrast with captions of looks, and between two renderings of one look."""
+
+    train: TrainConfig
+    batch: int = 64  # looks a batch
+    instance_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Transformer. Rates of the null branches are shares of samples."""
+
+    train: TrainConfig
+    clips: int = 8  # a batch
+    stills: int = 24  # a batch of one-frame clips
+    lengths: tuple[tuple[int, float], ...] = ((1, 0.4), (3, 0.3), (7, 0.3))  # latent frames and how often
+    drop_text: float = 0.1  # empty prompt: the image branch
+    drop_all: float = 0.05  # empty prompt, zero references: the null branch
+    drop_vae: float = 0.1  # zero latents at reference places, image tokens kept (the paper: 0.7)
+    drop_image: float = 0.1  # null image tokens, latents kept
+    first_frame: float = 0.08  # first latent frame clean, of clips with more than one
+    t_mean: float = 0.8  # logit-normal timestep density (SD3), towards noise
+    t_scale: float = 1.0
+    latents: str = field(default="")  # folder of encoded shards

@@ -1,0 +1,130 @@
+"""The one training loop: batches by step, loss by function, resumable at any step."""
+
+import json
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+
+from phantom_s2v.training.checkpoint import load_state, save_state
+from phantom_s2v.training.config import TrainConfig
+from phantom_s2v.training.optim import Muon, rate, update_ema
+
+Loss = Callable[[Any, int], dict[str, torch.Tensor]]  # batch, step -> {"loss": scalar, ...}
+
+
+class Steps(Dataset):
+    """Batches by number: item i is `make(i)`, so order and content follow from the seed alone."""
+
+    def __init__(self, make: Callable[[int], Any], start: int, stop: int) -> None:
+        self.make, self.start, self.stop = make, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> Any:
+        return self.make(self.start + index)
+
+
+def pick_dtype(precision: str) -> torch.dtype:
+    """Type of matrix products: "auto" measures, since some CPUs emulate bfloat16 hundreds of times slower."""
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    if torch.cuda.is_available():
+        return torch.bfloat16
+
+    def seconds(dtype: torch.dtype) -> float:
+        a = torch.ones(512, 512, dtype=dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return torch.bfloat16 if seconds(torch.bfloat16) < seconds(torch.float32) else torch.float32
+
+
+def train(
+    config: TrainConfig,
+    model: nn.Module,
+    make_batch: Callable[[int], Any],
+    loss_of: Callable[[nn.Module], Loss],
+    out: Path,
+    facts: dict,
+    on_sample: Callable[[nn.Module, int], None] | None = None,
+    exclude: tuple[str, ...] = (),
+) -> nn.Module:
+    """Train `model` to `config.steps`, going on from `out`/state.safetensors where it exists; returns the average.
+
+    Writes state.safetensors, log.jsonl and TensorBoard events under `out`. `on_sample(average, step)` is called every
+    `sample_minutes` and draws sheets. `exclude` names parameters (by prefix) that AdamW takes although they are matrices.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(config.threads)
+    dtype = pick_dtype(config.precision)
+    device = next(model.parameters()).device
+    ema = deepcopy(model).requires_grad_(False)
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    optimizer = Muon(named, config.lr, config.adam_lr, dtype=dtype, exclude=exclude)
+    state, start = out / "state.safetensors", 0
+    if state.exists():
+        start = load_state(state, model, ema, optimizer)["step"]
+    loader = DataLoader(
+        Steps(make_batch, start, config.steps), batch_size=None, num_workers=config.workers, prefetch_factor=4 if config.workers else None
+    )
+    loss_fn, facts = loss_of(model), {**facts, "train": asdict(config)}
+    saved = sampled = time.monotonic()
+    log = _Log(out, start, config.log_steps)
+    for step, batch in enumerate(loader, start):
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * rate(step, config.steps, config.warmup, config.decay_share)
+        torch.manual_seed(config.seed * 1_000_003 + step)  # a resumed run draws the noise that an unbroken one would
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            parts = loss_fn(batch, step)
+        optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        norm = nn.utils.clip_grad_norm_([p for _, p in named], config.clip_norm)
+        optimizer.step()
+        update_ema(ema, model, config.ema_decay, step)
+        log.add(step, {**parts, "grad_norm": norm})
+        now = time.monotonic()
+        if now - saved > config.save_minutes * 60 or step + 1 == config.steps:
+            save_state(state, model, ema, optimizer, {**facts, "step": step + 1})
+            saved = now
+        if on_sample and (now - sampled > config.sample_minutes * 60 or step + 1 == config.steps):
+            on_sample(ema, step + 1)
+            sampled = time.monotonic()
+    return ema
+
+
+class _Log:
+    """Means of the loss's parts, to log.jsonl, to TensorBoard and to the terminal."""
+
+    def __init__(self, out: Path, start: int, every: int) -> None:
+        self.file, self.writer, self.every = (out / "log.jsonl").open("a"), SummaryWriter(str(out)), every
+        self.sums: dict[str, float] = {}
+        self.count, self.since, self.start = 0, time.monotonic(), start
+
+    def add(self, step: int, parts: dict[str, torch.Tensor]) -> None:
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        self.count += 1
+        if (step + 1) % self.every:
+            return
+        now = time.monotonic()
+        row = {name: total / self.count for name, total in self.sums.items()}
+        row |= {"step": step + 1, "seconds_per_step": (now - self.since) / self.count}
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, step + 1)
+        line = json.dumps({k: round(v, 5) for k, v in row.items()})
+        print(line, file=self.file, flush=True)
+        print(line, flush=True)
+        self.sums, self.count, self.since = {}, 0, now

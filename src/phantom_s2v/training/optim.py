@@ -1,0 +1,94 @@
+"""Muon for matrices and AdamW for the rest, exponential moving average, and the learning-rate schedule.
+
+Muon (Jordan 2024): momentum, then the nearest orthogonal matrix by a quintic Newton-Schulz iteration. torch.optim.Muon
+orthogonalises in bf16 only, which most CPUs emulate; here the type is an argument.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrix: torch.Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> torch.Tensor:
+    """Nearest semi-orthogonal matrix of [R, C], approximately: singular values end between 0.7 and 1.2."""
+    a, b, c = _QUINTIC
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = (wide / (wide.norm() + 1e-7)).to(dtype)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if matrix.shape[0] <= matrix.shape[1] else x.T).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon on the weights of hidden layers, AdamW on all else, at two rates.
+
+    Convolutions are treated as matrices [out, in * kernel]. The rate of a matrix is scaled by sqrt(max(1, R / C)).
+    """
+
+    def __init__(
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        lr: float,
+        adam_lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        dtype: torch.dtype = torch.float32,
+        exclude: tuple[str, ...] = (),
+    ) -> None:
+        named = list(named)
+        is_matrix = {name: p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16 and not name.startswith(exclude) for name, p in named}
+        groups = [
+            {"params": [p for n, p in named if is_matrix[n]], "lr": lr, "base_lr": lr, "muon": True},
+            {"params": [p for n, p in named if not is_matrix[n]], "lr": adam_lr, "base_lr": adam_lr, "muon": False},
+        ]
+        self.dtype = dtype
+        super().__init__(groups, {"momentum": momentum, "weight_decay": weight_decay, "betas": (0.9, 0.99)})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update from the gradients."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    (self._muon if group["muon"] else self._adam)(p, group)
+
+    def _muon(self, p: torch.Tensor, group: dict) -> None:
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        buffer = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+        update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
+        direction = orthogonalise(update, self.dtype)
+        scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
+        p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction.view_as(p), alpha=group["lr"] * scale)
+
+    def _adam(self, p: torch.Tensor, group: dict) -> None:
+        state, (b1, b2) = self.state[p], group["betas"]
+        if not state:
+            state.update(step=torch.zeros(()), mean=torch.zeros_like(p), square=torch.zeros_like(p))
+        state["step"] += 1
+        mean = state["mean"].lerp_(p.grad, 1 - b1)
+        square = state["square"].lerp_(p.grad.square(), 1 - b2)
+        count = float(state["step"])
+        denominator = (square / (1 - b2**count)).sqrt_().add_(1e-8)
+        p.addcdiv_(mean, denominator, value=-group["lr"] / (1 - b1**count))
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """ema <- decay ema + (1 - decay) model, with a shorter memory during the first steps."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    for target, source in zip(ema.parameters(), model.parameters(), strict=True):
+        target.lerp_(source, weight)
+    for target, source in zip(ema.buffers(), model.buffers(), strict=True):
+        target.copy_(source)
+
+
+def rate(step: int, steps: int, warmup: int, decay_share: float) -> float:
+    """Factor on the learning rate: linear warm-up, constant, then linearly to zero over the last share of the run."""
+    falling = max(1, int(steps * decay_share))
+    return min(1.0, (step + 1) / max(1, warmup), max(0.0, (steps - step) / falling) if decay_share else 1.0)
