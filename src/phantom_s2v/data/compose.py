@@ -10,7 +10,17 @@ import numpy as np
 from PIL import Image
 
 from phantom_s2v.data.emoji import Sprites, Subject
-from phantom_s2v.data.looks import Ground, Look, apply_look, colour_word, paint, random_ground, random_look
+from phantom_s2v.data.looks import (
+    PLAIN_LOOK,
+    WHITE_GROUND,
+    Ground,
+    Look,
+    apply_look,
+    colour_word,
+    paint,
+    random_ground,
+    random_look,
+)
 
 MOTIONS = {
     "left": "moves to the left",
@@ -33,7 +43,7 @@ class Cast:
     """One subject of a clip and what it does. Lengths are shares of the picture's side."""
 
     subject: Subject
-    look: Look = Look()
+    look: Look = PLAIN_LOOK
     size: float = 0.62  # side of the sprite
     centre: tuple[float, float] = (0.5, 0.5)  # (y, x) in the middle of the clip
     reach: float = 0.17  # distance from the middle of the clip to either end of the path
@@ -52,7 +62,7 @@ class Shot:
     turn: float = 0.0  # degrees
     gain: float = 1.0
     shift: tuple[float, float] = (0.0, 0.0)
-    ground: Ground = Ground()
+    ground: Ground = WHITE_GROUND
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ def random_shot(rng: np.random.Generator) -> Shot:
         turn=0.0 if plain else float(rng.uniform(-15, 15)),
         gain=1.0 if plain else float(rng.uniform(0.75, 1.15)),
         shift=(0.0, 0.0) if plain else (float(rng.uniform(-0.1, 0.1)), float(rng.uniform(-0.1, 0.1))),
-        ground=Ground() if rng.random() < 0.6 else random_ground(rng),
+        ground=WHITE_GROUND if rng.random() < 0.6 else random_ground(rng),
     )
 
 
@@ -275,5 +285,7 @@ def caption(spec: ClipSpec, sprites: Sprites) -> str:
 
 def _place_words(cast: Cast) -> str:
     y, x = cast.centre
-    words = [w for w in ("top" if y < 0.4 else "bottom" if y > 0.6 else "", "left" if x < 0.4 else "right" if x > 0.6 else "") if w]
+    words = [
+        w for w in ("top" if y < 0.4 else "bottom" if y > 0.6 else "", "left" if x < 0.4 else "right" if x > 0.6 else "") if w
+    ]
     return f"at the {' '.join(words)} " if words else ""

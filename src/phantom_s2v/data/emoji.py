@@ -15,7 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class Subject:
 
     @property
     def animated(self) -> bool:
+        """Whether there is an animation beside the still."""
         return self.frames > 1
 
 
@@ -122,9 +123,7 @@ def split(subjects: tuple[Subject, ...]) -> set[str]:
 
     animated = {s.family for s in subjects if s.animated}
     still = {s.family for s in subjects} - animated
-    return set(sorted(animated, key=rank)[:HELD_OUT_ANIMATED]) | set(
-        sorted(still, key=rank)[: HELD_OUT - HELD_OUT_ANIMATED]
-    )
+    return set(sorted(animated, key=rank)[:HELD_OUT_ANIMATED]) | set(sorted(still, key=rank)[: HELD_OUT - HELD_OUT_ANIMATED])
 
 
 def subjects_hash(subjects: tuple[Subject, ...]) -> str:
@@ -132,7 +131,7 @@ def subjects_hash(subjects: tuple[Subject, ...]) -> str:
     return hashlib.sha256("\n".join(sorted(s.key for s in subjects)).encode()).hexdigest()
 
 
-def fetch(root: Path, held_out: set[str], progress: Callable[[str], None]) -> None:
+def fetch(root: Path, held_out: Set[str], progress: Callable[[str], None]) -> None:
     """Fetch the five packages with `npm pack` and write the store under `root`: training subjects only.
 
     Training cannot read a held-out subject because the store does not contain one. Raises DataError without npm.
@@ -152,9 +151,7 @@ def _npm_pack(package: str, folder: Path, progress: Callable[[str], None]) -> Pa
     if npm is None:
         raise DataError("npm is not installed; `phantom data emoji` fetches the emoji packages with `npm pack`")
     progress(f"fetching {package}")
-    done = subprocess.run(
-        [npm, "pack", "--silent", "--pack-destination", str(folder), package], capture_output=True, text=True
-    )
+    done = subprocess.run([npm, "pack", "--silent", "--pack-destination", str(folder), package], capture_output=True, text=True)
     if done.returncode:
         raise DataError(f"npm pack {package} failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
     return folder / done.stdout.strip().splitlines()[-1]

@@ -57,6 +57,10 @@ class Ground:
         return f"a {self.colour} background with {self.second} {self.kind}"
 
 
+PLAIN_LOOK = Look()
+WHITE_GROUND = Ground()
+
+
 def random_look(rng: np.random.Generator) -> Look:
     """Half of the subjects keep their colours; a third carries a pattern; half are mirrored."""
     kind = rng.random()

@@ -42,7 +42,8 @@ def window_attention(
     video, references, text = [], [], []
     for index, (start, stop) in enumerate(ranges):
         inject = everywhere or index == 0
-        out = _attend(*(_cut(x, start, stop, inject) for x in (q, k, v)), angles, seen if inject else Seen(None, seen.text))
+        cut_q, cut_k, cut_v = (_cut(x, start, stop, inject) for x in (q, k, v))
+        out = _attend(cut_q, cut_k, cut_v, angles, seen if inject else Seen(None, seen.text))
         video.append(out.video)
         text.append(out.text)
         if inject:

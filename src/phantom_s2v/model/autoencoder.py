@@ -4,6 +4,8 @@ Pixels are float32 in -1..1, [B, 3, F, H, W]; latents are normalised by the conf
 [B, C, T, h, w] with T = (F - 1) / 4 + 1, h = H / 8, w = W / 8. A still is a clip of one frame.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLWan
 
@@ -29,17 +31,19 @@ def build_autoencoder() -> AutoencoderKLWan:
 def encode(autoencoder: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
     """Normalised latent mean of pixels [B, 3, F, H, W]: no sampling, so the same picture gives the same latent."""
     mean, deviation = latent_statistics(autoencoder, pixels)
-    return (autoencoder.encode(pixels).latent_dist.mode() - mean) / deviation
+    output: Any = autoencoder.encode(pixels)
+    return (output.latent_dist.mode() - mean) / deviation
 
 
 def decode(autoencoder: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     """Pixels in -1..1 of normalised latents [B, C, T, h, w]."""
     mean, deviation = latent_statistics(autoencoder, latents)
-    return autoencoder.decode(latents * deviation + mean).sample.clamp(-1, 1)
+    output: Any = autoencoder.decode(latents * deviation + mean)
+    return output.sample.clamp(-1, 1)
 
 
 def latent_statistics(autoencoder: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean, deviation) of the latent channels, [1, C, 1, 1, 1], on the device and in the type of `like`."""
-    config = autoencoder.config
+    config: Any = autoencoder.config
     mean, deviation = (torch.tensor(v, device=like.device, dtype=like.dtype) for v in (config.latents_mean, config.latents_std))
     return mean.view(1, -1, 1, 1, 1), deviation.view(1, -1, 1, 1, 1)

@@ -60,7 +60,8 @@ class TimeEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
-        return self.layers(sinusoid(t * 1000, self.dim).to(self.layers[0].weight.dtype))
+        """t [...] -> [..., D]; the sinusoid sees t as Wan's 0 to 1000."""
+        return self.layers(sinusoid(t * 1000, self.dim))
 
 
 class Mlp(nn.Sequential):

@@ -4,6 +4,8 @@ Legend: B batch, C latent channels, T latent time, h w latent grid, n reference 
 of a picture, D width, N tokens of a branch.
 """
 
+from typing import Any
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -41,7 +43,7 @@ class Block(nn.Module):
         super().__init__()
         self.vision, self.text = Stream(dim, heads, mlp_ratio), Stream(dim, heads, text_mlp_ratio)
 
-    def forward(
+    def forward(  # noqa: D102 - the class says it
         self,
         vision: torch.Tensor,  # [B, T + n, S, D]
         text: torch.Tensor,  # [B, L + n k, D]
@@ -73,6 +75,8 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
     `use_vae_references`, `use_image_tokens`. `absolute_positions` and the subject-index embedding are ours
     (docs/method.md). The network predicts the clean latent and returns velocity = (x_t - x) / t.
     """
+
+    config: Any  # diffusers turns the arguments below into it
 
     @register_to_config
     def __init__(
@@ -137,14 +141,10 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
         for index, block in enumerate(self.blocks):
             shifted = self.config.shift_windows and index % 2 == 1
             ranges = windows(latents.shape[2], self.config.window_size, n, shifted)
-            vision, words = block(
-                vision, words, (vision_time, text_time), n, ranges, angles, seen, self.config.inject_everywhere
-            )
+            vision, words = block(vision, words, (vision_time, text_time), n, ranges, angles, seen, self.config.inject_everywhere)
         return self._velocity(latents, vision[:, : latents.shape[2]], mark[:, : latents.shape[2]], time)
 
-    def _vision_branch(
-        self, latents: torch.Tensor, references: torch.Tensor, subjects: torch.Tensor
-    ) -> torch.Tensor:
+    def _vision_branch(self, latents: torch.Tensor, references: torch.Tensor, subjects: torch.Tensor) -> torch.Tensor:
         """Equation 2: video tokens with the reference tokens at the tail, [B, T + n, S, D]."""
         p, frames = self.config.patch, latents.shape[2]
         h, w = latents.shape[3] // p, latents.shape[4] // p
@@ -185,9 +185,7 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
         table = rotary_table(self.config.window_size, h, w, self.config.dim // self.config.heads, latents.device)
         return rearrange(table, "m h w e -> m (h w) e")
 
-    def _velocity(
-        self, latents: torch.Tensor, vision: torch.Tensor, mark: torch.Tensor, time: torch.Tensor
-    ) -> torch.Tensor:
+    def _velocity(self, latents: torch.Tensor, vision: torch.Tensor, mark: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """The head: predicted clean latent, then velocity = (x_t - x) / t; a clean frame (t = 0) does not move."""
         p, h = self.config.patch, latents.shape[3] // self.config.patch
         shift, scale = (part[:, :, None] for part in self.head_modulation(mark).chunk(2, -1))

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def to_pixels(video: np.ndarray) -> torch.Tensor:
 def batch(config: AutoencoderConfig, sprites: Sprites, step: int) -> dict[str, torch.Tensor]:
     """Pixels [B, 3, F, H, W] and the subjects' mask [B, 1, F, H, W] of a step: scenes and references, or clips."""
     rng = np.random.default_rng([config.train.seed, 1, step])
-    clips = step >= config.still_steps and step % config.clip_every == 0
+    clips = step >= config.still_steps and step % config.still_every != 0
     frames, count = (config.clip_frames, config.clips) if clips else (1, config.stills // 2)
     videos, masks = [], []
     for _ in range(count):
@@ -39,18 +40,19 @@ def batch(config: AutoencoderConfig, sprites: Sprites, step: int) -> dict[str, t
 
 def loss_of(config: AutoencoderConfig, model: nn.Module) -> Loss:
     """Absolute and squared error, heavier on subjects, and a light pull of the posterior towards a unit normal."""
-    assert isinstance(model, AutoencoderKLWan)
+    network: Any = model
 
     def loss(batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
         pixels = batch["pixels"]
-        posterior = model.encode(pixels).latent_dist
+        posterior = network.encode(pixels).latent_dist
         latents = posterior.mode() if config.decoder_only else posterior.sample()
-        error = (model.decode(latents).sample.float() - pixels).abs()
+        error = (network.decode(latents).sample.float() - pixels).abs()
         weight = 1 + config.subject_weight * batch["mask"]
         mse = error.square().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         total = (weight * (error + 4 * error.square())).mean() / weight.mean() + config.kl * kl * (not config.decoder_only)
-        return {"loss": total, "psnr": 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
+        name = "psnr_still" if pixels.shape[2] == 1 else "psnr_clip"
+        return {"loss": total, name: 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
 
     return loss
 
@@ -64,7 +66,12 @@ def train_autoencoder(config: AutoencoderConfig, sprites: Sprites, out: Path, in
         model.quant_conv.requires_grad_(False)
     facts = {"subjects": subjects_hash(sprites.subjects), "config": asdict(config)}
     ema = train(
-        config.train, model, lambda step: batch(config, sprites, step), lambda m: loss_of(config, m), out, facts,
+        config.train,
+        model,
+        lambda step: batch(config, sprites, step),
+        lambda m: loss_of(config, m),
+        out,
+        facts,
         exclude=("encoder.conv_in", "decoder.conv_out"),
     )
     assert isinstance(ema, AutoencoderKLWan)
@@ -76,15 +83,13 @@ def train_autoencoder(config: AutoencoderConfig, sprites: Sprites, out: Path, in
 def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprites: Sprites, out: Path) -> None:
     """Measure means and deviations of the latent channels on fresh scenes and save with them."""
     if not config.decoder_only:
-        latents = []
+        latents, network = [], cast(Any, model)
         for step in range(40):
             rng = np.random.default_rng([config.train.seed, 2, step])
             clip = compose(random_spec(rng, sprites.subjects, 17), sprites)
-            latents.append(model.encode(to_pixels(clip.video)[None]).latent_dist.mode())
+            latents.append(network.encode(to_pixels(clip.video)[None]).latent_dist.mode())
         values = torch.cat(latents)
-        model.register_to_config(
-            latents_mean=values.mean((0, 2, 3, 4)).tolist(), latents_std=values.std((0, 2, 3, 4)).tolist()
-        )
+        model.register_to_config(latents_mean=values.mean((0, 2, 3, 4)).tolist(), latents_std=values.std((0, 2, 3, 4)).tolist())
     model.save_pretrained(out)
 
 

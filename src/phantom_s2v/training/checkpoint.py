@@ -20,7 +20,9 @@ def save_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.op
     for index, p in enumerate(parameters):
         tensors |= {f"optimizer.{index}.{k}": v for k, v in optimizer.state[p].items()}
     scratch = path.with_suffix(".partial")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch, metadata={"facts": json.dumps(facts)})
+    save_file(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch, metadata={"facts": json.dumps(facts)}
+    )
     os.replace(scratch, path)
 
 

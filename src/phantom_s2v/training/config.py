@@ -29,10 +29,10 @@ class AutoencoderConfig:
 
     train: TrainConfig
     stills: int = 8  # a batch
-    clips: int = 2  # a batch
-    clip_frames: int = 17
-    still_steps: int = 4000  # before the first clip
-    clip_every: int = 2  # afterwards one step in so many is of clips
+    clips: int = 3  # a batch
+    clip_frames: int = 9
+    still_steps: int = 3200  # before the first clip
+    still_every: int = 4  # afterwards one step in so many is of stills
     kl: float = 2e-4  # weight of the posterior's divergence from a unit normal, per latent element
     subject_weight: float = 1.0  # added weight of the subject's pixels
     decoder_only: bool = False

@@ -58,7 +58,12 @@ def loss_of(config: ImageEncoderConfig, text: TextEncoder, model: nn.Module) -> 
         scores = first @ second.T * scale[1]
         instance = _contrast(scores, torch.eye(len(scores), dtype=torch.bool))
         accuracy = (scores.argmax(1) == torch.arange(len(scores))).float().mean()
-        return {"loss": with_text + config.instance_weight * instance, "text": with_text, "instance": instance, "accuracy": accuracy}
+        return {
+            "loss": with_text + config.instance_weight * instance,
+            "text": with_text,
+            "instance": instance,
+            "accuracy": accuracy,
+        }
 
     return loss
 
@@ -77,7 +82,12 @@ def train_image_encoder(config: ImageEncoderConfig, sprites: Sprites, out: Path,
     facts = {"subjects": subjects_hash(sprites.subjects), "config": asdict(config)}
     text = TextEncoder()
     ema = train(
-        config.train, model, lambda step: batch(config, sprites, step), lambda m: loss_of(config, text, m), out, facts,
+        config.train,
+        model,
+        lambda step: batch(config, sprites, step),
+        lambda m: loss_of(config, text, m),
+        out,
+        facts,
         exclude=("body.0", "temperature"),
     )
     assert isinstance(ema, ImageEncoder)

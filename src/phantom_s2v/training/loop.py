@@ -78,7 +78,10 @@ def train(
     if state.exists():
         start = load_state(state, model, ema, optimizer)["step"]
     loader = DataLoader(
-        Steps(make_batch, start, config.steps), batch_size=None, num_workers=config.workers, prefetch_factor=4 if config.workers else None
+        Steps(make_batch, start, config.steps),
+        batch_size=None,
+        num_workers=config.workers,
+        prefetch_factor=4 if config.workers else None,
     )
     loss_fn, facts = loss_of(model), {**facts, "train": asdict(config)}
     saved = sampled = time.monotonic()
@@ -110,17 +113,18 @@ class _Log:
 
     def __init__(self, out: Path, start: int, every: int) -> None:
         self.file, self.writer, self.every = (out / "log.jsonl").open("a"), SummaryWriter(str(out)), every
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, tuple[float, int]] = {}
         self.count, self.since, self.start = 0, time.monotonic(), start
 
     def add(self, step: int, parts: dict[str, torch.Tensor]) -> None:
         for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + float(value.detach()), count + 1)
         self.count += 1
         if (step + 1) % self.every:
             return
         now = time.monotonic()
-        row = {name: total / self.count for name, total in self.sums.items()}
+        row = {name: total / count for name, (total, count) in self.sums.items()}
         row |= {"step": step + 1, "seconds_per_step": (now - self.since) / self.count}
         for name, value in row.items():
             self.writer.add_scalar(name, value, step + 1)

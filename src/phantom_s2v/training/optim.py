@@ -40,7 +40,9 @@ class Muon(torch.optim.Optimizer):
         exclude: tuple[str, ...] = (),
     ) -> None:
         named = list(named)
-        is_matrix = {name: p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16 and not name.startswith(exclude) for name, p in named}
+        is_matrix = {
+            name: p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16 and not name.startswith(exclude) for name, p in named
+        }
         groups = [
             {"params": [p for n, p in named if is_matrix[n]], "lr": lr, "base_lr": lr, "muon": True},
             {"params": [p for n, p in named if not is_matrix[n]], "lr": adam_lr, "base_lr": adam_lr, "muon": False},
@@ -54,25 +56,25 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    (self._muon if group["muon"] else self._adam)(p, group)
+                    (self._muon if group["muon"] else self._adam)(p, p.grad, group)
 
-    def _muon(self, p: torch.Tensor, group: dict) -> None:
+    def _muon(self, p: torch.Tensor, grad: torch.Tensor, group: dict) -> None:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        buffer = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-        update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
+        buffer = state["momentum"].lerp_(grad, 1 - group["momentum"])
+        update = grad.lerp(buffer, group["momentum"]).flatten(1)
         direction = orthogonalise(update, self.dtype)
         scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
         p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction.view_as(p), alpha=group["lr"] * scale)
 
-    def _adam(self, p: torch.Tensor, group: dict) -> None:
+    def _adam(self, p: torch.Tensor, grad: torch.Tensor, group: dict) -> None:
         state, (b1, b2) = self.state[p], group["betas"]
         if not state:
             state.update(step=torch.zeros(()), mean=torch.zeros_like(p), square=torch.zeros_like(p))
         state["step"] += 1
-        mean = state["mean"].lerp_(p.grad, 1 - b1)
-        square = state["square"].lerp_(p.grad.square(), 1 - b2)
+        mean = state["mean"].lerp_(grad, 1 - b1)
+        square = state["square"].lerp_(grad.square(), 1 - b2)
         count = float(state["step"])
         denominator = (square / (1 - b2**count)).sqrt_().add_(1e-8)
         p.addcdiv_(mean, denominator, value=-group["lr"] / (1 - b1**count))

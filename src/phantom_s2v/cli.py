@@ -1,0 +1,453 @@
+"""The command line: parsing and printing only. Heavy imports happen inside commands.
+
+Exit codes: 0 done, 1 a threshold that was asked for is missed, 2 bad input or refused, 3 done in part, 130 interrupted.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from phantom_s2v.errors import InputError, PhantomError
+
+if TYPE_CHECKING:
+    from phantom_s2v.generate import Models, Output, Preset, Request
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+data = typer.Typer(no_args_is_help=True, help="Fetch and encode what training learns from.")
+train = typer.Typer(no_args_is_help=True, help="Train a part of the model; each goes on from its own last state.")
+evaluate = typer.Typer(no_args_is_help=True, help="Measure a model.")
+app.add_typer(data, name="data")
+app.add_typer(train, name="train")
+app.add_typer(evaluate, name="evaluate")
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point: errors of the input become one sentence and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except PhantomError as error:
+        print(f"phantom: {error}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("phantom: interrupted; nothing half-written was left", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # click's usage errors have one
+            raise
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(2)
+
+
+def progress() -> Progress:
+    """A bar with time left, on stderr."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+    )
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Subject-to-video generation: one to four reference images and a prompt make a video of those subjects."""
+    if show:
+        from phantom_s2v import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="What happens. Describe every subject.")] = "",
+    reference: Annotated[
+        list[str] | None, typer.Option(help="[NAME=]PATH of a picture; the same NAME again is another view.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The video, .mp4; a sheet .png and a record .json are written beside it.")] = Path(
+        "video.mp4"
+    ),
+    first_frame: Annotated[Path | None, typer.Option(help="A picture that the video starts from.")] = None,
+    model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini",
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Length, a multiple of 4 plus 1.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video on the same machine.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Make so many videos, from seed on.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
+    solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
+    guidance_image: Annotated[float | None, typer.Option(help="Weight of the references.")] = None,
+    guidance_text: Annotated[float | None, typer.Option(help="Weight of the prompt.")] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What to stay away from.")] = "",
+    untrained_size: Annotated[bool, typer.Option(help="Let sizes pass that the model was not trained at.")] = False,
+    preview: Annotated[bool, typer.Option(help="Write frames on the way to OUT.preview.png.")] = False,
+    requests: Annotated[Path | None, typer.Option(help="JSON lines, one request each: the same names as these options.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", help="Make the video of a record .json again.")] = None,
+) -> None:
+    """Make a video from reference images and a prompt."""
+    from phantom_s2v.generate import load_preset
+    from phantom_s2v.presets import model_folder
+
+    if from_:
+        _again(from_, out, model, preview)
+        return
+    options = {
+        "prompt": prompt,
+        "reference": reference or [],
+        "first_frame": str(first_frame) if first_frame else None,
+        "size": size,
+        "frames": frames,
+        "fps": fps,
+        "seed": seed,
+        "steps": steps,
+        "solver": solver,
+        "guidance_image": guidance_image,
+        "guidance_text": guidance_text,
+        "negative_prompt": negative_prompt,
+        "untrained_size": untrained_size,
+    }
+    preset = load_preset(model_folder(model))
+    if requests:
+        _many(requests, out, model, preset, preview)
+        return
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}; it can be 1 or more")
+    jobs = []
+    for number in range(seeds):
+        target = out if seeds == 1 else out.with_name(f"{out.stem}-{seed + number}{out.suffix}")
+        jobs.append((build_request(options | {"seed": seed + number}, preset), target))
+    run_jobs(jobs, model, preview)
+
+
+def build_request(options: dict[str, Any], preset: "Preset") -> "Request":
+    """A request out of options, with the preset's defaults. Raises InputError for what cannot be made."""
+    from phantom_s2v.generate import Reference, Request, check
+    from phantom_s2v.geometry import parse_size
+
+    known = {
+        "prompt",
+        "reference",
+        "first_frame",
+        "size",
+        "frames",
+        "fps",
+        "seed",
+        "steps",
+        "solver",
+        "guidance_image",
+        "guidance_text",
+        "negative_prompt",
+        "untrained_size",
+        "out",
+    }
+    if extra := sorted(set(options) - known):
+        raise InputError(f"{', '.join(extra)} is no option of a request; legal are {', '.join(sorted(known))}")
+    size = options.get("size")
+    height, width = parse_size(size) if size else (preset.height, preset.width)
+    given = {
+        k: options[k]
+        for k in ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text")
+        if options.get(k) is not None
+    }
+    defaults = {k: v for k, v in asdict(preset).items() if k in Request.__dataclass_fields__}
+    references = tuple(
+        Reference(path, name)
+        for name, path in (split_reference(text, i) for i, text in enumerate(options.get("reference") or []))
+    )
+    request = Request(
+        **{**defaults, **given, "height": height, "width": width},
+        prompt=options.get("prompt") or "",
+        references=references,
+        seed=options.get("seed") or 0,
+        negative_prompt=options.get("negative_prompt") or "",
+        first_frame=options.get("first_frame"),
+        untrained_size=bool(options.get("untrained_size")),
+    )
+    check(request, preset)
+    return request
+
+
+def split_reference(text: str, number: int) -> tuple[str, str]:
+    """(name, path) of "[NAME=]PATH"; a file whose own name holds "=" is taken as it is."""
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).exists() or "/" in name:
+        return f"subject {number + 1}", text
+    if not name or not path:
+        raise InputError(f"reference is {text!r}; legal is PATH or NAME=PATH")
+    return name, path
+
+
+def run_jobs(jobs: list[tuple["Request", Path]], model: str, preview: bool, loaded: "Models | None" = None) -> None:
+    """Check everything, load once, make every video."""
+    from phantom_s2v import media
+    from phantom_s2v.generate import load_models
+    from phantom_s2v.presets import model_folder
+
+    for request, target in jobs:
+        media.check_writable(target)
+        if target.suffix.lower() != ".mp4":
+            raise InputError(f"the output is {target.name}; videos are written as .mp4")
+        for path in [*(r.path for r in request.references), *([request.first_frame] if request.first_frame else [])]:
+            media.read_picture(Path(path))
+    models = loaded or load_models(model_folder(model))
+    with progress() as bar:
+        for request, target in jobs:
+            task = bar.add_task(target.name, total=request.steps)
+            _make(request, models, target, preview, lambda done, task=task: bar.update(task, completed=done))
+    for _, target in jobs:
+        print(target)
+
+
+def _make(request: "Request", models: "Models", target: Path, preview: bool, report: Callable[[int], None]) -> None:
+    """One video with its sheet and record."""
+    from phantom_s2v.generate import generate
+
+    def on_step(done: int, steps: int, clean: Any) -> None:
+        report(done)
+        if preview and done % max(1, steps // 6) == 0:
+            _preview(models, clean, target.with_suffix(".preview.png"))
+
+    output = generate(request, models, on_step)
+    for notice in output.notices:
+        print(f"phantom: {notice}", file=sys.stderr)
+    _write(output, request, target)
+    target.with_suffix(".preview.png").unlink(missing_ok=True)
+
+
+def _preview(models: "Models", clean: Any, path: Path) -> None:
+    import torch
+
+    from phantom_s2v import media
+    from phantom_s2v.model.autoencoder import decode
+
+    with torch.no_grad():
+        pixels = decode(models.autoencoder, clean)[0]
+    frames = ((pixels.permute(1, 2, 3, 0) + 1) * 127.5).clamp(0, 255).byte().numpy()
+    media.write_picture(path, media.contact_sheet([], frames))
+
+
+def _write(output: "Output", request: "Request", target: Path) -> None:
+    """Sheet and record first, the video last: where there is a video, all of it is there."""
+    from phantom_s2v import media
+
+    media.write_picture(target.with_suffix(".png"), media.contact_sheet(output.references, output.video))
+    text = json.dumps(output.record, ensure_ascii=False, indent=1)
+    media.write_beside(target.with_suffix(".json"), lambda scratch: _text(scratch, text))
+    media.write_video(target, output.video, request.fps)
+
+
+def _text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool) -> None:
+    """All requests of a JSON lines file; those whose video is there already are left alone. `out` names a folder."""
+    if not file.is_file():
+        raise InputError(f"{file} is not a file; --requests takes JSON lines, one request each")
+    folder = out.parent if out.suffix else out
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
+    jobs = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            options = json.loads(line)
+            name = options.get("out", f"{number:04d}.mp4")
+            if Path(name).name != name:
+                raise InputError(f"out is {name!r}; in a request it is a file name without a folder")
+            target = folder / name
+            if not target.exists():
+                jobs.append((build_request(options, preset), target))
+        except (ValueError, AttributeError, TypeError) as error:
+            raise InputError(f"{file}, line {number}, is no request: {error}") from error
+        except PhantomError as error:
+            raise InputError(f"{file}, line {number}: {error}") from error
+    run_jobs(jobs, model, preview)
+
+
+def _again(file: Path, out: Path, model: str, preview: bool) -> None:
+    """Make the video of a record again, and say first what has changed since."""
+    from phantom_s2v.generate import changes, load_models, request_from
+    from phantom_s2v.presets import model_folder
+
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is no record of a video: {error}") from error
+    request = request_from(record)
+    models = load_models(model_folder(model))
+    said = changes(record, models)
+    for line in said or ["nothing has changed; the video will be the same"]:
+        print(f"phantom: {line}", file=sys.stderr)
+    run_jobs([(request, out)], model, preview, models)
+
+
+@data.command("emoji")
+def data_emoji(root: Annotated[Path | None, typer.Option(help="Where to keep the store.")] = None) -> None:
+    """Fetch the Fluent Emoji packages with npm (750 MB) and store the training subjects."""
+    from phantom_s2v.data.emoji import default_root, fetch, load_store
+    from phantom_s2v.data.heldout import held_out_families
+
+    target = root or default_root()
+    fetch(target, held_out_families(), lambda line: err.print(line))
+    print(json.dumps({"subjects": len(load_store(target).subjects), "root": str(target)}))
+
+
+@data.command("encode")
+def data_encode(
+    out: Annotated[Path, typer.Option(help="Folder of the shards.")],
+    model: Annotated[str, typer.Option(help="Model whose autoencoder and image encoder are used.")] = "phantom-mini",
+    shards: Annotated[int, typer.Option(help="How many, of 64 triplets each.")] = 600,
+    start: Annotated[int, typer.Option(help="Number of the first; two processes can share the work.")] = 0,
+    stride: Annotated[int, typer.Option(help="Take every so many.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed composes other triplets.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+) -> None:
+    """Compose triplets and encode them to latents; what is there already is kept."""
+    import torch
+
+    from phantom_s2v.data.emoji import default_root, load_store
+    from phantom_s2v.generate import load_models
+    from phantom_s2v.presets import model_folder
+    from phantom_s2v.training.encode import encode_shards
+    from phantom_s2v.training.loop import pick_dtype
+
+    torch.set_num_threads(threads)
+    models = load_models(model_folder(model))
+    numbers = range(start, shards, stride)
+    with progress() as bar:
+        task = bar.add_task("shards", total=len(numbers))
+        encode_shards(
+            out,
+            load_store(root or default_root()),
+            models.autoencoder,
+            models.image_encoder,
+            seed,
+            numbers,
+            pick_dtype("auto"),
+            lambda name: bar.advance(task),
+        )
+
+
+@train.command("autoencoder")
+def train_autoencoder(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 12_000,
+    decoder_only: Annotated[bool, typer.Option(help="Keep the latents, train the decoder alone.")] = False,
+    init_from: Annotated[Path | None, typer.Option(help="Folder of an autoencoder to start from.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+) -> None:
+    """Train the autoencoder: stills, then clips."""
+    from phantom_s2v import presets
+    from phantom_s2v.data.emoji import default_root, load_store
+    from phantom_s2v.training import autoencoder
+
+    config = (presets.mini_decoder if decoder_only else presets.mini_autoencoder)(steps)
+    config = replace(config, train=replace(config.train, threads=threads))
+    autoencoder.train_autoencoder(config, load_store(root or default_root()), out, init_from)
+
+
+@train.command("image-encoder")
+def train_image_encoder(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 800,
+    init_from: Annotated[Path | None, typer.Option(help="Folder of an image encoder to start from.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+) -> None:
+    """Train the image encoder against captions of looks."""
+    from phantom_s2v import presets
+    from phantom_s2v.data.emoji import default_root, load_store
+    from phantom_s2v.training import image_encoder
+
+    config = presets.mini_image_encoder(steps)
+    config = replace(config, train=replace(config.train, threads=threads))
+    image_encoder.train_image_encoder(config, load_store(root or default_root()), out, init_from)
+
+
+@train.command("transformer")
+def train_transformer(
+    latents: Annotated[Path, typer.Option(help="Folder of shards (phantom data encode).")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1_000_000,
+    model: Annotated[str, typer.Option(help="Model whose other parts draw the sample sheets.")] = "phantom-mini",
+    init_from: Annotated[Path | None, typer.Option(help="Folder of a transformer to start from, with a warm-up.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+) -> None:
+    """Train the transformer on encoded triplets, with a sheet of held-out subjects every quarter of an hour."""
+    import torch
+
+    from phantom_s2v import presets
+    from phantom_s2v.data.emoji import default_root, load_store, subjects_hash
+    from phantom_s2v.evaluation.suites import sample_sheet
+    from phantom_s2v.generate import load_models
+    from phantom_s2v.model.transformer import PhantomTransformer
+    from phantom_s2v.training import transformer
+
+    config = presets.mini_transformer(str(latents), steps)
+    config = replace(config, train=replace(config.train, threads=threads))
+    torch.manual_seed(config.train.seed)
+    network = PhantomTransformer.from_pretrained(init_from) if init_from else PhantomTransformer()
+    models = load_models(presets.model_folder(model))
+    facts = {"subjects": subjects_hash(load_store(root or default_root()).subjects)}
+    transformer.train_transformer(
+        config,
+        network,
+        out,
+        facts,
+        lambda average, step: sample_sheet(replace(models, transformer=average), out / f"sheet-{step:07d}.png"),
+    )
+
+
+@evaluate.command("run")
+def evaluate_run(
+    suite: Annotated[str, typer.Argument(help="emoji: 100 held-out subjects.")],
+    model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini",
+    out: Annotated[Path, typer.Option(help="Folder of the results; a run goes on where it was.")] = Path("outputs/emoji"),
+    limit: Annotated[int | None, typer.Option(help="Only the first so many subjects.")] = None,
+) -> None:
+    """Make and judge the videos of a suite; the last line is one JSON object."""
+    if suite != "emoji":
+        raise InputError(f"suite is {suite!r}; legal is emoji")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; it can be 1 or more")
+    from phantom_s2v.evaluation.report import table
+    from phantom_s2v.evaluation.suites import run_emoji
+    from phantom_s2v.generate import load_models
+    from phantom_s2v.presets import model_folder
+
+    models = load_models(model_folder(model))
+    with progress() as bar:
+        task = bar.add_task("videos", total=None)
+        figures = run_emoji(models, out, limit, lambda done, total: bar.update(task, completed=done, total=total))
+    print(table(figures))
+    print(json.dumps(figures | {"model": models.preset.name, "weights": models.hash}))
+
+
+@evaluate.command("autoencoder")
+def evaluate_autoencoder(model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini") -> None:
+    """PSNR of held-out clips on textured grounds through the autoencoder; the last line is one JSON object."""
+    from phantom_s2v.evaluation.metrics import bootstrap
+    from phantom_s2v.evaluation.suites import autoencoder_psnr, held_out
+    from phantom_s2v.generate import load_models
+    from phantom_s2v.presets import model_folder
+
+    values = autoencoder_psnr(load_models(model_folder(model)), held_out())
+    print(json.dumps({name: [round(v, 3) for v in bootstrap(each)] for name, each in values.items()}))

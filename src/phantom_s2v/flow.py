@@ -1,0 +1,39 @@
+"""Rectified flow. Convention of the whole project: t = 1 is noise, t = 0 is the clean latent x.
+
+    x_t = (1 - t) x + t noise,   velocity = dx_t/dt = noise - x        (Phantom 3.3)
+
+Pure functions of tensors; t has the shape of the batch and is broadcast over what follows.
+"""
+
+import torch
+
+
+def interpolate(x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """x_t on the straight path."""
+    return x + t * (noise - x)
+
+
+def velocity_target(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The velocity that the network is trained to give."""
+    return noise - x
+
+
+def clean(x_t: torch.Tensor, velocity: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+    """The clean latent that a velocity implies: x = x_t - t v."""
+    return x_t - t * velocity
+
+
+def sample_t(count: int, mean: float, scale: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Logit-normal density over (0, 1) (SD3, Esser 2024, equation 19); a positive mean leans towards noise."""
+    return torch.sigmoid(mean + scale * torch.randn(count, generator=generator))
+
+
+def shift_t(t: torch.Tensor, shift: float) -> torch.Tensor:
+    """Move times towards noise: s t / (1 + (s - 1) t) (SD3, equation 23). Shift 1 changes nothing."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def velocity_loss(velocity: torch.Tensor, target: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the latent frames where `counted` (bool [B, T]) holds; inputs are [B, C, T, h, w]."""
+    error = (velocity.float() - target.float()).square().mean((1, 3, 4))
+    return (error * counted).sum() / counted.sum().clamp(min=1)

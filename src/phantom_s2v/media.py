@@ -1,0 +1,141 @@
+"""Pictures and videos: files <-> uint8 arrays [H, W, 3] and [F, H, W, 3]. Every file is written beside and then renamed."""
+
+import os
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.geometry import fit_inside
+
+LONGEST_ASPECT = 8
+WHITE = (255, 255, 255)
+
+
+def read_picture(path: Path) -> tuple[np.ndarray, list[str]]:
+    """A picture as RGB uint8 [H, W, 3], and notices of what was done to it.
+
+    Transparency goes on white, EXIF rotation is applied, of an animation the first frame is taken, 16 bits become 8.
+    Raises InputError for a file that is missing, empty, truncated, no picture, beyond Pillow's limit or a sliver.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; a reference is a PNG, JPEG, WebP or other picture file")
+    if not path.stat().st_size:
+        raise InputError(f"{path} is empty; a reference is a PNG, JPEG, WebP or other picture file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                picture, notices = _to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else "the limit"
+        raise InputError(f"{path} has too many pixels; at most {limit} are read") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not a picture that can be read; PNG, JPEG, WebP, GIF, BMP and TIFF are") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is damaged or truncated ({error}); save it again as PNG or JPEG") from error
+    height, width = picture.shape[:2]
+    if max(height, width) > LONGEST_ASPECT * min(height, width):
+        raise InputError(f"{path} is {width}x{height}; the longer side may be at most {LONGEST_ASPECT} times the shorter")
+    return picture, [f"{path.name}: {notice}" for notice in notices]
+
+
+def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
+    notices = []
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+        notices.append("animation, the first frame is used")
+    if image.getexif().get(0x0112, 1) != 1:
+        notices.append("turned as its EXIF data say")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        values = np.asarray(upright, np.float64)
+        top = 65535.0 if values.max() > 255 else 255.0
+        upright = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
+        notices.append("more than 8 bits, reduced to 8")
+    if upright.mode == "CMYK":
+        notices.append("CMYK, converted to RGB")
+    if upright.has_transparency_data:
+        ground = Image.new("RGBA", upright.size, (*WHITE, 255))
+        upright = Image.alpha_composite(ground, upright.convert("RGBA"))
+        notices.append("transparent, put on white")
+    return np.asarray(upright.convert("RGB")).copy(), notices
+
+
+def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Fit a picture into [height, width, 3] on white, centred, the odd pixel right and below (facts 2.3)."""
+    new_width, new_height = fit_inside(picture.shape[1], picture.shape[0], width, height)
+    image = Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (width, height), WHITE)
+    canvas.paste(image, ((width - new_width) // 2, (height - new_height) // 2))
+    return np.asarray(canvas)
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` on a temporary name in the same folder, then rename: never a half-written file under `path`."""
+    scratch = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        write(scratch)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError where the folder of an output is missing or cannot be written, before anything long starts."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
+    if path.is_dir():
+        raise InputError(f"the output {path} is a folder; a file name is needed")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the folder {folder} of the output cannot be written; choose another")
+
+
+def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
+    """H.264 in mp4, nearly lossless; sides must be even."""
+
+    def write(scratch: Path) -> None:
+        with av.open(str(scratch), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "12", "threads": "1"})
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode())
+
+    write_beside(path, write)
+
+
+def read_video(path: Path) -> tuple[np.ndarray, float]:
+    """Frames uint8 [F, H, W, 3] and frames a second. Raises InputError where it is no video."""
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            rate = float(stream.average_rate or 0)
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise InputError(f"{path} is not a video that can be read ({error})") from error
+    if not frames:
+        raise InputError(f"{path} holds no frame")
+    return np.stack(frames), rate
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] in the format of the name."""
+    write_beside(path, lambda scratch: Image.fromarray(picture).save(scratch))
+
+
+def contact_sheet(references: list[np.ndarray], frames: np.ndarray, columns: int = 7, side: int = 128) -> np.ndarray:
+    """References, then evenly spaced frames, in one row of squares of `side` pixels, uint8 [side, n side, 3]."""
+    chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)]
+    tiles = [np.asarray(Image.fromarray(letterbox(p, side, side))) for p in (*references, *chosen)]
+    gap = np.full((side, 8, 3), 255, np.uint8)
+    split = len(references)
+    return np.concatenate([*tiles[:split], *([gap] if split else []), *tiles[split:]], 1)

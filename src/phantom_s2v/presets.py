@@ -1,0 +1,38 @@
+"""Named models and runs: functions that return complete configurations."""
+
+from pathlib import Path
+
+from phantom_s2v.errors import CheckpointError
+from phantom_s2v.training.config import AutoencoderConfig, ImageEncoderConfig, TrainConfig, TransformerConfig
+
+MODELS = {"phantom-mini": Path(__file__).parent / "weights" / "phantom-mini"}
+
+
+def model_folder(name: str) -> Path:
+    """Folder of a model by its name or by its path. Raises CheckpointError where there is none."""
+    folder = MODELS.get(name, Path(name))
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no model {name!r}; legal are {', '.join(MODELS)}, or a model's folder")
+    return folder
+
+
+def mini_autoencoder(steps: int = 12_000) -> AutoencoderConfig:
+    """phantom-mini's autoencoder: stills, then mostly clips of nine frames; about two hours on one core."""
+    return AutoencoderConfig(TrainConfig(steps, lr=0.01, decay_share=0.3, ema_decay=0.998))
+
+
+def mini_decoder(steps: int = 4_000) -> AutoencoderConfig:
+    """The decoder alone, with the encoder frozen, so that latents stay what the transformer knows."""
+    return AutoencoderConfig(
+        TrainConfig(steps, lr=0.005, decay_share=0.5, ema_decay=0.998, seed=1), still_steps=0, decoder_only=True
+    )
+
+
+def mini_image_encoder(steps: int = 800) -> ImageEncoderConfig:
+    """phantom-mini's image encoder: about a quarter of an hour on one core."""
+    return ImageEncoderConfig(TrainConfig(steps, lr=0.01, decay_share=0.4, ema_decay=0.995))
+
+
+def mini_transformer(latents: str, steps: int = 1_000_000) -> TransformerConfig:
+    """phantom-mini's transformer on the shards in `latents`; `steps` is far away, since training goes on."""
+    return TransformerConfig(TrainConfig(steps, ema_decay=0.9995, workers=0), latents=latents)

@@ -1,0 +1,86 @@
+"""Composed triplets -> shards of latents, so that training reads and never waits for composing or encoding.
+
+A shard is a safetensors file of 64 triplets with one length and one number of pictures, named
+`FRAMESf-PICTURESp-NUMBER.safetensors`. Shard i follows from the seed and i alone, so a killed run goes on where it was.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors.torch import save_file
+
+from phantom_s2v.conditioning import encode_references
+from phantom_s2v.data.compose import Clip, compose, random_spec
+from phantom_s2v.data.emoji import Sprites
+from phantom_s2v.model.autoencoder import encode
+from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
+from phantom_s2v.training.autoencoder import to_pixels
+
+ROWS = 64
+TEXT_PLACES = 48  # stored tokens a caption; composed captions of four subjects fit
+PICTURES = (0, 1, 2, 3, 4, 6)
+PICTURES_SHARE = (0.04, 0.62, 0.22, 0.06, 0.04, 0.02)
+
+
+def shard_kind(seed: int, number: int) -> tuple[int, int]:
+    """(frames, pictures) of a shard: half are stills, half clips of 25 frames."""
+    rng = np.random.default_rng([seed, 4, number])
+    return (1, 25)[number % 2], int(rng.choice(PICTURES, p=PICTURES_SHARE))
+
+
+@torch.no_grad()
+def encode_shards(
+    out: Path,
+    sprites: Sprites,
+    autoencoder: AutoencoderKLWan,
+    image_encoder: ImageEncoder,
+    seed: int,
+    numbers: range,
+    dtype: torch.dtype,
+    progress: Callable[[str], None],
+) -> None:
+    """Write the shards of `numbers` that `out` lacks."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = TextEncoder()
+    for number in numbers:
+        frames, pictures = shard_kind(seed, number)
+        path = out / f"{frames}f-{pictures}p-{number:06d}.safetensors"
+        if path.exists():
+            continue
+        rng = np.random.default_rng([seed, 5, number])
+        clips = [compose(random_spec(rng, sprites.subjects, frames, pictures=pictures), sprites) for _ in range(ROWS)]
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            shard = encode_clips(clips, autoencoder, image_encoder, text)
+        save_file(shard, path.with_suffix(".partial"))
+        os.replace(path.with_suffix(".partial"), path)
+        progress(path.name)
+
+
+def encode_clips(
+    clips: list[Clip], autoencoder: AutoencoderKLWan, image_encoder: ImageEncoder, text: TextEncoder
+) -> dict[str, torch.Tensor]:
+    """Tensors of a shard, in the order of `clips`: latents, references, image tokens, subjects, text and its mask."""
+    pixels = to_pixels(np.stack([clip.video for clip in clips]))
+    latents = torch.cat([encode(autoencoder, part) for part in pixels.split(8)])
+    n, (channels, _, h, w) = len(clips[0].references), latents.shape[1:]
+    references, tokens = latents.new_zeros(len(clips), 0, channels, h, w), latents.new_zeros(len(clips), 0, 16, 192)
+    if n:
+        pictures = to_pixels(np.stack([r for clip in clips for r in clip.references])[:, None])[:, :, 0]
+        flat, flat_tokens = encode_references(autoencoder, image_encoder, pictures, pictures)
+        references, tokens = flat.unflatten(0, (-1, n)), flat_tokens.unflatten(0, (-1, n))
+    features, mask = text([clip.caption for clip in clips])
+    room = torch.zeros(len(clips), TEXT_PLACES, features.shape[-1])
+    length = min(TEXT_PLACES, features.shape[1])
+    room[:, :length] = features[:, :length]
+    places = torch.zeros(len(clips), TEXT_PLACES, dtype=torch.bool)
+    places[:, :length] = mask[:, :length]
+    half = {"latents": latents, "references": references, "image_tokens": tokens, "text": room}
+    return {
+        **{name: value.half().contiguous() for name, value in half.items()},
+        "text_mask": places,
+        "subjects": torch.tensor([clip.subject_of for clip in clips], dtype=torch.int64).view(len(clips), n),
+    }
