@@ -16,7 +16,6 @@ _HOMES = {
     "PhantomTransformer": "model.transformer",
     "Reference": "generate",
     "Request": "generate",
-    "generate": "generate",
     "load_models": "generate",
     "model_folder": "presets",
 }

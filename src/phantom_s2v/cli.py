@@ -32,20 +32,20 @@ err = Console(stderr=True)
 def main() -> None:
     """Entry point: errors of the input become one sentence and exit code 2."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # click turns Exit and Ctrl-C into a code
     except PhantomError as error:
         print(f"phantom: {error}", file=sys.stderr)
         sys.exit(2)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("phantom: interrupted; nothing half-written was left", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except Exception as error:
         if not hasattr(error, "exit_code"):  # click's usage errors have one
             raise
         error.show()  # type: ignore[attr-defined]
         sys.exit(2)
+    if code == 130:
+        print("phantom: interrupted; nothing half-written was left", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def progress() -> Progress:

@@ -127,7 +127,7 @@ def _slots(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
 
 def _random_cast(rng: np.random.Generator, subject: Subject, slot: tuple[float, float], count: int) -> Cast:
     motion = str(rng.choice(list(MOTIONS), p=[0.14, 0.14, 0.14, 0.14, 0.14, *[0.06] * 5]))
-    size = float(rng.choice([0.42, 0.58, 0.76], p=[0.15, 0.5, 0.35]) if count == 1 else 0.42 if count == 2 else 0.36)
+    size = float(rng.choice([0.42, 0.58, 0.76], p=[0.15, 0.45, 0.4]) if count == 1 else 0.47 if count == 2 else 0.36)
     reach = 0.19 if count == 1 else 0.1
     return Cast(subject, random_look(rng), size * float(rng.uniform(0.93, 1.07)), slot, reach, motion, int(rng.integers(36)))
 

@@ -26,6 +26,8 @@ class TextEncoder:
         folder = text_encoder_folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+        for parameter in self.model.parameters():  # out of the mapped file, whose alignment changes the last bits
+            parameter.data = parameter.data.clone()
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,7 +33,7 @@ class Stream(nn.Module):
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[B, N, D] -> queries, keys, values [B, H, N, E], with normalised queries and keys."""
         q, k, v = (rearrange(f(x), "b n (h e) -> b h n e", h=self.heads) for f in (self.q, self.k, self.v))
-        return self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v
+        return self.norm_q(q.float()).to(v.dtype), self.norm_k(k.float()).to(v.dtype), v
 
 
 class Block(nn.Module):

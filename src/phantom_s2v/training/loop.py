@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -85,36 +86,44 @@ def train(
     )
     loss_fn, facts = loss_of(model), {**facts, "train": asdict(config)}
     saved = sampled = time.monotonic()
-    log = _Log(out, start, config.log_steps)
-    for step, batch in enumerate(loader, start):
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * rate(step, config.steps, config.warmup, config.decay_share)
-        torch.manual_seed(config.seed * 1_000_003 + step)  # a resumed run draws the noise that an unbroken one would
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            parts = loss_fn(batch, step)
-        optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()
-        norm = nn.utils.clip_grad_norm_([p for _, p in named], config.clip_norm)
-        optimizer.step()
-        update_ema(ema, model, config.ema_decay, step)
-        log.add(step, {**parts, "grad_norm": norm})
-        now = time.monotonic()
-        if now - saved > config.save_minutes * 60 or step + 1 == config.steps:
-            save_state(state, model, ema, optimizer, {**facts, "step": step + 1})
-            saved = now
-        if on_sample and (now - sampled > config.sample_minutes * 60 or step + 1 == config.steps):
-            on_sample(ema, step + 1)
-            sampled = time.monotonic()
+    with closing(_Log(out, config.log_steps)) as log:
+        for step, batch in enumerate(loader, start):
+            torch.manual_seed(config.seed * 1_000_003 + step)  # a resumed run draws the noise of an unbroken one
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                parts = loss_fn(batch, step)
+            norm = _update(
+                optimizer, parts["loss"], rate(step, config.steps, config.warmup, config.decay_share), config.clip_norm
+            )
+            update_ema(ema, model, config.ema_decay, step)
+            log.add(step, {**parts, "grad_norm": norm})
+            now, last = time.monotonic(), step + 1 == config.steps
+            if now - saved > config.save_minutes * 60 or last:
+                save_state(state, model, ema, optimizer, {**facts, "step": step + 1})
+                saved = now
+            if on_sample and (now - sampled > config.sample_minutes * 60 or last):
+                on_sample(ema, step + 1)
+                sampled = time.monotonic()
     return ema
+
+
+def _update(optimizer: Muon, loss: torch.Tensor, factor: float, clip_norm: float) -> torch.Tensor:
+    """One optimizer step at `factor` of the base rates; returns the gradient's norm before clipping."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    optimizer.step()
+    return norm
 
 
 class _Log:
     """Means of the loss's parts, to log.jsonl, to TensorBoard and to the terminal."""
 
-    def __init__(self, out: Path, start: int, every: int) -> None:
+    def __init__(self, out: Path, every: int) -> None:
         self.file, self.writer, self.every = (out / "log.jsonl").open("a"), SummaryWriter(str(out)), every
         self.sums: dict[str, tuple[float, int]] = {}
-        self.count, self.since, self.start = 0, time.monotonic(), start
+        self.count, self.since = 0, time.monotonic()
 
     def add(self, step: int, parts: dict[str, torch.Tensor]) -> None:
         for name, value in parts.items():
@@ -132,3 +141,7 @@ class _Log:
         print(line, file=self.file, flush=True)
         print(line, flush=True)
         self.sums, self.count, self.since = {}, 0, now
+
+    def close(self) -> None:
+        self.file.close()
+        self.writer.close()

@@ -1,0 +1,54 @@
+"""A tiny model with random weights, and small pictures."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A model folder like phantom-mini's, with small random weights whose velocity is not zero."""
+    from diffusers import AutoencoderKLWan
+
+    from phantom_s2v.generate import Preset
+    from phantom_s2v.model.encoders import ImageEncoder
+    from phantom_s2v.model.transformer import PhantomTransformer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    transformer = PhantomTransformer(latent_channels=8, dim=48, depth=2, heads=2, image_dim=32)
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else None
+    autoencoder = AutoencoderKLWan(
+        base_dim=8, z_dim=8, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[True, True], patch_size=2,
+        in_channels=12, out_channels=12, latents_mean=[0.1] * 8, latents_std=[0.5] * 8,
+    )  # fmt: skip
+    transformer.save_pretrained(folder / "transformer")
+    autoencoder.save_pretrained(folder / "autoencoder")
+    ImageEncoder(width=32).save_pretrained(folder / "image_encoder")
+    preset = Preset("tiny", 32, 32, 9, 8, 3, "euler", 1.0, 2.0, 3.0, (16, 48))
+    (folder / "preset.json").write_text(json.dumps(asdict(preset)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny):
+    from phantom_s2v.generate import load_models
+
+    return load_models(tiny)
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    """A small PNG with a name in another script."""
+    path = tmp_path / "狐 picture.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(path)
+    return path

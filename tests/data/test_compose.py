@@ -1,0 +1,124 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phantom_s2v.data.compose import MOTIONS, Cast, ClipSpec, Shot, compose, random_spec, trajectory
+from phantom_s2v.data.heldout import evaluated, held_out
+from phantom_s2v.data.looks import COLOURS, PATTERNS, Ground, Look, apply_look, colour_word, nearest_colour, paint
+from phantom_s2v.evaluation.metrics import background, direction
+from phantom_s2v.evaluation.regions import regions
+
+
+def spec(motion="right", **changes):
+    subject = evaluated(held_out())[0]
+    cast = Cast(subject, motion=motion, **changes)
+    return ClipSpec((cast,), ((Shot(),),), Ground("plain", "teal"), True)
+
+
+@pytest.mark.parametrize("motion", ["left", "right", "up", "down"])
+def test_subjects_move_as_the_caption_says(motion):
+    clip = compose(spec(motion), held_out())
+    assert direction(clip.video) == motion
+    assert MOTIONS[motion] in clip.caption
+    assert background(clip.video) == "teal"
+
+
+def test_still_subjects_have_no_direction():
+    assert direction(compose(spec("still"), held_out()).video) is None
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_a_shorter_clip_is_the_start_of_a_longer(motion):
+    """Training cuts latents to a prefix; the motion must not depend on the length."""
+    cast = spec(motion).casts[0]
+    np.testing.assert_allclose(trajectory(cast, 9), trajectory(cast, 25)[:9])
+
+
+@given(st.integers(0, 10_000), st.integers(0, 8), st.sampled_from([1, 9, 25]))
+@settings(deadline=None, max_examples=25)
+def test_a_seed_gives_the_same_triplet(seed, pictures, frames):
+    sprites = held_out()
+    pool = evaluated(sprites)
+    first, second = (
+        compose(random_spec(np.random.default_rng(seed), pool, frames, pictures=pictures), sprites) for _ in range(2)
+    )
+    assert np.array_equal(first.video, second.video)
+    assert first.caption == second.caption
+    assert first.video.shape == (frames, 64, 64, 3)
+    assert len(first.references) == len(first.subject_of) == pictures
+    assert len(set(first.subject_of)) <= 4
+    assert list(first.subject_of) == sorted(first.subject_of)
+
+
+def test_half_of_the_captions_say_only_the_subject():
+    pool = evaluated(held_out())
+    named = [random_spec(np.random.default_rng(i), pool, 1, pictures=1).named for i in range(400)]
+    assert 0.42 < np.mean(named) < 0.58
+    unnamed = compose(replace(spec(), named=False), held_out()).caption
+    assert unnamed == "The subject moves to the right on a teal background."
+
+
+def test_an_in_pair_reference_is_the_clip_itself():
+    clip = compose(replace(spec("still", size=0.9), shots=((Shot(in_pair=True),),)), held_out())
+    difference = np.abs(clip.references[0].astype(int) - clip.video[0]).mean()
+    cross = compose(spec("still", size=0.9), held_out())
+    assert difference < np.abs(cross.references[0].astype(int) - cross.video[0]).mean() / 2
+
+
+def test_masks_are_where_the_subject_is():
+    clip = compose(spec("still", size=0.7), held_out())
+    found = regions(clip.video[0], 1)[0].mask
+    truth = clip.masks[0, 0] > 100
+    assert (found & truth).sum() / (found | truth).sum() > 0.9
+
+
+def test_position_is_exact_to_a_fraction_of_a_pixel():
+    centres = [compose(spec("still", centre=(0.5, x)), held_out()).masks[0, 0].astype(float) for x in (0.5, 0.5 + 0.25 / 64)]
+    columns = [(mask * np.arange(64)).sum() / mask.sum() for mask in centres]
+    assert columns[1] - columns[0] == pytest.approx(0.25, abs=0.02)
+
+
+SPRITE = np.zeros((96, 96, 4), np.float32)
+SPRITE[20:80, 20:60] = [0.8, 0.2, 0.1, 1.0]
+
+
+def test_looks_keep_the_outline_and_mirror_it():
+    for look in (Look(hue=2.0), Look(tint="blue"), Look(pattern="striped"), Look(hue=1.0, pattern="dotted")):
+        out = apply_look(SPRITE, look)
+        assert np.array_equal(out[..., 3], SPRITE[..., 3])
+        assert (out[..., :3] <= out[..., 3:] + 1e-6).all()
+        assert np.abs(out - SPRITE).max() > 0.1
+    assert np.array_equal(apply_look(SPRITE, Look(mirrored=True)), SPRITE[:, ::-1])
+    assert np.array_equal(apply_look(SPRITE, Look()), SPRITE)
+
+
+def test_hue_turns_around_grey():
+    grey = np.full((4, 4, 4), 0.5, np.float32)
+    np.testing.assert_allclose(apply_look(grey, Look(hue=1.3)), grey, atol=1e-6)
+    third = apply_look(SPRITE, Look(hue=2 * np.pi / 3))[30, 30, :3]
+    np.testing.assert_allclose(third, [0.1, 0.8, 0.2], atol=1e-5)
+
+
+def test_colours_are_named():
+    assert colour_word(SPRITE) == "red"
+    assert all(nearest_colour(np.array(rgb)) == name for name, rgb in COLOURS.items())
+    assert colour_word(apply_look(SPRITE, Look(tint="green"))) == "green"
+
+
+@pytest.mark.parametrize("kind", ["plain", "graded", "stripes", "dots", "checks", "noise"])
+def test_grounds_are_within_range_and_of_their_colours(kind):
+    ground = Ground(kind, "blue", "yellow", (5, -5, 0), seed=3)
+    picture = paint(ground, 40, 56)
+    assert picture.shape == (40, 56, 3)
+    assert picture.min() >= 0
+    assert picture.max() <= 1
+    assert (np.ptp(picture, (0, 1)).max() < 1e-6) == (kind == "plain")
+    assert "blue" in ground.words
+
+
+def test_patterns_differ():
+    pictures = [apply_look(SPRITE, Look(pattern=p)) for p in PATTERNS]
+    assert all(np.abs(a - b).mean() > 0.01 for i, a in enumerate(pictures) for b in pictures[:i])

@@ -1,0 +1,125 @@
+import json
+
+import numpy as np
+import pytest
+
+from phantom_s2v.data.compose import compose
+from phantom_s2v.data.heldout import evaluated, held_out
+from phantom_s2v.evaluation import metrics, suites
+from phantom_s2v.evaluation.judge import Judge
+from phantom_s2v.evaluation.regions import border_colour, cut_out, regions
+from phantom_s2v.evaluation.report import table
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge()
+
+
+@pytest.fixture(scope="module")
+def bank(judge):
+    return suites.reference_bank(judge, held_out())
+
+
+def square(side=64, at=(20, 30), size=16, colour=(200, 30, 30), ground=(40, 90, 200)):
+    frame = np.full((side, side, 3), ground, np.uint8)
+    frame[at[0] : at[0] + size, at[1] : at[1] + size] = colour
+    return frame
+
+
+def test_regions_find_what_differs_from_the_border():
+    frame = square()
+    assert border_colour(frame).tolist() == [40, 90, 200]
+    found = regions(frame, 2)
+    assert len(found) == 1
+    assert found[0].centre == (27.5, 37.5)
+    frame[5:15, 5:15] = 255
+    assert [r.centre for r in regions(frame, 2)] == [(27.5, 37.5), (9.5, 9.5)]
+    assert regions(np.full((64, 64, 3), 9, np.uint8), 1) == []
+
+
+def test_cut_out_is_the_region_on_white():
+    frame = square(size=16)
+    frame[20:36, 30:38] = (40, 90, 200)  # half of it is background
+    out = cut_out(frame, regions(frame, 1)[0])
+    assert out.shape == (16, 16, 3)
+    assert (out[:, :4] == 255).all()
+    assert (out[:, 6:10] == (200, 30, 30)).all()
+
+
+def test_direction_and_background():
+    moving = np.stack([square(at=(20, 5 + 2 * i)) for i in range(12)])
+    assert metrics.direction(moving) == "right"
+    assert metrics.direction(moving[::-1]) == "left"
+    assert metrics.direction(moving.transpose(0, 2, 1, 3)) == "down"
+    assert metrics.direction(np.stack([square()] * 12)) is None
+    assert metrics.direction(np.zeros((12, 64, 64, 3), np.uint8)) is None
+    assert metrics.background(moving) == "blue"
+
+
+def test_psnr_against_its_definition():
+    a, b = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 51, np.uint8)
+    assert metrics.psnr(a, b) == pytest.approx(-20 * np.log10(0.2))
+    mask = np.array([[[True, False], [False, False]]])
+    b[0, 0, 0] = 255
+    assert metrics.psnr(a, b, mask) == 0
+
+
+def test_box_masks():
+    masks = np.zeros((2, 5, 5), bool)
+    masks[0, 1, 1] = masks[0, 3, 2] = True
+    boxes = metrics.box_masks(masks)
+    assert boxes[0].sum() == 6
+    assert not boxes[1].any()
+
+
+def test_bootstrap_covers_the_mean():
+    mean, low, high = metrics.bootstrap([1.0] * 30 + [0.0] * 70)
+    assert mean == 0.3
+    assert 0.19 < low < 0.25 < 0.35 < high < 0.41
+    assert metrics.bootstrap([1.0] * 9) == (1, 1, 1)
+    assert all(np.isnan(metrics.bootstrap([])))
+
+
+def test_the_judge_names_true_clips_and_not_strangers(judge, bank):
+    sprites = held_out()
+    cases = [c for c in suites.emoji_cases(sprites, 20) if c.kind == "unnamed"]
+    rows = suites.true_rows(cases, judge, bank, sprites)
+    assert np.mean([row["ranks"] == [0] for row in rows]) >= 0.75
+    assert all(row["direction"] and row["background"] for row in rows)
+    strangers = [judge.rank(compose(c.spec, sprites).video, bank, [(i + 7) % 100])[0] for i, c in enumerate(cases)]
+    assert np.mean([rank == 0 for rank in strangers]) <= 0.1
+
+
+def test_none_found_is_wrong(judge, bank):
+    assert judge.rank(np.full((9, 64, 64, 3), 120, np.uint8), bank, [3]) == [None]
+    row = {"kind": "unnamed", "ranks": [None], "direction": False, "background": True}
+    assert suites.summarise([row], [row], {})["identification"] == 0
+
+
+def test_cases_are_fixed_and_halved():
+    sprites = held_out()
+    cases = suites.emoji_cases(sprites, None)
+    kinds = [c.kind for c in cases]
+    assert {k: kinds.count(k) for k in set(kinds)} == {"unnamed": 100, "named": 100, "control": 100, "pair": 50}
+    assert [c.id for c in cases] == [c.id for c in suites.emoji_cases(sprites, None)]
+    assert len({c.id for c in cases}) == len(cases)
+    assert not any(s.name in c.spec.ground.words for c in cases for s in c.subjects if c.kind == "unnamed")
+    assert {s.key for c in cases for s in c.subjects} == {s.key for s in evaluated(sprites)}
+
+
+def test_a_run_resumes_and_its_last_line_has_all_figures(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "TEXTURED_CLIPS", 1)
+    figures = suites.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None)
+    wanted = {
+        "identification", "identification_named", "identification_control", "identification_true_clips", "two_subjects",
+        "direction", "background", "autoencoder_psnr", "autoencoder_psnr_subject",
+    }  # fmt: skip
+    assert wanted <= set(figures)
+    assert all(f"{name}_interval" in figures for name in wanted)
+    lines = (tmp_path / "cases.jsonl").read_text()
+    assert [json.loads(line)["kind"] for line in lines.splitlines()] == ["unnamed", "named", "control", "pair"]
+    monkeypatch.setattr(suites, "generate", None)  # nothing is made again
+    assert suites.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None) == figures
+    assert (tmp_path / "sheet.png").is_file()
+    assert "identification_true_clips" in table(figures)

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+
+from phantom_s2v.conditioning import Conditions, null, stack, without_text
+from phantom_s2v.sampling.guidance import combine, guided
+from phantom_s2v.sampling.schedules import uniform
+from phantom_s2v.sampling.solvers import SOLVERS, euler, unipc
+
+
+def branches():
+    torch.manual_seed(0)
+    return [torch.randn(3, 4) for _ in range(3)]
+
+
+@pytest.mark.parametrize(("weights", "branch"), [((0, 0), 0), ((1, 0), 1), ((1, 1), 2)])
+def test_guidance_at_its_corners_is_one_branch_bit_for_bit(weights, branch):
+    parts = branches()
+    assert torch.equal(combine(*parts, *weights), parts[branch])
+
+
+def test_guidance_is_the_released_formula():
+    none, image, both = branches()
+    torch.testing.assert_close(combine(none, image, both, 5.0, 7.5), none + 5 * (image - none) + 7.5 * (both - image))
+
+
+def test_euler_on_a_point_mass_lands_in_one_step():
+    x, noise = torch.randn(2, 3), torch.randn(2, 3)
+    torch.testing.assert_close(euler(lambda x_t, t: (x_t - x) / t, noise, uniform(1)), x)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_every_solver_is_exact_on_a_point_mass(solver, steps):
+    x, noise = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    times = uniform(steps, 3.0, 0.999)
+    start = (1 - times[0]) * x + times[0] * noise
+    out = SOLVERS[solver](lambda x_t, t: (x_t - x) / t, start, times)
+    torch.testing.assert_close(out, x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_unipc_is_that_of_diffusers_on_the_same_grid(steps):
+    torch.manual_seed(0)
+    weight = torch.randn(8, 8, dtype=torch.float64) * 0.3
+
+    def velocity(x, t):
+        return torch.tanh(x @ weight) * (1 + t) + x / 2
+
+    times, x = uniform(steps, 5.0, 0.999), torch.randn(3, 8, dtype=torch.float64)
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2)
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas, scheduler.timesteps = times, times[:-1] * 1000
+    theirs = x
+    for index, t in enumerate(scheduler.timesteps):
+        theirs = scheduler.step(velocity(theirs, times[index]), t, theirs, return_dict=False)[0]
+    torch.testing.assert_close(unipc(velocity, x, times), theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_unipc_says_where_it_cannot_start():
+    with pytest.raises(ValueError, match="starts at t = 1"):
+        unipc(lambda x, t: x, torch.zeros(1), uniform(2))
+
+
+def test_solvers_report_the_clean_prediction():
+    seen = []
+    euler(lambda x_t, t: (x_t - 3) / t, torch.zeros(2), uniform(4), lambda done, clean: seen.append((done, clean)))
+    assert [done for done, _ in seen] == [1, 2, 3, 4]
+    torch.testing.assert_close(seen[0][1], torch.full((2,), 3.0))
+
+
+def conditions(length=5, n=2) -> Conditions:
+    torch.manual_seed(1)
+    return Conditions(
+        torch.randn(1, length, 6), torch.ones(1, length, dtype=torch.bool), torch.randn(1, n, 4, 2, 2),
+        torch.randn(1, n, 3, 5), torch.ones(1, n, dtype=torch.bool), torch.arange(n)[None],
+    )  # fmt: skip
+
+
+EMPTY = (torch.full((1, 2, 6), 7.0), torch.ones(1, 2, dtype=torch.bool))
+
+
+def test_branches_see_what_the_facts_say():
+    c = conditions()
+    image, none = without_text(c, EMPTY), null(c, EMPTY)
+    assert torch.equal(image.text[:, :2], EMPTY[0])
+    assert not image.text_mask[:, 2:].any()
+    assert torch.equal(image.references, c.references)
+    assert none.references.shape == c.references.shape
+    assert not none.references.any(), "zero in normalised space, and the places stay"
+    assert not none.image_seen.any()
+
+
+def test_null_rows_leave_other_rows_alone():
+    c = stack([conditions(), conditions()])
+    half = null(c, EMPTY, torch.tensor([True, False]))
+    assert torch.equal(half.references[1], c.references[1])
+    assert torch.equal(half.text[1], c.text[1])
+    assert not half.references[0].any()
+
+
+@pytest.mark.parametrize(("n", "calls"), [(2, 3), (0, 2)])
+def test_guided_runs_the_branches_that_differ(n, calls):
+    seen = {}
+
+    def model(x, t, **arguments):
+        seen.update(arguments, batch=len(x))
+        return x * torch.arange(1.0, len(x) + 1)[:, None, None, None, None]
+
+    x = torch.ones(1, 4, 3, 2, 2)
+    velocity = guided(model, conditions(n=n), EMPTY, 2.0, 3.0)
+    value = velocity(x, torch.ones(3))
+    assert seen["batch"] == calls
+    both, image, none = 1.0, 2.0, float(calls)
+    assert value.flatten()[0] == pytest.approx(none + 2 * (image - none) + 3 * (both - image))

@@ -1,0 +1,68 @@
+"""The import rules of docs/architecture.md, and that importing loads no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "phantom_s2v"
+LOW = {"errors", "geometry", "media"}
+RULES = {
+    "errors": set(),
+    "flow": set(),
+    "geometry": {"errors"},
+    "media": {"errors", "geometry"},
+    "model": {"errors", "geometry", "model"},
+    "conditioning": {"errors", "geometry", "model"},
+    "sampling": {"errors", "geometry", "flow", "conditioning", "sampling"},
+    "generate": LOW | {"model", "conditioning", "sampling"},
+    "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets"},
+    "data": LOW | {"data"},
+    "training": {"errors", "geometry", "flow", "model", "conditioning", "data", "training"},
+    "evaluation": LOW | {"data", "generate", "model", "evaluation"},
+    "presets": {"errors", "geometry", "model", "sampling", "training"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """First components, below phantom_s2v, of everything that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("phantom_s2v"):
+            rest = node.module.split(".")[1:]
+            found |= {rest[0]} if rest else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_only_what_its_unit_may(path):
+    unit = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if unit in ("cli", "__init__"):
+        return
+    assert imports(path) <= RULES[unit], f"{unit} may not import {imports(path) - RULES[unit]}"
+    assert "cli" not in imports(path)
+
+
+@pytest.mark.parametrize("code", ["import phantom_s2v", "import phantom_s2v.geometry, phantom_s2v.media, phantom_s2v.presets"])
+def test_import_loads_no_torch(code):
+    check = f"{code}; import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_help_loads_no_torch():
+    check = "import sys; sys.argv = ['phantom', '--help']\nfrom phantom_s2v.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "generate" in done.stdout
+
+
+def test_public_names():
+    import phantom_s2v
+
+    assert {name for name in phantom_s2v.__all__ if getattr(phantom_s2v, name) is None} == set()
+    assert set(phantom_s2v.__all__) == {
+        "__version__", "CheckpointError", "DataError", "InputError", "Models", "Output", "PhantomError", "PhantomPipeline",
+        "PhantomTransformer", "Reference", "Request", "load_models", "model_folder",
+    }  # fmt: skip

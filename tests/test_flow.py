@@ -1,0 +1,33 @@
+import torch
+from scipy.stats import kstest, norm
+
+from phantom_s2v import flow
+
+
+def test_path_and_target_are_one_line():
+    x, noise = torch.randn(2, 3), torch.randn(2, 3)
+    assert torch.equal(flow.interpolate(x, noise, torch.tensor(0.0)), x)
+    torch.testing.assert_close(flow.interpolate(x, noise, torch.tensor(1.0)), noise)
+    t = torch.tensor(0.3)
+    step = (flow.interpolate(x, noise, t + 0.1) - flow.interpolate(x, noise, t)) / 0.1
+    torch.testing.assert_close(step, flow.velocity_target(x, noise), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(flow.clean(flow.interpolate(x, noise, t), noise - x, t), x)
+
+
+def test_density_is_logit_normal():
+    t = flow.sample_t(20_000, 0.8, 1.3, torch.Generator().manual_seed(0)).double()
+    logits = torch.log(t / (1 - t)).numpy()
+    assert kstest(logits, norm(0.8, 1.3).cdf).pvalue > 0.01
+
+
+def test_shift_is_sd3_equation_23():
+    t = torch.linspace(0, 1, 11)
+    assert torch.equal(flow.shift_t(t, 1.0), t)
+    torch.testing.assert_close(flow.shift_t(torch.tensor(0.5), 5.0), torch.tensor(2.5 / 3))
+
+
+def test_loss_leaves_out_frames():
+    velocity, target = torch.zeros(2, 4, 3, 2, 2), torch.ones(2, 4, 3, 2, 2)
+    target[0, :, 0] = 1000
+    counted = torch.tensor([[False, True, True], [True, True, True]])
+    assert flow.velocity_loss(velocity, target, counted) == 1

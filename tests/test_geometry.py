@@ -1,0 +1,51 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.geometry import VideoSize, fit_inside, latent_frames, parse_size, windows
+
+
+@given(st.integers(1, 60), st.integers(3, 14), st.integers(0, 8), st.booleans())
+def test_windows_cut_time_into_a_partition(length, window, references, shifted):
+    if window - references < 2:
+        with pytest.raises(InputError, match=f"window_size {window} with {references} reference"):
+            windows(length, window, references, shifted)
+        return
+    ranges = windows(length, window, references, shifted)
+    assert [t for start, stop in ranges for t in range(start, stop)] == list(range(length))
+    assert all(0 < stop - start <= window - references for start, stop in ranges)
+    if length <= window - references:
+        assert ranges == [(0, length)]
+
+
+def test_figure_5_single_subject():
+    """Window 9 with one reference: 0..7 | 8..15 | ..., the displaced ninth position starts the next window."""
+    assert windows(20, 9, 1, shifted=False) == [(0, 8), (8, 16), (16, 20)]
+    assert windows(20, 9, 1, shifted=True) == [(0, 4), (4, 12), (12, 20)]
+
+
+def test_illegal_lengths_name_the_nearest():
+    with pytest.raises(InputError, match="the nearest are 21 and 25"):
+        VideoSize(24, 64, 64)
+    with pytest.raises(InputError, match="height is 60"):
+        VideoSize(25, 60, 64)
+    assert latent_frames(81) == 21
+    assert VideoSize(81, 480, 832).latent == (21, 60, 104)
+
+
+@pytest.mark.parametrize("text", ["64", "64x", "ax64", "64x64x3", "-8x8"])
+def test_size_refuses(text):
+    with pytest.raises(InputError, match="WIDTHxHEIGHT"):
+        parse_size(text)
+
+
+def test_size_reads_both_writings():
+    assert parse_size("832x480") == parse_size("832*480") == (480, 832)
+
+
+def test_fit_inside_truncates_as_released():
+    """1000 x 333 into 832 x 480: 832 / (1000 / 333) = 277.056 -> 277."""
+    assert fit_inside(1000, 333, 832, 480) == (832, 277)
+    assert fit_inside(333, 1000, 832, 480) == (159, 480)
+    assert fit_inside(1, 5000, 64, 64) == (1, 64)

@@ -1,0 +1,201 @@
+"""Training: resuming is exact, Muon orthogonalises, dropping makes the branches of guidance."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from phantom_s2v.conditioning import Conditions, null
+from phantom_s2v.data.emoji import Sprites
+from phantom_s2v.data.heldout import evaluated, held_out
+from phantom_s2v.errors import CheckpointError, DataError
+from phantom_s2v.training import encode
+from phantom_s2v.training.checkpoint import load_state
+from phantom_s2v.training.config import TrainConfig, TransformerConfig
+from phantom_s2v.training.loop import pick_dtype, train
+from phantom_s2v.training.optim import Muon, orthogonalise, rate, update_ema
+from phantom_s2v.training.transformer import Shards, drop, loss_of, permute_subjects
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (16, 40), (64, 24)])
+def test_orthogonalise_is_near_the_polar_factor(shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    values = torch.linalg.svdvals(orthogonalise(matrix))
+    assert 0.6 < values.min() < values.max() < 1.3
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    polar = u @ vh
+    cosine = (orthogonalise(matrix) * polar).sum() / orthogonalise(matrix).norm() / polar.norm()
+    assert cosine > 0.97
+
+
+def test_adam_part_is_that_of_torch():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    muon = Muon(list(ours.named_parameters()), 0.1, 0.01)  # too small for Muon: all by AdamW without decay
+    adam = torch.optim.Adam(theirs.parameters(), 0.01, betas=(0.9, 0.99))
+    for _ in range(5):
+        x = torch.randn(8, 4)
+        for network, optimizer in ((ours, muon), (theirs, adam)):
+            optimizer.zero_grad()
+            network(x).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+def test_rate_warms_up_and_falls():
+    values = [rate(step, 100, 10, 0.5) for step in range(100)]
+    assert values[0] == 0.1
+    assert values[20] == 1.0
+    assert values[75] == pytest.approx(0.5)
+    assert values[99] == pytest.approx(0.02)
+    assert [rate(step, 100, 10, 0.0) for step in (50, 99)] == [1.0, 1.0]
+
+
+def test_ema_is_the_recursion():
+    model, ema = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(ema.weight)
+    nn.init.ones_(model.weight)
+    update_ema(ema, model, 0.9, 10_000)
+    assert ema.weight.item() == pytest.approx(0.1)
+
+
+def run(out, steps, save=1e9):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))
+    config = TrainConfig(steps, workers=0, log_steps=2, save_minutes=save, warmup=2, precision="float32")
+
+    def make(step):
+        return torch.from_numpy(np.random.default_rng(step).normal(size=(4, 16)).astype(np.float32))
+
+    def loss(network):
+        return lambda batch, step: {"loss": (network(batch + torch.randn(batch.shape)) - batch).square().mean()}
+
+    return train(config, model, make, loss, out, {"subjects": "x"})
+
+
+def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path):
+    whole = run(tmp_path / "whole", 12)
+    run(tmp_path / "parts", 5)
+    parts = run(tmp_path / "parts", 12)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    with safe_open(tmp_path / "parts" / "state.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    assert (facts["step"], facts["subjects"]) == (12, "x")
+
+
+def test_a_foreign_state_is_refused(tmp_path):
+    run(tmp_path, 2)
+    other = nn.Linear(3, 3)
+    with pytest.raises(CheckpointError, match="is no state of this run"):
+        load_state(tmp_path / "state.safetensors", other, other, torch.optim.SGD(other.parameters(), 0.1))
+
+
+def test_dtype_is_measured():
+    assert pick_dtype("auto") in (torch.float32, torch.bfloat16)
+    assert pick_dtype("float32") is torch.float32
+
+
+@pytest.fixture(scope="module")
+def shards(tiny_models, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    sprites = Sprites(evaluated(held_out()), held_out().pixels)
+    before, encode.ROWS = encode.ROWS, 4
+    encode.encode_shards(
+        folder, sprites, tiny_models.autoencoder, tiny_models.image_encoder, 0, range(4), torch.float32, lambda name: None
+    )
+    encode.ROWS = before
+    return folder
+
+
+def config(folder, **changes) -> TransformerConfig:
+    return replace(TransformerConfig(TrainConfig(10), clips=2, stills=3, latents=str(folder)), **changes)
+
+
+def test_shards_give_the_same_batch_at_the_same_step(shards, monkeypatch):
+    monkeypatch.setattr("phantom_s2v.training.transformer.ROWS", 4)
+    first, second = Shards(shards, config(shards)), Shards(shards, config(shards))
+    lengths = set()
+    for step in range(12):
+        a, b = first(step), second(step)
+        assert all(torch.equal(a[key], b[key]) for key in a)
+        lengths.add(a["latents"].shape[2])
+        assert a["latents"].shape[0] == (3 if a["latents"].shape[2] == 1 else 2)
+        assert a["text_mask"].any(1).all()
+    assert lengths == {1, 3, 7}
+
+
+def test_encoding_resumes_and_skips(shards, tiny_models):
+    before = {p.name: p.stat().st_mtime_ns for p in shards.iterdir()}
+    sprites = Sprites(evaluated(held_out()), held_out().pixels)
+    encode.encode_shards(shards, sprites, tiny_models.autoencoder, tiny_models.image_encoder, 0, range(4), torch.float32, print)
+    assert {p.name: p.stat().st_mtime_ns for p in shards.iterdir()} == before
+
+
+def test_missing_shards_are_named(tmp_path):
+    with pytest.raises(DataError, match="0 shards of stills and 0 of clips"):
+        Shards(tmp_path, config(tmp_path))
+
+
+def conditions(batch, n=2):
+    return Conditions(
+        torch.randn(batch, 5, 384), torch.ones(batch, 5, dtype=torch.bool), torch.randn(batch, n, 8, 8, 8),
+        torch.randn(batch, n, 16, 32), torch.ones(batch, n, dtype=torch.bool), torch.zeros(batch, n, dtype=torch.int64),
+    )  # fmt: skip
+
+
+EMPTY = (torch.full((1, 2, 384), 3.0), torch.ones(1, 2, dtype=torch.bool))
+
+
+def test_drop_rates_are_those_of_the_config():
+    torch.manual_seed(0)
+    rates = TransformerConfig(TrainConfig(1), drop_text=0.2, drop_all=0.1, drop_vae=0.7, drop_image=0.4)
+    dropped = drop(conditions(2000), rates, EMPTY)
+    no_text = (dropped.text[:, 0] == 3).all(-1)
+    no_latents = (dropped.references == 0).all((1, 2, 3, 4))
+    assert no_text.float().mean() == pytest.approx(1 - 0.8 * 0.9, abs=0.04)
+    assert no_latents.float().mean() == pytest.approx(1 - 0.3 * 0.9, abs=0.04)
+    assert (~dropped.image_seen[:, 0]).float().mean() == pytest.approx(1 - 0.6 * 0.9, abs=0.04)
+
+
+def test_everything_dropped_is_the_null_branch_of_sampling():
+    rates = TransformerConfig(TrainConfig(1), drop_all=1.0)
+    c = conditions(3)
+    dropped, none = drop(c, rates, EMPTY), null(c, EMPTY)
+    assert all(torch.equal(a, b) for a, b in zip(dropped.arguments().values(), none.arguments().values(), strict=True))
+
+
+def test_permuted_indices_keep_views_together():
+    torch.manual_seed(0)
+    subjects = torch.tensor([[0, 0, 1, 2, 2]]).repeat(200, 1)
+    out = permute_subjects(subjects)
+    assert torch.equal(out[:, 0], out[:, 1])
+    assert torch.equal(out[:, 3], out[:, 4])
+    assert (out[:, 0] != out[:, 2]).all()
+    assert out[:, 0].unique().tolist() == [0, 1, 2, 3]
+
+
+def test_the_loss_falls_on_one_batch(shards, tiny_models, monkeypatch):
+    monkeypatch.setattr("phantom_s2v.training.transformer.ROWS", 4)
+    from phantom_s2v.model.transformer import PhantomTransformer
+
+    torch.manual_seed(0)
+    network = PhantomTransformer(latent_channels=8, dim=48, depth=2, heads=2, image_dim=32)
+    rates = config(shards, drop_text=0.0, drop_all=0.0, drop_vae=0.0, drop_image=0.0)
+    batch, loss = Shards(shards, rates)(1), loss_of(rates, EMPTY, network)
+    optimizer = Muon(list(network.named_parameters()), 0.02, 3e-3, exclude=("patch_in", "head"))
+    values = []
+    for step in range(25):
+        torch.manual_seed(step % 5)
+        value = loss(batch, step)["loss"]
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
