@@ -52,7 +52,12 @@ def test_import_loads_no_torch(code):
 
 
 def test_help_loads_no_torch():
-    check = "import sys; sys.argv = ['phantom', '--help']\nfrom phantom_s2v.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    check = (
+        "import sys; sys.argv = ['phantom', '--help']\n"
+        "from phantom_s2v.cli import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "generate" in done.stdout
