@@ -105,6 +105,25 @@ def test_requests_resume(phantom, tiny, picture, tmp_path):
     assert said.split() == [str(tmp_path / "one.mp4")]
 
 
+def test_requests_that_cannot_be_made_are_listed_and_the_others_made(phantom, tiny, tmp_path):
+    lines = [
+        '{"prompt": "one"}',
+        "no json",
+        '{"prompt": "two", "reference": ["nowhere.png"]}',
+        '{"prompt": "x", "out": "../x.mp4"}',
+    ]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    code, said, err = phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path)
+    assert (code, said.split()) == (3, [str(tmp_path / "0001.mp4")])
+    assert [line.split(":")[1:3] for line in err.splitlines() if "not made" in line] == [
+        [" not made", f" all.jsonl, request {number}"] for number in (2, 3, 4)
+    ]
+    (tmp_path / "bad.jsonl").write_text("no json")
+    code, _, err = phantom("generate", "--model", tiny, "--requests", tmp_path / "bad.jsonl", "--out", tmp_path)
+    assert code == 2
+    assert "request 1: this is no request" in err
+
+
 def test_notices_go_to_stderr(phantom, tiny, tmp_path):
     clear = tmp_path / "clear.png"
     Image.new("RGBA", (20, 20), (0, 0, 255, 128)).save(clear)

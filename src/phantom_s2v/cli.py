@@ -190,18 +190,24 @@ def split_reference(text: str, number: int) -> tuple[str, str]:
     return name, path
 
 
+def check_job(request: "Request", target: Path) -> None:
+    """Raise InputError for a picture or an output that cannot be used, before anything loads."""
+    from phantom_s2v import media
+
+    media.check_writable(target)
+    if target.suffix.lower() != ".mp4":
+        raise InputError(f"the output is {target.name}; videos are written as .mp4")
+    for path in [*(r.path for r in request.references), *([request.first_frame] if request.first_frame else [])]:
+        media.read_picture(Path(path))
+
+
 def run_jobs(jobs: list[tuple["Request", Path]], model: str, preview: bool, loaded: "Models | None" = None) -> None:
     """Check everything, load once, make every video."""
-    from phantom_s2v import media
     from phantom_s2v.generate import load_models
     from phantom_s2v.presets import model_folder
 
     for request, target in jobs:
-        media.check_writable(target)
-        if target.suffix.lower() != ".mp4":
-            raise InputError(f"the output is {target.name}; videos are written as .mp4")
-        for path in [*(r.path for r in request.references), *([request.first_frame] if request.first_frame else [])]:
-            media.read_picture(Path(path))
+        check_job(request, target)
     models = loaded or load_models(model_folder(model))
     with progress() as bar:
         for request, target in jobs:
@@ -254,29 +260,43 @@ def _text(path: Path, text: str) -> None:
 
 
 def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool) -> None:
-    """All requests of a JSON lines file; those whose video is there already are left alone. `out` names a folder."""
+    """All requests of a JSON lines file; those whose video is there already are left alone. `out` names a folder.
+
+    Lines that cannot be made are listed on stderr and left out: exit code 3, or 2 where none can be made.
+    """
     if not file.is_file():
         raise InputError(f"{file} is not a file; --requests takes JSON lines, one request each")
     folder = out.parent if out.suffix else out
     if not folder.is_dir():
         raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
-    jobs = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    jobs, faults, lines = [], [], [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for number, line in enumerate(lines, 1):
         try:
-            options = json.loads(line)
-            name = options.get("out", f"{number:04d}.mp4")
-            if Path(name).name != name:
-                raise InputError(f"out is {name!r}; in a request it is a file name without a folder")
-            target = folder / name
+            request, target = _read_request(line, folder, number, preset)
             if not target.exists():
-                jobs.append((build_request(options, preset), target))
-        except (ValueError, AttributeError, TypeError) as error:
-            raise InputError(f"{file}, line {number}, is no request: {error}") from error
+                check_job(request, target)
+                jobs.append((request, target))
         except PhantomError as error:
-            raise InputError(f"{file}, line {number}: {error}") from error
-    run_jobs(jobs, model, preview)
+            faults.append(f"{file.name}, request {number}: {error}")
+    if faults and len(faults) == len(lines):
+        raise InputError(faults[0])
+    if jobs:
+        run_jobs(jobs, model, preview)
+    for fault in faults:
+        print(f"phantom: not made: {fault}", file=sys.stderr)
+    if faults:
+        raise typer.Exit(3)
+
+
+def _read_request(line: str, folder: Path, number: int, preset: "Preset") -> tuple["Request", Path]:
+    try:
+        options = json.loads(line)
+        name = str(options.get("out", f"{number:04d}.mp4"))
+        if Path(name).name != name:
+            raise InputError(f"out is {name!r}; in a request it is a file name without a folder")
+        return build_request(options, preset), folder / name
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"this is no request: {error}") from error
 
 
 def _again(file: Path, out: Path, model: str, preview: bool) -> None:
@@ -414,6 +434,30 @@ def train_transformer(
         facts,
         lambda average, step: sample_sheet(replace(models, transformer=average), out / f"sheet-{step:07d}.png"),
     )
+
+
+@train.command("pack")
+def train_pack(
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    autoencoder: Annotated[Path, typer.Option(help="Folder of the autoencoder.")],
+    image_encoder: Annotated[Path, typer.Option(help="Folder of the image encoder.")],
+    transformer: Annotated[Path | None, typer.Option(help="Folder of the transformer; without it, a random one.")] = None,
+    samples: Annotated[int, typer.Option(help="Samples that the transformer has learned from, for the record.")] = 0,
+    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+) -> None:
+    """Put trained parts together as a model folder in float16."""
+    from phantom_s2v.data.emoji import default_root, load_store, subjects_hash
+    from phantom_s2v.model.transformer import PhantomTransformer
+    from phantom_s2v.model.weights import pack
+    from phantom_s2v.presets import MINI
+
+    if transformer is None:
+        transformer = out / "transformer"
+        PhantomTransformer().save_pretrained(transformer)
+    seen = load_store(root or default_root()).subjects
+    facts = {"subjects": subjects_hash(seen), "subject_count": len(seen), "transformer_samples": samples}
+    pack({"autoencoder": autoencoder, "image_encoder": image_encoder, "transformer": transformer}, MINI, facts, out)
+    print(json.dumps(facts))
 
 
 @evaluate.command("run")

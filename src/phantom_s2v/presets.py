@@ -5,6 +5,19 @@ from pathlib import Path
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.training.config import AutoencoderConfig, ImageEncoderConfig, TrainConfig, TransformerConfig
 
+MINI = {  # defaults of phantom-mini, written beside its weights
+    "name": "phantom-mini",
+    "height": 64,
+    "width": 64,
+    "frames": 25,
+    "fps": 8,
+    "steps": 24,
+    "solver": "euler",
+    "shift": 1.0,
+    "guidance_image": 2.0,
+    "guidance_text": 3.0,
+    "side_range": [48, 96],
+}
 MODELS = {"phantom-mini": Path(__file__).parent / "weights" / "phantom-mini"}
 
 
@@ -17,7 +30,7 @@ def model_folder(name: str) -> Path:
 
 
 def mini_autoencoder(steps: int = 12_000) -> AutoencoderConfig:
-    """phantom-mini's autoencoder: stills, then mostly clips of nine frames; about two hours on one core."""
+    """phantom-mini's autoencoder: stills, then mostly clips; about two hours on one core."""
     return AutoencoderConfig(TrainConfig(steps, lr=0.01, decay_share=0.3, ema_decay=0.998))
 
 

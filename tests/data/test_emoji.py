@@ -1,5 +1,6 @@
 import hashlib
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from phantom_s2v.data import emoji
 from phantom_s2v.data.heldout import ASSETS, evaluated, held_out, held_out_families, still_path
 from phantom_s2v.errors import DataError
+from phantom_s2v.presets import model_folder
 
 
 def test_variants_are_one_family():
@@ -101,3 +103,12 @@ def test_split_is_stable_under_order():
     assert len(emoji.split(subjects)) == emoji.HELD_OUT
     assert emoji.subjects_hash(subjects) == emoji.subjects_hash(subjects[::-1])
     assert np.array_equal(sorted(emoji.split(subjects)), sorted(set(emoji.split(subjects))))
+
+
+def test_what_the_packaged_model_saw_holds_no_held_out_subject():
+    """The checkpoint's hash is that of the listed subjects, and none of their families is held out."""
+    facts = json.loads((model_folder("phantom-mini") / "facts.json").read_text())
+    keys = json.loads((ASSETS.parent / "training-subjects.json").read_text())
+    assert facts["subjects"] == hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
+    assert facts["subject_count"] == len(keys)
+    assert not {emoji.family_of(key) for key in keys} & held_out_families()

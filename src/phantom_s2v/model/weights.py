@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from phantom_s2v.errors import CheckpointError
 
@@ -52,6 +53,21 @@ def check_state(file: Path, state: dict[str, torch.Tensor], wanted: dict[str, to
     ]
     if said:
         raise CheckpointError(f"{file} does not fit its configuration: {'; '.join(said)}")
+
+
+def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], out: Path) -> None:
+    """Write a model folder in float16 from one folder of each part, with its defaults and facts beside.
+
+    `parts` names transformer, autoencoder and image_encoder; a part may be its own place in `out` already.
+    """
+    for name, folder in parts.items():
+        state = {key: value.half() for key, value in load_file(folder / FILE).items()}
+        config = (folder / "config.json").read_text()
+        (out / name).mkdir(parents=True, exist_ok=True)
+        save_file(state, out / name / FILE)
+        (out / name / "config.json").write_text(config)
+    (out / "preset.json").write_text(json.dumps(preset, indent=1) + "\n")
+    (out / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def weights_hash(folder: Path) -> str:

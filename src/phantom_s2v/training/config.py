@@ -29,8 +29,8 @@ class AutoencoderConfig:
 
     train: TrainConfig
     stills: int = 8  # a batch
-    clips: int = 3  # a batch
-    clip_frames: int = 9
+    clips: int = 2  # a batch
+    clip_frames: int = 17  # trained on 9, frames beyond come out 4 dB worse
     still_steps: int = 3200  # before the first clip
     still_every: int = 4  # afterwards one step in so many is of stills
     kl: float = 2e-4  # weight of the posterior's divergence from a unit normal, per latent element

@@ -1,0 +1,62 @@
+"""What alternating window borders do to the velocity at the seams of a long clip.
+
+A held-out clip of 97 frames (25 latent frames) is noised to t = 0.7; the packaged transformer, trained on clips that fit
+one window, gives its velocity with the borders fixed and with the borders alternating. Printed is the mean absolute step of the
+predicted clean latent between neighbouring latent frames at the fixed borders, over the same elsewhere: 1 is no seam.
+The true clip's own ratio is the control. The last line is one JSON object.
+"""
+
+import json
+from dataclasses import replace
+
+import torch
+
+from phantom_s2v.conditioning import Conditions
+from phantom_s2v.data.compose import compose
+from phantom_s2v.data.heldout import held_out
+from phantom_s2v.evaluation.suites import emoji_cases
+from phantom_s2v.flow import clean, interpolate
+from phantom_s2v.generate import condition, load_models, to_pixels
+from phantom_s2v.geometry import windows
+from phantom_s2v.model.autoencoder import encode
+from phantom_s2v.model.transformer import PhantomTransformer
+from phantom_s2v.presets import model_folder
+
+CLIPS, FRAMES, T = 12, 97, 0.7
+
+
+def seam_ratio(latents: torch.Tensor, borders: list[int]) -> float:
+    """Mean step over the borders, over the mean step elsewhere; latents are [1, C, T, h, w]."""
+    steps = (latents[:, :, 1:] - latents[:, :, :-1]).abs().mean((0, 1, 3, 4))
+    at = torch.zeros(len(steps), dtype=torch.bool)
+    at[[b - 1 for b in borders]] = True
+    inside = ~at
+    inside[0] = False  # the first latent frame is a still and stands apart
+    return float(steps[at].mean() / steps[inside].mean())
+
+
+def main() -> None:
+    """Measure and print."""
+    models, sprites = load_models(model_folder("phantom-mini")), held_out()
+    ratios: dict[str, list[float]] = {"true": [], "fixed": [], "alternating": []}
+    networks = {}
+    for name in ("fixed", "alternating"):
+        networks[name] = PhantomTransformer.from_config({**models.transformer.config, "shift_windows": name == "alternating"})
+        networks[name].load_state_dict(models.transformer.state_dict())
+        networks[name].eval()
+    for index, case in enumerate([c for c in emoji_cases(sprites, CLIPS) if c.kind == "unnamed"]):
+        clip = compose(replace(case.spec, frames=FRAMES), sprites)
+        with torch.no_grad():
+            x = encode(models.autoencoder, to_pixels(clip.video).permute(1, 0, 2, 3)[None])
+            conditions: Conditions = condition(models, clip.caption, list(clip.references), list(clip.references), [0])
+            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(index))
+            x_t, t = interpolate(x, noise, torch.tensor(T)), torch.full((1,), T)
+            borders = [start for start, _ in windows(x.shape[2], models.transformer.config.window_size, 1, False)][1:]
+            ratios["true"].append(seam_ratio(x, borders))
+            for name, network in networks.items():
+                ratios[name].append(seam_ratio(clean(x_t, network(x_t, t, **conditions.arguments()), T), borders))
+    print(json.dumps({name: round(sum(values) / len(values), 3) for name, values in ratios.items()}))
+
+
+if __name__ == "__main__":
+    main()
