@@ -18,6 +18,7 @@ RULES = {
     "conditioning": {"errors", "geometry", "model"},
     "sampling": {"errors", "geometry", "flow", "conditioning", "sampling"},
     "generate": LOW | {"model", "conditioning", "sampling"},
+    "jobs": LOW | {"model", "generate"},
     "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets"},
     "data": LOW | {"data"},
     "training": {"errors", "geometry", "flow", "model", "conditioning", "data", "training"},

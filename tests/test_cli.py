@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from phantom_s2v import cli, media
+from phantom_s2v import cli, jobs, media
 from phantom_s2v.errors import InputError
 from phantom_s2v.generate import load_preset
 
@@ -212,7 +212,7 @@ def test_interruption_leaves_nothing(phantom, tiny, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("phantom_s2v.generate.generate", stop)
+    monkeypatch.setattr("phantom_s2v.jobs.generate", stop)
     code, _, err = phantom("generate", "--model", tiny, "--prompt", "a", "--out", tmp_path / "v.mp4")
     assert code == 130
     assert "interrupted" in err
@@ -239,7 +239,7 @@ ARGUMENTS = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_arguments_are_a_request_or_one_sentence(tiny, options):
     try:
-        request = cli.build_request(options, load_preset(tiny))
+        request = jobs.build_request(options, load_preset(tiny))
     except InputError as error:
         assert "\n" not in str(error)
     else:
@@ -264,7 +264,7 @@ def test_golden_of_the_tiny_model(tiny_models, picture):
     """The whole path against recorded means: a change of method shows here (random weights of seed 0, torch 2.13)."""
     from phantom_s2v.generate import generate
 
-    request = cli.build_request({"prompt": "A cat moves.", "reference": [str(picture)], "seed": 7}, tiny_models.preset)
+    request = jobs.build_request({"prompt": "A cat moves.", "reference": [str(picture)], "seed": 7}, tiny_models.preset)
     video = generate(request, tiny_models).video.astype(np.float64)
     np.testing.assert_allclose(video.mean((0, 1, 2)), GOLDEN_MEAN, atol=0.3)
     np.testing.assert_allclose([video[4].std(), video[:, 5, 9].mean()], GOLDEN_OTHERS, atol=1.0)

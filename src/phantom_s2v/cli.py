@@ -5,10 +5,9 @@ Exit codes: 0 done, 1 a threshold that was asked for is missed, 2 bad input or r
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,7 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from phantom_s2v.errors import InputError, PhantomError
 
 if TYPE_CHECKING:
-    from phantom_s2v.generate import Models, Output, Preset, Request
+    from phantom_s2v.generate import Models, Preset
+    from phantom_s2v.jobs import Job
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True, help="Fetch and encode what training learns from.")
@@ -99,6 +99,7 @@ def generate(
 ) -> None:
     """Make a video from reference images and a prompt."""
     from phantom_s2v.generate import load_preset
+    from phantom_s2v.jobs import build_request
     from phantom_s2v.presets import model_folder
 
     if from_:
@@ -132,78 +133,10 @@ def generate(
     run_jobs(jobs, model, preview)
 
 
-def build_request(options: dict[str, Any], preset: "Preset") -> "Request":
-    """A request out of options, with the preset's defaults. Raises InputError for what cannot be made."""
-    from phantom_s2v.generate import Reference, Request, check
-    from phantom_s2v.geometry import parse_size
-
-    known = {
-        "prompt",
-        "reference",
-        "first_frame",
-        "size",
-        "frames",
-        "fps",
-        "seed",
-        "steps",
-        "solver",
-        "guidance_image",
-        "guidance_text",
-        "negative_prompt",
-        "untrained_size",
-        "out",
-    }
-    if extra := sorted(set(options) - known):
-        raise InputError(f"{', '.join(extra)} is no option of a request; legal are {', '.join(sorted(known))}")
-    size = options.get("size")
-    height, width = parse_size(size) if size else (preset.height, preset.width)
-    given = {
-        k: options[k]
-        for k in ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text")
-        if options.get(k) is not None
-    }
-    defaults = {k: v for k, v in asdict(preset).items() if k in Request.__dataclass_fields__}
-    references = tuple(
-        Reference(path, name)
-        for name, path in (split_reference(text, i) for i, text in enumerate(options.get("reference") or []))
-    )
-    request = Request(
-        **{**defaults, **given, "height": height, "width": width},
-        prompt=options.get("prompt") or "",
-        references=references,
-        seed=options.get("seed") or 0,
-        negative_prompt=options.get("negative_prompt") or "",
-        first_frame=options.get("first_frame"),
-        untrained_size=bool(options.get("untrained_size")),
-    )
-    check(request, preset)
-    return request
-
-
-def split_reference(text: str, number: int) -> tuple[str, str]:
-    """(name, path) of "[NAME=]PATH"; a file whose own name holds "=" is taken as it is."""
-    name, equals, path = text.partition("=")
-    if not equals or Path(text).exists() or "/" in name:
-        return f"subject {number + 1}", text
-    if not name or not path:
-        raise InputError(f"reference is {text!r}; legal is PATH or NAME=PATH")
-    return name, path
-
-
-def check_job(request: "Request", target: Path) -> None:
-    """Raise InputError for a picture or an output that cannot be used, before anything loads."""
-    from phantom_s2v import media
-
-    media.check_writable(target)
-    if target.suffix.lower() != ".mp4":
-        raise InputError(f"the output is {target.name}; videos are written as .mp4")
-    for path in [*(r.path for r in request.references), *([request.first_frame] if request.first_frame else [])]:
-        media.read_picture(Path(path))
-
-
-def run_jobs(jobs: list[tuple["Request", Path]], model: str, preview: bool, loaded: "Models | None" = None) -> None:
-    """Check everything, load once, make every video."""
+def run_jobs(jobs: list["Job"], model: str, preview: bool, loaded: "Models | None" = None) -> None:
+    """Check everything, load once, make every video, and name them."""
     from phantom_s2v.generate import load_models
+    from phantom_s2v.jobs import check_job, make
     from phantom_s2v.presets import model_folder
 
     for request, target in jobs:
@@ -212,51 +145,10 @@ def run_jobs(jobs: list[tuple["Request", Path]], model: str, preview: bool, load
     with progress() as bar:
         for request, target in jobs:
             task = bar.add_task(target.name, total=request.steps)
-            _make(request, models, target, preview, lambda done, task=task: bar.update(task, completed=done))
+            for notice in make(request, models, target, preview, lambda done, task=task: bar.update(task, completed=done)):
+                print(f"phantom: {notice}", file=sys.stderr)
     for _, target in jobs:
         print(target)
-
-
-def _make(request: "Request", models: "Models", target: Path, preview: bool, report: Callable[[int], None]) -> None:
-    """One video with its sheet and record."""
-    from phantom_s2v.generate import generate
-
-    def on_step(done: int, steps: int, clean: Any) -> None:
-        report(done)
-        if preview and done % max(1, steps // 6) == 0:
-            _preview(models, clean, target.with_suffix(".preview.png"))
-
-    output = generate(request, models, on_step)
-    for notice in output.notices:
-        print(f"phantom: {notice}", file=sys.stderr)
-    _write(output, request, target)
-    target.with_suffix(".preview.png").unlink(missing_ok=True)
-
-
-def _preview(models: "Models", clean: Any, path: Path) -> None:
-    import torch
-
-    from phantom_s2v import media
-    from phantom_s2v.model.autoencoder import decode
-
-    with torch.no_grad():
-        pixels = decode(models.autoencoder, clean)[0]
-    frames = ((pixels.permute(1, 2, 3, 0) + 1) * 127.5).clamp(0, 255).byte().numpy()
-    media.write_picture(path, media.contact_sheet([], frames))
-
-
-def _write(output: "Output", request: "Request", target: Path) -> None:
-    """Sheet and record first, the video last: where there is a video, all of it is there."""
-    from phantom_s2v import media
-
-    media.write_picture(target.with_suffix(".png"), media.contact_sheet(output.references, output.video))
-    text = json.dumps(output.record, ensure_ascii=False, indent=1)
-    media.write_beside(target.with_suffix(".json"), lambda scratch: _text(scratch, text))
-    media.write_video(target, output.video, request.fps)
-
-
-def _text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool) -> None:
@@ -264,21 +156,15 @@ def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool) ->
 
     Lines that cannot be made are listed on stderr and left out: exit code 3, or 2 where none can be made.
     """
+    from phantom_s2v.jobs import read_requests
+
     if not file.is_file():
         raise InputError(f"{file} is not a file; --requests takes JSON lines, one request each")
     folder = out.parent if out.suffix else out
     if not folder.is_dir():
         raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
-    jobs, faults, lines = [], [], [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    for number, line in enumerate(lines, 1):
-        try:
-            request, target = _read_request(line, folder, number, preset)
-            if not target.exists():
-                check_job(request, target)
-                jobs.append((request, target))
-        except PhantomError as error:
-            faults.append(f"{file.name}, request {number}: {error}")
-    if faults and len(faults) == len(lines):
+    jobs, faults, count = read_requests(file, folder, preset)
+    if faults and len(faults) == count:
         raise InputError(faults[0])
     if jobs:
         run_jobs(jobs, model, preview)
@@ -286,17 +172,6 @@ def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool) ->
         print(f"phantom: not made: {fault}", file=sys.stderr)
     if faults:
         raise typer.Exit(3)
-
-
-def _read_request(line: str, folder: Path, number: int, preset: "Preset") -> tuple["Request", Path]:
-    try:
-        options = json.loads(line)
-        name = str(options.get("out", f"{number:04d}.mp4"))
-        if Path(name).name != name:
-            raise InputError(f"out is {name!r}; in a request it is a file name without a folder")
-        return build_request(options, preset), folder / name
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"this is no request: {error}") from error
 
 
 def _again(file: Path, out: Path, model: str, preview: bool) -> None:

@@ -1,0 +1,144 @@
+"""From options to requests, and from requests to files: what the command line and others that make videos share."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phantom_s2v import media
+from phantom_s2v.errors import InputError, PhantomError
+from phantom_s2v.generate import Models, Output, Preset, Reference, Request, check, generate
+from phantom_s2v.geometry import parse_size
+from phantom_s2v.model.autoencoder import decode
+
+Job = tuple[Request, Path]  # a request and the .mp4 that it becomes
+
+
+def build_request(options: dict[str, Any], preset: Preset) -> Request:
+    """A request out of options, with the preset's defaults. Raises InputError for what cannot be made."""
+
+    known = {
+        "prompt",
+        "reference",
+        "first_frame",
+        "size",
+        "frames",
+        "fps",
+        "seed",
+        "steps",
+        "solver",
+        "guidance_image",
+        "guidance_text",
+        "negative_prompt",
+        "untrained_size",
+        "out",
+    }
+    if extra := sorted(set(options) - known):
+        raise InputError(f"{', '.join(extra)} is no option of a request; legal are {', '.join(sorted(known))}")
+    size = options.get("size")
+    height, width = parse_size(size) if size else (preset.height, preset.width)
+    given = {
+        k: options[k]
+        for k in ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text")
+        if options.get(k) is not None
+    }
+    defaults = {k: v for k, v in asdict(preset).items() if k in Request.__dataclass_fields__}
+    references = tuple(
+        Reference(path, name)
+        for name, path in (split_reference(text, i) for i, text in enumerate(options.get("reference") or []))
+    )
+    request = Request(
+        **{**defaults, **given, "height": height, "width": width},
+        prompt=options.get("prompt") or "",
+        references=references,
+        seed=options.get("seed") or 0,
+        negative_prompt=options.get("negative_prompt") or "",
+        first_frame=options.get("first_frame"),
+        untrained_size=bool(options.get("untrained_size")),
+    )
+    check(request, preset)
+    return request
+
+
+def split_reference(text: str, number: int) -> tuple[str, str]:
+    """(name, path) of "[NAME=]PATH"; a file whose own name holds "=" is taken as it is."""
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).exists() or "/" in name:
+        return f"subject {number + 1}", text
+    if not name or not path:
+        raise InputError(f"reference is {text!r}; legal is PATH or NAME=PATH")
+    return name, path
+
+
+def check_job(request: Request, target: Path) -> None:
+    """Raise InputError for a picture or an output that cannot be used, before anything loads."""
+
+    media.check_writable(target)
+    if target.suffix.lower() != ".mp4":
+        raise InputError(f"the output is {target.name}; videos are written as .mp4")
+    for path in [*(r.path for r in request.references), *([request.first_frame] if request.first_frame else [])]:
+        media.read_picture(Path(path))
+
+
+def read_request(line: str, folder: Path, number: int, preset: Preset) -> Job:
+    """The job of one JSON line; `number` names its video where the line does not. Raises InputError."""
+    try:
+        options = json.loads(line)
+        name = str(options.get("out", f"{number:04d}.mp4"))
+        if Path(name).name != name:
+            raise InputError(f"out is {name!r}; in a request it is a file name without a folder")
+        return build_request(options, preset), folder / name
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"this is no request: {error}") from error
+
+
+def read_requests(file: Path, folder: Path, preset: Preset) -> tuple[list[Job], list[str], int]:
+    """Jobs of a JSON lines file whose video is not there yet, what is wrong with other lines, and how many lines there are."""
+    jobs, faults, lines = [], [], [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for number, line in enumerate(lines, 1):
+        try:
+            request, target = read_request(line, folder, number, preset)
+            if not target.exists():
+                check_job(request, target)
+                jobs.append((request, target))
+        except PhantomError as error:
+            faults.append(f"{file.name}, request {number}: {error}")
+    return jobs, faults, len(lines)
+
+
+def make(request: Request, models: Models, target: Path, preview: bool, report: Callable[[int], None]) -> list[str]:
+    """Make one video with its sheet and record; returns what was done to its input. `report` is told the steps done."""
+
+    def on_step(done: int, steps: int, clean: Any) -> None:
+        report(done)
+        if preview and done % max(1, steps // 6) == 0:
+            _preview(models, clean, target.with_suffix(".preview.png"))
+
+    output = generate(request, models, on_step)
+    _write(output, request, target)
+    target.with_suffix(".preview.png").unlink(missing_ok=True)
+    return output.notices
+
+
+def _preview(models: Models, clean: Any, path: Path) -> None:
+
+    with torch.no_grad():
+        pixels = decode(models.autoencoder, clean)[0]
+    frames = ((pixels.permute(1, 2, 3, 0) + 1) * 127.5).clamp(0, 255).byte().numpy()
+    media.write_picture(path, media.contact_sheet([], frames))
+
+
+def _write(output: Output, request: Request, target: Path) -> None:
+    """Sheet and record first, the video last: where there is a video, all of it is there."""
+
+    media.write_picture(target.with_suffix(".png"), media.contact_sheet(output.references, output.video))
+    text = json.dumps(output.record, ensure_ascii=False, indent=1)
+    media.write_beside(target.with_suffix(".json"), lambda scratch: _text(scratch, text))
+    media.write_video(target, output.video, request.fps)
+
+
+def _text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
