@@ -254,7 +254,7 @@ def train_autoencoder(
     from phantom_s2v.training import autoencoder
 
     config = (presets.mini_decoder if decoder_only else presets.mini_autoencoder)(steps)
-    config = replace(config, train=replace(config.train, threads=threads))
+    config = replace(config, train=replace(config.train, threads=threads), still_steps=0 if init_from else config.still_steps)
     autoencoder.train_autoencoder(config, load_store(root or default_root()), out, init_from)
 
 
