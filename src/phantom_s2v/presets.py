@@ -11,11 +11,11 @@ MINI = {  # defaults of phantom-mini, written beside its weights
     "width": 64,
     "frames": 25,
     "fps": 8,
-    "steps": 24,
+    "steps": 16,
     "solver": "euler",
     "shift": 1.0,
-    "guidance_image": 2.0,
-    "guidance_text": 3.0,
+    "guidance_image": 3.5,
+    "guidance_text": 4.0,
     "side_range": [48, 96],
 }
 MODELS = {"phantom-mini": Path(__file__).parent / "weights" / "phantom-mini"}
