@@ -16,9 +16,9 @@ from phantom_s2v.data.compose import compose
 from phantom_s2v.data.heldout import held_out
 from phantom_s2v.evaluation.suites import emoji_cases
 from phantom_s2v.flow import clean, interpolate
-from phantom_s2v.generate import condition, load_models, to_pixels
+from phantom_s2v.generate import condition, load_models
 from phantom_s2v.geometry import windows
-from phantom_s2v.model.autoencoder import encode
+from phantom_s2v.model.autoencoder import encode, to_pixels
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.presets import model_folder
 
@@ -47,7 +47,7 @@ def main() -> None:
     for index, case in enumerate([c for c in emoji_cases(sprites, CLIPS) if c.kind == "unnamed"]):
         clip = compose(replace(case.spec, frames=FRAMES), sprites)
         with torch.no_grad():
-            x = encode(models.autoencoder, to_pixels(clip.video).permute(1, 0, 2, 3)[None])
+            x = encode(models.autoencoder, to_pixels(clip.video)[None])
             conditions: Conditions = condition(models, clip.caption, list(clip.references), list(clip.references), [0])
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(index))
             x_t, t = interpolate(x, noise, torch.tensor(T)), torch.full((1,), T)

@@ -53,13 +53,12 @@ def test_callback_sees_every_step(tiny_models):
 
 def test_the_first_frame_is_kept(tiny_models, picture):
     """Its latent is clean at every step, so the first frame is that of the still through the autoencoder alone."""
-    from phantom_s2v.generate import to_pixels
     from phantom_s2v.media import letterbox, read_picture
-    from phantom_s2v.model.autoencoder import decode, encode
+    from phantom_s2v.model.autoencoder import decode, encode, to_pixels
 
     for solver in ("euler", "unipc"):
         video = PhantomPipeline(tiny_models)("A cat.", first_frame=picture, num_frames=9, solver=solver).frames[0]
-        still = to_pixels(letterbox(read_picture(picture)[0], 32, 32)[None])[:, :, None]
+        still = to_pixels(letterbox(read_picture(picture)[0], 32, 32)[None])[None]
         with torch.no_grad():
             back = decode(tiny_models.autoencoder, encode(tiny_models.autoencoder, still))[0, :, 0]
         expected = ((back.permute(1, 2, 0) + 1) * 127.5).round().numpy()

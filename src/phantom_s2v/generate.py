@@ -17,7 +17,7 @@ from phantom_s2v import media
 from phantom_s2v.conditioning import Conditions, encode_references
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS, VideoSize
-from phantom_s2v.model.autoencoder import decode, encode
+from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.model.weights import load_part, weights_hash
@@ -168,8 +168,7 @@ def generate(request: Request, models: Models, on_step: OnStep | None = None) ->
     latents = sample(request, models, conditions, first, on_step)
     with torch.no_grad():
         pixels = decode(models.autoencoder, latents)[0]
-    video = ((pixels.permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    return Output(video, prepared, record_of(request, models), notices)
+    return Output(to_video(pixels), prepared, record_of(request, models), notices)
 
 
 def condition(
@@ -181,7 +180,7 @@ def condition(
     if n:
         small = [media.letterbox(p, ENCODER_SIDE, ENCODER_SIDE) for p in pictures]
         latents, tokens = encode_references(
-            models.autoencoder, models.image_encoder, to_pixels(np.stack(prepared)), to_pixels(np.stack(small))
+            models.autoencoder, models.image_encoder, *(to_pixels(np.stack(p)[:, None])[:, :, 0] for p in (prepared, small))
         )
     else:
         latents = torch.zeros(0, config.latent_channels, 1, 1)
@@ -203,7 +202,7 @@ def sample(
     generator = torch.Generator("cpu").manual_seed(request.seed)
     x = torch.randn(1, models.transformer.config.latent_channels, *shape, generator=generator)
     if first is not None:
-        x[:, :, :1] = encode(models.autoencoder, to_pixels(first[None])[:, :, None])
+        x[:, :, :1] = encode(models.autoencoder, to_pixels(first[None])[None])
     negative = models.text_encoder([request.negative_prompt])
     inner = guided(models.transformer, conditions, negative, request.guidance_image, request.guidance_text)
 
@@ -216,11 +215,6 @@ def sample(
     times = uniform(request.steps, request.shift, 1.0 if request.solver == "euler" else 0.999)
     report = (lambda done, clean: on_step(done, request.steps, clean)) if on_step else None
     return SOLVERS[request.solver](velocity, x, times, report)
-
-
-def to_pixels(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in -1..1."""
-    return torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def prompt_notices(request: Request, models: Models) -> list[str]:

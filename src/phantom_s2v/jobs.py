@@ -12,14 +12,13 @@ from phantom_s2v import media
 from phantom_s2v.errors import InputError, PhantomError
 from phantom_s2v.generate import Models, Output, Preset, Reference, Request, check, generate
 from phantom_s2v.geometry import parse_size
-from phantom_s2v.model.autoencoder import decode
+from phantom_s2v.model.autoencoder import decode, to_video
 
 Job = tuple[Request, Path]  # a request and the .mp4 that it becomes
 
 
 def build_request(options: dict[str, Any], preset: Preset) -> Request:
     """A request out of options, with the preset's defaults. Raises InputError for what cannot be made."""
-
     known = {
         "prompt",
         "reference",
@@ -75,7 +74,6 @@ def split_reference(text: str, number: int) -> tuple[str, str]:
 
 def check_job(request: Request, target: Path) -> None:
     """Raise InputError for a picture or an output that cannot be used, before anything loads."""
-
     media.check_writable(target)
     if target.suffix.lower() != ".mp4":
         raise InputError(f"the output is {target.name}; videos are written as .mp4")
@@ -124,16 +122,13 @@ def make(request: Request, models: Models, target: Path, preview: bool, report: 
 
 
 def _preview(models: Models, clean: Any, path: Path) -> None:
-
     with torch.no_grad():
         pixels = decode(models.autoencoder, clean)[0]
-    frames = ((pixels.permute(1, 2, 3, 0) + 1) * 127.5).clamp(0, 255).byte().numpy()
-    media.write_picture(path, media.contact_sheet([], frames))
+    media.write_picture(path, media.contact_sheet([], to_video(pixels)))
 
 
 def _write(output: Output, request: Request, target: Path) -> None:
     """Sheet and record first, the video last: where there is a video, all of it is there."""
-
     media.write_picture(target.with_suffix(".png"), media.contact_sheet(output.references, output.video))
     text = json.dumps(output.record, ensure_ascii=False, indent=1)
     media.write_beside(target.with_suffix(".json"), lambda scratch: _text(scratch, text))

@@ -9,7 +9,6 @@ import io
 import json
 import sys
 import tarfile
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def build(archives: list[Path], scratch: Path) -> None:
     listed = [{"key": s.key, "name": s.name, "family": s.family} for s in kept]
     (ASSETS / "subjects.json").write_text(json.dumps(listed, indent=0) + "\n")
     clips = {key: clip for key, _, clip in rows}
-    packaged = {s.key for s in evaluated(Sprites(tuple(replace(s) for s in kept), np.empty(0)))}
+    packaged = {s.key for s in evaluated(Sprites(tuple(kept), np.empty(0)))}
     stills = _originals(archives)
     for subject in kept:
         image = Image.open(io.BytesIO(stills[subject.key])).convert("RGBA").resize((160, 160), Image.Resampling.LANCZOS)

@@ -19,9 +19,9 @@ from phantom_s2v.data.heldout import evaluated, held_out, still_path
 from phantom_s2v.data.looks import COLOURS, Ground
 from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.judge import Judge
-from phantom_s2v.generate import Models, Reference, Request, generate, to_pixels
+from phantom_s2v.generate import Models, Reference, Request, generate
 from phantom_s2v.media import letterbox, read_picture
-from phantom_s2v.model.autoencoder import decode, encode
+from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
 
 DIRECTIONS = ("left", "right", "up", "down")
 PAIRS = 50
@@ -93,9 +93,7 @@ def request_of(case: Case, sprites: Sprites, models: Models) -> Request:
     )  # fmt: skip
 
 
-def run_emoji(
-    models: Models, out: Path, limit: int | None, report: Callable[[int, int], None], overrides: dict | None = None
-) -> dict:
+def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None]) -> dict:
     """Make and judge what `out`/cases.jsonl lacks, then summarise. Returns the figures."""
     sprites, judge = held_out(), Judge()
     out.mkdir(parents=True, exist_ok=True)
@@ -106,8 +104,7 @@ def run_emoji(
     with file.open("a") as lines:
         for number, case in enumerate(cases):
             if case.id not in done:
-                request = replace(request_of(case, sprites, models), **(overrides or {}))
-                video = generate(request, models).video
+                video = generate(request_of(case, sprites, models), models).video
                 done[case.id] = judge_case(case, video, judge, bank, sprites)
                 _keep_frames(out / "frames" / f"{case.id}.png", case, video)
                 print(json.dumps(done[case.id]), file=lines, flush=True)
@@ -151,9 +148,8 @@ def autoencoder_psnr(models: Models, sprites: Sprites) -> dict[str, list[float]]
         spec = random_spec(rng, evaluated(sprites), 25, models.preset.height, pictures=1)
         ground = replace(spec.ground, kind=("stripes", "dots", "checks", "noise")[index % 4])
         clip = compose(replace(spec, ground=ground), sprites)
-        pixels = to_pixels(clip.video).permute(1, 0, 2, 3)[None]
-        back = decode(models.autoencoder, encode(models.autoencoder, pixels))[0]
-        video = ((back.permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).numpy()
+        latents = encode(models.autoencoder, to_pixels(clip.video)[None])
+        video = to_video(decode(models.autoencoder, latents)[0])
         whole.append(metrics.psnr(clip.video, video))
         subject.append(metrics.psnr(clip.video, video, metrics.box_masks(clip.masks.max(0) > 127)))
     return {"autoencoder_psnr": whole, "autoencoder_psnr_subject": subject}

@@ -6,6 +6,7 @@ Pixels are float32 in -1..1, [B, 3, F, H, W]; latents are normalised by the conf
 
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
@@ -26,6 +27,16 @@ def build_autoencoder() -> AutoencoderKLWan:
         latents_mean=[0.0] * LATENT_CHANNELS,
         latents_std=[1.0] * LATENT_CHANNELS,
     )
+
+
+def to_pixels(video: np.ndarray) -> torch.Tensor:
+    """uint8 [..., F, H, W, 3] -> float32 [..., 3, F, H, W] in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(video, -1, -4))).float() / 127.5 - 1
+
+
+def to_video(pixels: torch.Tensor) -> np.ndarray:
+    """Pixels [3, F, H, W] in -1..1 -> uint8 [F, H, W, 3], rounded."""
+    return ((pixels.permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def encode(autoencoder: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:

@@ -7,19 +7,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import load_file
 from torch import nn
 
 from phantom_s2v.data.compose import compose, random_spec
 from phantom_s2v.data.emoji import Sprites, subjects_hash
-from phantom_s2v.model.autoencoder import build_autoencoder
+from phantom_s2v.model.autoencoder import build_autoencoder, to_pixels
 from phantom_s2v.training.config import AutoencoderConfig
 from phantom_s2v.training.loop import Loss, train
-
-
-def to_pixels(video: np.ndarray) -> torch.Tensor:
-    """uint8 [..., F, H, W, 3] -> float32 [..., 3, F, H, W] in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(video, -1, -4))).float() / 127.5 - 1
 
 
 def batch(config: AutoencoderConfig, sprites: Sprites, step: int) -> dict[str, torch.Tensor]:
@@ -91,8 +85,3 @@ def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprit
         values = torch.cat(latents)
         model.register_to_config(latents_mean=values.mean((0, 2, 3, 4)).tolist(), latents_std=values.std((0, 2, 3, 4)).tolist())
     model.save_pretrained(out)
-
-
-def load_ema(state: Path, model: nn.Module) -> None:
-    """Load the average out of a run's state into `model`."""
-    model.load_state_dict({k[4:]: v for k, v in load_file(state).items() if k.startswith("ema.")})

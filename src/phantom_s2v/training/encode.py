@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from phantom_s2v.conditioning import encode_references
 from phantom_s2v.data.compose import Clip, compose, random_spec
 from phantom_s2v.data.emoji import Sprites
-from phantom_s2v.model.autoencoder import encode
+from phantom_s2v.model.autoencoder import encode, to_pixels
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
-from phantom_s2v.training.autoencoder import to_pixels
 
 ROWS = 64
 TEXT_PLACES = 48  # stored tokens a caption; composed captions of four subjects fit

@@ -10,8 +10,8 @@ from torch import nn
 from phantom_s2v.data.compose import Cast, Shot, look_caption, photograph
 from phantom_s2v.data.emoji import Sprites, subjects_hash
 from phantom_s2v.data.looks import random_ground, random_look
+from phantom_s2v.model.autoencoder import to_pixels
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
-from phantom_s2v.training.autoencoder import to_pixels
 from phantom_s2v.training.config import ImageEncoderConfig
 from phantom_s2v.training.loop import Loss, train
 

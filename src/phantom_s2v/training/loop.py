@@ -78,12 +78,7 @@ def train(
     state, start = out / "state.safetensors", 0
     if state.exists():
         start = load_state(state, model, ema, optimizer)["step"]
-    loader = DataLoader(
-        Steps(make_batch, start, config.steps),
-        batch_size=None,
-        num_workers=config.workers,
-        prefetch_factor=4 if config.workers else None,
-    )
+    loader = _loader(config, make_batch, start)
     loss_fn, facts = loss_of(model), {**facts, "train": asdict(config)}
     saved = sampled = time.monotonic()
     with closing(_Log(out, config.log_steps)) as log:
@@ -104,6 +99,12 @@ def train(
                 on_sample(ema, step + 1)
                 sampled = time.monotonic()
     return ema
+
+
+def _loader(config: TrainConfig, make_batch: Callable[[int], Any], start: int) -> DataLoader:
+    """Batches from step `start` on, composed ahead by the config's workers."""
+    steps, ahead = Steps(make_batch, start, config.steps), 4 if config.workers else None
+    return DataLoader(steps, batch_size=None, num_workers=config.workers, prefetch_factor=ahead)
 
 
 def _update(optimizer: Muon, loss: torch.Tensor, factor: float, clip_norm: float) -> torch.Tensor:
