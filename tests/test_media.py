@@ -131,6 +131,18 @@ def test_video_comes_back(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["名前.mp4"], "nothing else is left"
 
 
+def test_the_same_frames_give_the_same_bytes(tmp_path):
+    """Whatever lies in memory: x264's default rate control fails this about one time in three."""
+    coarse = np.random.default_rng(0).integers(0, 255, (25, 8, 8, 3), dtype=np.uint8)
+    frames = coarse.repeat(8, 1).repeat(8, 2)
+    kept, written = [], set()
+    for index in range(12):
+        kept.append(np.full(5000 * (index + 1), index))
+        media.write_video(tmp_path / "v.mp4", frames, 8)
+        written.add((tmp_path / "v.mp4").read_bytes())
+    assert len(written) == 1
+
+
 def test_nothing_half_written_is_left(tmp_path):
     def fail(scratch):
         scratch.write_text("half")

@@ -99,11 +99,13 @@ def check_writable(path: Path) -> None:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
-    """H.264 in mp4, nearly lossless; sides must be even."""
+    """H.264 in mp4, nearly lossless; sides must be even. The same frames give the same bytes."""
 
     def write(scratch: Path) -> None:
         with av.open(str(scratch), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "12", "threads": "1"})
+            # With macroblock-tree rate control x264 gives other bits for the same small frames from run to run.
+            options = {"crf": "12", "threads": "1", "x264-params": "mbtree=0"}
+            stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"
             for frame in frames:
