@@ -17,9 +17,9 @@ def tiny(tmp_path_factory) -> Path:
     """A model folder like phantom-mini's, with small random weights whose velocity is not zero."""
     from diffusers import AutoencoderKLWan
 
-    from phantom_s2v.generate import Preset
     from phantom_s2v.model.encoders import ImageEncoder
     from phantom_s2v.model.transformer import PhantomTransformer
+    from phantom_s2v.request import Preset
 
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)

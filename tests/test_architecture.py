@@ -17,12 +17,14 @@ RULES = {
     "model": {"errors", "geometry", "model"},
     "conditioning": {"errors", "geometry", "model"},
     "sampling": {"errors", "geometry", "flow", "conditioning", "sampling"},
-    "generate": LOW | {"model", "conditioning", "sampling"},
-    "jobs": LOW | {"model", "generate"},
-    "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets"},
+    "request": {"errors", "geometry"},
+    "record": {"errors", "request"},
+    "generate": LOW | {"model", "conditioning", "sampling", "request", "record"},
+    "jobs": LOW | {"model", "generate", "request"},
+    "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets", "request"},
     "data": LOW | {"data"},
     "training": {"errors", "geometry", "flow", "model", "conditioning", "data", "training"},
-    "evaluation": LOW | {"data", "generate", "model", "evaluation"},
+    "evaluation": LOW | {"data", "generate", "model", "request", "evaluation"},
     "presets": {"errors", "geometry", "model", "sampling", "training"},
 }
 
@@ -46,7 +48,9 @@ def test_imports_only_what_its_unit_may(path):
     assert "cli" not in imports(path)
 
 
-@pytest.mark.parametrize("code", ["import phantom_s2v", "import phantom_s2v.geometry, phantom_s2v.media, phantom_s2v.presets"])
+@pytest.mark.parametrize(
+    "code", ["import phantom_s2v", "import phantom_s2v.geometry, phantom_s2v.media, phantom_s2v.presets, phantom_s2v.request"]
+)
 def test_import_loads_no_torch(code):
     check = f"{code}; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
@@ -70,5 +74,5 @@ def test_public_names():
     assert {name for name in phantom_s2v.__all__ if getattr(phantom_s2v, name) is None} == set()
     assert set(phantom_s2v.__all__) == {
         "__version__", "CheckpointError", "DataError", "InputError", "Models", "Output", "PhantomError", "PhantomPipeline",
-        "PhantomTransformer", "Reference", "Request", "load_models", "model_folder",
+        "PhantomTransformer", "Placement", "Reference", "Request", "load_models", "model_folder",
     }  # fmt: skip

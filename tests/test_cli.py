@@ -13,7 +13,7 @@ from PIL import Image
 
 from phantom_s2v import cli, jobs, media
 from phantom_s2v.errors import InputError
-from phantom_s2v.generate import load_preset
+from phantom_s2v.request import load_preset
 
 GOLDEN_MEAN = [122.65, 142.98, 136.09]
 GOLDEN_OTHERS = [31.74, 148.22]
@@ -143,7 +143,7 @@ def test_notices_go_to_stderr(phantom, tiny, tmp_path):
         (["--prompt", ""], "the prompt is empty and there is no reference"),
         (["--prompt", "a", "--frames", "24"], "frames is 24; .* the nearest are 21 and 25"),
         (["--prompt", "a", "--size", "30x32"], "width is 30"),
-        (["--prompt", "a", "--size", "640x480"], "sides of 16 to 48 pixels are legal"),
+        (["--prompt", "a", "--size", "640x480"], "legal for tiny: sides of 16 to 48 pixels"),
         (["--prompt", "a", "--solver", "dpm++"], "euler or unipc"),
         (["--prompt", "a", "--steps", "0"], "steps is 0"),
         (["--prompt", "a", "--seed", "-1"], "seed is -1"),

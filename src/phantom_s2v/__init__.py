@@ -14,8 +14,9 @@ _HOMES = {
     "Output": "generate",
     "PhantomPipeline": "pipeline",
     "PhantomTransformer": "model.transformer",
-    "Reference": "generate",
-    "Request": "generate",
+    "Placement": "model.placement",
+    "Reference": "request",
+    "Request": "request",
     "load_models": "generate",
     "model_folder": "presets",
 }

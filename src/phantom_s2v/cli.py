@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from phantom_s2v.errors import InputError, PhantomError
 
 if TYPE_CHECKING:
-    from phantom_s2v.generate import Models, Preset
+    from phantom_s2v.generate import Models
     from phantom_s2v.jobs import Job
+    from phantom_s2v.model.placement import Placement
+    from phantom_s2v.request import Preset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True, help="Fetch and encode what training learns from.")
@@ -48,7 +50,7 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def progress() -> Progress:
+def progress(shown: bool = True) -> Progress:
     """A bar with time left, on stderr."""
     return Progress(
         TextColumn("{task.description}"),
@@ -58,6 +60,7 @@ def progress() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=err,
+        disable=not shown,
     )
 
 
@@ -80,8 +83,11 @@ def generate(
     out: Annotated[Path, typer.Option(help="The video, .mp4; a sheet .png and a record .json are written beside it.")] = Path(
         "video.mp4"
     ),
-    first_frame: Annotated[Path | None, typer.Option(help="A picture that the video starts from.")] = None,
-    model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini",
+    first_frame: Annotated[Path | None, typer.Option(help="A picture that the video starts from (phantom-mini).")] = None,
+    background: Annotated[Path | None, typer.Option(help="A picture of the place, kept whole.")] = None,
+    cutout: Annotated[bool, typer.Option(help="Remove the ground of the references: transparency, or one plain colour.")] = False,
+    several_views: Annotated[bool, typer.Option(help="Let Phantom-Wan have several pictures of one subject.")] = False,
+    model: Annotated[str, typer.Option(help="Name or folder of a model, or OWNER/MODEL of a hub.")] = "phantom-mini",
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     frames: Annotated[int | None, typer.Option(help="Length, a multiple of 4 plus 1.")] = None,
     fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
@@ -91,24 +97,43 @@ def generate(
     solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
     guidance_image: Annotated[float | None, typer.Option(help="Weight of the references.")] = None,
     guidance_text: Annotated[float | None, typer.Option(help="Weight of the prompt.")] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What to stay away from.")] = "",
+    negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
     untrained_size: Annotated[bool, typer.Option(help="Let sizes pass that the model was not trained at.")] = False,
+    released_behaviour: Annotated[
+        bool, typer.Option(help="Read pictures and draw noise as Phantom's released code does.")
+    ] = False,
     preview: Annotated[bool, typer.Option(help="Write frames on the way to OUT.preview.png.")] = False,
     requests: Annotated[Path | None, typer.Option(help="JSON lines, one request each: the same names as these options.")] = None,
     from_: Annotated[Path | None, typer.Option("--from", help="Make the video of a record .json again.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1 (Phantom-Wan).")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16 (Phantom-Wan).")] = "auto",
+    offload: Annotated[str, typer.Option(help="none, model or group: what waits in main memory.")] = "none",
+    quantise: Annotated[str, typer.Option(help="none, fp8 or int8: how weights are stored.")] = "none",
+    tiling: Annotated[bool, typer.Option(help="Decode in tiles.")] = False,
+    cache: Annotated[str, typer.Option(help="none, first-block or taylorseer: skip work between steps, approximately.")] = "none",
+    cache_text: Annotated[bool, typer.Option(help="Keep keys and values of the text, exactly.")] = False,
+    parallel: Annotated[str, typer.Option(help="none, ulysses, ring or fsdp, under torchrun.")] = "none",
+    lora: Annotated[list[str] | None, typer.Option(help="FILE[=SCALE] of a LoRA for Wan; can be given again.")] = None,
 ) -> None:
     """Make a video from reference images and a prompt."""
-    from phantom_s2v.generate import load_preset
-    from phantom_s2v.jobs import build_request
+    from phantom_s2v.jobs import build_request, parse_loras
+    from phantom_s2v.model import placement as memory
     from phantom_s2v.presets import model_folder
+    from phantom_s2v.request import load_preset
 
+    placement = memory.Placement(
+        device, dtype, offload, quantise, tiling, cache, cache_text=cache_text, loras=parse_loras(lora or []), parallel=parallel
+    )
     if from_:
-        _again(from_, out, model, preview)
+        _again(from_, out, model, preview, placement)
         return
     options = {
         "prompt": prompt,
         "reference": reference or [],
         "first_frame": str(first_frame) if first_frame else None,
+        "background": str(background) if background else None,
+        "cutout": cutout,
+        "several_views": several_views,
         "size": size,
         "frames": frames,
         "fps": fps,
@@ -119,10 +144,13 @@ def generate(
         "guidance_text": guidance_text,
         "negative_prompt": negative_prompt,
         "untrained_size": untrained_size,
+        "released_behaviour": released_behaviour,
     }
     preset = load_preset(model_folder(model))
+    if preset.family != "wan" and placement != memory.Placement():
+        raise InputError(f"{preset.name} runs on the CPU as it is; options of device, memory, cache and LoRA are for Phantom-Wan")
     if requests:
-        _many(requests, out, model, preset, preview)
+        _many(requests, out, model, preset, preview, placement)
         return
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; it can be 1 or more")
@@ -130,28 +158,32 @@ def generate(
     for number in range(seeds):
         target = out if seeds == 1 else out.with_name(f"{out.stem}-{seed + number}{out.suffix}")
         jobs.append((build_request(options | {"seed": seed + number}, preset), target))
-    run_jobs(jobs, model, preview)
+    run_jobs(jobs, model, preview, placement)
 
 
-def run_jobs(jobs: list["Job"], model: str, preview: bool, loaded: "Models | None" = None) -> None:
+def run_jobs(jobs: list["Job"], model: str, preview: bool, placement: "Placement", loaded: "Models | None" = None) -> None:
     """Check everything, load once, make every video, and name them."""
     from phantom_s2v.generate import load_models
     from phantom_s2v.jobs import check_job, make
+    from phantom_s2v.model.parallel import is_main, leave
     from phantom_s2v.presets import model_folder
 
     for request, target in jobs:
         check_job(request, target)
-    models = loaded or load_models(model_folder(model))
-    with progress() as bar:
+    models = loaded or load_models(model_folder(model), placement)
+    main_process = is_main()  # under torchrun the others compute and stay silent
+    with progress(main_process) as bar:
         for request, target in jobs:
             task = bar.add_task(target.name, total=request.steps)
-            for notice in make(request, models, target, preview, lambda done, task=task: bar.update(task, completed=done)):
+            told = make(request, models, target, preview, lambda done, task=task: bar.update(task, completed=done), main_process)
+            for notice in told if main_process else []:
                 print(f"phantom: {notice}", file=sys.stderr)
-    for _, target in jobs:
+    for _, target in jobs if main_process else []:
         print(target)
+    leave()
 
 
-def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool) -> None:
+def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool, placement: "Placement") -> None:
     """All requests of a JSON lines file; those whose video is there already are left alone. `out` names a folder.
 
     Lines that cannot be made are listed on stderr and left out: exit code 3, or 2 where none can be made.
@@ -167,28 +199,51 @@ def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool) ->
     if faults and len(faults) == count:
         raise InputError(faults[0])
     if jobs:
-        run_jobs(jobs, model, preview)
+        run_jobs(jobs, model, preview, placement)
     for fault in faults:
         print(f"phantom: not made: {fault}", file=sys.stderr)
     if faults:
         raise typer.Exit(3)
 
 
-def _again(file: Path, out: Path, model: str, preview: bool) -> None:
+def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placement") -> None:
     """Make the video of a record again, and say first what has changed since."""
-    from phantom_s2v.generate import changes, load_models, request_from
+    from phantom_s2v.generate import load_models
     from phantom_s2v.presets import model_folder
+    from phantom_s2v.record import changes, request_from
 
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is no record of a video: {error}") from error
     request = request_from(record)
-    models = load_models(model_folder(model))
-    said = changes(record, models)
+    models = load_models(model_folder(model), placement)
+    said = changes(record, models.hash)
     for line in said or ["nothing has changed; the video will be the same"]:
         print(f"phantom: {line}", file=sys.stderr)
-    run_jobs([(request, out)], model, preview, models)
+    run_jobs([(request, out)], model, preview, placement, models)
+
+
+@app.command()
+def convert(
+    wan: Annotated[str, typer.Option(help="Folder of Wan2.1-T2V-1.3B (native, or diffusers'), or OWNER/MODEL of a hub.")],
+    phantom: Annotated[str, typer.Option(help="Phantom-Wan-1.3B.pth, the folder of the 14B shards, or a community file.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+) -> None:
+    """Convert the released Phantom-Wan weights to a model folder in diffusers' layout."""
+    from phantom_s2v.model.convert import convert as run
+    from phantom_s2v.presets import source_path
+
+    with progress() as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(part: str, done: int, total: int) -> None:
+            if part not in tasks:
+                tasks[part] = bar.add_task(f"{part}, MB", total=total >> 20)
+            bar.update(tasks[part], completed=done >> 20)
+
+        facts = run(source_path(wan), source_path(phantom), out, report)
+    print(json.dumps({"out": str(out), "weights": facts["weights"]}))
 
 
 @data.command("emoji")
@@ -224,6 +279,8 @@ def data_encode(
 
     torch.set_num_threads(threads)
     models = load_models(model_folder(model))
+    if models.image_encoder is None:
+        raise InputError(f"{model} has no image encoder; latents are encoded with phantom-mini or a model like it")
     numbers = range(start, shards, stride)
     with progress() as bar:
         task = bar.add_task("shards", total=len(numbers))

@@ -33,7 +33,14 @@ def shift_t(t: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def velocity_loss(velocity: torch.Tensor, target: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the latent frames where `counted` (bool [B, T]) holds; inputs are [B, C, T, h, w]."""
-    error = (velocity.float() - target.float()).square().mean((1, 3, 4))
-    return (error * counted).sum() / counted.sum().clamp(min=1)
+def velocity_loss(
+    velocity: torch.Tensor, target: torch.Tensor, counted: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared error over the latent frames where `counted` (bool [B, T]) holds; inputs are [B, C, T, h, w].
+
+    `weight` [B, T, h, w], positive, makes it a weighted mean over positions.
+    """
+    error = (velocity.float() - target.float()).square().mean(1)
+    weight = torch.ones_like(error) if weight is None else weight
+    weight = weight * counted[:, :, None, None]
+    return (error * weight).sum() / weight.sum().clamp(min=1)

@@ -1,27 +1,27 @@
 """The one path from a request to a video: command line, pipeline, studio and evaluation all come through here."""
 
-import hashlib
-import json
-import platform
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from phantom_s2v import media
 from phantom_s2v.conditioning import Conditions, encode_references
-from phantom_s2v.errors import CheckpointError, InputError
-from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS, VideoSize
+from phantom_s2v.geometry import VideoSize
 from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
+from phantom_s2v.model.placement import Placement, place_autoencoder, place_transformer, taking_turns
 from phantom_s2v.model.transformer import PhantomTransformer
+from phantom_s2v.model.wan import WanTextEncoder, pad_text, use_released_sinusoid, wan_velocity
 from phantom_s2v.model.weights import load_part, weights_hash
-from phantom_s2v.sampling.guidance import guided
+from phantom_s2v.record import record_of
+from phantom_s2v.request import Preset, Request, check, load_preset
+from phantom_s2v.sampling.guidance import Velocity, guided, guided_in_turn
 from phantom_s2v.sampling.schedules import uniform
 from phantom_s2v.sampling.solvers import SOLVERS
 
@@ -30,65 +30,16 @@ OnStep = Callable[[int, int, torch.Tensor], None]  # steps done, steps in all, p
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Defaults of a model, kept beside its weights in preset.json."""
-
-    name: str
-    height: int  # pixels
-    width: int
-    frames: int
-    fps: int
-    steps: int
-    solver: str
-    shift: float  # of the timestep grid
-    guidance_image: float
-    guidance_text: float
-    side_range: tuple[int, int]  # pixels a side that are near to those trained
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A picture of a subject; pictures of one name are views of one subject."""
-
-    path: str
-    subject: str
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a user asks for."""
-
-    prompt: str
-    references: tuple[Reference, ...]
-    height: int
-    width: int
-    frames: int
-    fps: int
-    seed: int
-    steps: int
-    solver: str
-    shift: float
-    guidance_image: float
-    guidance_text: float
-    negative_prompt: str = ""
-    first_frame: str | None = None
-    untrained_size: bool = False
-
-    def subjects(self) -> list[str]:
-        """Names in the order of their first picture."""
-        return list(dict.fromkeys(r.subject for r in self.references))
-
-
-@dataclass(frozen=True)
 class Models:
     """Everything that `load_models` loads."""
 
     preset: Preset
-    transformer: PhantomTransformer
+    transformer: PhantomTransformer | WanTransformer3DModel
     autoencoder: AutoencoderKLWan
-    image_encoder: ImageEncoder
-    text_encoder: TextEncoder
+    image_encoder: ImageEncoder | None  # phantom-mini alone
+    text_encoder: TextEncoder | WanTextEncoder
     hash: str  # SHA-256 over the weight files
+    placement: Placement = field(default_factory=Placement)
 
 
 @dataclass(frozen=True)
@@ -101,19 +52,13 @@ class Output:
     notices: list[str] = field(default_factory=list)
 
 
-def load_preset(folder: Path) -> Preset:
-    """Defaults of the model in `folder`. Raises CheckpointError where there is no model of ours."""
-    try:
-        values = json.loads((folder / "preset.json").read_text())
-        return Preset(**{**values, "side_range": tuple(values["side_range"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder} is not a model folder; it needs a readable preset.json ({error})") from error
-
-
-def load_models(folder: Path) -> Models:
-    """Load a model folder strictly, in float32 and in evaluation mode."""
+def load_models(folder: Path, placement: Placement | None = None) -> Models:
+    """Load a model folder strictly, for inference. Raises CheckpointError where anything is missing or does not fit."""
+    preset = load_preset(folder)
+    if preset.family == "wan":
+        return _load_wan(folder, preset, placement or Placement())
     return Models(
-        preset=load_preset(folder),
+        preset=preset,
         transformer=load_part(PhantomTransformer, folder / "transformer"),
         autoencoder=load_part(AutoencoderKLWan, folder / "autoencoder"),
         image_encoder=load_part(ImageEncoder, folder / "image_encoder"),
@@ -122,61 +67,110 @@ def load_models(folder: Path) -> Models:
     )
 
 
-def check(request: Request, preset: Preset) -> None:
-    """Raise InputError for what cannot be made, before anything loads."""
-    VideoSize(request.frames, request.height, request.width)
-    subjects, pictures = len(request.subjects()), len(request.references)
-    if subjects > MAX_SUBJECTS:
-        raise InputError(f"{subjects} subjects were given; at most {MAX_SUBJECTS} are possible (the same NAME= is one)")
-    if pictures > MAX_PICTURES:
-        raise InputError(f"{pictures} reference pictures were given; at most {MAX_PICTURES} are possible")
-    if not request.prompt.strip() and not request.references:
-        raise InputError("the prompt is empty and there is no reference; give a prompt, a reference, or both")
-    if request.solver not in SOLVERS:
-        raise InputError(f"solver is {request.solver!r}; it can be {' or '.join(SOLVERS)}")
-    for name, low, high in (("steps", 1, 1000), ("fps", 1, 120), ("seed", 0, 2**63 - 1)):
-        if not low <= getattr(request, name) <= high:
-            raise InputError(f"{name} is {getattr(request, name)}; it can be {low} to {high}")
-    for name in ("guidance_image", "guidance_text"):
-        if not 0 <= getattr(request, name) <= 100:
-            raise InputError(f"{name} is {getattr(request, name)}; it can be 0 to 100")
-    low, high = preset.side_range
-    if not request.untrained_size and not all(low <= side <= high for side in (request.height, request.width)):
-        raise InputError(
-            f"size is {request.width}x{request.height}; {preset.name} was trained at {preset.width}x{preset.height}, so "
-            f"sides of {low} to {high} pixels are legal (--untrained-size lets others pass)"
-        )
+def _load_wan(folder: Path, preset: Preset, placement: Placement) -> Models:
+    device, dtype = placement.torch_device(), placement.torch_dtype()
+    direct = placement.offload == "none" and placement.quantise == "none"  # else the weights wait on the CPU
+    transformer = load_part(WanTransformer3DModel, folder / "transformer", dtype, device if direct else "cpu")
+    use_released_sinusoid(transformer)
+    place_transformer(transformer, placement)
+    autoencoder = load_part(AutoencoderKLWan, folder / "vae")
+    place_autoencoder(autoencoder, placement)
+    encoder = WanTextEncoder(folder, dtype, device)
+    return Models(preset, transformer, autoencoder, None, encoder, weights_hash(folder), placement)
 
 
 def generate(request: Request, models: Models, on_step: OnStep | None = None) -> Output:
     """Make the video of a request. The same request, weights and machine give the same bits."""
     check(request, models.preset)
-    notices = prompt_notices(request, models)
-    pictures = []
-    for reference in request.references:
-        picture, said = media.read_picture(Path(reference.path))
-        pictures.append(picture)
-        notices += said
+    pictures, notices = read_pictures(request)
     prepared = [media.letterbox(p, request.height, request.width) for p in pictures]
     first = None
     if request.first_frame:
         picture, said = media.read_picture(Path(request.first_frame))
         notices += said
         first = media.letterbox(picture, request.height, request.width)
-    subjects = [request.subjects().index(r.subject) for r in request.references]
-    conditions = condition(models, request.prompt, pictures, prepared, subjects)
-    latents = sample(request, models, conditions, first, on_step)
-    with torch.no_grad():
-        pixels = decode(models.autoencoder, latents)[0]
-    return Output(to_video(pixels), prepared, record_of(request, models), notices)
+    latents = sample(request, models, velocity_of(request, models, pictures, prepared), len(pictures), first, on_step)
+    record = record_of(request, models.preset.name, models.hash, asdict(models.placement))
+    return Output(to_video(decode_latents(models, latents)[0]), prepared, record, prompt_notices(request, models) + notices)
+
+
+def read_pictures(request: Request) -> tuple[list[np.ndarray], list[str]]:
+    """The pictures of a request in the order of their places, uint8 [H, W, 3], and notices of what was done to them."""
+    pictures, notices = [], []
+    for reference in request.pictures():
+        cutout = request.cutout and reference.path != request.background
+        picture, said = media.read_picture(Path(reference.path), released=request.released_behaviour, cutout=cutout)
+        pictures.append(picture)
+        notices += said
+    return pictures, notices
+
+
+def velocity_of(request: Request, models: Models, pictures: list[np.ndarray], prepared: list[np.ndarray]) -> Velocity:
+    """Guided velocity(x, t) of a request, whichever model stands behind it."""
+    if isinstance(models.text_encoder, WanTextEncoder):
+        text, negative = models.text_encoder(request.prompt), models.text_encoder(request.negative_prompt)
+        models.text_encoder.drop()
+        return wan_guided(request, models, text, negative, wan_references(models, prepared))
+    shape = VideoSize(request.frames, request.height, request.width).latent
+    conditions = condition(models, request.prompt, pictures, prepared, subject_indices(request))
+    if not pictures:
+        none = conditions.references.new_zeros(1, 0, conditions.references.shape[2], *shape[1:])
+        conditions = replace(conditions, references=none)
+    negative = models.text_encoder([request.negative_prompt])
+    return guided(models.transformer, conditions, negative, request.guidance_image, request.guidance_text)
+
+
+def subject_indices(request: Request) -> list[int]:
+    """Which subject each picture shows; the background is one of its own."""
+    names = list(dict.fromkeys(p.subject for p in request.pictures()))
+    return [names.index(p.subject) for p in request.pictures()]
+
+
+@torch.no_grad()
+def wan_references(models: Models, prepared: list[np.ndarray]) -> torch.Tensor | None:
+    """Latents [1, C, n, h, w] of pictures at the video's size, each encoded alone as a video of one frame (facts 2.4)."""
+    if not prepared:
+        return None
+    device = models.placement.torch_device()
+    with taking_turns(models.autoencoder, models.placement):
+        return torch.cat([encode(models.autoencoder, to_pixels(p[None])[None].to(device)) for p in prepared], 2)
+
+
+def wan_guided(
+    request: Request, models: Models, text: torch.Tensor, negative: torch.Tensor, references: torch.Tensor | None
+) -> Velocity:
+    """The three forwards of the released code, one after the other (facts 2.5): what each sees is written here.
+
+    The null branch has zero latents in normalised space at the reference places, not an encoded blank.
+    """
+    transformer, device = models.transformer, models.placement.torch_device()
+    assert isinstance(transformer, WanTransformer3DModel)
+    shape = VideoSize(request.frames, request.height, request.width).latent
+    some = references if references is not None else torch.zeros(1, transformer.config["in_channels"], 0, *shape[1:])
+    some, text, negative = (part.to(device) for part in (some, pad_text(text), pad_text(negative)))
+    seen = {"both": (text, some), "image": (negative, some), "null": (negative, torch.zeros_like(some))}
+
+    def branch(name: str) -> Velocity:
+        def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            with transformer.cache_context(name):
+                return wan_velocity(transformer, x, t, *seen[name])
+
+        return velocity
+
+    if transformer.is_cache_enabled:
+        transformer._reset_stateful_cache()  # nothing of another video, as diffusers' own pipelines do it
+    branches = {name: branch(name) for name in seen}
+    return guided_in_turn(branches, request.guidance_image, request.guidance_text, references is not None)
 
 
 def condition(
     models: Models, prompt: str, pictures: list[np.ndarray], prepared: list[np.ndarray], subjects: list[int]
 ) -> Conditions:
     """Conditions of one request; `prepared` are the pictures at the video's size, the image encoder sees them at 64."""
+    assert isinstance(models.text_encoder, TextEncoder)
+    assert models.image_encoder is not None
     text, mask = models.text_encoder([prompt])
-    n, config = len(pictures), models.transformer.config
+    n, config = len(pictures), cast(Any, models.transformer.config)
     if n:
         small = [media.letterbox(p, ENCODER_SIDE, ENCODER_SIDE) for p in pictures]
         latents, tokens = encode_references(
@@ -189,84 +183,60 @@ def condition(
     return Conditions(text, mask, latents[None], tokens[None], seen, torch.tensor([subjects], dtype=torch.int64))
 
 
+def draw_noise(request: Request, models: Models, pictures: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Noise [1, C, T, h, w], on the CPU from the seed, so that a seed means the same everywhere.
+
+    The released code draws it once over video and reference places (facts 2.5) and on the device that computes; what falls on
+    the reference places is never seen.
+    """
+    wan = models.preset.family == "wan"
+    frames, *grid = VideoSize(request.frames, request.height, request.width).latent
+    device = models.placement.torch_device() if request.released_behaviour else torch.device("cpu")
+    generator = generator or torch.Generator(device).manual_seed(request.seed)
+    channels = models.autoencoder.config["z_dim"]
+    shape = (1, channels, frames + (pictures if wan else 0), *grid)
+    return torch.randn(shape, generator=generator, device=generator.device)[:, :, :frames]
+
+
 @torch.no_grad()
 def sample(
-    request: Request, models: Models, conditions: Conditions, first: np.ndarray | None, on_step: OnStep | None
+    request: Request,
+    models: Models,
+    velocity: Velocity,
+    pictures: int,
+    first: np.ndarray | None = None,
+    on_step: OnStep | None = None,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Latents [1, C, T, h, w]: noise from the seed on the CPU, then the solver under guidance."""
-    shape = VideoSize(request.frames, request.height, request.width).latent
-    if not conditions.subjects.shape[1]:
-        conditions = replace(
-            conditions, references=conditions.references.new_zeros(1, 0, conditions.references.shape[2], *shape[1:])
-        )
-    generator = torch.Generator("cpu").manual_seed(request.seed)
-    x = torch.randn(1, models.transformer.config.latent_channels, *shape, generator=generator)
+    """Latents [1, C, T, h, w]: noise, then the solver along the guided velocity."""
+    x = draw_noise(request, models, pictures, generator).to(models.placement.torch_device())
     if first is not None:
         x[:, :, :1] = encode(models.autoencoder, to_pixels(first[None])[None])
-    negative = models.text_encoder([request.negative_prompt])
-    inner = guided(models.transformer, conditions, negative, request.guidance_image, request.guidance_text)
 
-    def velocity(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        frames = t.float().repeat(shape[0])
+    def framewise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        frames = t.float().repeat(x.shape[2])
         if first is not None:
             frames[0] = 0  # the first latent frame is clean and stays so
-        return inner(x_t, frames)
+        return velocity(x_t, frames)
 
     times = uniform(request.steps, request.shift, 1.0 if request.solver == "euler" else 0.999)
     report = (lambda done, clean: on_step(done, request.steps, clean)) if on_step else None
-    return SOLVERS[request.solver](velocity, x, times, report)
+    with taking_turns(models.transformer, models.placement):
+        return SOLVERS[request.solver](velocity if models.preset.family == "wan" else framewise, x, times, report)
+
+
+@torch.no_grad()
+def decode_latents(models: Models, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels [1, 3, F, H, W] in -1..1, on the CPU, in float32."""
+    with taking_turns(models.autoencoder, models.placement):
+        return decode(models.autoencoder, latents.to(models.placement.torch_device())).cpu()
 
 
 def prompt_notices(request: Request, models: Models) -> list[str]:
     """What the text encoder will not read as the user wrote it."""
     notices = []
-    if re.search(r"[^\W\d_a-zA-Z\u00c0-\u024f]", request.prompt):
+    if models.preset.family == "phantom" and re.search(r"[^\W\d_a-zA-Z\u00c0-\u024f]", request.prompt):
         notices.append(f"{models.preset.name} reads English; other scripts in the prompt are hardly understood")
     if rest := models.text_encoder.cut(request.prompt):
         notices.append(f"the prompt is too long for the text encoder; it is cut before {rest[:40]!r}")
     return notices
-
-
-def record_of(request: Request, models: Models) -> dict[str, Any]:
-    """Everything that made a video, as JSON."""
-    files = [r.path for r in request.references] + ([request.first_frame] if request.first_frame else [])
-    return {
-        "request": asdict(request),
-        "model": models.preset.name,
-        "weights": models.hash,
-        "files": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
-        "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """What the bits of a video depend on beside the request."""
-    return {
-        "phantom_s2v": "0.1.0",
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-    }
-
-
-def request_from(record: dict[str, Any]) -> Request:
-    """The request in a record. Raises InputError where it is none."""
-    try:
-        values = dict(record["request"])
-        values["references"] = tuple(Reference(**r) for r in values["references"])
-        return Request(**values)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"this is no record of a video: {error}") from error
-
-
-def changes(record: dict[str, Any], models: Models) -> list[str]:
-    """What is no longer as it was when the record was written."""
-    said = [] if record.get("weights") == models.hash else ["the weights are not those of the record"]
-    for path, digest in record.get("files", {}).items():
-        if not Path(path).is_file():
-            raise InputError(f"{path}, which the record names, is missing")
-        if hashlib.sha256(Path(path).read_bytes()).hexdigest() != digest:
-            said.append(f"{path} has changed")
-    for name, value in versions().items():
-        if record.get("versions", {}).get(name) != value:
-            said.append(f"{name} was {record.get('versions', {}).get(name)} and is {value}")
-    return said

@@ -6,14 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from phantom_s2v import media
 from phantom_s2v.errors import InputError, PhantomError
-from phantom_s2v.generate import Models, Output, Preset, Reference, Request, check, generate
+from phantom_s2v.generate import Models, Output, decode_latents, generate, read_pictures
 from phantom_s2v.geometry import parse_size
-from phantom_s2v.model.autoencoder import decode, to_video
+from phantom_s2v.model.autoencoder import to_video
+from phantom_s2v.request import Preset, Reference, Request, check
 
+SWITCHES = ("untrained_size", "cutout", "several_views", "released_behaviour")
 Job = tuple[Request, Path]  # a request and the .mp4 that it becomes
 
 
@@ -32,8 +32,9 @@ def build_request(options: dict[str, Any], preset: Preset) -> Request:
         "guidance_image",
         "guidance_text",
         "negative_prompt",
-        "untrained_size",
         "out",
+        *SWITCHES,
+        "background",
     }
     if extra := sorted(set(options) - known):
         raise InputError(f"{', '.join(extra)} is no option of a request; legal are {', '.join(sorted(known))}")
@@ -41,7 +42,7 @@ def build_request(options: dict[str, Any], preset: Preset) -> Request:
     height, width = parse_size(size) if size else (preset.height, preset.width)
     given = {
         k: options[k]
-        for k in ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text")
+        for k in ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")
         if options.get(k) is not None
     }
     defaults = {k: v for k, v in asdict(preset).items() if k in Request.__dataclass_fields__}
@@ -49,17 +50,32 @@ def build_request(options: dict[str, Any], preset: Preset) -> Request:
         Reference(path, name)
         for name, path in (split_reference(text, i) for i, text in enumerate(options.get("reference") or []))
     )
+    switches: Any = {name: bool(options.get(name)) for name in SWITCHES}
     request = Request(
         **{**defaults, **given, "height": height, "width": width},
         prompt=options.get("prompt") or "",
         references=references,
         seed=options.get("seed") or 0,
-        negative_prompt=options.get("negative_prompt") or "",
         first_frame=options.get("first_frame"),
-        untrained_size=bool(options.get("untrained_size")),
+        background=options.get("background"),
+        **switches,
     )
     check(request, preset)
     return request
+
+
+def parse_loras(texts: list[str]) -> tuple[tuple[str, float], ...]:
+    """(file, scale) of every "FILE[=SCALE]"; a file whose own name holds "=" is taken as it is."""
+    loras = []
+    for text in texts:
+        file, equals, scale = text.rpartition("=")
+        if not equals or Path(text).exists():
+            file, scale = text, "1"
+        try:
+            loras.append((file, float(scale)))
+        except ValueError as error:
+            raise InputError(f"lora is {text!r}; legal is FILE or FILE=SCALE with a number") from error
+    return tuple(loras)
 
 
 def split_reference(text: str, number: int) -> tuple[str, str]:
@@ -77,8 +93,9 @@ def check_job(request: Request, target: Path) -> None:
     media.check_writable(target)
     if target.suffix.lower() != ".mp4":
         raise InputError(f"the output is {target.name}; videos are written as .mp4")
-    for path in [*(r.path for r in request.references), *([request.first_frame] if request.first_frame else [])]:
-        media.read_picture(Path(path))
+    read_pictures(request)
+    if request.first_frame:
+        media.read_picture(Path(request.first_frame))
 
 
 def read_request(line: str, folder: Path, number: int, preset: Preset) -> Job:
@@ -107,24 +124,28 @@ def read_requests(file: Path, folder: Path, preset: Preset) -> tuple[list[Job], 
     return jobs, faults, len(lines)
 
 
-def make(request: Request, models: Models, target: Path, preview: bool, report: Callable[[int], None]) -> list[str]:
-    """Make one video with its sheet and record; returns what was done to its input. `report` is told the steps done."""
+def make(
+    request: Request, models: Models, target: Path, preview: bool, report: Callable[[int], None], write: bool = True
+) -> list[str]:
+    """Make one video with its sheet and record; returns what was done to its input. `report` is told the steps done.
+
+    Processes beside the first compute the same and do not `write`.
+    """
 
     def on_step(done: int, steps: int, clean: Any) -> None:
         report(done)
-        if preview and done % max(1, steps // 6) == 0:
+        if preview and write and done % max(1, steps // 6) == 0:
             _preview(models, clean, target.with_suffix(".preview.png"))
 
     output = generate(request, models, on_step)
-    _write(output, request, target)
+    if write:
+        _write(output, request, target)
     target.with_suffix(".preview.png").unlink(missing_ok=True)
     return output.notices
 
 
 def _preview(models: Models, clean: Any, path: Path) -> None:
-    with torch.no_grad():
-        pixels = decode(models.autoencoder, clean)[0]
-    media.write_picture(path, media.contact_sheet([], to_video(pixels)))
+    media.write_picture(path, media.contact_sheet([], to_video(decode_latents(models, clean)[0])))
 
 
 def _write(output: Output, request: Request, target: Path) -> None:

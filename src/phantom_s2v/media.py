@@ -8,19 +8,22 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import fit_inside
 
 LONGEST_ASPECT = 8
 WHITE = (255, 255, 255)
+GROUND_TOLERANCE = 24  # of 255, in every channel: what still counts as the colour of a plain ground
+GROUND_SHARE = 0.9  # of a picture's border that must have it
 
 
-def read_picture(path: Path) -> tuple[np.ndarray, list[str]]:
+def read_picture(path: Path, released: bool = False, cutout: bool = False) -> tuple[np.ndarray, list[str]]:
     """A picture as RGB uint8 [H, W, 3], and notices of what was done to it.
 
     Transparency goes on white, EXIF rotation is applied, of an animation the first frame is taken, 16 bits become 8.
+    `released`: as the released code reads it, alpha dropped and EXIF ignored (facts 2.3). `cutout`: the ground is removed.
     Raises InputError for a file that is missing, empty, truncated, no picture, beyond Pillow's limit or a sliver.
     """
     if not path.is_file():
@@ -32,7 +35,13 @@ def read_picture(path: Path) -> tuple[np.ndarray, list[str]]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                picture, notices = _to_rgb(image)
+                if released:
+                    picture, notices = np.asarray(image.convert("RGB")).copy(), []
+                else:
+                    picture, notices = _to_rgb(image)
+                if cutout:
+                    picture, said = _cut_out(image, picture)
+                    notices.append(said)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else "the limit"
         raise InputError(f"{path} has too many pixels; at most {limit} are read") from error
@@ -66,6 +75,24 @@ def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
         upright = Image.alpha_composite(ground, upright.convert("RGBA"))
         notices.append("transparent, put on white")
     return np.asarray(upright.convert("RGB")).copy(), notices
+
+
+def _cut_out(image: Image.Image, picture: np.ndarray) -> tuple[np.ndarray, str]:
+    """The picture with its ground white, and how: by alpha where there is some, else by a plain ground at the borders."""
+    if image.has_transparency_data:
+        return picture, "cut out by its transparency"
+    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]).astype(np.float32)
+    ground = np.median(border, 0)
+    if np.mean(np.abs(border - ground).max(1) <= GROUND_TOLERANCE) < GROUND_SHARE:
+        raise InputError(
+            "the ground of a reference is neither transparent nor plain, so it cannot be cut out without a model; "
+            "give a picture with transparency or on one colour, or leave out --cutout"
+        )
+    alike = (np.abs(picture - ground).max(2) <= GROUND_TOLERANCE).astype(np.uint8) * 255
+    framed = Image.fromarray(np.pad(alike, 1, constant_values=255))
+    ImageDraw.floodfill(framed, (0, 0), 128)  # what the borders reach; a hole of the ground's colour inside stays
+    outside = np.asarray(framed)[1:-1, 1:-1] == 128
+    return np.where(outside[..., None], np.uint8(255), picture), "cut out of its plain ground"
 
 
 def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:

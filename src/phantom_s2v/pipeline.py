@@ -2,22 +2,39 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.generate import Models, Reference, Request, generate, load_models
+from phantom_s2v.generate import (
+    Models,
+    decode_latents,
+    generate,
+    load_models,
+    read_pictures,
+    sample,
+    wan_guided,
+    wan_references,
+)
+from phantom_s2v.media import letterbox
+from phantom_s2v.model.autoencoder import to_video
+from phantom_s2v.model.placement import Placement
+from phantom_s2v.model.wan import WanTextEncoder
 from phantom_s2v.presets import model_folder
+from phantom_s2v.request import Reference, Request, check
+
+OnStep = Callable[[int, int, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
 class PhantomPipelineOutput:
-    """`frames` is uint8 [1, F, H, W, 3]."""
+    """`frames` is uint8 [1, F, H, W, 3], or latents [1, C, T, h, w] with output_type="latent"."""
 
-    frames: np.ndarray
+    frames: np.ndarray | torch.Tensor
 
 
 class PhantomPipeline:
@@ -31,64 +48,115 @@ class PhantomPipeline:
         self.models = models
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> "PhantomPipeline":
-        """Load a model by name or folder. Raises CheckpointError where it cannot be read."""
-        return cls(load_models(model_folder(str(name_or_path))))
+    def from_pretrained(cls, name_or_path: str | Path, placement: Placement | None = None) -> "PhantomPipeline":
+        """Load a model by name or folder: phantom-mini, or Phantom-Wan as `phantom convert` writes it.
+
+        `placement` says how Phantom-Wan is held in memory. Raises CheckpointError where the model cannot be read.
+        """
+        return cls(load_models(model_folder(str(name_or_path)), placement))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder that `from_pretrained` and the command line read."""
-        target = Path(folder)
-        for name in ("transformer", "autoencoder", "image_encoder"):
-            getattr(self.models, name).save_pretrained(target / name)
-        (target / "preset.json").write_text(json.dumps(asdict(self.models.preset), indent=1) + "\n")
+        target, models = Path(folder), self.models
+        models.transformer.save_pretrained(target / "transformer")
+        if isinstance(models.text_encoder, WanTextEncoder):
+            models.autoencoder.save_pretrained(target / "vae")
+            models.text_encoder.save_pretrained(target)
+            return
+        assert models.image_encoder is not None
+        models.autoencoder.save_pretrained(target / "autoencoder")
+        models.image_encoder.save_pretrained(target / "image_encoder")
+        (target / "preset.json").write_text(json.dumps(asdict(models.preset), indent=1) + "\n")
 
     def __call__(
         self,
-        prompt: str,
+        prompt: str = "",
         references: Sequence[str | Path | tuple[str, str | Path]] = (),
         *,
         first_frame: str | Path | None = None,
+        background: str | Path | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
         guidance_image: float | None = None,
         guidance_text: float | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         solver: str | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
-        callback_on_step_end: Callable[[int, int, torch.Tensor], None] | None = None,
+        reference_latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "np",
+        callback_on_step_end: OnStep | None = None,
+        **switches: bool,
     ) -> PhantomPipelineOutput:
         """Make one video. A reference is a path, or (name, path): one name's pictures are views of one subject.
 
-        The seed is `seed`, or the initial seed of `generator`, or 0. Raises InputError for what cannot be made.
+        The seed is `seed`, or 0; a `generator` draws the noise itself. For Phantom-Wan, `reference_latents` [1, C, n, h, w],
+        normalised, stand for the references, and `prompt_embeds` and `negative_prompt_embeds` [1, L, D] for the texts.
+        `switches` are untrained_size, cutout, several_views and released_behaviour. Raises InputError for what cannot be made.
         """
         if seed is not None and generator is not None:
             raise InputError("both seed and generator were given; give one of them")
+        if output_type not in ("np", "latent"):
+            raise InputError(f"output_type is {output_type!r}; it can be np or latent")
         preset = self.models.preset
+        given: dict[str, Any] = {
+            "height": height,
+            "width": width,
+            "frames": num_frames,
+            "steps": num_inference_steps,
+            "guidance_image": guidance_image,
+            "guidance_text": guidance_text,
+            "negative_prompt": negative_prompt,
+            "solver": solver,
+            "seed": generator.initial_seed() if generator is not None else seed,
+        }
+        base = Request(
+            prompt, _references(references), preset.height, preset.width, preset.frames, preset.fps, 0, preset.steps,
+            preset.solver, preset.shift, preset.guidance_image, preset.guidance_text, preset.negative_prompt,
+            str(first_frame) if first_frame else None, background=str(background) if background else None,
+        )  # fmt: skip
+        request = replace(base, **{k: v for k, v in given.items() if v is not None}, **switches)
+        tensors = (reference_latents, prompt_embeds, negative_prompt_embeds)
+        wan = isinstance(self.models.text_encoder, WanTextEncoder)
+        if output_type == "np" and not (wan and generator) and all(each is None for each in tensors):
+            return PhantomPipelineOutput(generate(request, self.models, callback_on_step_end).video[None])
+        latents = self._latents(request, *tensors, generator, callback_on_step_end)
+        if output_type == "latent":
+            return PhantomPipelineOutput(latents)
+        return PhantomPipelineOutput(to_video(decode_latents(self.models, latents)[0])[None])
 
-        def chosen(value, default):
-            return default if value is None else value
+    def _latents(
+        self,
+        request: Request,
+        references: torch.Tensor | None,
+        text: torch.Tensor | None,
+        negative: torch.Tensor | None,
+        generator: torch.Generator | None,
+        on_step: OnStep | None,
+    ) -> torch.Tensor:
+        """Latents of a request to Phantom-Wan, with tensors in the place of what they replace."""
+        encoder = self.models.text_encoder
+        if not isinstance(encoder, WanTextEncoder):
+            raise InputError(f"{self.models.preset.name} takes pictures, prompts and a seed; tensors are for Phantom-Wan")
+        check(request if text is None else replace(request, prompt=request.prompt or "given as features"), self.models.preset)
+        if references is None:
+            pictures, _ = read_pictures(request)
+            references = wan_references(self.models, [letterbox(p, request.height, request.width) for p in pictures])
+        elif references.ndim == 4:
+            references = references[None]
+        text = encoder(request.prompt) if text is None else text
+        negative = encoder(request.negative_prompt) if negative is None else negative
+        encoder.drop()
+        velocity = wan_guided(request, self.models, text, negative, references)
+        places = 0 if references is None else references.shape[2]
+        return sample(request, self.models, velocity, places, None, on_step, generator)
 
-        pictures = tuple(
-            Reference(str(r[1]), r[0]) if isinstance(r, tuple) else Reference(str(r), f"subject {i + 1}")
-            for i, r in enumerate(references)
-        )
-        request = Request(
-            prompt=prompt,
-            references=pictures,
-            height=chosen(height, preset.height),
-            width=chosen(width, preset.width),
-            frames=chosen(num_frames, preset.frames),
-            fps=preset.fps,
-            seed=generator.initial_seed() if generator is not None else chosen(seed, 0),
-            steps=chosen(num_inference_steps, preset.steps),
-            solver=chosen(solver, preset.solver),
-            shift=preset.shift,
-            guidance_image=chosen(guidance_image, preset.guidance_image),
-            guidance_text=chosen(guidance_text, preset.guidance_text),
-            negative_prompt=negative_prompt,
-            first_frame=str(first_frame) if first_frame else None,
-        )
-        return PhantomPipelineOutput(generate(request, self.models, callback_on_step_end).video[None])
+
+def _references(given: Sequence[str | Path | tuple[str, str | Path]]) -> tuple[Reference, ...]:
+    return tuple(
+        Reference(str(r[1]), r[0]) if isinstance(r, tuple) else Reference(str(r), f"subject {i + 1}") for i, r in enumerate(given)
+    )

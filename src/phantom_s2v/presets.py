@@ -1,5 +1,6 @@
 """Named models and runs: functions that return complete configurations."""
 
+import re
 from pathlib import Path
 
 from phantom_s2v.errors import CheckpointError
@@ -22,11 +23,34 @@ MODELS = {"phantom-mini": Path(__file__).parent / "weights" / "phantom-mini"}
 
 
 def model_folder(name: str) -> Path:
-    """Folder of a model by its name or by its path. Raises CheckpointError where there is none."""
+    """Folder of a model by its name, by its path, or by the name OWNER/MODEL of a hub's repository, which is then fetched.
+
+    Raises CheckpointError where there is none.
+    """
     folder = MODELS.get(name, Path(name))
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no model {name!r}; legal are {', '.join(MODELS)}, or a model's folder")
-    return folder
+    if folder.is_dir():
+        return folder
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return hub_folder(name)
+    raise CheckpointError(f"there is no model {name!r}; legal are {', '.join(MODELS)}, a model's folder, or OWNER/MODEL of a hub")
+
+
+def source_path(name: str) -> Path:
+    """A file or folder as it is named, or else a repository of the hub."""
+    return hub_folder(name) if not Path(name).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) else Path(name)
+
+
+def hub_folder(name: str) -> Path:
+    """A repository of the hub in the user's cache, fetched if it is not there. Raises CheckpointError if it cannot be had."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.pth", "*.model"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"there is no folder {name}, and a repository of that name cannot be had from the hub here"
+        ) from error
 
 
 def mini_autoencoder(steps: int = 12_000) -> AutoencoderConfig:

@@ -3,25 +3,48 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from phantom_s2v.conditioning import Conditions, null, stack, without_text
-from phantom_s2v.sampling.guidance import combine, guided
+from phantom_s2v.sampling.guidance import combine, guided, guided_in_turn, weights
 from phantom_s2v.sampling.schedules import uniform
 from phantom_s2v.sampling.solvers import SOLVERS, euler, unipc
 
 
 def branches():
     torch.manual_seed(0)
-    return [torch.randn(3, 4) for _ in range(3)]
+    return {name: torch.randn(3, 4) for name in ("null", "image", "both")}
 
 
-@pytest.mark.parametrize(("weights", "branch"), [((0, 0), 0), ((1, 0), 1), ((1, 1), 2)])
-def test_guidance_at_its_corners_is_one_branch_bit_for_bit(weights, branch):
-    parts = branches()
-    assert torch.equal(combine(*parts, *weights), parts[branch])
+@pytest.mark.parametrize(("pair", "branch"), [((0, 0), "null"), ((1, 0), "image"), ((1, 1), "both")])
+def test_guidance_at_its_corners_is_one_branch_bit_for_bit_and_one_forward(pair, branch):
+    parts, shares = branches(), weights(*pair, references=True)
+    assert list(shares) == [branch]
+    assert torch.equal(combine(parts, shares), parts[branch])
 
 
 def test_guidance_is_the_released_formula():
-    none, image, both = branches()
-    torch.testing.assert_close(combine(none, image, both, 5.0, 7.5), none + 5 * (image - none) + 7.5 * (both - image))
+    parts = branches()
+    none, image, both = parts.values()
+    expected = none + 5 * (image - none) + 7.5 * (both - image)
+    torch.testing.assert_close(combine(parts, weights(5.0, 7.5, references=True)), expected)
+
+
+def test_without_references_guidance_has_two_branches():
+    parts = branches()
+    parts["image"] = parts["null"]
+    expected = parts["null"] + 7.5 * (parts["both"] - parts["null"])
+    torch.testing.assert_close(combine(parts, weights(5.0, 7.5, references=False)), expected)
+    assert set(weights(5.0, 7.5, references=False)) == {"null", "both"}
+
+
+def test_branches_in_turn_call_what_they_need():
+    called = []
+
+    def branch(name):
+        return lambda x, t: called.append(name) or x
+
+    velocity = guided_in_turn({name: branch(name) for name in ("null", "image", "both")}, 1.0, 1.0, references=True)
+    x = torch.randn(2)
+    assert torch.equal(velocity(x, torch.tensor(0.5)), x)
+    assert called == ["both"]
 
 
 def test_euler_on_a_point_mass_lands_in_one_step():
@@ -111,5 +134,5 @@ def test_guided_runs_the_branches_that_differ(n, calls):
     velocity = guided(model, conditions(n=n), EMPTY, 2.0, 3.0)
     value = velocity(x, torch.ones(3))
     assert seen["batch"] == calls
-    both, image, none = 1.0, 2.0, float(calls)
+    none, image, both = (1.0, 2.0, 3.0) if n else (1.0, 1.0, 2.0)
     assert value.flatten()[0] == pytest.approx(none + 2 * (image - none) + 3 * (both - image))

@@ -19,9 +19,10 @@ from phantom_s2v.data.heldout import evaluated, held_out, still_path
 from phantom_s2v.data.looks import COLOURS, Ground
 from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.judge import Judge
-from phantom_s2v.generate import Models, Reference, Request, generate
+from phantom_s2v.generate import Models, generate
 from phantom_s2v.media import letterbox, read_picture
 from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
+from phantom_s2v.request import Reference, Request
 
 DIRECTIONS = ("left", "right", "up", "down")
 PAIRS = 50

@@ -6,53 +6,98 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from phantom_s2v.errors import CheckpointError
 
 M = TypeVar("M", bound=ModelMixin)
 FILE = "diffusion_pytorch_model.safetensors"
+INDEX = f"{FILE}.index.json"
 
 
-def load_part(kind: type[M], folder: Path) -> M:
-    """A model of `kind` from a diffusers folder, in float32, for inference.
+def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> M:
+    """A model of `kind` from a diffusers folder, whole or in shards, for inference.
 
+    It is built without memory and takes the stored tensors one by one, so that no second set of weights ever exists; tensors
+    stored in `dtype` stay in the mapped file until they are used. Parts that diffusers keeps in float32 stay so.
     Raises CheckpointError where config or weights are missing, truncated, a pickle, or of another shape.
     """
-    config, file = folder / "config.json", folder / FILE
-    if not file.is_file():
+    config = folder / "config.json"
+    try:
+        values = {k: v for k, v in json.loads(config.read_text()).items() if not k.startswith("_")}
+        with init_empty_weights(include_buffers=False):
+            model: Any = kind(**values)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{config} is no configuration of {kind.__name__}: {error}") from error
+    shapes = {file: read_shapes(file) for file in weight_files(folder)}
+    check_shapes(folder, {k: v for each in shapes.values() for k, v in each.items()}, shapes_of(model))
+    exact = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    for file, names in shapes.items():
+        with safe_open(file, "pt") as tensors:
+            for name in names:
+                target = torch.float32 if any(part in name.split(".") for part in exact) else dtype
+                _assign(model, name, tensors.get_tensor(name).to(device, target))
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put a tensor in the place of the empty parameter or buffer of this name."""
+    path, _, last = name.rpartition(".")
+    owner = model.get_submodule(path)
+    places: Any = owner._parameters if last in owner._parameters else owner._buffers
+    places[last] = nn.Parameter(value, requires_grad=False) if places is owner._parameters else value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a part: one, or the shards of its index. Raises CheckpointError where one is missing."""
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} is damaged; it needs a weight_map") from error
+        if any(Path(name).name != name for name in names):
+            raise CheckpointError(f"{index} names files outside its folder")
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise CheckpointError(f"{folder} lacks {len(missing)} of {len(names)} shards ({', '.join(missing[:3])})")
+        return [folder / name for name in names]
+    if not (folder / FILE).is_file():
         others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         why = f"; {others[0]} is a pickle, and only safetensors are read" if others else ""
         raise CheckpointError(f"{folder} has no {FILE}{why}")
-    try:
-        values = {k: v for k, v in json.loads(config.read_text()).items() if not k.startswith("_")}
-        model: Any = kind(**values)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{config} is no configuration of {kind.__name__}: {error}") from error
+    return [folder / FILE]
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file, by name. Raises CheckpointError where it is none."""
     try:
         with safe_open(file, "pt") as tensors:
-            state = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 - not a dict
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is truncated or not a safetensors file ({error})") from error
-    check_state(file, state, model.state_dict())
-    model.load_state_dict({key: value.float() for key, value in state.items()})
-    return model.eval().requires_grad_(False)
 
 
-def check_state(file: Path, state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes that a model's state needs, by name."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def check_shapes(source: Path, got: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError that lists missing, extra and misshapen keys (the first few of each)."""
     faults = {
-        "missing": [k for k in wanted if k not in state],
-        "extra": [k for k in state if k not in wanted],
-        "of another shape": [k for k in wanted if k in state and state[k].shape != wanted[k].shape],
+        "missing": [k for k in wanted if k not in got],
+        "extra": [k for k in got if k not in wanted],
+        "of another shape": [k for k in wanted if k in got and got[k] != wanted[k]],
     }
     said = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for what, keys in faults.items() if keys
     ]
     if said:
-        raise CheckpointError(f"{file} does not fit its configuration: {'; '.join(said)}")
+        raise CheckpointError(f"{source} does not fit its configuration: {'; '.join(said)}")
 
 
 def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], out: Path) -> None:
@@ -71,8 +116,13 @@ def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], 
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 over the weight files of a model folder."""
+    """SHA-256 over the weight files of a model folder; of a converted one as its conversion wrote it down."""
+    facts = folder / "facts.json"
+    if facts.is_file() and "weights" in (known := json.loads(facts.read_text())):
+        return known["weights"]
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.safetensors")):
-        digest.update(file.read_bytes())
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            while part := file.read(1 << 24):
+                digest.update(part)
     return digest.hexdigest()

@@ -13,7 +13,7 @@ OnStep = Callable[[int, torch.Tensor], None]  # steps done, the clean latent as 
 def euler(velocity: Velocity, x: torch.Tensor, times: torch.Tensor, on_step: OnStep | None = None) -> torch.Tensor:
     """Euler's method along `times` [steps + 1], descending (Phantom 4.1 uses 50 steps)."""
     for index, (now, after) in enumerate(zip(times[:-1].tolist(), times[1:].tolist(), strict=True)):
-        v = velocity(x, torch.tensor(now, dtype=x.dtype, device=x.device))
+        v = velocity(x, torch.tensor(now, dtype=torch.float64, device=x.device))
         if on_step:
             on_step(index + 1, clean(x, v, now))
         x = x + (after - now) * v
@@ -34,7 +34,7 @@ def unipc(velocity: Velocity, x: torch.Tensor, times: torch.Tensor, on_step: OnS
     before = x
     for index in range(steps):
         now = float(times[index])
-        prediction = clean(x, velocity(x, torch.tensor(now, dtype=x.dtype, device=x.device)), now)
+        prediction = clean(x, velocity(x, torch.tensor(now, dtype=torch.float64, device=x.device)), now)
         if index:
             x = _correct(before, history, prediction, times, lambdas, index)
         history = [*history[-1:], prediction]

@@ -34,7 +34,7 @@ class AutoencoderConfig:
     still_steps: int = 3200  # before the first clip
     still_every: int = 4  # afterwards one step in so many is of stills
     kl: float = 2e-4  # weight of the posterior's divergence from a unit normal, per latent element
-    subject_weight: float = 1.0  # added weight of the subject's pixels
+    subject_weight: float = 2.0  # added weight of the subject's pixels
     decoder_only: bool = False
 
 
@@ -59,6 +59,7 @@ class TransformerConfig:
     drop_all: float = 0.05  # empty prompt, zero references: the null branch
     drop_vae: float = 0.1  # zero latents at reference places, image tokens kept (the paper: 0.7)
     drop_image: float = 0.1  # null image tokens, latents kept
+    subject_weight: float = 2.0  # added weight of latent positions that a subject covers
     first_frame: float = 0.08  # first latent frame clean, of clips with more than one
     t_mean: float = 0.8  # logit-normal timestep density (SD3), towards noise
     t_scale: float = 1.0

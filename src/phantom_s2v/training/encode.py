@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from einops import rearrange
 from safetensors.torch import save_file
 
 from phantom_s2v.conditioning import encode_references
 from phantom_s2v.data.compose import Clip, compose, random_spec
 from phantom_s2v.data.emoji import Sprites
+from phantom_s2v.geometry import SPACE_STRIDE, TIME_STRIDE
 from phantom_s2v.model.autoencoder import encode, to_pixels
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
 
@@ -62,7 +64,10 @@ def encode_shards(
 def encode_clips(
     clips: list[Clip], autoencoder: AutoencoderKLWan, image_encoder: ImageEncoder, text: TextEncoder
 ) -> dict[str, torch.Tensor]:
-    """Tensors of a shard, in the order of `clips`: latents, references, image tokens, subjects, text and its mask."""
+    """Tensors of a shard, in the order of `clips`: latents, references, image tokens, subjects, text and its mask.
+
+    Also how much of each latent position subjects cover, [N, T, h, w].
+    """
     pixels = to_pixels(np.stack([clip.video for clip in clips]))
     latents = torch.cat([encode(autoencoder, part) for part in pixels.split(8)])
     n, (channels, _, h, w) = len(clips[0].references), latents.shape[1:]
@@ -77,9 +82,17 @@ def encode_clips(
     room[:, :length] = features[:, :length]
     places = torch.zeros(len(clips), TEXT_PLACES, dtype=torch.bool)
     places[:, :length] = mask[:, :length]
-    half = {"latents": latents, "references": references, "image_tokens": tokens, "text": room}
+    share = torch.stack([subject_share(clip.masks) for clip in clips])
+    half = {"latents": latents, "references": references, "image_tokens": tokens, "text": room, "subject_share": share}
     return {
         **{name: value.half().contiguous() for name, value in half.items()},
         "text_mask": places,
         "subjects": torch.tensor([clip.subject_of for clip in clips], dtype=torch.int64).view(len(clips), n),
     }
+
+
+def subject_share(masks: np.ndarray) -> torch.Tensor:
+    """How much of each latent position subjects cover, [T, h, w] in 0..1, from their masks uint8 [subjects, F, H, W]."""
+    cover = rearrange(masks.max(0) / 255, "f (h p) (w q) -> f h w (p q)", p=SPACE_STRIDE, q=SPACE_STRIDE).mean(-1)
+    later = rearrange(cover[1:], "(t k) h w -> t k h w", k=TIME_STRIDE).mean(1)
+    return torch.from_numpy(np.concatenate([cover[:1], later])).float()

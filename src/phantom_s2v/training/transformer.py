@@ -49,6 +49,7 @@ class Shards:
         return {
             **batch,
             "latents": batch["latents"][:, :, :length],
+            "subject_share": batch["subject_share"][:, :length],
             "text": batch["text"][:, :used],
             "text_mask": batch["text_mask"][:, :used],
         }
@@ -69,7 +70,7 @@ def permute_subjects(subjects: torch.Tensor) -> torch.Tensor:
 
 
 def loss_of(config: TransformerConfig, empty: tuple[torch.Tensor, torch.Tensor], model: nn.Module) -> Loss:
-    """Velocity's squared error; clean first frames and the reference places do not take part (Phantom 3.3)."""
+    """Velocity's squared error, heavier on subjects; clean first frames and reference places do not take part (Phantom 3.3)."""
 
     def loss(batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
         x = batch["latents"]
@@ -84,7 +85,8 @@ def loss_of(config: TransformerConfig, empty: tuple[torch.Tensor, torch.Tensor],
         noise = torch.randn(x.shape)
         x_t = interpolate(x, noise, t[:, None, :, None, None])
         velocity = model(x_t, t, **conditions.arguments())
-        value = velocity_loss(velocity, velocity_target(x, noise), t > 0)
+        weight = 1 + config.subject_weight * batch["subject_share"]
+        value = velocity_loss(velocity, velocity_target(x, noise), t > 0, weight)
         return {"loss": value, f"loss_{x.shape[2]}": value.detach()}
 
     return loss

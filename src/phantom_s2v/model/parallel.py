@@ -1,0 +1,51 @@
+"""Several processes under torchrun that split the sequence (Ulysses, ring) or the weights (FSDP), by torch and diffusers."""
+
+import os
+from typing import Any
+
+import torch
+from diffusers import ContextParallelConfig
+from torch import distributed
+
+from phantom_s2v.errors import InputError
+
+
+def world() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the user."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The GPU of this process, where several share a machine."""
+    if device.type == "cuda" and device.index is None and world() > 1:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+def parallelise(transformer: Any, kind: str, device: torch.device) -> None:
+    """Split the work ("ulysses", "ring") or the weights ("fsdp") of a transformer over the processes of torchrun."""
+    if world() < 2:
+        raise InputError(f"parallel is {kind!r} in a single process; start with torchrun --nproc-per-node=N -m phantom_s2v")
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if kind == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        transformer.to(device)
+        for block in transformer.blocks:
+            fully_shard(block)
+        fully_shard(transformer)
+        return
+    options: Any = {f"{kind}_degree": world(), f"{kind}_anything": True}  # "anything": any length, any number of heads
+    transformer.enable_parallelism(config=ContextParallelConfig(**options))
+
+
+def leave() -> None:
+    """Close the group of processes, if there is one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,247 @@
+"""Weight files as streams: names and shapes first, then the bytes of one tensor at a time, and safetensors written so.
+
+The safetensors package reads lazily but writes whole files from memory; a 14B model in float32 is 56 GB, so files are
+written here: eight bytes of length, a JSON header, the tensors one after the other.
+"""
+
+import gc
+import hashlib
+import json
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from phantom_s2v.errors import CheckpointError
+
+WIDTH = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+TORCH = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+CHUNK = 16 << 20  # bytes read at once
+REOPEN = 128 << 20  # bytes read from a mapped pickle before its pages are given back
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor is: file, stored type, shape, and its first byte in a safetensors file."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int = -1
+
+
+class Tensors:
+    """Tensors of one or many weight files by name, safetensors or pickles (weights_only).
+
+    Tensors in float8 are given out in bfloat16, times their scale where the file has one. Raises CheckpointError for a file that
+    is truncated, no weight file, or whose header does not agree with its length.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        self.path = files[0] if len(files) == 1 else files[0].parent
+        self.entries: dict[str, Entry] = {}
+        for file in files:
+            found = _entries(file)
+            if twice := sorted(set(found) & set(self.entries)):
+                raise CheckpointError(f"{file} repeats {len(twice)} tensors of another shard ({', '.join(twice[:3])})")
+            self.entries |= found
+        self.scales = {k.removesuffix(".scale_weight") + ".weight": k for k in self.entries if k.endswith(".scale_weight")}
+        self.hidden = set(self.scales.values()) | {k for k in self.entries if k.endswith((".scale_input", "scaled_fp8"))}
+        self.mapped: tuple[Path, dict[str, torch.Tensor]] | None = None
+        self.used = 0
+
+    def without_prefixes(self, prefixes: tuple[str, ...]) -> "Tensors":
+        """The same tensors under names without the prefix that community files have."""
+        for prefix in prefixes:
+            if self.entries and all(name.startswith(prefix) or name in self.hidden for name in self.entries):
+                self.entries = {name.removeprefix(prefix): entry for name, entry in self.entries.items()}
+                self.scales = {k.removeprefix(prefix): v.removeprefix(prefix) for k, v in self.scales.items()}
+                self.hidden = {name.removeprefix(prefix) for name in self.hidden}
+        return self
+
+    def names(self) -> list[str]:
+        """Names of the tensors, without the scales of float8."""
+        return [name for name in self.entries if name not in self.hidden]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self.entries[name].shape
+
+    def stored(self, name: str) -> str:
+        """Type in which a tensor is given out, in safetensors' words."""
+        dtype = self.entries[name].dtype
+        return "BF16" if dtype in FLOAT8 else dtype
+
+    def read(self, name: str) -> Iterator[memoryview]:
+        """The bytes of a tensor in parts."""
+        entry = self.entries[name]
+        if entry.dtype not in FLOAT8:
+            yield from self._raw(entry)
+            return
+        raw = torch.frombuffer(bytearray(b"".join(self._raw(entry))), dtype=FLOAT8[entry.dtype])
+        scale = 1.0
+        if name in self.scales:
+            scale_entry = self.entries[self.scales[name]]
+            kind = next(k for k, v in TORCH.items() if v == scale_entry.dtype)
+            scale = float(torch.frombuffer(bytearray(b"".join(self._raw(scale_entry))), dtype=kind)[0])
+        value = (raw.float() * scale).bfloat16()
+        yield value.view(torch.uint8).numpy().data
+
+    def _raw(self, entry: Entry) -> Iterator[memoryview]:
+        if entry.start < 0:
+            yield from self._from_pickle(entry)
+            return
+        left = math.prod(entry.shape) * WIDTH[entry.dtype]
+        with entry.file.open("rb", buffering=0) as file:
+            file.seek(entry.start)
+            while left:
+                part = file.read(min(CHUNK, left))
+                if not part:
+                    raise CheckpointError(f"{entry.file} ends within {entry.name}; it is truncated")
+                left -= len(part)
+                yield memoryview(part)
+
+    def _from_pickle(self, entry: Entry) -> Iterator[memoryview]:
+        if self.mapped is None or self.mapped[0] != entry.file or self.used > REOPEN:
+            self.mapped = None
+            gc.collect()  # unmaps the file, so that its pages no longer count as memory
+            self.mapped, self.used = (entry.file, _load_pickle(entry.file)), 0
+        value = self.mapped[1][entry.name].contiguous().flatten()
+        flat = value.view(torch.uint8) if value.numel() else value
+        self.used += flat.numel()
+        for start in range(0, flat.numel(), CHUNK):
+            yield flat[start : start + CHUNK].numpy().data
+
+
+def _entries(file: Path) -> dict[str, Entry]:
+    if file.suffix != ".safetensors":
+        found = {}
+        for name, value in _load_pickle(file).items():
+            if value.dtype not in TORCH:
+                raise CheckpointError(f"{file} holds {name} as {value.dtype}; legal are floating point types")
+            found[name] = Entry(file, name, TORCH[value.dtype], tuple(value.shape))
+        return found
+    try:
+        with safe_open(file, "pt"):  # checks that header and length agree
+            pass
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{file} is truncated or not a safetensors file ({error})") from error
+    header.pop("__metadata__", None)
+    if odd := sorted({v["dtype"] for v in header.values()} - set(WIDTH)):
+        raise CheckpointError(f"{file} holds tensors of type {', '.join(odd)}; legal are {', '.join(WIDTH)}")
+    return {
+        name: Entry(file, name, v["dtype"], tuple(v["shape"]), 8 + length + v["data_offsets"][0]) for name, v in header.items()
+    }
+
+
+def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
+    """A state dict out of a .pth, mapped and not read, by weights_only: nothing in it is executed."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} is truncated, in torch's old format, or no plain state dict ({why[:200]})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise CheckpointError(f"{file} is no state dict; it needs to map names to tensors")
+    return state
+
+
+def write_sharded(
+    folder: Path,
+    name: str,
+    entries: list[tuple[str, str, tuple[int, ...]]],
+    read: Callable[[str], Iterator[memoryview]],
+    shard_bytes: int,
+    report: Callable[[int, int], None],
+) -> dict[str, str]:
+    """Write tensors (name, stored type, shape) to one file `name`, or to shards with an index as diffusers names them.
+
+    Returns SHA-256 by file name. `report` is told bytes done and in all.
+    """
+    sizes = {key: math.prod(shape) * WIDTH[dtype] for key, dtype, shape in entries}
+    shards: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
+    for entry in entries:
+        if shards[-1] and sum(sizes[e[0]] for e in shards[-1]) + sizes[entry[0]] > shard_bytes:
+            shards.append([])
+        shards[-1].append(entry)
+    stem = name.removesuffix(".safetensors")
+    files = (
+        [name] if len(shards) == 1 else [f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    )
+    total, done, hashes = sum(sizes.values()), 0, {}
+    for file, shard in zip(files, shards, strict=True):
+        before = done
+
+        def told(written: int, before: int = before) -> None:
+            report(before + written, total)
+
+        hashes[file] = _write_file(folder / file, shard, sizes, read, told)
+        done += sum(sizes[e[0]] for e in shard)
+    if len(shards) > 1:
+        where = {entry[0]: file for file, shard in zip(files, shards, strict=True) for entry in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / f"{name}.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    return hashes
+
+
+def _write_file(
+    path: Path,
+    entries: list[tuple[str, str, tuple[int, ...]]],
+    sizes: dict[str, int],
+    read: Callable[[str], Iterator[memoryview]],
+    report: Callable[[int], None],
+) -> str:
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for key, dtype, shape in entries:
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + sizes[key]]}  # type: ignore[dict-item]
+        end += sizes[key]
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest, written = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for part in (len(text).to_bytes(8, "little"), text):
+            file.write(part)
+            digest.update(part)
+        for key, _, _ in entries:
+            count = 0
+            for piece in read(key):
+                file.write(piece)
+                digest.update(piece)
+                count += piece.nbytes
+                report(written + count)
+            if count != sizes[key]:
+                raise CheckpointError(f"{key} gave {count} bytes; its type and shape need {sizes[key]}")
+            written += count
+    return digest.hexdigest()

@@ -1,0 +1,64 @@
+"""The record of a video: everything that made it, as JSON, and what has changed since."""
+
+import hashlib
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.request import Reference, Request
+
+
+def record_of(request: Request, model: str, weights: str, placement: dict[str, Any]) -> dict[str, Any]:
+    """Everything that made a video: request, weights by hash, how they were held, files by hash, versions."""
+    files = [r.path for r in request.pictures()] + ([request.first_frame] if request.first_frame else [])
+    return {
+        "request": asdict(request),
+        "model": model,
+        "weights": weights,
+        "placement": placement,
+        "files": {path: digest(Path(path)) for path in files},
+        "versions": versions(),
+    }
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, read in parts."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What the bits of a video depend on beside the request."""
+    return {
+        "phantom_s2v": "0.1.0",
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+def request_from(record: dict[str, Any]) -> Request:
+    """The request in a record. Raises InputError where it is none."""
+    try:
+        values = dict(record["request"])
+        values["references"] = tuple(Reference(**r) for r in values["references"])
+        return Request(**values)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"this is no record of a video: {error}") from error
+
+
+def changes(record: dict[str, Any], weights: str) -> list[str]:
+    """What is no longer as it was when the record was written; `weights` is the hash of those loaded now."""
+    said = [] if record.get("weights") == weights else ["the weights are not those of the record"]
+    for path, before in record.get("files", {}).items():
+        if not Path(path).is_file():
+            raise InputError(f"{path}, which the record names, is missing")
+        if digest(Path(path)) != before:
+            said.append(f"{path} has changed")
+    for name, value in versions().items():
+        if record.get("versions", {}).get(name) != value:
+            said.append(f"{name} was {record.get('versions', {}).get(name)} and is {value}")
+    return said

@@ -1,0 +1,169 @@
+"""What a user asks for, and what a model has as defaults. No torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS, VideoSize
+
+SOLVERS = ("euler", "unipc")
+WAN_NEGATIVE = (  # Wan's own negative prompt (facts 2.5)
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
+    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
+    "倒着走"
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Defaults of a model. phantom-mini keeps them beside its weights in preset.json."""
+
+    name: str
+    height: int  # pixels
+    width: int
+    frames: int
+    fps: int
+    steps: int
+    solver: str
+    shift: float  # of the timestep grid
+    guidance_image: float
+    guidance_text: float
+    side_range: tuple[int, int]  # pixels a side that are near to those trained
+    family: str = "phantom"  # the paper's own model, or "wan": the released weights
+    sizes: tuple[tuple[int, int], ...] = ()  # (height, width) that are supported; empty: all within side_range
+    negative_prompt: str = ""
+    heads: int = 3  # of attention; what parallel runs divide
+
+    @property
+    def multiple(self) -> int:
+        """What a side in pixels must be a multiple of: the autoencoder's 8, times Wan's patches of 2."""
+        return 16 if self.family == "wan" else 8
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A picture of a subject; pictures of one name are views of one subject."""
+
+    path: str
+    subject: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for."""
+
+    prompt: str
+    references: tuple[Reference, ...]
+    height: int
+    width: int
+    frames: int
+    fps: int
+    seed: int
+    steps: int
+    solver: str
+    shift: float
+    guidance_image: float
+    guidance_text: float
+    negative_prompt: str = ""
+    first_frame: str | None = None
+    untrained_size: bool = False
+    background: str | None = None  # a picture that is kept whole
+    cutout: bool = False  # remove the ground of the other references
+    several_views: bool = False  # let Phantom-Wan have several pictures of one subject
+    released_behaviour: bool = False  # read pictures and draw noise as the released code does
+
+    def subjects(self) -> list[str]:
+        """Names in the order of their first picture."""
+        return list(dict.fromkeys(r.subject for r in self.references))
+
+    def pictures(self) -> tuple[Reference, ...]:
+        """Every picture that takes a reference place: the references, then the background."""
+        return self.references + ((Reference(self.background, "background"),) if self.background else ())
+
+
+def load_preset(folder: Path) -> Preset:
+    """Defaults of the model in `folder`: ours, or Phantom-Wan in diffusers' layout. Raises CheckpointError without one."""
+    config = folder / "transformer" / "config.json"
+    try:
+        if not (folder / "preset.json").exists() and config.is_file():
+            return wan_preset(json.loads(config.read_text()))
+        values = json.loads((folder / "preset.json").read_text())
+        return Preset(
+            **{**values, "side_range": tuple(values["side_range"]), "sizes": tuple(map(tuple, values.get("sizes", ())))}
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} is not a model folder; it needs a readable preset.json, or Wan's transformer/config.json ({error})"
+        ) from error
+
+
+def wan_preset(config: dict[str, Any]) -> Preset:
+    """Defaults of the released code for a transformer of this configuration (facts 2.1, 2.5)."""
+    if config.get("_class_name") != "WanTransformer3DModel":
+        raise CheckpointError(
+            f"the transformer is a {config.get('_class_name')}; legal are WanTransformer3DModel, and ours beside a preset.json"
+        )
+    heads = config["num_attention_heads"]
+    width = heads * config["attention_head_dim"]
+    name = {1536: "phantom-wan-1.3b", 5120: "phantom-wan-14b"}.get(width, f"phantom-wan-{width}")
+    sizes = {1536: ((480, 832),), 5120: ((480, 832), (720, 1280))}.get(width, ())
+    frames, fps = (121, 24) if width == 5120 else (81, 16)
+    return Preset(
+        name, 480, 832, frames, fps, 50, "unipc", 5.0, 5.0, 7.5, (16, 1280), "wan", sizes, WAN_NEGATIVE, heads
+    )  # fmt: skip
+
+
+def check(request: Request, preset: Preset) -> None:
+    """Raise InputError for what cannot be made, before anything loads."""
+    VideoSize(request.frames, request.height, request.width)
+    subjects, pictures = len(request.subjects()), len(request.pictures())
+    if subjects > MAX_SUBJECTS:
+        raise InputError(f"{subjects} subjects were given; at most {MAX_SUBJECTS} are possible (the same NAME= is one)")
+    if pictures > MAX_PICTURES:
+        raise InputError(f"{pictures} reference pictures were given; at most {MAX_PICTURES} are possible")
+    if not request.prompt.strip() and not pictures:
+        raise InputError("the prompt is empty and there is no reference; give a prompt, a reference, or both")
+    if request.solver not in SOLVERS:
+        raise InputError(f"solver is {request.solver!r}; it can be {' or '.join(SOLVERS)}")
+    for name, low, high in (("steps", 1, 1000), ("fps", 1, 120), ("seed", 0, 2**63 - 1)):
+        if not low <= getattr(request, name) <= high:
+            raise InputError(f"{name} is {getattr(request, name)}; it can be {low} to {high}")
+    for name in ("guidance_image", "guidance_text"):
+        if not 0 <= getattr(request, name) <= 100:
+            raise InputError(f"{name} is {getattr(request, name)}; it can be 0 to 100")
+    _check_size(request, preset)
+    if preset.family == "wan":
+        _check_wan(request, preset)
+
+
+def _check_size(request: Request, preset: Preset) -> None:
+    size = (request.height, request.width)
+    if any(side % preset.multiple for side in size):
+        raise InputError(f"size is {request.width}x{request.height}; sides of {preset.name} are multiples of {preset.multiple}")
+    low, high = preset.side_range
+    fits = size in preset.sizes if preset.sizes else all(low <= side <= high for side in size)
+    if not fits and not request.untrained_size:
+        legal = " and ".join(f"{w}x{h}" for h, w in preset.sizes) or (
+            f"sides of {low} to {high} pixels, since it was trained at {preset.width}x{preset.height}"
+        )
+        raise InputError(
+            f"size is {request.width}x{request.height}; legal for {preset.name}: {legal} (--untrained-size lets others pass)"
+        )
+
+
+def _check_wan(request: Request, preset: Preset) -> None:
+    """What the released weights cannot do."""
+    if request.first_frame:
+        raise InputError(
+            f"a first frame was given; {preset.name} is a text-to-video model with references and was never trained to start "
+            "from a frame (phantom-mini was)"
+        )
+    if len(request.pictures()) > MAX_SUBJECTS:
+        raise InputError(f"{len(request.pictures())} pictures were given; {preset.name} was trained with at most {MAX_SUBJECTS}")
+    if len(request.references) > len(request.subjects()) and not request.several_views:
+        raise InputError(
+            f"{len(request.references)} pictures of {len(request.subjects())} subjects were given; {preset.name} never saw two "
+            "pictures of one subject and tends to show it twice (--several-views lets it pass)"
+        )

@@ -1,0 +1,205 @@
+"""Conversion: every key accounted for, every source, nothing half-written."""
+
+import json
+import shutil
+
+import native
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from phantom_s2v import PhantomPipeline
+from phantom_s2v.errors import CheckpointError
+from phantom_s2v.model.convert import convert
+from phantom_s2v.model.tensors import Tensors
+
+STATE = native.transformer()
+
+
+def quiet(part, done, total):
+    assert 0 < done <= total
+
+
+def run(wan, phantom, tmp_path):
+    out = tmp_path / "out"
+    convert(wan, phantom, out, quiet)
+    return WanTransformer3DModel.from_pretrained(out / "transformer")
+
+
+def test_diffusers_reads_what_was_written(converted):
+    model = WanTransformer3DModel.from_pretrained(converted / "transformer")
+    assert torch.equal(model.blocks[1].attn2.to_k.weight, STATE["blocks.1.cross_attn.k.weight"])
+    assert torch.equal(model.scale_shift_table, STATE["head.modulation"])
+    vae = AutoencoderKLWan.from_pretrained(converted / "vae")
+    assert torch.equal(vae.decoder.conv_out.weight, native.autoencoder()["decoder.head.2.weight"])
+
+
+def test_diffusers_own_pipeline_opens_the_folder(converted):
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(converted, tokenizer=None)  # ours here is no sentencepiece model, as umT5's is
+    embeds = {"prompt_embeds": torch.zeros(1, 512, native.TEXT), "negative_prompt_embeds": torch.zeros(1, 512, native.TEXT)}
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(**embeds, height=32, width=32, num_frames=5, num_inference_steps=1, output_type="latent").frames.shape[2] == 2
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_shards_give_the_same_weights(checkpoint, tmp_path, count):
+    model = run(checkpoint[0], native.write_shards(STATE, tmp_path / "shards", count), tmp_path)
+    assert torch.equal(model.patch_embedding.weight, STATE["patch_embedding.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
+def test_a_community_file_in_fp16_stays_fp16(checkpoint, tmp_path, prefix):
+    file = tmp_path / "community.safetensors"
+    save_file({prefix + k: v.half() for k, v in STATE.items()}, file)
+    convert(checkpoint[0], file, tmp_path / "out", quiet)
+    stored = load_file(tmp_path / "out" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {v.dtype for v in stored.values()} == {torch.float16}
+    assert torch.equal(stored["proj_out.bias"], STATE["head.head.bias"].half())
+
+
+def test_fp8_becomes_bfloat16_times_its_scale(checkpoint, tmp_path):
+    scaled = {}
+    for key, value in STATE.items():
+        scaled[key] = value.half()
+        if key.endswith("attn.q.weight"):
+            scaled[key] = (value * 100).to(torch.float8_e4m3fn)
+            scaled[key.removesuffix(".weight") + ".scale_weight"] = torch.tensor([0.01])
+    scaled["scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
+    save_file(scaled, tmp_path / "fp8.safetensors")
+    model = run(checkpoint[0], tmp_path / "fp8.safetensors", tmp_path)
+    got, wanted = model.blocks[0].attn1.to_q.weight, STATE["blocks.0.self_attn.q.weight"]
+    torch.testing.assert_close(got.float(), wanted, rtol=0.08, atol=2e-3)
+
+
+def test_a_folder_of_diffusers_gives_the_other_parts(checkpoint, converted, tmp_path):
+    convert(converted, checkpoint[1], tmp_path / "again", quiet)
+    prompt = {"prompt": "A dog.", "height": 32, "width": 32, "num_frames": 1, "num_inference_steps": 1, "seed": 0}
+    first, second = (PhantomPipeline.from_pretrained(f)(**prompt).frames for f in (converted, tmp_path / "again"))
+    assert (first == second).all()
+
+
+def broken(tmp_path, **changes):
+    state = {k: v for k, v in (STATE | changes).items() if v is not None}
+    torch.save(state, tmp_path / "broken.pth")
+    return tmp_path / "broken.pth"
+
+
+FAULTS = {
+    "missing": ({"blocks.1.ffn.2.bias": None}, r"1 missing \(blocks.1.ffn.net.2.bias\)"),
+    "extra": ({"img_emb.proj.1.weight": torch.zeros(2)}, "1 extra"),
+    "misshapen": ({"blocks.0.self_attn.q.weight": torch.zeros(3, 3)}, "1 of another shape"),
+    "no transformer": ({"patch_embedding.weight": None}, "is no transformer of Wan; it lacks patch_embedding.weight"),
+    "integers": ({"head.modulation": torch.zeros(1, 2, 64, dtype=torch.int64)}, "floating point"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_key_is_accounted_for(checkpoint, tmp_path, fault):
+    changes, said = FAULTS[fault]
+    with pytest.raises(CheckpointError, match=said):
+        convert(checkpoint[0], broken(tmp_path, **changes), tmp_path / "out", quiet)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.pth"]
+
+
+def test_a_layer_fewer_is_missing_and_not_a_smaller_model(checkpoint, tmp_path):
+    """Phantom#36: with strict=False a lost shard gave wrong colours."""
+    state = {k: v for k, v in STATE.items() if not k.startswith("blocks.1.")}
+    torch.save(state, tmp_path / "lost.pth")
+    with pytest.raises(CheckpointError, match=r"missing \(blocks.1"):
+        convert(checkpoint[0], tmp_path / "lost.pth", tmp_path / "out", quiet)
+
+
+def test_missing_truncated_and_swapped_shards(checkpoint, tmp_path):
+    folder = native.write_shards(STATE, tmp_path / "shards", 3)
+    second = folder / "Phantom_Wan_14B-00002-of-00003.safetensors"
+    whole = second.read_bytes()
+    second.unlink()
+    with pytest.raises(CheckpointError, match=r"lacks 1 of 3 shards \(Phantom_Wan_14B-00002"):
+        convert(checkpoint[0], folder, tmp_path / "out", quiet)
+    second.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
+        convert(checkpoint[0], folder, tmp_path / "out", quiet)
+    other = native.write_shards(native.transformer(dim=128), tmp_path / "other", 3)
+    shutil.copyfile(other / second.name, second)
+    with pytest.raises(CheckpointError, match="of another shape"):
+        convert(checkpoint[0], folder, tmp_path / "out", quiet)
+    shutil.copyfile(folder / "Phantom_Wan_14B-00001-of-00003.safetensors", second)
+    with pytest.raises(CheckpointError, match="repeats"):
+        convert(checkpoint[0], folder, tmp_path / "out", quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_header_that_lies_about_its_size(checkpoint, tmp_path):
+    file = tmp_path / "lie.safetensors"
+    for length in (2**60, 2**20, 3):
+        file.write_bytes(length.to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}')
+        with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
+            convert(checkpoint[0], file, tmp_path / "out", quiet)
+
+
+def test_a_text_encoder_or_an_autoencoder_of_another_model(checkpoint, tmp_path):
+    wan = shutil.copytree(checkpoint[0], tmp_path / "wan")
+    torch.save(native.text_encoder(50, width=32), wan / "models_t5_umt5-xxl-enc-bf16.pth")
+    with pytest.raises(CheckpointError, match="32 wide and the transformer takes 24; it is the text encoder of another model"):
+        convert(wan, checkpoint[1], tmp_path / "out", quiet)
+    torch.save(STATE, wan / "Wan2.1_VAE.pth")
+    with pytest.raises(CheckpointError, match="is no autoencoder of Wan"):
+        convert(wan, checkpoint[1], tmp_path / "out", quiet)
+    (wan / "Wan2.1_VAE.pth").unlink()
+    with pytest.raises(CheckpointError, match="does not exist"):
+        convert(wan, checkpoint[1], tmp_path / "out", quiet)
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_pickles_that_execute_gguf_and_others_are_refused(checkpoint, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    torch.save({"a": Evil()}, tmp_path / "evil.pth")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "notes.txt").write_text("x")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name, said in (
+        ("evil.pth", "no plain state dict"), ("model.gguf", "is GGUF"), ("notes.txt", "is no weight file"),
+        ("list.pth", "is no state dict"), ("nothing.pth", "does not exist"),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match=said):
+            convert(checkpoint[0], tmp_path / name, tmp_path / "out", quiet)
+
+
+def test_an_output_that_exists_is_left_alone(checkpoint, converted):
+    before = sorted(p.name for p in converted.iterdir())
+    with pytest.raises(CheckpointError, match="exists already"):
+        convert(*checkpoint, converted, quiet)
+    assert sorted(p.name for p in converted.iterdir()) == before
+
+
+def test_a_width_without_heads_asks_for_the_native_config(checkpoint, tmp_path):
+    wan = shutil.copytree(checkpoint[0], tmp_path / "wan")
+    (wan / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"put Wan's config.json beside it"):
+        convert(wan, checkpoint[1], tmp_path / "out", quiet)
+
+
+def test_loading_is_strict(converted, tmp_path):
+    folder = shutil.copytree(converted, tmp_path / "model")
+    index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    (folder / "transformer" / names[1]).unlink()
+    with pytest.raises(CheckpointError, match="lacks 1 of 3 shards"):
+        PhantomPipeline.from_pretrained(folder)
+
+
+def test_native_names_stream_as_they_are(tmp_path):
+    """Bytes of a tensor come in parts and are those that were saved, from a pickle and from safetensors."""
+    torch.save(STATE, tmp_path / "a.pth")
+    save_file(STATE, tmp_path / "a.safetensors")
+    for file in ("a.pth", "a.safetensors"):
+        source = Tensors([tmp_path / file])
+        for name in ("patch_embedding.weight", "head.modulation"):
+            raw = b"".join(source.read(name))
+            assert raw == STATE[name].numpy().tobytes()

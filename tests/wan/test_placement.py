@@ -1,0 +1,213 @@
+"""What memory options change: nothing, or as little as they should; and what two processes give."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import native
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from phantom_s2v import PhantomPipeline
+from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.jobs import parse_loras
+from phantom_s2v.model.placement import Placement
+
+SETTINGS = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 6, "seed": 0, "output_type": "latent"}
+
+
+def latents(pipe, **changes):
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "reference_latents": torch.randn(1, 16, 2, 4, 4, generator=generator),
+        "prompt_embeds": torch.randn(1, 7, native.TEXT, generator=generator),
+        "negative_prompt_embeds": torch.randn(1, 5, native.TEXT, generator=generator),
+    }
+    return pipe(**{**inputs, **SETTINGS, **changes}).frames
+
+
+@pytest.fixture(scope="module")
+def plain(pipe):
+    return latents(pipe)
+
+
+def placed(converted, **options):
+    return PhantomPipeline.from_pretrained(converted, Placement(**options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cache_text": True}, {"offload": "model", "device": "cpu"}, {"offload": "group", "device": "cpu"}, {"tiling": True}],
+)
+def test_exact_options_change_no_bit(converted, plain, options):
+    pipe = placed(converted, **options)
+    assert torch.equal(latents(pipe), plain)
+    assert torch.equal(latents(pipe), plain)
+
+
+def test_keys_and_values_of_the_text_are_computed_once_a_video(converted):
+    pipe, calls = placed(converted, cache_text=True), []
+    pipe.models.transformer.blocks[0].attn2.to_k.module.register_forward_hook(lambda *_: calls.append(1))
+    latents(pipe)
+    assert len(calls) == 2  # one for the prompt, one for the negative prompt, not three times six steps
+    latents(pipe, prompt_embeds=torch.ones(1, 3, native.TEXT))
+    assert len(calls) == 4
+
+
+def test_tiles_decode_to_nearly_the_same_pixels(converted, pipe):
+    """Tiles blend their borders; inside a single tile they are exact."""
+    first, second = (latents(p, output_type="np") for p in (pipe, placed(converted, tiling=True)))
+    assert (first == second).all()
+
+
+def test_fp8_is_near_and_takes_a_quarter_of_the_memory(converted, plain):
+    pipe = placed(converted, quantise="fp8")
+    block = pipe.models.transformer.blocks[0]
+    assert block.attn1.to_q.weight.dtype is torch.float8_e4m3fn
+    assert block.norm2.weight.dtype is torch.float32
+    difference = (latents(pipe, num_inference_steps=1) - latents(placed(converted), num_inference_steps=1)).std()
+    assert 0 < difference < 0.5 * plain.std()
+
+
+def test_int8_is_near(converted, plain):
+    pytest.importorskip("torchao")
+    one = latents(placed(converted, quantise="int8"), num_inference_steps=1)
+    assert 0 < (one - latents(placed(converted), num_inference_steps=1)).std() < 0.1 * plain.std()
+
+
+@pytest.mark.parametrize(
+    ("options", "fewer"),
+    [
+        ({"cache": "first-block", "cache_threshold": 10.0}, True),
+        ({"cache": "first-block", "cache_threshold": 0.0}, False),
+        ({"cache": "taylorseer"}, True),
+    ],
+)
+def test_step_caches_skip_work(converted, plain, options, fewer):
+    pipe, calls = placed(converted, **options), []
+    pipe.models.transformer.blocks[1].ffn.net[0].proj.register_forward_hook(lambda *_: calls.append(1))
+    pipe.models.transformer.blocks[1].attn1.to_q.register_forward_hook(lambda *_: calls.append(1))
+    out = latents(pipe)
+    assert torch.isfinite(out).all()
+    assert (len(calls) < 2 * 3 * 6) is fewer
+    assert torch.equal(out, plain) is not fewer
+    assert torch.equal(latents(pipe), out)  # nothing of one video stays for the next
+
+
+RANK = 3
+
+
+def lora_state(names):
+    generator = torch.Generator().manual_seed(5)
+    down, up = torch.randn(RANK, native.DIM, generator=generator) * 0.1, torch.randn(native.DIM, RANK, generator=generator) * 0.1
+    return {names[0]: down, names[1]: up}, up @ down
+
+
+def whole_musubi():
+    """Zeros for every layer: diffusers reads this form only where it is complete."""
+    state = {}
+    for n in range(native.LAYERS):
+        layers = {f"{a}_{p}": (native.DIM, native.DIM) for a in ("self_attn", "cross_attn") for p in "qkvo"}
+        layers |= {"ffn_0": (native.FFN, native.DIM), "ffn_2": (native.DIM, native.FFN)}
+        for name, (out, width) in layers.items():
+            key = f"lora_unet_blocks_{n}_{name}"
+            state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = torch.zeros(RANK, width), torch.zeros(out, RANK)
+            state[f"{key}.alpha"] = torch.tensor(float(RANK))
+    return state
+
+
+FORMS = {
+    "peft": ("transformer.blocks.0.attn1.to_q.lora_A.weight", "transformer.blocks.0.attn1.to_q.lora_B.weight"),
+    "native": ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "diffusion_model.blocks.0.self_attn.q.lora_B.weight"),
+    "native, down and up": (
+        "diffusion_model.blocks.0.self_attn.q.lora_down.weight",
+        "diffusion_model.blocks.0.self_attn.q.lora_up.weight",
+    ),
+    "musubi": ("lora_unet_blocks_0_self_attn_q.lora_down.weight", "lora_unet_blocks_0_self_attn_q.lora_up.weight"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lora_is_its_product_added_to_the_weight(converted, tmp_path, form):
+    state, product = lora_state(FORMS[form])
+    if form == "musubi":
+        state = whole_musubi() | state
+    save_file(state, tmp_path / "lora.safetensors")
+    pipe = placed(converted, loras=((str(tmp_path / "lora.safetensors"), 0.5),))
+    merged = placed(converted)
+    merged.models.transformer.blocks[0].attn1.to_q.weight.add_(0.5 * product)
+    torch.testing.assert_close(latents(pipe), latents(merged), rtol=1e-3, atol=1e-3)
+    assert (latents(merged) - latents(placed(converted))).abs().max() > 1e-2
+
+
+def test_two_loras_add_up(converted, tmp_path):
+    state, product = lora_state(FORMS["peft"])
+    save_file(state, tmp_path / "a.safetensors")
+    both = tuple((str(tmp_path / "a.safetensors"), scale) for scale in (0.5, 0.25))
+    merged = placed(converted)
+    merged.models.transformer.blocks[0].attn1.to_q.weight.add_(0.75 * product)
+    torch.testing.assert_close(latents(placed(converted, loras=both)), latents(merged), rtol=1e-3, atol=1e-3)
+
+
+def test_a_few_step_lora_runs_with_one_forward_a_step(converted):
+    pipe, calls = placed(converted), []
+    pipe.models.transformer.register_forward_hook(lambda *_: calls.append(1))
+    latents(pipe, guidance_image=1.0, guidance_text=1.0, num_inference_steps=4)
+    assert len(calls) == 4
+
+
+def test_loras_that_do_not_fit_are_refused(converted, tmp_path):
+    save_file({"transformer.blocks.9.attn1.to_q.lora_A.weight": torch.ones(3, 64)}, tmp_path / "deep.safetensors")
+    save_file(
+        {f"transformer.blocks.0.attn1.to_q.lora_{p}.weight": torch.ones(3, 3) for p in "AB"}, tmp_path / "small.safetensors"
+    )
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    for name, said in (
+        ("deep", "1 keys that fit nowhere"), ("small", "does not fit this transformer"), ("junk", "damaged or no LoRA"),
+        ("absent", "existing .safetensors file"),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match=said):
+            placed(converted, loras=((str(tmp_path / f"{name}.safetensors"), 1.0),))
+
+
+def test_options_are_checked(tmp_path):
+    assert parse_loras(["a.safetensors=0.5", "b.safetensors"]) == (("a.safetensors", 0.5), ("b.safetensors", 1.0))
+    for options, said in (
+        ({"offload": "all"}, "offload is 'all'"), ({"cache": "x"}, "cache is"), ({"dtype": "int4"}, "dtype is"),
+        ({"device": "tpu0"}, "device is 'tpu0'"), ({"offload": "group"}, "no GPU here"),
+        ({"parallel": "fsdp", "offload": "model", "device": "cpu"}, "choose one"),
+    ):  # fmt: skip
+        if said == "no GPU here" and torch.cuda.is_available():
+            continue
+        with pytest.raises(InputError, match=said):
+            Placement(**options)
+    with pytest.raises(InputError, match="legal is FILE or FILE=SCALE"):
+        parse_loras(["a.safetensors=strong"])
+
+
+def test_parallel_needs_torchrun(converted):
+    with pytest.raises(InputError, match="in a single process"):
+        placed(converted, parallel="ulysses")
+
+
+@pytest.mark.parametrize("kind", ["ulysses", "fsdp"])
+def test_two_processes_give_the_same_latents(converted, plain, tmp_path, kind):
+    """Under gloo on CPUs. Ring attention needs what CPU backends lack, and is untested."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import torch\n"
+        "torch.set_num_threads(1)\n"
+        "from phantom_s2v.model.parallel import is_main, leave\n"
+        "from test_placement import latents, placed\n"
+        "torch.accelerator.device_count = lambda: 1  # diffusers divides by it, and there is no accelerator here\n"
+        f"out = latents(placed({str(converted)!r}, parallel={kind!r}, device='cpu'))\n"
+        f"torch.save(out, {str(tmp_path / 'out.pt')!r}) if is_main() else None\n"
+        "leave()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt", weights_only=True), plain, rtol=1e-4, atol=1e-4)
