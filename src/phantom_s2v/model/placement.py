@@ -66,7 +66,7 @@ class Placement:
 
 
 def place_transformer(transformer: Any, placement: Placement) -> None:
-    """Apply everything of `placement` to a transformer that was loaded on the CPU, or on the device if nothing is offloaded."""
+    """Apply everything of `placement` to a transformer that waits on the CPU; it goes to the device when it is first needed."""
     for number, (file, scale) in enumerate(placement.loras):
         add_lora(transformer, Path(file), scale, f"lora{number}")
     device = placement.torch_device()
@@ -87,33 +87,23 @@ def place_transformer(transformer: Any, placement: Placement) -> None:
         transformer.enable_group_offload(
             device, torch.device("cpu"), "block_level", num_blocks_per_group=1, use_stream=streams, non_blocking=streams
         )
-    elif placement.offload == "none":
-        transformer.to(device)
     if placement.parallel != "none":
         parallelise(transformer, placement.parallel, device)
 
 
-def place_autoencoder(autoencoder: Any, placement: Placement) -> None:
-    """Tiles where asked for; on the device unless parts take turns there."""
-    if placement.tiling:
-        autoencoder.enable_tiling()
-    if placement.offload == "none":
-        autoencoder.to(placement.torch_device())
-
-
 @contextmanager
 def taking_turns(part: Any, placement: Placement) -> Iterator[None]:
-    """A part on the device for as long as it is needed, where parts take turns there."""
-    grouped = placement.offload == "group" and isinstance(part, WanTransformer3DModel)  # its hooks move it
-    if placement.offload == "none" or grouped:
-        yield
-        return
+    """A part on the device from when it is first needed, and only while it is needed where parts take turns there."""
+    transformer = isinstance(part, WanTransformer3DModel)
+    placed = transformer and (placement.offload == "group" or placement.parallel != "none")  # its hooks move it
     module: Any = part
-    module.to(placement.torch_device())
+    if not placed:
+        module.to(placement.torch_device())
     try:
         yield
     finally:
-        module.to("cpu")
+        if not placed and placement.offload != "none":
+            module.to("cpu")
 
 
 def add_lora(transformer: Any, file: Path, scale: float, name: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -19,11 +19,9 @@ FILE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{FILE}.index.json"
 
 
-def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> M:
-    """A model of `kind` from a diffusers folder, whole or in shards, for inference.
+def check_part(kind: type[M], folder: Path) -> tuple[M, dict[Path, list[str]]]:
+    """An empty model of `kind` as `folder` configures it, and the names in each weight file, which fit it; no tensor is read.
 
-    It is built without memory and takes the stored tensors one by one, so that no second set of weights ever exists; tensors
-    stored in `dtype` stay in the mapped file until they are used. Parts that diffusers keeps in float32 stay so.
     Raises CheckpointError where config or weights are missing, truncated, a pickle, or of another shape.
     """
     config = folder / "config.json"
@@ -35,13 +33,23 @@ def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32, d
         raise CheckpointError(f"{config} is no configuration of {kind.__name__}: {error}") from error
     shapes = {file: read_shapes(file) for file in weight_files(folder)}
     check_shapes(folder, {k: v for each in shapes.values() for k, v in each.items()}, shapes_of(model))
+    return model, {file: list(names) for file, names in shapes.items()}
+
+
+def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> M:
+    """A model of `kind` from a diffusers folder, whole or in shards, for inference; strict as `check_part`.
+
+    It is built without memory and takes the stored tensors one by one, so that no second set of weights ever exists; tensors
+    stored in `dtype` stay in the mapped file until they are used. Parts that diffusers keeps in float32 stay so.
+    """
+    model, files = check_part(kind, folder)
     exact = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
-    for file, names in shapes.items():
+    for file, names in files.items():
         with safe_open(file, "pt") as tensors:
             for name in names:
                 target = torch.float32 if any(part in name.split(".") for part in exact) else dtype
                 _assign(model, name, tensors.get_tensor(name).to(device, target))
-    return model.to(device).eval().requires_grad_(False)
+    return cast(Any, model).to(device).eval().requires_grad_(False)
 
 
 def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:

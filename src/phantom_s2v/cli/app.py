@@ -1,0 +1,62 @@
+"""The application: groups of commands, the progress bar, and what the process ends with."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from phantom_s2v.errors import PhantomError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+data = typer.Typer(no_args_is_help=True, help="Fetch and encode what training learns from.")
+train = typer.Typer(no_args_is_help=True, help="Train a part of the model; each goes on from its own last state.")
+evaluate = typer.Typer(no_args_is_help=True, help="Measure a model.")
+app.add_typer(data, name="data")
+app.add_typer(train, name="train")
+app.add_typer(evaluate, name="evaluate")
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point: errors of the input become one sentence and exit code 2."""
+    try:
+        code = app(standalone_mode=False)  # click turns Exit and Ctrl-C into a code
+    except PhantomError as error:
+        print(f"phantom: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # click's usage errors have one
+            raise
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(2)
+    if code == 130:
+        print("phantom: interrupted; nothing half-written was left", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def progress(shown: bool = True) -> Progress:
+    """A bar with time left, on stderr."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not shown,
+    )
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Subject-to-video generation: one to four reference images and a prompt make a video of those subjects."""
+    if show:
+        from phantom_s2v import __version__
+
+        print(__version__)
+        raise typer.Exit

@@ -1,0 +1,244 @@
+"""phantom generate, estimate, convert."""
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import TaskID
+
+from phantom_s2v.cli.app import app, progress
+from phantom_s2v.errors import InputError
+
+if TYPE_CHECKING:
+    from phantom_s2v.generate import Models
+    from phantom_s2v.jobs import Job
+    from phantom_s2v.model.placement import Placement
+    from phantom_s2v.request import Preset
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="What happens. Describe every subject.")] = "",
+    reference: Annotated[
+        list[str] | None, typer.Option(help="[NAME=]PATH of a picture; the same NAME again is another view.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The video, .mp4; a sheet .png and a record .json are written beside it.")] = Path(
+        "video.mp4"
+    ),
+    first_frame: Annotated[Path | None, typer.Option(help="A picture that the video starts from (phantom-mini).")] = None,
+    background: Annotated[Path | None, typer.Option(help="A picture of the place, kept whole.")] = None,
+    cutout: Annotated[bool, typer.Option(help="Remove the ground of the references: transparency, or one plain colour.")] = False,
+    several_views: Annotated[bool, typer.Option(help="Let Phantom-Wan have several pictures of one subject.")] = False,
+    model: Annotated[str, typer.Option(help="Name or folder of a model, or OWNER/MODEL of a hub.")] = "phantom-mini",
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Length, a multiple of 4 plus 1.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video on the same machine.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Make so many videos, from seed on.")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
+    solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
+    guidance_image: Annotated[float | None, typer.Option(help="Weight of the references.")] = None,
+    guidance_text: Annotated[float | None, typer.Option(help="Weight of the prompt.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
+    untrained_size: Annotated[bool, typer.Option(help="Let sizes pass that the model was not trained at.")] = False,
+    released_behaviour: Annotated[
+        bool, typer.Option(help="Read pictures and draw noise as Phantom's released code does.")
+    ] = False,
+    preview: Annotated[bool, typer.Option(help="Write frames on the way to OUT.preview.png.")] = False,
+    requests: Annotated[Path | None, typer.Option(help="JSON lines, one request each: the same names as these options.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", help="Make the video of a record .json again.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1 (Phantom-Wan).")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16 (Phantom-Wan).")] = "auto",
+    offload: Annotated[str, typer.Option(help="none, model or group: what waits in main memory.")] = "none",
+    quantise: Annotated[str, typer.Option(help="none, fp8 or int8: how weights are stored.")] = "none",
+    tiling: Annotated[bool, typer.Option(help="Decode in tiles.")] = False,
+    cache: Annotated[str, typer.Option(help="none, first-block or taylorseer: skip work between steps, approximately.")] = "none",
+    cache_text: Annotated[bool, typer.Option(help="Keep keys and values of the text, exactly.")] = False,
+    budget: Annotated[str | None, typer.Option(help="Refuse what would exceed 20min or 24GB, and say what fits.")] = None,
+    parallel: Annotated[str, typer.Option(help="none, ulysses, ring or fsdp, under torchrun.")] = "none",
+    lora: Annotated[list[str] | None, typer.Option(help="FILE[=SCALE] of a LoRA for Wan; can be given again.")] = None,
+) -> None:
+    """Make a video from reference images and a prompt."""
+    options = dict(locals())
+    placement, preset = prepare(options)
+    if from_:
+        _again(from_, out, model, preview, placement, budget)
+    elif requests:
+        _many(requests, out, model, preset, preview, placement, budget)
+    else:
+        run_jobs(requested(options, preset), model, preview, placement, budget=budget)
+
+
+def estimate(card: str | None, **options: Any) -> None:
+    """Say what `phantom generate` with the same options would take: tokens, FLOP, memory and seconds. Nothing is loaded.
+
+    Without --card, this machine is measured by two seconds of one real block.
+    """
+    from dataclasses import asdict
+
+    from phantom_s2v.calibrate import estimate as calculate
+    from phantom_s2v.presets import model_folder
+
+    placement, preset = prepare(options)
+    jobs = requested(options, preset)
+    found = calculate(jobs[0][0], preset, model_folder(options["model"]), placement, card)
+    print(found.sentence() + (f", for each of {len(jobs)} videos" if len(jobs) > 1 else ""))
+    print(json.dumps(asdict(found)))
+
+
+CARD = Annotated[str | None, typer.Option(help="A card of the table instead of this machine, such as rtx-4090; computed.")]
+_card = inspect.Parameter("card", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=CARD)
+_same = inspect.signature(generate).parameters.values()
+estimate.__signature__ = inspect.Signature([_card, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in _same)])  # type: ignore[attr-defined]
+estimate.__annotations__ = {**generate.__annotations__, "card": CARD}
+app.command()(estimate)
+
+
+def prepare(options: dict[str, Any]) -> tuple["Placement", "Preset"]:
+    """How the model is held, and its defaults, out of the options of generate."""
+    from phantom_s2v.jobs import parse_loras
+    from phantom_s2v.model.placement import Placement
+    from phantom_s2v.presets import model_folder
+    from phantom_s2v.request import load_preset
+
+    named = ("device", "dtype", "offload", "quantise", "tiling", "cache", "cache_text", "parallel")
+    placement = Placement(**{name: options[name] for name in named}, loras=parse_loras(options["lora"] or []))
+    preset = load_preset(model_folder(options["model"]))
+    if preset.family != "wan" and placement != Placement():
+        raise InputError(f"{preset.name} runs on the CPU as it is; options of device, memory, cache and LoRA are for Phantom-Wan")
+    return placement, preset
+
+
+def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
+    """One job a seed."""
+    from phantom_s2v.jobs import SWITCHES, build_request
+
+    seed, seeds, out = options["seed"], options["seeds"], options["out"]
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}; it can be 1 or more")
+    plain = ("size", "frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")
+    asked = {name: options[name] for name in (*plain, *SWITCHES, "prompt", "reference")}
+    asked |= {name: str(options[name]) if options[name] else None for name in ("first_frame", "background")}
+    jobs = []
+    for number in range(seeds):
+        target = out if seeds == 1 else out.with_name(f"{out.stem}-{seed + number}{out.suffix}")
+        jobs.append((build_request(asked | {"seed": seed + number}, preset), target))
+    return jobs
+
+
+def head(jobs: list["Job"], model: str, placement: "Placement", budget: str | None) -> None:
+    """Say what the jobs will take, and refuse what exceeds the budget, naming what would fit."""
+    from phantom_s2v.calibrate import estimate as calculate
+    from phantom_s2v.calibrate import within
+    from phantom_s2v.estimate import parse_budget
+    from phantom_s2v.model.parallel import is_main
+    from phantom_s2v.presets import model_folder
+    from phantom_s2v.request import load_preset
+
+    limit = parse_budget(budget) if budget else None
+    folder = model_folder(model)
+    preset = load_preset(folder)
+    found = calculate(jobs[0][0], preset, folder, placement)
+    if is_main():
+        print(f"phantom: {found.sentence()}" + (f", for each of {len(jobs)} videos" if len(jobs) > 1 else ""), file=sys.stderr)
+    if limit:
+        within(limit, found, jobs[0][0], len(jobs), preset, folder, placement)
+
+
+def run_jobs(
+    jobs: list["Job"],
+    model: str,
+    preview: bool,
+    placement: "Placement",
+    loaded: "Models | None" = None,
+    budget: str | None = None,
+) -> None:
+    """Check everything, load once, make every video, and name them."""
+    from phantom_s2v.generate import check_models, load_models, read_prompts
+    from phantom_s2v.jobs import check_job, make
+    from phantom_s2v.model.parallel import is_main, leave
+    from phantom_s2v.presets import model_folder
+
+    for request, target in jobs:
+        check_job(request, target)
+    if not loaded:
+        check_models(model_folder(model))
+    head(jobs, model, placement, budget)
+    models = loaded or load_models(model_folder(model), placement)
+    read_prompts([request for request, _ in jobs], models)
+    main_process = is_main()  # under torchrun the others compute and stay silent
+    with progress(main_process) as bar:
+        for request, target in jobs:
+            task = bar.add_task(target.name, total=request.steps)
+            told = make(request, models, target, preview, lambda done, task=task: bar.update(task, completed=done), main_process)
+            for notice in told if main_process else []:
+                print(f"phantom: {notice}", file=sys.stderr)
+    for _, target in jobs if main_process else []:
+        print(target)
+    leave()
+
+
+def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool, placement: "Placement", budget: str | None) -> None:
+    """All requests of a JSON lines file; those whose video is there already are left alone. `out` names a folder.
+
+    Lines that cannot be made are listed on stderr and left out: exit code 3, or 2 where none can be made.
+    """
+    from phantom_s2v.jobs import read_requests
+
+    if not file.is_file():
+        raise InputError(f"{file} is not a file; --requests takes JSON lines, one request each")
+    folder = out.parent if out.suffix else out
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
+    jobs, faults, count = read_requests(file, folder, preset)
+    if faults and len(faults) == count:
+        raise InputError(faults[0])
+    if jobs:
+        run_jobs(jobs, model, preview, placement, budget=budget)
+    for fault in faults:
+        print(f"phantom: not made: {fault}", file=sys.stderr)
+    if faults:
+        raise typer.Exit(3)
+
+
+def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placement", budget: str | None) -> None:
+    """Make the video of a record again, and say first what has changed since."""
+    from phantom_s2v.generate import load_models
+    from phantom_s2v.presets import model_folder
+    from phantom_s2v.record import changes, request_from
+
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is no record of a video: {error}") from error
+    request = request_from(record)
+    models = load_models(model_folder(model), placement)
+    said = changes(record, models.hash)
+    for line in said or ["nothing has changed; the video will be the same"]:
+        print(f"phantom: {line}", file=sys.stderr)
+    run_jobs([(request, out)], model, preview, placement, models, budget)
+
+
+@app.command()
+def convert(
+    wan: Annotated[str, typer.Option(help="Folder of Wan2.1-T2V-1.3B (native, or diffusers'), or OWNER/MODEL of a hub.")],
+    phantom: Annotated[str, typer.Option(help="Phantom-Wan-1.3B.pth, the folder of the 14B shards, or a community file.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+) -> None:
+    """Convert the released Phantom-Wan weights to a model folder in diffusers' layout."""
+    from phantom_s2v.model.convert import convert as run
+    from phantom_s2v.presets import source_path
+
+    with progress() as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def report(part: str, done: int, total: int) -> None:
+            if part not in tasks:
+                tasks[part] = bar.add_task(f"{part}, MB", total=total >> 20)
+            bar.update(tasks[part], completed=done >> 20)
+
+        facts = run(source_path(wan), source_path(phantom), out, report)
+    print(json.dumps({"out": str(out), "weights": facts["weights"]}))
