@@ -19,6 +19,7 @@ RULES = {
     "sampling": {"errors", "geometry", "flow", "conditioning", "sampling"},
     "request": {"errors", "geometry"},
     "record": {"errors", "request"},
+    "prompts": LOW,
     "estimate": LOW | {"request"},
     "calibrate": LOW | {"model", "request", "estimate"},
     "generate": LOW | {"model", "conditioning", "sampling", "request", "record"},

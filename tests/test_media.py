@@ -157,3 +157,30 @@ def test_reading_no_video(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(InputError, match="not a video"):
         media.read_video(tmp_path / "text.mp4")
+
+
+def test_a_plain_ground_is_cut_out_and_a_hole_of_its_colour_stays(tmp_path):
+    picture = np.full((40, 40, 3), (20, 120, 200), np.uint8)
+    picture[10:30, 10:30] = (220, 30, 30)
+    picture[18:22, 18:22] = (20, 120, 200)  # inside the subject
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    out, said = media.read_picture(tmp_path / "a.png", cutout=True)
+    assert said == ["a.png: cut out of its plain ground"]
+    assert (out[0, 0] == 255).all()
+    assert (out[12, 12] == (220, 30, 30)).all()
+    assert (out[20, 20] == (20, 120, 200)).all()
+
+
+def test_transparency_is_a_cutout_already(tmp_path):
+    picture = np.zeros((20, 20, 4), np.uint8)
+    picture[5:15, 5:15] = (10, 20, 30, 255)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    out, said = media.read_picture(tmp_path / "a.png", cutout=True)
+    assert "a.png: cut out by its transparency" in said
+    assert (out[0, 0] == 255).all()
+
+
+def test_a_busy_ground_is_refused(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="neither transparent nor plain"):
+        media.read_picture(tmp_path / "a.png", cutout=True)

@@ -72,6 +72,7 @@ class Request:
     background: str | None = None  # a picture that is kept whole
     cutout: bool = False  # remove the ground of the other references
     several_views: bool = False  # let Phantom-Wan have several pictures of one subject
+    asked_prompt: str | None = None  # what the user wrote, where a rephraser changed it
     released_behaviour: bool = False  # read pictures and draw noise as the released code does
 
     def subjects(self) -> list[str]:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +58,9 @@ def generate(
     tiling: Annotated[bool, typer.Option(help="Decode in tiles.")] = False,
     cache: Annotated[str, typer.Option(help="none, first-block or taylorseer: skip work between steps, approximately.")] = "none",
     cache_text: Annotated[bool, typer.Option(help="Keep keys and values of the text, exactly.")] = False,
+    rephrase: Annotated[
+        str | None, typer.Option(help="URL#MODEL of an OpenAI-compatible endpoint, or a model's folder, that rewrites prompts.")
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="Refuse what would exceed 20min or 24GB, and say what fits.")] = None,
     parallel: Annotated[str, typer.Option(help="none, ulysses, ring or fsdp, under torchrun.")] = "none",
     lora: Annotated[list[str] | None, typer.Option(help="FILE[=SCALE] of a LoRA for Wan; can be given again.")] = None,
@@ -67,9 +71,9 @@ def generate(
     if from_:
         _again(from_, out, model, preview, placement, budget)
     elif requests:
-        _many(requests, out, model, preset, preview, placement, budget)
+        _many(requests, out, model, preset, preview, placement, budget, rephrase)
     else:
-        run_jobs(requested(options, preset), model, preview, placement, budget=budget)
+        run_jobs(worded(requested(options, preset), rephrase, preset), model, preview, placement, budget=budget)
 
 
 def estimate(card: str | None, **options: Any) -> None:
@@ -129,6 +133,24 @@ def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
     return jobs
 
 
+def worded(jobs: list["Job"], rephrase: str | None, preset: "Preset") -> list["Job"]:
+    """The jobs with their prompts rewritten where that was asked for; else Phantom-Wan's prompts are checked and kept."""
+    from phantom_s2v import prompts
+    from phantom_s2v.generate import read_pictures
+
+    if not rephrase:
+        for request, _ in jobs[:1] if preset.family == "wan" else []:
+            for line in prompts.check(request.prompt, request.subjects()):
+                print(f"phantom: {line}", file=sys.stderr)
+        return jobs
+    done = []
+    for request, target in jobs:
+        text = prompts.rephrase(request.prompt, read_pictures(request)[0], rephrase)
+        print(f"phantom: the prompt is now: {text}", file=sys.stderr)
+        done.append((replace(request, prompt=text, asked_prompt=request.prompt), target))
+    return done
+
+
 def head(jobs: list["Job"], model: str, placement: "Placement", budget: str | None) -> None:
     """Say what the jobs will take, and refuse what exceeds the budget, naming what would fit."""
     from phantom_s2v.calibrate import estimate as calculate
@@ -181,7 +203,16 @@ def run_jobs(
     leave()
 
 
-def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool, placement: "Placement", budget: str | None) -> None:
+def _many(
+    file: Path,
+    out: Path,
+    model: str,
+    preset: "Preset",
+    preview: bool,
+    placement: "Placement",
+    budget: str | None,
+    rephrase: str | None,
+) -> None:
     """All requests of a JSON lines file; those whose video is there already are left alone. `out` names a folder.
 
     Lines that cannot be made are listed on stderr and left out: exit code 3, or 2 where none can be made.
@@ -197,7 +228,7 @@ def _many(file: Path, out: Path, model: str, preset: "Preset", preview: bool, pl
     if faults and len(faults) == count:
         raise InputError(faults[0])
     if jobs:
-        run_jobs(jobs, model, preview, placement, budget=budget)
+        run_jobs(worded(jobs, rephrase, preset), model, preview, placement, budget=budget)
     for fault in faults:
         print(f"phantom: not made: {fault}", file=sys.stderr)
     if faults:

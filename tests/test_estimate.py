@@ -1,0 +1,140 @@
+"""Counts against torch's own counter, budgets, and the table of cards. Times are held against runs in benchmarks/estimate.py."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from phantom_s2v import calibrate, estimate
+from phantom_s2v.errors import InputError
+from phantom_s2v.geometry import VideoSize
+from phantom_s2v.jobs import build_request
+from phantom_s2v.model.placement import Placement
+from phantom_s2v.presets import model_folder
+from phantom_s2v.request import load_preset, wan_preset
+
+WAN = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16, "out_channels": 16,
+    "text_dim": 4096, "freq_dim": 256, "ffn_dim": 8960, "num_layers": 30,
+}  # fmt: skip
+
+
+def counted(work):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return counter.get_total_flops()
+
+
+def test_operations_of_wan_are_those_of_torchs_counter():
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        model = WanTransformer3DModel(**WAN)
+        real = counted(lambda: model(torch.zeros(1, 16, 6, 32, 48), torch.tensor([5]), torch.zeros(1, 512, 4096)))
+    assert estimate.wan_flops(WAN, 6 * 16 * 24) == real
+
+
+@pytest.mark.parametrize(("frames", "pictures"), [(25, 1), (97, 2), (1, 0)])
+def test_operations_of_mini_are_nearly_those_of_torchs_counter(picture, frames, pictures):
+    """All but the modulation, a tenth of a percent."""
+    from phantom_s2v.model.transformer import PhantomTransformer
+
+    folder = model_folder("phantom-mini")
+    config = calibrate.read_configs(folder)[0]
+    options = {"prompt": "a", "reference": [f"s{i}={picture}" for i in range(pictures)], "frames": frames}
+    request = build_request(options, load_preset(folder))
+    t, h, w = VideoSize(frames, 64, 64).latent
+    with torch.device("meta"):
+        model, ones = PhantomTransformer(**config), torch.ones(1, pictures, dtype=torch.bool)
+        arguments = (
+            torch.zeros(1, 32, t, h, w), torch.ones(1), torch.zeros(1, 24, 384), torch.ones(1, 24, dtype=torch.bool),
+            torch.zeros(1, pictures, 32, h, w), torch.zeros(1, pictures, 16, 192), ones, ones.long(),
+        )  # fmt: skip
+        real = counted(lambda: model(*arguments))
+    assert estimate.mini_flops(config, request) == pytest.approx(real, rel=0.01)
+
+
+def test_tokens_are_those_of_the_facts():
+    """832x480, 81 frames, two references: 1560 * 23 = 35,880 (facts 2.5)."""
+    preset = wan_preset({"_class_name": "WanTransformer3DModel", "num_attention_heads": 12, "attention_head_dim": 128})
+    request = build_request({"prompt": "a", "reference": ["a=1.png", "b=2.png"]}, preset)
+    assert estimate.token_count(request, preset) == 35_880
+    assert estimate.branch_count(request) == 3
+    assert estimate.branch_count(replace(request, references=())) == 2
+    assert estimate.branch_count(replace(request, guidance_image=1.0, guidance_text=1.0)) == 1
+
+
+def test_the_autoencoder_counts_in_proportion(tiny):
+    _, config = calibrate.read_configs(tiny)
+    request = build_request({"prompt": "a"}, load_preset(tiny))
+    small, wide, long = (
+        calibrate.autoencoder_flops(config, replace(request, **changes))
+        for changes in ({"frames": 1}, {"frames": 1, "width": 64}, {"frames": 9})
+    )
+    assert wide == pytest.approx(2 * small)
+    assert long > 5 * small
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("20min", ("seconds", 1200)),
+        ("90s", ("seconds", 90)),
+        ("1.5h", ("seconds", 5400)),
+        ("24GB", ("bytes", 24e9)),
+        (" 800 MB ", ("bytes", 8e8)),
+    ],
+)
+def test_budgets(text, expected):
+    assert estimate.parse_budget(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "20", "GB", "-3min", "24 apples"])
+def test_bad_budgets(text):
+    with pytest.raises(InputError, match="legal are a time"):
+        estimate.parse_budget(text)
+
+
+def test_what_exceeds_a_budget_is_refused_with_what_fits(tiny, monkeypatch):
+    preset = load_preset(tiny)
+    request = build_request({"prompt": "a", "steps": 40, "frames": 9}, preset)
+    monkeypatch.setattr(calibrate, "measure", lambda *_: estimate.Speed(1e9, 1e12, "a test"))
+    found = calibrate.estimate(request, preset, tiny, Placement())
+    with pytest.raises(InputError, match=r"the budget is .*; --steps 20 would fit"):
+        calibrate.within(("seconds", found.seconds * 0.6), found, request, 1, preset, tiny, Placement())
+    with pytest.raises(InputError, match="would not fit either"):
+        calibrate.within(("bytes", 1e6), found, request, 1, preset, tiny, Placement())
+    calibrate.within(("seconds", found.seconds * 1.01), found, request, 1, preset, tiny, Placement())
+    with pytest.raises(InputError):
+        calibrate.within(("seconds", found.seconds * 1.01), found, request, 2, preset, tiny, Placement())
+
+
+def test_memory_falls_with_every_option(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps({"_class_name": "WanTransformer3DModel", **WAN}))
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"base_dim": 96, "z_dim": 16}))
+    small = {"vocab_size": 100, "d_model": 64, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+    (tmp_path / "text_encoder" / "config.json").write_text(json.dumps(small))
+    preset = load_preset(tmp_path)
+    request = build_request({"prompt": "a", "frames": 5}, preset)
+    peaks = [
+        calibrate.estimate(request, preset, tmp_path, Placement(device="cpu", **options), "rtx-4090").peak
+        for options in ({}, {"offload": "model"}, {"offload": "model", "quantise": "fp8"}, {"offload": "group"})
+    ]
+    assert peaks == sorted(peaks, reverse=True)
+    sizes = calibrate.weight_bytes(tmp_path, WAN, {"base_dim": 96, "z_dim": 16}, Placement(), 2)
+    assert sizes["transformer"] == pytest.approx(2 * 1.42e9, rel=0.01)
+
+
+def test_cards_are_computed_and_unknown_ones_named():
+    assert "computed" in calibrate.card_speed("RTX-4090").name
+    with pytest.raises(InputError, match="known are h100"):
+        estimate.card("gtx-1")
+
+
+def test_spelling():
+    assert [estimate.spell(s) for s in (3, 150, 9000)] == ["3.0 s", "2.5 min", "2.5 h"]
