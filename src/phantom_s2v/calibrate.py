@@ -111,7 +111,7 @@ def weight_bytes(
     if config.is_file():
         with torch.device("meta"):
             model = UMT5EncoderModel(UMT5Config(**json.loads(config.read_text())))
-        return sizes | {"text_encoder": sum(p.numel() for p in model.parameters()) * width}
+        return sizes | {"text_encoder": 0 if placement.text_on_cpu else sum(p.numel() for p in model.parameters()) * width}
     return sizes | {"text_encoder": MINI_ENCODERS * 4}
 
 

@@ -78,14 +78,15 @@ def check_models(folder: Path) -> None:
 
 
 def _load_wan(folder: Path, preset: Preset, placement: Placement) -> Models:
-    device, dtype = placement.torch_device(), placement.torch_dtype()
+    dtype = placement.torch_dtype()
     transformer = load_part(WanTransformer3DModel, folder / "transformer", dtype)
     use_released_sinusoid(transformer)
     place_transformer(transformer, placement)
     autoencoder = load_part(AutoencoderKLWan, folder / "vae")
     if placement.tiling:
         autoencoder.enable_tiling()
-    encoder = WanTextEncoder(folder, dtype, device)
+    reader = (torch.float32, torch.device("cpu")) if placement.text_on_cpu else (dtype, placement.torch_device())
+    encoder = WanTextEncoder(folder, *reader)
     return Models(preset, transformer, autoencoder, None, encoder, weights_hash(folder), placement)
 
 

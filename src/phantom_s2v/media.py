@@ -89,7 +89,7 @@ def _cut_out(image: Image.Image, picture: np.ndarray) -> tuple[np.ndarray, str]:
             "give a picture with transparency or on one colour, or leave out --cutout"
         )
     alike = (np.abs(picture - ground).max(2) <= GROUND_TOLERANCE).astype(np.uint8) * 255
-    framed = Image.fromarray(np.pad(alike, 1, constant_values=255))
+    framed = Image.fromarray(np.pad(alike, 1, constant_values=255)).copy()  # an array's own memory is read-only
     ImageDraw.floodfill(framed, (0, 0), 128)  # what the borders reach; a hole of the ground's colour inside stays
     outside = np.asarray(framed)[1:-1, 1:-1] == 128
     return np.where(outside[..., None], np.uint8(255), picture), "cut out of its plain ground"

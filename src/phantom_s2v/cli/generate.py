@@ -55,6 +55,7 @@ def generate(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16 (Phantom-Wan).")] = "auto",
     offload: Annotated[str, typer.Option(help="none, model or group: what waits in main memory.")] = "none",
     quantise: Annotated[str, typer.Option(help="none, fp8 or int8: how weights are stored.")] = "none",
+    text_on_cpu: Annotated[bool, typer.Option(help="Read prompts on the CPU, which takes 23 GB of main memory.")] = False,
     tiling: Annotated[bool, typer.Option(help="Decode in tiles.")] = False,
     cache: Annotated[str, typer.Option(help="none, first-block or taylorseer: skip work between steps, approximately.")] = "none",
     cache_text: Annotated[bool, typer.Option(help="Keep keys and values of the text, exactly.")] = False,
@@ -108,7 +109,7 @@ def prepare(options: dict[str, Any]) -> tuple["Placement", "Preset"]:
     from phantom_s2v.presets import model_folder
     from phantom_s2v.request import load_preset
 
-    named = ("device", "dtype", "offload", "quantise", "tiling", "cache", "cache_text", "parallel")
+    named = ("device", "dtype", "offload", "quantise", "text_on_cpu", "tiling", "cache", "cache_text", "parallel")
     placement = Placement(**{name: options[name] for name in named}, loras=parse_loras(options["lora"] or []))
     preset = load_preset(model_folder(options["model"]))
     if preset.family != "wan" and placement != Placement():

@@ -33,6 +33,7 @@ class Placement:
     dtype: str = "auto"  # bfloat16 on a GPU, float32 on a CPU
     offload: str = "none"  # model: one part at a time on the device; group: one block of the transformer at a time
     quantise: str = "none"  # weights of the blocks in fp8 (cast layer by layer) or int8 (torchao); products in dtype
+    text_on_cpu: bool = False  # the text encoder computes on the CPU, in float32
     tiling: bool = False  # the autoencoder works in tiles
     cache: str = "none"  # of steps: an approximation
     cache_threshold: float = 0.08  # first-block: relative change below which the last result is used again
