@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from phantom_s2v.geometry import VideoSize
 from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.model.placement import Placement, place_transformer, taking_turns
+from phantom_s2v.model.segment import subject_mask
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.model.wan import WanTextEncoder, pad_text, use_released_sinusoid, wan_velocity
 from phantom_s2v.model.weights import check_part, load_part, weights_hash
@@ -117,9 +119,10 @@ def generate(request: Request, models: Models, on_step: OnStep | None = None) ->
 def read_pictures(request: Request) -> tuple[list[np.ndarray], list[str]]:
     """The pictures of a request in the order of their places, uint8 [H, W, 3], and notices of what was done to them."""
     pictures, notices = [], []
+    segment = partial(subject_mask, Path(request.segmenter)) if request.segmenter else None
     for reference in request.pictures():
         cutout = request.cutout and reference.path != request.background
-        picture, said = media.read_picture(Path(reference.path), released=request.released_behaviour, cutout=cutout)
+        picture, said = media.read_picture(Path(reference.path), request.released_behaviour, cutout, segment)
         pictures.append(picture)
         notices += said
     return pictures, notices

@@ -35,6 +35,7 @@ def build_request(options: dict[str, Any], preset: Preset) -> Request:
         "out",
         *SWITCHES,
         "background",
+        "segmenter",
     }
     if extra := sorted(set(options) - known):
         raise InputError(f"{', '.join(extra)} is no option of a request; legal are {', '.join(sorted(known))}")
@@ -58,6 +59,7 @@ def build_request(options: dict[str, Any], preset: Preset) -> Request:
         seed=options.get("seed") or 0,
         first_frame=options.get("first_frame"),
         background=options.get("background"),
+        segmenter=options.get("segmenter"),
         **switches,
     )
     check(request, preset)

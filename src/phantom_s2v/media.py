@@ -13,17 +13,21 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import fit_inside
 
+Segment = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> bool [H, W]
 LONGEST_ASPECT = 8
 WHITE = (255, 255, 255)
 GROUND_TOLERANCE = 24  # of 255, in every channel: what still counts as the colour of a plain ground
 GROUND_SHARE = 0.9  # of a picture's border that must have it
 
 
-def read_picture(path: Path, released: bool = False, cutout: bool = False) -> tuple[np.ndarray, list[str]]:
+def read_picture(
+    path: Path, released: bool = False, cutout: bool = False, segment: Segment | None = None
+) -> tuple[np.ndarray, list[str]]:
     """A picture as RGB uint8 [H, W, 3], and notices of what was done to it.
 
     Transparency goes on white, EXIF rotation is applied, of an animation the first frame is taken, 16 bits become 8.
-    `released`: as the released code reads it, alpha dropped and EXIF ignored (facts 2.3). `cutout`: the ground is removed.
+    `released`: as the released code reads it, alpha dropped and EXIF ignored (facts 2.3). `cutout`: the ground is removed,
+    by `segment` (picture -> mask) where it is neither transparent nor plain.
     Raises InputError for a file that is missing, empty, truncated, no picture, beyond Pillow's limit or a sliver.
     """
     if not path.is_file():
@@ -40,7 +44,7 @@ def read_picture(path: Path, released: bool = False, cutout: bool = False) -> tu
                 else:
                     picture, notices = _to_rgb(image)
                 if cutout:
-                    picture, said = _cut_out(image, picture)
+                    picture, said = _cut_out(image, picture, segment)
                     notices.append(said)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else "the limit"
@@ -77,16 +81,18 @@ def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     return np.asarray(upright.convert("RGB")).copy(), notices
 
 
-def _cut_out(image: Image.Image, picture: np.ndarray) -> tuple[np.ndarray, str]:
-    """The picture with its ground white, and how: by alpha where there is some, else by a plain ground at the borders."""
+def _cut_out(image: Image.Image, picture: np.ndarray, segment: Segment | None) -> tuple[np.ndarray, str]:
+    """The picture with its ground white, and how: by alpha, by a plain ground at the borders, or by `segment`."""
     if image.has_transparency_data:
         return picture, "cut out by its transparency"
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]).astype(np.float32)
     ground = np.median(border, 0)
     if np.mean(np.abs(border - ground).max(1) <= GROUND_TOLERANCE) < GROUND_SHARE:
+        if segment:
+            return np.where(segment(picture)[..., None], picture, np.uint8(255)), "cut out by SAM2"
         raise InputError(
             "the ground of a reference is neither transparent nor plain, so it cannot be cut out without a model; "
-            "give a picture with transparency or on one colour, or leave out --cutout"
+            "give a picture with transparency or on one colour, name SAM2's folder with --segmenter, or leave out --cutout"
         )
     alike = (np.abs(picture - ground).max(2) <= GROUND_TOLERANCE).astype(np.uint8) * 255
     framed = Image.fromarray(np.pad(alike, 1, constant_values=255)).copy()  # an array's own memory is read-only

@@ -71,6 +71,7 @@ class Request:
     untrained_size: bool = False
     background: str | None = None  # a picture that is kept whole
     cutout: bool = False  # remove the ground of the other references
+    segmenter: str | None = None  # folder of SAM2, for cutouts from grounds that are not plain
     several_views: bool = False  # let Phantom-Wan have several pictures of one subject
     asked_prompt: str | None = None  # what the user wrote, where a rephraser changed it
     released_behaviour: bool = False  # read pictures and draw noise as the released code does

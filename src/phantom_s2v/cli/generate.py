@@ -32,6 +32,7 @@ def generate(
     first_frame: Annotated[Path | None, typer.Option(help="A picture that the video starts from (phantom-mini).")] = None,
     background: Annotated[Path | None, typer.Option(help="A picture of the place, kept whole.")] = None,
     cutout: Annotated[bool, typer.Option(help="Remove the ground of the references: transparency, or one plain colour.")] = False,
+    segmenter: Annotated[Path | None, typer.Option(help="Folder of SAM2, for grounds that are not plain.")] = None,
     several_views: Annotated[bool, typer.Option(help="Let Phantom-Wan have several pictures of one subject.")] = False,
     model: Annotated[str, typer.Option(help="Name or folder of a model, or OWNER/MODEL of a hub.")] = "phantom-mini",
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
@@ -126,7 +127,7 @@ def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
         raise InputError(f"seeds is {seeds}; it can be 1 or more")
     plain = ("size", "frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")
     asked = {name: options[name] for name in (*plain, *SWITCHES, "prompt", "reference")}
-    asked |= {name: str(options[name]) if options[name] else None for name in ("first_frame", "background")}
+    asked |= {name: str(options[name]) if options[name] else None for name in ("first_frame", "background", "segmenter")}
     jobs = []
     for number in range(seeds):
         target = out if seeds == 1 else out.with_name(f"{out.stem}-{seed + number}{out.suffix}")
