@@ -19,7 +19,7 @@ from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.model.placement import Placement, place_transformer, taking_turns
 from phantom_s2v.model.segment import subject_mask
 from phantom_s2v.model.transformer import PhantomTransformer
-from phantom_s2v.model.wan import WanTextEncoder, pad_text, use_released_sinusoid, wan_velocity
+from phantom_s2v.model.wan import WanTextEncoder, check_parts_agree, pad_text, use_released_sinusoid, wan_velocity
 from phantom_s2v.model.weights import check_part, load_part, weights_hash
 from phantom_s2v.record import record_of
 from phantom_s2v.request import Preset, Request, check, load_preset
@@ -72,6 +72,7 @@ def load_models(folder: Path, placement: Placement | None = None) -> Models:
 def check_models(folder: Path) -> None:
     """Raise CheckpointError for weights that cannot be loaded, without reading them."""
     if load_preset(folder).family == "wan":
+        check_parts_agree(folder)
         parts: dict[str, Any] = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan}
     else:
         parts = {"transformer": PhantomTransformer, "autoencoder": AutoencoderKLWan, "image_encoder": ImageEncoder}
@@ -80,6 +81,7 @@ def check_models(folder: Path) -> None:
 
 
 def _load_wan(folder: Path, preset: Preset, placement: Placement) -> Models:
+    check_parts_agree(folder)
     dtype = placement.torch_dtype()
     transformer = load_part(WanTransformer3DModel, folder / "transformer", dtype)
     use_released_sinusoid(transformer)

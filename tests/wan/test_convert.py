@@ -203,3 +203,50 @@ def test_native_names_stream_as_they_are(tmp_path):
         for name in ("patch_embedding.weight", "head.modulation"):
             raw = b"".join(source.read(name))
             assert raw == STATE[name].numpy().tobytes()
+
+
+def test_the_command_line_converts_generates_and_refuses(checkpoint, tmp_path, monkeypatch, capsys):
+    from phantom_s2v import cli
+
+    def phantom(*arguments):
+        monkeypatch.setattr("sys.argv", ["phantom", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        return done.value.code, capsys.readouterr()
+
+    model = tmp_path / "模型"
+    code, said = phantom("convert", "--wan", checkpoint[0], "--phantom", checkpoint[1], "--out", model)
+    assert (code, json.loads(said.out)["out"]) == (0, str(model))
+    ask = ("--model", model, "--prompt", "犬が走る。", "--size", "32x32", "--frames", "5", "--steps", "2")
+    code, said = phantom("generate", *ask, "--out", tmp_path / "a.mp4")
+    assert (code, said.out.strip()) == (0, str(tmp_path / "a.mp4"))
+    assert "forwards" in said.err
+    assert phantom("generate", *ask, "--budget", "1MB", "--out", tmp_path / "b.mp4")[0] == 2
+    assert phantom("estimate", *ask, "--card", "l4")[0] == 0
+    shard = sorted((model / "transformer").glob("*.safetensors"))[0]
+    config = model / "text_encoder" / "config.json"
+    for harm, part in (
+        (
+            lambda: config.write_text(config.read_text().replace('"d_model": 24', '"d_model": 32')),
+            "text_encoder of another model",
+        ),
+        (lambda: shard.write_bytes(shard.read_bytes()[:-9]), "truncated or not a safetensors file"),
+        (
+            lambda: shard.write_bytes((2**50).to_bytes(8, "little") + shard.read_bytes()[8:]),
+            "truncated or not a safetensors file",
+        ),
+        (shard.unlink, "diffusion_pytorch_model.safetensors"),
+    ):
+        kept = {f: f.read_bytes() for f in (shard, config)}
+        harm()
+        code, said = phantom("generate", *ask, "--out", tmp_path / "c.mp4")
+        assert (code, len(said.err.strip().splitlines())) == (2, 1), said.err
+        assert part in said.err
+        assert not list(tmp_path.glob("*c.*"))
+        for file, content in kept.items():
+            file.write_bytes(content)
+
+
+def test_the_text_encoder_is_dropped_after_the_prompts(pipe):
+    pipe("A dog.", height=32, width=32, num_frames=1, num_inference_steps=1, seed=0)
+    assert pipe.models.text_encoder.model is None

@@ -5,6 +5,7 @@ Legend: B batch, C latent channels, T latent time, n reference places, h w laten
 
 import gc
 import html
+import json
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -69,6 +70,25 @@ def pad_text(features: torch.Tensor) -> torch.Tensor:
     if missing < 0:
         raise ValueError(f"text has {features.shape[1]} places; at most {TEXT_PLACES} are possible")
     return nn.functional.pad(features, (0, 0, 0, missing))
+
+
+def check_parts_agree(folder: Path) -> None:
+    """Raise CheckpointError where the parts of a model folder are of different models, by their configurations."""
+
+    def config(part: str) -> dict[str, Any]:
+        file = folder / part / "config.json"
+        try:
+            return json.loads(file.read_text()) if file.is_file() else {}
+        except ValueError as error:
+            raise CheckpointError(f"{file} is damaged ({error})") from error
+
+    transformer = config("transformer")
+    for part, theirs, ours in (("text_encoder", "d_model", "text_dim"), ("vae", "z_dim", "in_channels")):
+        given, wanted = config(part).get(theirs), transformer.get(ours)
+        if given is not None and wanted is not None and given != wanted:
+            raise CheckpointError(
+                f"{folder / part} is the {part} of another model; its {theirs} is {given}, the transformer's {ours} is {wanted}"
+            )
 
 
 class WanTextEncoder:
