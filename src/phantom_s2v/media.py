@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -148,10 +149,10 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
     write_beside(path, write)
 
 
-def read_video(path: Path) -> tuple[np.ndarray, float]:
-    """Frames uint8 [F, H, W, 3] and frames a second. Raises InputError where it is no video."""
+def read_video(path: Path | BinaryIO) -> tuple[np.ndarray, float]:
+    """Frames uint8 [F, H, W, 3] and frames a second, of a file or an open stream. Raises InputError where it is no video."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path) if isinstance(path, Path) else path, "r") as container:
             stream = container.streams.video[0]
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
             rate = float(stream.average_rate or 0)

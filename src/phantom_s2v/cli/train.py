@@ -61,6 +61,71 @@ def data_encode(
         )
 
 
+@data.command("show")
+def data_show(
+    store: Annotated[Path, typer.Argument(help="A dataset of triplets, NAME.lance.")],
+    start: Annotated[int, typer.Option(help="First row.")] = 0,
+    limit: Annotated[int, typer.Option(help="How many rows.")] = 10,
+    version: Annotated[int | None, typer.Option(help="An older version; the newest by default.")] = None,
+) -> None:
+    """Page through a dataset of triplets; the last line is one JSON object."""
+    from phantom_s2v.data.triplets import TripletStore
+
+    triplets = TripletStore(store, version)
+    for triplet in triplets.take(list(range(start, min(start + limit, len(triplets))))):
+        print(f"{triplet.id}  {triplet.width}x{triplet.height}, {triplet.frames} frames at {triplet.fps:g}  {triplet.caption}")
+        for reference in triplet.references:
+            licence = reference.rights.licence or "no licence"
+            print(f"    {reference.pairing} of {reference.subject}, similarity {reference.score:.2f}, {licence}")
+    print(json.dumps({"triplets": len(triplets), "versions": [n for n, _ in triplets.versions()]}))
+
+
+@data.command("export")
+def data_export(
+    store: Annotated[Path, typer.Argument(help="A dataset of triplets, NAME.lance.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    webdataset: Annotated[bool, typer.Option("--webdataset/--folder", help="Tars of a thousand, or single files.")] = False,
+) -> None:
+    """Write the triplets of a dataset as WebDataset tars or as files."""
+    from phantom_s2v.data.exchange import export_folder, export_webdataset
+    from phantom_s2v.data.triplets import TripletStore
+
+    triplets = TripletStore(store)
+    with progress() as bar:
+        shown = bar.track(triplets, total=len(triplets), description="triplets")
+        count = (export_webdataset if webdataset else export_folder)(shown, out)
+    print(json.dumps({"triplets": count, "out": str(out)}))
+
+
+@data.command("import")
+def data_import(
+    folder: Annotated[Path, typer.Argument(help="A folder that was exported, or one of captioned videos.")],
+    out: Annotated[Path, typer.Option(help="The dataset, NAME.lance; new triplets are merged in.")],
+    captioned: Annotated[
+        bool, typer.Option(help="Videos NAME.mp4 with captions NAME.txt and pictures NAME.SUBJECT.png.")
+    ] = False,
+    source: Annotated[str, typer.Option(help="Where captioned videos come from.")] = "",
+    licence: Annotated[str, typer.Option(help="Their licence.")] = "",
+    consent: Annotated[str, typer.Option(help="Reference of the consent of people shown.")] = "",
+    require_licence: Annotated[bool, typer.Option(help="Refuse triplets without a licence of every part.")] = False,
+) -> None:
+    """Merge triplets into a dataset. What is damaged is named and left out: exit code 3."""
+    from phantom_s2v.data.exchange import read_captioned, read_export
+    from phantom_s2v.data.triplets import Rights, TripletStore
+
+    left: list[str] = []
+    found = (
+        read_captioned(folder, Rights(source, licence, consent), left.append) if captioned else read_export(folder, left.append)
+    )
+    store = TripletStore.create(out)
+    new = store.write(found, require_licence)
+    for line in left:
+        err.print(f"phantom: left out: {line}", markup=False, highlight=False, soft_wrap=True)
+    print(json.dumps({"new": new, "triplets": len(store), "left_out": len(left)}))
+    if left:
+        raise typer.Exit(3)
+
+
 @train.command("autoencoder")
 def train_autoencoder(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],

@@ -1,0 +1,178 @@
+"""Triplets out of a store and into one: a folder of files, WebDataset tars, and folders of captioned videos.
+
+A triplet is `ID.mp4`, `ID.json` and one `ID.reference-N.EXT` for each picture (its mask: `ID.mask-N.png`); a tar holds the same
+names.
+"""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from phantom_s2v import media
+from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
+from phantom_s2v.errors import DataError, InputError
+
+SHARD = 1000  # triplets a tar
+SUFFIX = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
+Files = dict[str, bytes]  # name after the id and its dot -> content
+
+
+def to_files(triplet: Triplet) -> Files:
+    """The files of a triplet by the rest of their name."""
+    described = [{k: v for k, v in asdict(r).items() if k not in ("picture", "mask")} for r in triplet.references]
+    facts = {k: v for k, v in asdict(replace(triplet, references=())).items() if k != "video"} | {"references": described}
+    files: Files = {"mp4": triplet.video, "json": json.dumps(facts, ensure_ascii=False, indent=1).encode()}
+    for number, reference in enumerate(triplet.references, 1):
+        files[f"reference-{number}.{_suffix(reference.picture)}"] = reference.picture
+        if reference.mask:
+            files[f"mask-{number}.png"] = reference.mask
+    return files
+
+
+def from_files(name: str, files: Files) -> Triplet:
+    """The triplet of its files. Raises DataError where one is missing or damaged."""
+    try:
+        facts: dict[str, Any] = json.loads(files["json"])
+        pictures = {int(k.split("-")[1].split(".")[0]): v for k, v in files.items() if k.startswith("reference-")}
+        references = tuple(
+            TripletReference(
+                **{
+                    **described,
+                    "picture": pictures[number],
+                    "mask": files.get(f"mask-{number}.png", b""),
+                    "box": tuple(described["box"]) if described.get("box") else None,
+                    "rights": Rights(**described.get("rights", {})),
+                }
+            )
+            for number, described in enumerate(facts["references"], 1)
+        )
+        values = {**facts, "video": files["mp4"], "references": references, "rights": Rights(**facts.get("rights", {}))}
+        triplet = Triplet(**values)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise DataError(f"{name} is no whole triplet ({type(error).__name__}: {error})") from error
+    check(triplet)
+    return triplet
+
+
+def _suffix(picture: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(picture)) as image:
+            return SUFFIX[str(image.format)]
+    except (UnidentifiedImageError, KeyError) as error:
+        raise DataError("a reference is neither PNG, JPEG nor WebP") from error
+
+
+def export_folder(triplets: Iterable[Triplet], folder: Path) -> int:
+    """Write every triplet as files; returns how many. The video comes last, so a triplet with a video is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for triplet in triplets:
+        files = to_files(triplet)
+        for rest in sorted(files, key=lambda r: r == "mp4"):
+            _write(folder / f"{triplet.id}.{rest}", files[rest])
+        count += 1
+    return count
+
+
+def export_webdataset(triplets: Iterable[Triplet], folder: Path) -> int:
+    """Write tars of a thousand triplets, `000000.tar` and on; returns how many triplets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count, tar, scratch = 0, None, folder / ".partial.tar"
+    for triplet in triplets:
+        if count % SHARD == 0:
+            _close(tar, scratch, folder, count)
+            tar = tarfile.open(scratch, "w")  # noqa: SIM115 - it stays open over a thousand triplets
+        assert tar is not None
+        for rest, content in to_files(triplet).items():
+            entry = tarfile.TarInfo(f"{triplet.id}.{rest}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+        count += 1
+    _close(tar, scratch, folder, count)
+    return count
+
+
+def _close(tar: tarfile.TarFile | None, scratch: Path, folder: Path, count: int) -> None:
+    if tar is not None:
+        tar.close()
+        scratch.rename(folder / f"{(count - 1) // SHARD:06d}.tar")
+
+
+def _write(path: Path, content: bytes) -> None:
+    media.write_beside(path, lambda scratch: _put(scratch, content))
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Triplet]:
+    """Triplets of a folder that was exported, files or tars. What is not whole is named to `left_out` and passed over."""
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    groups = _tar_groups(folder) if any(folder.glob("*.tar")) else _file_groups(folder)
+    for name, files in groups:
+        try:
+            yield from_files(name, files)
+        except DataError as error:
+            left_out(str(error))
+
+
+def _file_groups(folder: Path) -> Iterator[tuple[str, Files]]:
+    for facts in sorted(folder.glob("*.json")):
+        name = facts.stem
+        yield name, {p.name[len(name) + 1 :]: p.read_bytes() for p in sorted(folder.glob(f"{name}.*"))}
+
+
+def _tar_groups(folder: Path) -> Iterator[tuple[str, Files]]:
+    for path in sorted(folder.glob("*.tar")):
+        name, files = "", {}
+        with tarfile.open(path) as tar:
+            for entry in tar:
+                if not entry.isfile():
+                    continue
+                key, _, rest = Path(entry.name).name.partition(".")
+                if key != name and files:
+                    yield name, files
+                    files = {}
+                content = tar.extractfile(entry)
+                assert content is not None
+                name, files[rest] = key, content.read()
+        if files:
+            yield name, files
+
+
+def read_captioned(folder: Path, rights: Rights, left_out: Callable[[str], None]) -> Iterator[Triplet]:
+    """Triplets without references of a folder of videos with a caption beside each, `NAME.mp4` and `NAME.txt`.
+
+    Pictures `NAME.SUBJECT.png` beside them become cross-pair references of that subject. What cannot be read is named to
+    `left_out`.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    for video in sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEOS):
+        try:
+            caption = video.with_suffix(".txt").read_text(encoding="utf-8").strip()
+            frames, rate = media.read_video(video)
+            pictures = sorted(
+                p for p in folder.glob(f"{video.stem}.*.*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+            )
+            references = tuple(
+                TripletReference(p.read_bytes(), p.name[len(video.stem) + 1 : -len(p.suffix)], "cross-pair", rights=rights)
+                for p in pictures
+            )
+            count, height, width = frames.shape[:3]
+            triplet = Triplet(video.read_bytes(), caption, references, rate, count, height, width, rights=rights)
+            for reference in references:
+                _suffix(reference.picture)
+            check(triplet)
+            yield triplet
+        except (InputError, DataError, OSError, UnicodeDecodeError) as error:
+            left_out(f"{video.name}: {error}")

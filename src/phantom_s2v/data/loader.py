@@ -1,0 +1,52 @@
+"""Batches out of a store, at random, in an order that follows from the seed and can be taken up at any batch, bit for bit."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from phantom_s2v import media
+from phantom_s2v.data.triplets import Triplet, TripletStore
+from phantom_s2v.errors import DataError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A triplet as arrays."""
+
+    id: str
+    video: np.ndarray  # uint8 [F, H, W, 3]
+    references: tuple[np.ndarray, ...]  # uint8 [h, w, 3] each
+    subjects: tuple[int, ...]  # which subject each reference shows
+    caption: str
+
+
+class TripletLoader:
+    """Batch number -> samples. Every epoch is a permutation of all triplets; the last, incomplete batch of an epoch is left out.
+
+    The order is over sorted ids, so it is the same however the rows came into the store.
+    """
+
+    def __init__(self, store: TripletStore, batch: int, seed: int) -> None:
+        ids = store.ids()
+        if len(ids) < batch:
+            raise DataError(f"the store has {len(ids)} triplets; a batch of {batch} needs as many")
+        self.store, self.batch, self.seed = store, batch, seed
+        self.rows = [row for _, row in sorted(zip(ids, range(len(ids)), strict=True))]
+
+    def __getitem__(self, number: int) -> list[Sample]:
+        """The samples of batch `number`, counted over all epochs."""
+        each = len(self.rows) // self.batch
+        epoch, place = divmod(number, each)
+        order = np.random.default_rng([self.seed, 7, epoch]).permutation(len(self.rows))
+        chosen = order[place * self.batch : (place + 1) * self.batch]
+        return [decode(triplet) for triplet in self.store.take([self.rows[i] for i in chosen])]
+
+
+def decode(triplet: Triplet) -> Sample:
+    """A triplet's video and pictures as arrays."""
+    video, _ = media.read_video(io.BytesIO(triplet.video))
+    pictures = tuple(np.asarray(Image.open(io.BytesIO(r.picture)).convert("RGB")) for r in triplet.references)
+    names = list(dict.fromkeys(r.subject for r in triplet.references))
+    return Sample(triplet.id, video, pictures, tuple(names.index(r.subject) for r in triplet.references), triplet.caption)

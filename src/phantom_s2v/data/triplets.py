@@ -1,0 +1,200 @@
+"""Text-image-video triplets: the record, its checks, and the Lance store.
+
+One row a triplet: the video as it was encoded, its caption, and its references, each with its picture, subject, box, mask,
+pairing, score and rights. The id is a hash of content, so that writing the same triplet again changes nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+
+from phantom_s2v.errors import DataError
+from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS
+
+PAIRINGS = ("in-pair", "cross-pair")
+BATCH = 64  # rows held in memory while writing
+
+
+@dataclass(frozen=True)
+class Rights:
+    """Where a clip or picture comes from, and what allows its use."""
+
+    source: str = ""  # address, shelf mark or file
+    licence: str = ""  # SPDX name, or the words of the agreement
+    consent: str = ""  # reference of the consent of people shown
+
+
+@dataclass(frozen=True)
+class TripletReference:
+    """A picture of a subject of the clip."""
+
+    picture: bytes  # PNG, JPEG or WebP
+    subject: str  # what the caption calls it; pictures of one name are views of one subject
+    pairing: str  # in-pair: from the clip itself; cross-pair: from elsewhere
+    box: tuple[float, float, float, float] | None = None  # of the subject in the picture: left, top, right, bottom, in shares
+    mask: bytes = b""  # PNG of one channel, of the picture's size; empty: none
+    score: float = 0.0  # similarity of the pair
+    rights: Rights = field(default_factory=Rights)
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """A clip, its caption and its references."""
+
+    video: bytes  # mp4
+    caption: str
+    references: tuple[TripletReference, ...]
+    fps: float
+    frames: int
+    height: int  # pixels
+    width: int
+    scores: dict[str, float] = field(default_factory=dict)  # quality of the clip by name
+    rights: Rights = field(default_factory=Rights)
+
+    @property
+    def id(self) -> str:
+        """SHA-256 over video, caption, and the references' pictures and subjects, 32 hex digits."""
+        digest = hashlib.sha256()
+        parts = [self.video, self.caption.encode()]
+        parts += [part for r in self.references for part in (r.picture, r.subject.encode(), r.pairing.encode())]
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()[:32]
+
+
+def check(triplet: Triplet, require_licence: bool = False) -> None:
+    """Raise DataError for a triplet that no training could use, or whose rights are not shown where that is required."""
+    subjects = {r.subject for r in triplet.references}
+    faults = []
+    if not triplet.video:
+        faults.append("has no video")
+    if len(triplet.references) > MAX_PICTURES or len(subjects) > MAX_SUBJECTS:
+        most = f"at most {MAX_PICTURES} of {MAX_SUBJECTS} are possible"
+        faults.append(f"has {len(triplet.references)} references of {len(subjects)} subjects; {most}")
+    for number, reference in enumerate(triplet.references, 1):
+        if reference.pairing not in PAIRINGS:
+            faults.append(f"reference {number} is {reference.pairing!r}; legal are {' and '.join(PAIRINGS)}")
+        if reference.box and not (
+            0 <= reference.box[0] < reference.box[2] <= 1 and 0 <= reference.box[1] < reference.box[3] <= 1
+        ):
+            faults.append(f"reference {number} has the box {reference.box}; legal are shares with left < right and top < bottom")
+    if require_licence:
+        lacking = [name for name, rights in _all_rights(triplet) if not rights.licence]
+        if lacking:
+            faults.append(f"has no licence for {', '.join(lacking)}")
+    if faults:
+        raise DataError(f"triplet {triplet.id} {'; '.join(faults)}")
+
+
+def _all_rights(triplet: Triplet) -> Iterator[tuple[str, Rights]]:
+    yield "the clip", triplet.rights
+    for number, reference in enumerate(triplet.references, 1):
+        yield f"reference {number}", reference.rights
+
+
+RIGHTS = pa.struct([(name, pa.string()) for name in ("source", "licence", "consent")])
+REFERENCE = pa.struct(
+    [
+        ("picture", pa.large_binary()),
+        ("subject", pa.string()),
+        ("pairing", pa.string()),
+        ("box", pa.list_(pa.float64())),
+        ("mask", pa.large_binary()),
+        ("score", pa.float64()),
+        ("rights", RIGHTS),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("video", pa.large_binary()),
+        ("caption", pa.string()),
+        ("references", pa.list_(REFERENCE)),
+        ("fps", pa.float64()),
+        ("frames", pa.int64()),
+        ("height", pa.int64()),
+        ("width", pa.int64()),
+        ("scores", pa.string()),
+        ("rights", RIGHTS),
+    ]
+)
+
+
+def _to_row(triplet: Triplet) -> dict[str, Any]:
+    references = [asdict(r) | {"box": list(r.box) if r.box else []} for r in triplet.references]
+    scores = json.dumps(triplet.scores, sort_keys=True)
+    return asdict(replace(triplet, references=())) | {"id": triplet.id, "references": references, "scores": scores}
+
+
+def _from_row(row: dict[str, Any]) -> Triplet:
+    references = tuple(
+        TripletReference(**{**r, "box": tuple(r["box"]) or None, "rights": Rights(**r["rights"])}) for r in row["references"]
+    )
+    values = {k: v for k, v in row.items() if k != "id"}
+    return Triplet(**{**values, "references": references, "scores": json.loads(row["scores"]), "rights": Rights(**row["rights"])})
+
+
+class TripletStore:
+    """Triplets in a Lance dataset. Writes are merges on the id; every write is a version that can be read back."""
+
+    def __init__(self, path: Path, version: int | None = None) -> None:
+        if not path.is_dir():
+            raise DataError(f"there is no dataset at {path}")
+        try:
+            self.dataset = lance.dataset(str(path), version=version)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is no Lance dataset, or has no version {version} ({str(error).splitlines()[0]})") from error
+        if missing := set(SCHEMA.names) - set(self.dataset.schema.names):
+            raise DataError(f"{path} is a dataset of something else; it lacks the columns {', '.join(sorted(missing))}")
+
+    @classmethod
+    def create(cls, path: Path) -> "TripletStore":
+        """The store at `path`, made empty where there is none."""
+        if not path.exists():
+            lance.write_dataset(SCHEMA.empty_table(), str(path))
+        return cls(path)
+
+    def write(self, triplets: Iterable[Triplet], require_licence: bool = False) -> int:
+        """Merge triplets in; returns how many were new. A batch is written whole or not at all."""
+        before, batch = len(self), []
+        for triplet in triplets:
+            check(triplet, require_licence)
+            batch.append(_to_row(triplet))
+            if len(batch) == BATCH:
+                self._merge(batch)
+                batch = []
+        if batch:
+            self._merge(batch)
+        return len(self) - before
+
+    def _merge(self, rows: list[dict[str, Any]]) -> None:
+        unique = list({row["id"]: row for row in rows}.values())
+        table = pa.Table.from_pylist(unique, schema=SCHEMA)
+        self.dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
+        self.dataset = lance.dataset(self.dataset.uri)
+
+    def __len__(self) -> int:
+        return self.dataset.count_rows()
+
+    def take(self, rows: list[int]) -> list[Triplet]:
+        """Triplets by row number, in the order that was asked for."""
+        return [_from_row(row) for row in self.dataset.take(rows).to_pylist()]
+
+    def ids(self) -> list[str]:
+        """Ids of all rows, in the store's order."""
+        return self.dataset.to_table(columns=["id"]).column("id").to_pylist()
+
+    def versions(self) -> list[tuple[int, str]]:
+        """(number, time) of every version."""
+        return [(v["version"], str(v["timestamp"])) for v in self.dataset.versions()]
+
+    def __iter__(self) -> Iterator[Triplet]:
+        for batch in self.dataset.to_batches(batch_size=BATCH):
+            for row in batch.to_pylist():
+                yield _from_row(row)

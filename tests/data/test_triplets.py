@@ -1,0 +1,223 @@
+"""The store, its exchange formats and its loader, on triplets made of noise."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from phantom_s2v import media
+from phantom_s2v.data.exchange import export_folder, export_webdataset, read_captioned, read_export
+from phantom_s2v.data.loader import TripletLoader
+from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore, check
+from phantom_s2v.errors import DataError
+
+OWN = Rights("film 7", "CC-BY-4.0", "letter 12")
+
+
+def picture(seed, form="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (12, 16, 3), dtype=np.uint8)).save(buffer, form)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "a.mp4"
+    media.write_video(path, np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8), 8)
+    return path.read_bytes()
+
+
+def triplets(clip, count=7):
+    return [
+        Triplet(
+            clip, f"Ein Hund, 犬, number {i}.",
+            (
+                TripletReference(picture(i), "dog", "cross-pair", (0.1, 0.2, 0.9, 0.8), picture(99), 0.7, OWN),
+                TripletReference(picture(i + 100, "WEBP"), "cat", "in-pair", rights=OWN),
+            ),
+            8.0, 5, 32, 32, {"sharpness": 0.5}, OWN,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def store(clip, tmp_path):
+    store = TripletStore.create(tmp_path / "triplets.lance")
+    assert store.write(triplets(clip)) == 7
+    return store
+
+
+def test_what_is_read_is_what_was_written(store, clip):
+    assert list(store) == triplets(clip)
+    assert store.take([5, 0]) == [triplets(clip)[5], triplets(clip)[0]]
+
+
+def test_a_retry_changes_nothing_and_versions_can_be_read_back(store, clip, tmp_path):
+    assert store.write(triplets(clip)) == 0
+    assert store.write(triplets(clip, 9)) == 2
+    assert sorted(store.ids()) == sorted(t.id for t in triplets(clip, 9))
+    first = [n for n, _ in store.versions() if len(TripletStore(tmp_path / "triplets.lance", n)) == 7]
+    assert first
+    with pytest.raises(DataError, match="no version 99"):
+        TripletStore(tmp_path / "triplets.lance", 99)
+
+
+def test_the_id_is_of_the_content_alone(clip):
+    one = triplets(clip)[0]
+    assert replace(one, scores={}, rights=Rights()).id == one.id
+    assert replace(one, caption="another").id != one.id
+    assert replace(one, references=one.references[:1]).id != one.id
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"video": b""}, "has no video"),
+        ({"references": (TripletReference(b"x", "a", "pasted"),)}, "legal are in-pair and cross-pair"),
+        ({"references": (TripletReference(b"x", "a", "in-pair", (0.5, 0, 0.4, 1)),)}, "legal are shares"),
+        ({"references": tuple(TripletReference(b"x", str(i), "in-pair") for i in range(5))}, "5 references of 5 subjects"),
+    ],
+)
+def test_what_no_training_could_use_is_refused(clip, change, said):
+    with pytest.raises(DataError, match=said):
+        check(replace(triplets(clip)[0], **change))
+
+
+def test_a_licence_is_required_of_clip_and_pictures_where_that_is_asked(store, clip):
+    bare = replace(triplets(clip)[0], caption="new", rights=Rights("web"))
+    check(bare)
+    with pytest.raises(DataError, match="has no licence for the clip"):
+        store.write([bare], require_licence=True)
+    bare = replace(triplets(clip)[0], references=(replace(triplets(clip)[0].references[0], rights=Rights()),))
+    with pytest.raises(DataError, match="has no licence for reference 1"):
+        check(bare, require_licence=True)
+    assert len(store) == 7
+
+
+@pytest.mark.parametrize("export", [export_folder, export_webdataset])
+def test_out_and_in_again(store, clip, tmp_path, export, monkeypatch):
+    monkeypatch.setattr("phantom_s2v.data.exchange.SHARD", 3)
+    assert export(store, tmp_path / "out") == 7
+    assert not list((tmp_path / "out").glob(".*"))
+    again = list(read_export(tmp_path / "out", pytest.fail))
+    assert sorted(again, key=lambda t: t.id) == sorted(triplets(clip), key=lambda t: t.id)
+    if export is export_webdataset:
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000.tar", "000001.tar", "000002.tar"]
+
+
+def test_what_is_not_whole_is_named_and_passed_over(store, tmp_path):
+    export_folder(store, tmp_path / "out")
+    ids = sorted(store.ids())
+    (tmp_path / "out" / f"{ids[0]}.mp4").unlink()
+    (tmp_path / "out" / f"{ids[1]}.reference-1.png").unlink()
+    (tmp_path / "out" / f"{ids[2]}.json").write_text("{")
+    said = []
+    assert len(list(read_export(tmp_path / "out", said.append))) == 4
+    assert [line.split()[0] for line in said] == ids[:3]
+
+
+def test_a_captioned_folder(clip, tmp_path):
+    (tmp_path / "犬 one.mp4").write_bytes(clip)
+    (tmp_path / "犬 one.txt").write_text("A dog.", encoding="utf-8")
+    (tmp_path / "犬 one.dog.png").write_bytes(picture(1))
+    (tmp_path / "two.mp4").write_bytes(clip)
+    (tmp_path / "three.mp4").write_text("no video")
+    (tmp_path / "three.txt").write_text("x")
+    said = []
+    (found,) = read_captioned(tmp_path, OWN, said.append)
+    assert (found.caption, found.frames, found.references[0].subject, found.rights) == ("A dog.", 5, "dog", OWN)
+    assert [line.split(":")[0] for line in said] == ["three.mp4", "two.mp4"]
+
+
+def test_batches_follow_from_the_seed_and_cover_an_epoch(store):
+    loader, again = TripletLoader(store, 3, 1), TripletLoader(store, 3, 1)
+    first = [sample.id for number in range(2) for sample in loader[number]]
+    assert len(set(first)) == 6
+    for number in (5, 0, 3):  # taken up anywhere
+        for a, b in zip(loader[number], again[number], strict=True):
+            assert a.id == b.id
+            assert np.array_equal(a.video, b.video)
+    assert [s.id for s in TripletLoader(store, 3, 2)[0]] != [s.id for s in loader[0]]
+    assert [s.id for s in loader[2]] != [s.id for s in loader[0]]
+    sample = loader[0][0]
+    assert (sample.video.shape, len(sample.references), sample.subjects) == ((5, 32, 32, 3), 2, (0, 1))
+
+
+def test_the_order_does_not_depend_on_the_order_of_writing(clip, tmp_path):
+    stores = [TripletStore.create(tmp_path / name) for name in ("a.lance", "b.lance")]
+    stores[0].write(triplets(clip))
+    for triplet in reversed(triplets(clip)):
+        stores[1].write([triplet])
+    a, b = (TripletLoader(s, 2, 0) for s in stores)
+    assert [s.id for s in a[4]] == [s.id for s in b[4]]
+    with pytest.raises(DataError, match="a batch of 8 needs as many"):
+        TripletLoader(stores[0], 8, 0)
+
+
+def test_a_writer_that_is_killed_loses_and_doubles_nothing(clip, tmp_path):
+    """kill -9 at several moments; each time the writer starts over, and in the end every triplet is there once."""
+    (tmp_path / "clip.mp4").write_bytes(clip)
+    script = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "import test_triplets as t\n"
+        "from phantom_s2v.data.triplets import TripletStore\n"
+        "store = TripletStore.create(Path(sys.argv[1]) / 's.lance')\n"
+        "for one in t.triplets((Path(sys.argv[1]) / 'clip.mp4').read_bytes(), 30): store.write([one])\n"
+        "print('done')\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(__file__).rsplit("/", 1)[0]]
+    for wait in (1.2, 1.6, 2.0):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        time.sleep(wait)
+        process.kill()
+        process.communicate()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "done", done.stderr
+    ids = TripletStore(tmp_path / "s.lance").ids()
+    assert sorted(ids) == sorted(t.id for t in triplets(clip, 30))
+
+
+def test_things_that_are_no_store(tmp_path):
+    import lance
+    import pyarrow as pa
+
+    with pytest.raises(DataError, match="there is no dataset"):
+        TripletStore(tmp_path / "nothing.lance")
+    (tmp_path / "empty.lance").mkdir()
+    with pytest.raises(DataError, match="is no Lance dataset"):
+        TripletStore(tmp_path / "empty.lance")
+    lance.write_dataset(pa.table({"a": [1]}), str(tmp_path / "other.lance"))
+    with pytest.raises(DataError, match="lacks the columns caption"):
+        TripletStore(tmp_path / "other.lance")
+
+
+def test_the_commands(store, clip, tmp_path, monkeypatch, capsys):
+    from phantom_s2v import cli
+
+    def phantom(*arguments):
+        monkeypatch.setattr("sys.argv", ["phantom", "data", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        return done.value.code, capsys.readouterr()
+
+    path = tmp_path / "triplets.lance"
+    code, said = phantom("show", path, "--limit", 2)
+    assert code == 0
+    assert "number 0" in said.out
+    assert json.loads(said.out.splitlines()[-1])["triplets"] == 7
+    assert phantom("export", path, "--out", tmp_path / "tars", "--webdataset")[0] == 0
+    code, said = phantom("import", tmp_path / "tars", "--out", tmp_path / "copy.lance", "--require-licence")
+    assert (code, json.loads(said.out)["new"]) == (0, 7)
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.mp4").write_bytes(clip)
+    code, said = phantom("import", tmp_path / "films", "--out", tmp_path / "copy.lance", "--captioned", "--licence", "CC0-1.0")
+    assert (code, json.loads(said.out)["left_out"]) == (3, 1)
+    assert "a.mp4" in said.err
+    assert phantom("show", tmp_path / "none.lance")[0] == 2
