@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.generate import (
@@ -23,9 +24,9 @@ from phantom_s2v.generate import (
 from phantom_s2v.media import letterbox
 from phantom_s2v.model.autoencoder import to_video
 from phantom_s2v.model.placement import Placement
-from phantom_s2v.model.wan import WanTextEncoder
+from phantom_s2v.model.wan import WanTextEncoder, use_released_sinusoid
 from phantom_s2v.presets import model_folder
-from phantom_s2v.request import Reference, Request, check
+from phantom_s2v.request import Reference, Request, check, wan_preset
 
 OnStep = Callable[[int, int, torch.Tensor], None]
 
@@ -46,6 +47,16 @@ class PhantomPipeline:
 
     def __init__(self, models: Models) -> None:
         self.models = models
+
+    @classmethod
+    def from_parts(
+        cls, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, text_encoder: Any = None, tokenizer: Any = None
+    ) -> "PhantomPipeline":
+        """Phantom-Wan of parts that are loaded already; without text encoder and tokenizer it takes `prompt_embeds` alone."""
+        config = {**transformer.config, "_class_name": type(transformer).__name__}
+        use_released_sinusoid(transformer)
+        encoder = WanTextEncoder.of(text_encoder, tokenizer)
+        return cls(Models(wan_preset(config), transformer.eval(), vae.eval(), None, encoder, "of parts"))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, placement: Placement | None = None) -> "PhantomPipeline":

@@ -267,3 +267,22 @@ def test_text_to_video_has_no_reference_places_and_two_branches(pipe):
     ).frames  # fmt: skip
     assert out.shape == (1, 16, 2, 4, 4)
     assert torch.isfinite(out).all()
+
+
+def test_a_pipeline_of_loaded_parts_is_the_same(pipe, converted):
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    from phantom_s2v import PhantomPipeline
+    from phantom_s2v.errors import CheckpointError
+
+    parts = WanTransformer3DModel.from_pretrained(converted / "transformer"), AutoencoderKLWan.from_pretrained(converted / "vae")
+    bare = PhantomPipeline.from_parts(*parts)
+    inputs = tensors(2)
+    assert torch.equal(ours(bare, *inputs, 5, 0), ours(pipe, *inputs, 5, 0))
+    with pytest.raises(CheckpointError, match="has no text encoder; give prompt_embeds"):
+        bare("A dog.", height=32, width=32, num_frames=1, num_inference_steps=1)
+    pipe.models.text_encoder("A dog.")
+    pipe.models.text_encoder._load()
+    whole = PhantomPipeline.from_parts(*parts, pipe.models.text_encoder.model, pipe.models.text_encoder.tokenizer)
+    settings = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 1}
+    assert np.array_equal(whole("A dog.", **settings).frames, pipe("A dog.", **settings).frames)

@@ -94,11 +94,18 @@ def check_parts_agree(folder: Path) -> None:
 class WanTextEncoder:
     """umT5 as the released code calls it: loaded when it is first needed, dropped on request."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, folder: Path | None, dtype: torch.dtype, device: torch.device) -> None:
         self.folder, self.dtype, self.device = folder, dtype, device
         self.model: Any = None
         self.tokenizer: Any = None
         self.known: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any) -> "WanTextEncoder":
+        """An encoder of parts that are loaded already, and that stay."""
+        encoder = cls(None, torch.float32, torch.device("cpu") if model is None else model.device)
+        encoder.model, encoder.tokenizer = model, tokenizer
+        return encoder
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> torch.Tensor:
@@ -121,7 +128,9 @@ class WanTextEncoder:
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
     def drop(self) -> None:
-        """Free the model; prompts that were encoded stay known."""
+        """Free the model, where it can be loaded again; prompts that were encoded stay known."""
+        if self.folder is None:
+            return
         self.model = None
         gc.collect()
         if torch.cuda.is_available():
@@ -135,7 +144,7 @@ class WanTextEncoder:
 
     def _load_tokenizer(self) -> None:
         if self.tokenizer is None:
-            folder = self.folder / "tokenizer"
+            folder = self._root() / "tokenizer"
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             except (OSError, ValueError) as error:
@@ -144,7 +153,12 @@ class WanTextEncoder:
     def _load(self) -> None:
         if self.model is None:
             self._load_tokenizer()
-            self.model = load_text_encoder(self.folder / "text_encoder", self.dtype).to(self.device)
+            self.model = load_text_encoder(self._root() / "text_encoder", self.dtype).to(self.device)
+
+    def _root(self) -> Path:
+        if self.folder is None:
+            raise CheckpointError("this pipeline has no text encoder; give prompt_embeds, or a text encoder and its tokenizer")
+        return self.folder
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
