@@ -15,6 +15,7 @@ from phantom_s2v.request import Reference, Request
 def record_of(request: Request, model: str, weights: str, placement: dict[str, Any]) -> dict[str, Any]:
     """Everything that made a video: request, weights by hash, how they were held, files by hash, versions."""
     files = [r.path for r in request.pictures()] + ([request.first_frame] if request.first_frame else [])
+    files += [file for file, _ in placement.get("loras", ())]
     return {
         "request": asdict(request),
         "model": model,

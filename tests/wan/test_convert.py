@@ -221,6 +221,13 @@ def test_the_command_line_converts_generates_and_refuses(checkpoint, tmp_path, m
     code, said = phantom("generate", *ask, "--out", tmp_path / "a.mp4")
     assert (code, said.out.strip()) == (0, str(tmp_path / "a.mp4"))
     assert "forwards" in said.err
+    lora = tmp_path / "lora.safetensors"
+    names = ("transformer.blocks.0.attn1.to_q.lora_A.weight", "transformer.blocks.0.attn1.to_q.lora_B.weight")
+    save_file({name: torch.ones(shape) for name, shape in zip(names, ((3, 64), (64, 3)), strict=True)}, lora)
+    assert phantom("generate", *ask, "--lora", f"{lora}=0.5", "--cache-text", "--out", tmp_path / "l.mp4")[0] == 0
+    code, said = phantom("generate", "--from", tmp_path / "l.json", "--model", model, "--out", tmp_path / "again.mp4")
+    assert (code, "nothing has changed" in said.err) == (0, True)
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "l.mp4").read_bytes() != (tmp_path / "a.mp4").read_bytes()
     assert phantom("generate", *ask, "--budget", "1MB", "--out", tmp_path / "b.mp4")[0] == 2
     assert phantom("estimate", *ask, "--card", "l4")[0] == 0
     shard = sorted((model / "transformer").glob("*.safetensors"))[0]

@@ -238,8 +238,12 @@ def _many(
 
 
 def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placement", budget: str | None) -> None:
-    """Make the video of a record again, and say first what has changed since."""
+    """Make the video of a record again, and say first what has changed since.
+
+    Memory options and LoRAs are the record's, unless others are given.
+    """
     from phantom_s2v.generate import load_models
+    from phantom_s2v.model.placement import Placement, placement_from
     from phantom_s2v.presets import model_folder
     from phantom_s2v.record import changes, request_from
 
@@ -248,6 +252,7 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is no record of a video: {error}") from error
     request = request_from(record)
+    placement = placement_from(record) if placement == Placement() else placement
     models = load_models(model_folder(model), placement)
     said = changes(record, models.hash)
     for line in said or ["nothing has changed; the video will be the same"]:

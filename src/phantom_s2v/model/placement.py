@@ -66,6 +66,16 @@ class Placement:
         return torch.float32 if self.torch_device().type == "cpu" else torch.bfloat16
 
 
+def placement_from(record: dict[str, Any]) -> Placement:
+    """The placement in a record; older records have none. Raises InputError where it is damaged."""
+    try:
+        values = dict(record.get("placement", {}))
+        loras = tuple((str(file), float(scale)) for file, scale in values.pop("loras", ()))
+        return Placement(**values, loras=loras)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"this is no record of a video: {error}") from error
+
+
 def place_transformer(transformer: Any, placement: Placement) -> None:
     """Apply everything of `placement` to a transformer that waits on the CPU; it goes to the device when it is first needed."""
     for number, (file, scale) in enumerate(placement.loras):
