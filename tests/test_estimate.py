@@ -111,7 +111,9 @@ def test_what_exceeds_a_budget_is_refused_with_what_fits(tiny, monkeypatch):
         calibrate.within(("seconds", found.seconds * 1.01), found, request, 2, preset, tiny, Placement())
 
 
-def test_memory_falls_with_every_option(tmp_path):
+@pytest.fixture
+def wan_folder(tmp_path):
+    """Configurations of the 1.3B model with a small text encoder; an estimate reads nothing else."""
     (tmp_path / "transformer").mkdir()
     (tmp_path / "vae").mkdir()
     (tmp_path / "text_encoder").mkdir()
@@ -119,15 +121,29 @@ def test_memory_falls_with_every_option(tmp_path):
     (tmp_path / "vae" / "config.json").write_text(json.dumps({"base_dim": 96, "z_dim": 16}))
     small = {"vocab_size": 100, "d_model": 64, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 2}
     (tmp_path / "text_encoder" / "config.json").write_text(json.dumps(small))
-    preset = load_preset(tmp_path)
+    return tmp_path
+
+
+def test_memory_falls_with_every_option(wan_folder):
+    preset = load_preset(wan_folder)
     request = build_request({"prompt": "a", "frames": 5}, preset)
     peaks = [
-        calibrate.estimate(request, preset, tmp_path, Placement(device="cpu", **options), "rtx-4090").peak
+        calibrate.estimate(request, preset, wan_folder, Placement(device="cpu", **options), "rtx-4090").peak
         for options in ({}, {"offload": "model"}, {"offload": "model", "quantise": "fp8"}, {"offload": "group"})
     ]
     assert peaks == sorted(peaks, reverse=True)
-    sizes = calibrate.weight_bytes(tmp_path, WAN, {"base_dim": 96, "z_dim": 16}, Placement(), 2)
+    sizes = calibrate.weight_bytes(wan_folder, WAN, {"base_dim": 96, "z_dim": 16}, Placement(), 2)
     assert sizes["transformer"] == pytest.approx(2 * 1.42e9, rel=0.01)
+
+
+def test_a_memory_budget_names_the_option_that_fits(wan_folder, monkeypatch):
+    preset = load_preset(wan_folder)
+    monkeypatch.setattr(calibrate, "measure", lambda *_: estimate.Speed(1e12, 1e12, "a test"))
+    request = build_request({"prompt": "a", "frames": 5}, preset)
+    placement = Placement(device="cpu", dtype="bfloat16")
+    found = calibrate.estimate(request, preset, wan_folder, placement)
+    with pytest.raises(InputError, match="--offload model would fit"):
+        calibrate.within(("bytes", found.peak - 1e8), found, request, 1, preset, wan_folder, placement)
 
 
 def test_cards_are_computed_and_unknown_ones_named():

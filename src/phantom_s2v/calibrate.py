@@ -38,10 +38,7 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
     transformer, autoencoder = read_configs(folder)
     wan = preset.family == "wan"
     tokens, branches = e.token_count(request, preset), e.branch_count(request)
-    if wan:
-        forward = e.wan_flops(transformer, tokens)
-    else:
-        forward = e.mini_flops(transformer | {"shift_windows": transformer.get("shift_windows", True)}, request)
+    forward = e.wan_flops(transformer, tokens) if wan else e.mini_flops(transformer, request)
     flops = float(forward * branches * request.steps)
     coder = autoencoder_flops(autoencoder, request)
     speed = card_speed(card) if card else measure(transformer, autoencoder, request, preset, placement)
@@ -80,7 +77,12 @@ def within(
     def said(amount: float) -> str:
         return e.spell(amount) if kind == "seconds" else f"{amount / 1e9:.3g} GB"
 
-    fits = [way for way, other in e.smaller(request, preset) if cost(estimate(other, preset, folder, placement)) <= most]
+    ways = [(way, other, placement) for way, other in e.smaller(request, preset)]
+    if kind == "bytes" and preset.family == "wan" and (placement.device != "auto" or placement.torch_device().type == "cuda"):
+        options: list[dict[str, str]] = [{"offload": "model"}, {"offload": "model", "quantise": "fp8"}, {"offload": "group"}]
+        held = [(" ".join(f"--{k} {v}" for k, v in each.items()), request, replace(placement, **each)) for each in options]
+        ways = held + ways
+    fits = [way for way, other, place in ways if cost(estimate(other, preset, folder, place)) <= most]
     advice = f"{fits[0]} would fit" if fits else "fewer steps or frames alone would not fit either"
     raise InputError(f"this would take about {said(cost(found))} and the budget is {said(most)}; {advice}")
 

@@ -88,7 +88,7 @@ def estimate(card: str | None, **options: Any) -> None:
     from phantom_s2v.calibrate import estimate as calculate
     from phantom_s2v.presets import model_folder
 
-    placement, preset = prepare(options)
+    placement, preset = prepare(options | ({"device": "cpu"} if card else {}))  # what is offloaded from is not here
     jobs = requested(options, preset)
     found = calculate(jobs[0][0], preset, model_folder(options["model"]), placement, card)
     print(found.sentence() + (f", for each of {len(jobs)} videos" if len(jobs) > 1 else ""))
