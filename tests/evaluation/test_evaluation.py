@@ -123,3 +123,33 @@ def test_a_run_resumes_and_its_last_line_has_all_figures(tiny_models, tmp_path, 
     assert suites.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None) == figures
     assert (tmp_path / "sheet.png").is_file()
     assert "identification_true_clips" in table(figures)
+
+
+def drifting(dy, dx, frames=6, seed=0):
+    """A smooth texture that moves by whole pixels, uint8 [F, 96, 128, 3]."""
+    noise = np.random.default_rng(seed).normal(size=(96, 128, 3))
+    spectrum = np.fft.fft2(noise, axes=(0, 1))
+    far = np.hypot(np.fft.fftfreq(96)[:, None], np.fft.fftfreq(128)[None])
+    smooth = np.fft.ifft2(spectrum * np.exp(-((far * 14) ** 2))[..., None], axes=(0, 1)).real
+    picture = np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+    return np.stack([np.roll(picture, (i * dy, i * dx), (0, 1)) for i in range(frames)])
+
+
+@pytest.mark.parametrize(("dy", "dx", "expected"), [(0, 2, 1.0), (2, 2, 2.0), (0, -2, 1.0), (2, -2, 0.0), (0, 0, 0.0)])
+def test_motion_is_the_signed_mean_of_both_components(dy, dx, expected):
+    """A drift by (2, 0) has the mean (2 + 0) / 2; opposite components cancel, as OpenS2V has it."""
+    assert metrics.motion_fb(drifting(dy, dx)) == pytest.approx(expected, abs=0.25)
+
+
+def test_motion_sees_red_as_opens2v_does():
+    """Red has blue's weight of 0.114 and blue red's 0.299, so of a red and a blue texture that part the blue one wins."""
+    red, blue = drifting(0, 2)[..., 0], drifting(0, -2, seed=1)[..., 0]
+    both = np.stack([red, np.zeros_like(red), blue], -1)
+    as_opens2v, as_is = (
+        metrics.motion_fb(np.repeat(np.round(a * red + b * blue).astype(np.uint8)[..., None], 3, -1))
+        for a, b in ((0.114, 0.299), (0.299, 0.114))
+    )
+    assert metrics.motion_fb(both) == pytest.approx(as_opens2v, abs=0.03)
+    assert abs(as_opens2v - as_is) > 0.06
+    with pytest.raises(ValueError, match="there are 1"):
+        metrics.motion_fb(both[:1])
