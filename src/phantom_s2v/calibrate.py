@@ -23,7 +23,8 @@ from phantom_s2v.request import Preset, Request
 RUNTIME_BYTES = 1e8  # what torch itself takes when it first computes; measured (dev/LOG.md)
 PATIENCE = 1.0  # seconds for each of the two measurements
 MINI_ENCODERS = 22_700_000 + 3_500_000  # parameters of phantom-mini's text encoder and image encoder
-SIDE = 64  # pixels a side of the clip on which the autoencoder is measured and counted
+SIDE = 64  # pixels a side of the clip on which the autoencoder is counted
+MEASURED_SIDE = 128  # and at most of that on which it is measured
 
 
 def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -151,10 +152,12 @@ def autoencoder_flops(config: dict[str, Any], request: Request) -> float:
 def measure(
     transformer: dict[str, Any], autoencoder: dict[str, Any], request: Request, preset: Preset, placement: Placement
 ) -> e.Speed:
-    """FLOP/s of this machine by one block with random weights, and of the autoencoder by a small clip."""
+    """FLOP/s of this machine by one block with random weights (two of phantom-mini, whose windows alternate), and of the
+    autoencoder by a short clip.
+    """
     device, dtype = placement.torch_device(), placement.torch_dtype()
-    one = transformer | {_depth(transformer): 1}
     wan = preset.family == "wan"
+    one = transformer | {_depth(transformer): 1 if wan else 2}
     kind: Any = WanTransformer3DModel if wan else PhantomTransformer
     block: Any = kind(**one)
     block = nn.Module.to(block, device, dtype if wan else torch.float32).eval()  # diffusers' own `to` would warn
@@ -182,8 +185,9 @@ def measure(
         flops, seconds = forward(request)
     coder: Any = AutoencoderKLWan(**autoencoder)
     coder = coder.to(device).eval()
-    latents = torch.zeros(1, autoencoder["z_dim"], 2, SIDE // 8, SIDE // 8, device=device)
-    pixels = replace(request, frames=5, height=SIDE, width=SIDE, references=(), background=None)
+    height, width = min(request.height, MEASURED_SIDE), min(request.width, MEASURED_SIDE)  # small maps stay in the cache
+    pixels = replace(request, frames=9, height=height, width=width, references=(), background=None)
+    latents = torch.zeros(1, autoencoder["z_dim"], 3, height // 8, width // 8, device=device)
     convolutions = autoencoder_flops(autoencoder, pixels) / _least(lambda: coder.decode(latents), device)
     return e.Speed(flops / seconds, convolutions, "this machine")
 
