@@ -21,7 +21,7 @@ RULES = {
     "record": {"errors", "request"},
     "prompts": LOW,
     "estimate": LOW | {"request"},
-    "calibrate": LOW | {"model", "request", "estimate"},
+    "calibrate": LOW | {"model", "request", "estimate", "sampling"},
     "generate": LOW | {"model", "conditioning", "sampling", "request", "record"},
     "jobs": LOW | {"model", "generate", "request"},
     "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets", "request"},

@@ -61,9 +61,9 @@ def test_tokens_are_those_of_the_facts():
     preset = wan_preset({"_class_name": "WanTransformer3DModel", "num_attention_heads": 12, "attention_head_dim": 128})
     request = build_request({"prompt": "a", "reference": ["a=1.png", "b=2.png"]}, preset)
     assert estimate.token_count(request, preset) == 35_880
-    assert estimate.branch_count(request) == 3
-    assert estimate.branch_count(replace(request, references=())) == 2
-    assert estimate.branch_count(replace(request, guidance_image=1.0, guidance_text=1.0)) == 1
+    assert calibrate.branch_count(request) == 3
+    assert calibrate.branch_count(replace(request, references=())) == 2
+    assert calibrate.branch_count(replace(request, guidance_image=1.0, guidance_text=1.0)) == 1
 
 
 def test_the_autoencoder_counts_in_proportion(tiny):

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from phantom_s2v.geometry import VideoSize
 from phantom_s2v.model.placement import Placement
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.request import Preset, Request
+from phantom_s2v.sampling.guidance import weights
 
 RUNTIME_BYTES = 1e8  # what torch itself takes when it first computes; measured (dev/LOG.md)
 PATIENCE = 1.0  # seconds for each of the two measurements
@@ -38,7 +40,7 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
     """What a request takes with the model in `folder`, on this machine or on a card of the table."""
     transformer, autoencoder = read_configs(folder)
     wan = preset.family == "wan"
-    tokens, branches = e.token_count(request, preset), e.branch_count(request)
+    tokens, branches = e.token_count(request, preset), branch_count(request)
     forward = e.wan_flops(transformer, tokens) if wan else e.mini_flops(transformer, request)
     flops = float(forward * branches * request.steps)
     coder = autoencoder_flops(autoencoder, request)
@@ -51,6 +53,11 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
     peak = RUNTIME_BYTES + peak_bytes(sizes, running, decoding, placement.offload, wan)
     seconds = flops / speed.blocks + coder / speed.convolutions
     return e.Estimate(tokens, branches * request.steps, flops, coder, sum(sizes.values()), peak, seconds, speed.name)
+
+
+def branch_count(request: Request) -> int:
+    """Forwards a step that guidance needs."""
+    return len(weights(request.guidance_image, request.guidance_text, bool(request.pictures())))
 
 
 def peak_bytes(sizes: dict[str, float], running: float, decoding: float, offload: str, wan: bool) -> float:
@@ -130,6 +137,16 @@ def parameters(kind: Any, config: dict[str, Any]) -> int:
 
 def autoencoder_flops(config: dict[str, Any], request: Request) -> float:
     """Decoding the video and encoding every picture: counted on a small clip without data, in proportion to pixels and frames."""
+    first, later, still = _coder_counts(json.dumps(config, sort_keys=True))
+    frames = VideoSize(request.frames, request.height, request.width).latent[0]
+    area = request.height * request.width / SIDE**2
+    return area * (first + (frames - 1) * later + len(request.pictures()) * still)
+
+
+@lru_cache
+def _coder_counts(configuration: str) -> tuple[int, int, int]:
+    """Operations of the first latent frame, of each later one, and of encoding a still, at 64 x 64 pixels."""
+    config = json.loads(configuration)
     channels = config["z_dim"]
     with torch.device("meta"):
         model: Any = AutoencoderKLWan(**config)
@@ -142,10 +159,7 @@ def autoencoder_flops(config: dict[str, Any], request: Request) -> float:
         grid = SIDE // 8
         first = count(lambda: model.decode(torch.zeros(1, channels, 1, grid, grid)))
         later = count(lambda: model.decode(torch.zeros(1, channels, 2, grid, grid))) - first
-        still = count(lambda: model.encode(torch.zeros(1, 3, 1, SIDE, SIDE)))
-    frames = VideoSize(request.frames, request.height, request.width).latent[0]
-    area = request.height * request.width / SIDE**2
-    return area * (first + (frames - 1) * later + len(request.pictures()) * still)
+        return first, later, count(lambda: model.encode(torch.zeros(1, 3, 1, SIDE, SIDE)))
 
 
 @torch.no_grad()
@@ -165,7 +179,7 @@ def measure(
     def forward(size: Request) -> tuple[float, float]:
         """FLOP of one forward of one block, and its seconds."""
         frames, h, w = VideoSize(size.frames, size.height, size.width).latent
-        n, branches = len(size.pictures()), e.branch_count(size)
+        n, branches = len(size.pictures()), branch_count(size)
         if wan:
             x = torch.zeros(1, one["in_channels"], frames + n, h, w, device=device, dtype=dtype)
             text = torch.zeros(1, e.TEXT_PLACES, one["text_dim"], device=device, dtype=dtype)

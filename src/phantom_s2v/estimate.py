@@ -16,7 +16,6 @@ from phantom_s2v.request import Preset, Request
 TEXT_PLACES = 512  # of Wan
 MINI_WORDS = 24  # text tokens of a usual prompt to phantom-mini
 CONV_COPIES = 5.0  # feature maps of the largest size alive at once while the autoencoder decodes; measured (dev/LOG.md)
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UTILISATION = 0.45  # share of a card's peak that such models reach; assumed for every card below
 
 
@@ -84,13 +83,6 @@ def token_count(request: Request, preset: Preset) -> int:
     frames, h, w = VideoSize(request.frames, request.height, request.width).latent
     patch = 4 if preset.family == "wan" else 1
     return (frames + len(request.pictures())) * h * w // patch
-
-
-def branch_count(request: Request) -> int:
-    """Forwards a step that guidance needs."""
-    image, text = request.guidance_image, request.guidance_text
-    shares = (1 - image, image - text, text) if request.pictures() else (1 - text, text)
-    return max(1, sum(share != 0 for share in shares))
 
 
 def wan_flops(config: dict[str, Any], tokens: int) -> int:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,56 +10,30 @@ from phantom_s2v.errors import InputError, PhantomError
 from phantom_s2v.generate import Models, Output, decode_latents, generate, read_pictures
 from phantom_s2v.geometry import parse_size
 from phantom_s2v.model.autoencoder import to_video
-from phantom_s2v.request import Preset, Reference, Request, check
+from phantom_s2v.request import Preset, Reference, Request, check, with_defaults
 
+DEFAULTED = ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")  # by the preset
+FILES = ("first_frame", "background", "segmenter")
 SWITCHES = ("untrained_size", "cutout", "several_views", "released_behaviour")
+OPTIONS = {"prompt", "reference", "size", "seed", "out", *DEFAULTED, *FILES, *SWITCHES}
 Job = tuple[Request, Path]  # a request and the .mp4 that it becomes
 
 
 def build_request(options: dict[str, Any], preset: Preset) -> Request:
     """A request out of options, with the preset's defaults. Raises InputError for what cannot be made."""
-    known = {
-        "prompt",
-        "reference",
-        "first_frame",
-        "size",
-        "frames",
-        "fps",
-        "seed",
-        "steps",
-        "solver",
-        "guidance_image",
-        "guidance_text",
-        "negative_prompt",
-        "out",
-        *SWITCHES,
-        "background",
-        "segmenter",
-    }
-    if extra := sorted(set(options) - known):
-        raise InputError(f"{', '.join(extra)} is no option of a request; legal are {', '.join(sorted(known))}")
-    size = options.get("size")
-    height, width = parse_size(size) if size else (preset.height, preset.width)
-    given = {
-        k: options[k]
-        for k in ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")
-        if options.get(k) is not None
-    }
-    defaults = {k: v for k, v in asdict(preset).items() if k in Request.__dataclass_fields__}
-    references = tuple(
-        Reference(path, name)
-        for name, path in (split_reference(text, i) for i, text in enumerate(options.get("reference") or []))
-    )
-    switches: Any = {name: bool(options.get(name)) for name in SWITCHES}
-    request = Request(
-        **{**defaults, **given, "height": height, "width": width},
+    if extra := sorted(set(options) - OPTIONS):
+        raise InputError(f"{', '.join(extra)} is no option of a request; legal are {', '.join(sorted(OPTIONS))}")
+    height, width = parse_size(options["size"]) if options.get("size") else (None, None)
+    named = (split_reference(text, i) for i, text in enumerate(options.get("reference") or []))
+    request = with_defaults(
+        preset,
         prompt=options.get("prompt") or "",
-        references=references,
-        seed=options.get("seed") or 0,
-        first_frame=options.get("first_frame"),
-        background=options.get("background"),
-        segmenter=options.get("segmenter"),
-        **switches,
+        references=tuple(Reference(path, name) for name, path in named),
+        height=height,
+        width=width,
+        seed=options.get("seed"),
+        **{name: options.get(name) for name in (*DEFAULTED, *FILES)},
+        **{name: bool(options.get(name)) for name in SWITCHES},
     )
     check(request, preset)
     return request
@@ -154,9 +127,5 @@ def _write(output: Output, request: Request, target: Path) -> None:
     """Sheet and record first, the video last: where there is a video, all of it is there."""
     media.write_picture(target.with_suffix(".png"), media.contact_sheet(output.references, output.video))
     text = json.dumps(output.record, ensure_ascii=False, indent=1)
-    media.write_beside(target.with_suffix(".json"), lambda scratch: _text(scratch, text))
+    media.write_beside(target.with_suffix(".json"), lambda scratch: scratch.write_text(text, encoding="utf-8"))
     media.write_video(target, output.video, request.fps)
-
-
-def _text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

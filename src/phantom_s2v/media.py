@@ -111,7 +111,7 @@ def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+def write_beside(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name in the same folder, then rename: never a half-written file under `path`."""
     scratch = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:

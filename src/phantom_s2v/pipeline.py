@@ -1,7 +1,7 @@
 """PhantomPipeline: the face that users of diffusers know, over the same path as the command line."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from phantom_s2v.errors import InputError
 from phantom_s2v.generate import (
     Models,
+    OnStep,
     decode_latents,
     generate,
     load_models,
@@ -26,9 +27,7 @@ from phantom_s2v.model.autoencoder import to_video
 from phantom_s2v.model.placement import Placement
 from phantom_s2v.model.wan import WanTextEncoder, use_released_sinusoid
 from phantom_s2v.presets import model_folder
-from phantom_s2v.request import Reference, Request, check, wan_preset
-
-OnStep = Callable[[int, int, torch.Tensor], None]
+from phantom_s2v.request import Reference, Request, check, wan_preset, with_defaults
 
 
 @dataclass(frozen=True)
@@ -113,24 +112,23 @@ class PhantomPipeline:
             raise InputError("both seed and generator were given; give one of them")
         if output_type not in ("np", "latent"):
             raise InputError(f"output_type is {output_type!r}; it can be np or latent")
-        preset = self.models.preset
-        given: dict[str, Any] = {
-            "height": height,
-            "width": width,
-            "frames": num_frames,
-            "steps": num_inference_steps,
-            "guidance_image": guidance_image,
-            "guidance_text": guidance_text,
-            "negative_prompt": negative_prompt,
-            "solver": solver,
-            "seed": generator.initial_seed() if generator is not None else seed,
-        }
-        base = Request(
-            prompt, _references(references), preset.height, preset.width, preset.frames, preset.fps, 0, preset.steps,
-            preset.solver, preset.shift, preset.guidance_image, preset.guidance_text, preset.negative_prompt,
-            str(first_frame) if first_frame else None, background=str(background) if background else None,
-        )  # fmt: skip
-        request = replace(base, **{k: v for k, v in given.items() if v is not None}, **switches)
+        request = with_defaults(
+            self.models.preset,
+            prompt=prompt,
+            references=_references(references),
+            first_frame=str(first_frame) if first_frame else None,
+            background=str(background) if background else None,
+            height=height,
+            width=width,
+            frames=num_frames,
+            steps=num_inference_steps,
+            guidance_image=guidance_image,
+            guidance_text=guidance_text,
+            negative_prompt=negative_prompt,
+            solver=solver,
+            seed=generator.initial_seed() if generator is not None else seed,
+            **switches,
+        )
         tensors = (reference_latents, prompt_embeds, negative_prompt_embeds)
         wan = isinstance(self.models.text_encoder, WanTextEncoder)
         if output_type == "np" and not (wan and generator) and all(each is None for each in tensors):

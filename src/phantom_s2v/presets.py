@@ -27,11 +27,9 @@ def model_folder(name: str) -> Path:
 
     Raises CheckpointError where there is none.
     """
-    folder = MODELS.get(name, Path(name))
+    folder = MODELS.get(name) or source_path(name)
     if folder.is_dir():
         return folder
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return hub_folder(name)
     raise CheckpointError(f"there is no model {name!r}; legal are {', '.join(MODELS)}, a model's folder, or OWNER/MODEL of a hub")
 
 

@@ -34,7 +34,6 @@ class Preset:
     family: str = "phantom"  # the paper's own model, or "wan": the released weights
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) that are supported; empty: all within side_range
     negative_prompt: str = ""
-    heads: int = 3  # of attention; what parallel runs divide
 
     @property
     def multiple(self) -> int:
@@ -85,6 +84,12 @@ class Request:
         return self.references + ((Reference(self.background, "background"),) if self.background else ())
 
 
+def with_defaults(preset: Preset, **given: Any) -> Request:
+    """A request with the preset's defaults and seed 0; what is given as None takes the default."""
+    shared = {name: getattr(preset, name) for name in Request.__dataclass_fields__ if hasattr(preset, name)}
+    return Request(**{"seed": 0, **shared, **{name: value for name, value in given.items() if value is not None}})
+
+
 def load_preset(folder: Path) -> Preset:
     """Defaults of the model in `folder`: ours, or Phantom-Wan in diffusers' layout. Raises CheckpointError without one."""
     config = folder / "transformer" / "config.json"
@@ -107,14 +112,11 @@ def wan_preset(config: dict[str, Any]) -> Preset:
         raise CheckpointError(
             f"the transformer is a {config.get('_class_name')}; legal are WanTransformer3DModel, and ours beside a preset.json"
         )
-    heads = config["num_attention_heads"]
-    width = heads * config["attention_head_dim"]
+    width = config["num_attention_heads"] * config["attention_head_dim"]
     name = {1536: "phantom-wan-1.3b", 5120: "phantom-wan-14b"}.get(width, f"phantom-wan-{width}")
     sizes = {1536: ((480, 832),), 5120: ((480, 832), (720, 1280))}.get(width, ())
     frames, fps = (121, 24) if width == 5120 else (81, 16)
-    return Preset(
-        name, 480, 832, frames, fps, 50, "unipc", 5.0, 5.0, 7.5, (16, 1280), "wan", sizes, WAN_NEGATIVE, heads
-    )  # fmt: skip
+    return Preset(name, 480, 832, frames, fps, 50, "unipc", 5.0, 5.0, 7.5, (16, 1280), "wan", sizes, WAN_NEGATIVE)
 
 
 def check(request: Request, preset: Preset) -> None:

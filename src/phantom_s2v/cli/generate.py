@@ -120,14 +120,13 @@ def prepare(options: dict[str, Any]) -> tuple["Placement", "Preset"]:
 
 def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
     """One job a seed."""
-    from phantom_s2v.jobs import SWITCHES, build_request
+    from phantom_s2v.jobs import DEFAULTED, FILES, SWITCHES, build_request
 
     seed, seeds, out = options["seed"], options["seeds"], options["out"]
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; it can be 1 or more")
-    plain = ("size", "frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")
-    asked = {name: options[name] for name in (*plain, *SWITCHES, "prompt", "reference")}
-    asked |= {name: str(options[name]) if options[name] else None for name in ("first_frame", "background", "segmenter")}
+    asked = {name: options[name] for name in (*DEFAULTED, *SWITCHES, "size", "prompt", "reference")}
+    asked |= {name: str(options[name]) if options[name] else None for name in FILES}
     jobs = []
     for number in range(seeds):
         target = out if seeds == 1 else out.with_name(f"{out.stem}-{seed + number}{out.suffix}")

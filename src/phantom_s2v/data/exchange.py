@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def export_folder(triplets: Iterable[Triplet], folder: Path) -> int:
     for triplet in triplets:
         files = to_files(triplet)
         for rest in sorted(files, key=lambda r: r == "mp4"):
-            _write(folder / f"{triplet.id}.{rest}", files[rest])
+            media.write_beside(folder / f"{triplet.id}.{rest}", partial(Path.write_bytes, data=files[rest]))
         count += 1
     return count
 
@@ -103,14 +104,6 @@ def _close(tar: tarfile.TarFile | None, scratch: Path, folder: Path, count: int)
     if tar is not None:
         tar.close()
         scratch.rename(folder / f"{(count - 1) // SHARD:06d}.tar")
-
-
-def _write(path: Path, content: bytes) -> None:
-    media.write_beside(path, lambda scratch: _put(scratch, content))
-
-
-def _put(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Triplet]:

@@ -22,7 +22,7 @@ from phantom_s2v.evaluation.judge import Judge
 from phantom_s2v.generate import Models, generate
 from phantom_s2v.media import letterbox, read_picture
 from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
-from phantom_s2v.request import Reference, Request
+from phantom_s2v.request import Reference, Request, with_defaults
 
 DIRECTIONS = ("left", "right", "up", "down")
 PAIRS = 50
@@ -83,15 +83,9 @@ def _ground(subject: Subject, sprites: Sprites, index: int) -> Ground:
 
 def request_of(case: Case, sprites: Sprites, models: Models) -> Request:
     """The request of a case, at the model's defaults."""
-    preset = models.preset
     chosen = [] if case.kind == "control" else case.subjects
-    return Request(
-        prompt=caption(case.spec, sprites),
-        references=tuple(Reference(str(still_path(s.key)), s.key) for s in chosen),
-        height=preset.height, width=preset.width, frames=preset.frames, fps=preset.fps, seed=case.seed,
-        steps=preset.steps, solver=preset.solver, shift=preset.shift,
-        guidance_image=preset.guidance_image, guidance_text=preset.guidance_text,
-    )  # fmt: skip
+    references = tuple(Reference(str(still_path(s.key)), s.key) for s in chosen)
+    return with_defaults(models.preset, prompt=caption(case.spec, sprites), references=references, seed=case.seed)
 
 
 def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None]) -> dict:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.model.tensors import Tensors, write_sharded
-from phantom_s2v.model.weights import FILE, check_shapes, shapes_of
+from phantom_s2v.model.weights import FILE, check_shapes, shapes_of, shard_files
 
 KNOWN = {1536: (12, 30), 5120: (40, 40)}  # width: heads and layers of the released models (facts 2.1)
 HEAD_WIDTH = 128
@@ -235,15 +235,7 @@ def find_weights(path: Path) -> list[Path]:
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist; it needs to be a weight file or a folder of them")
     for index in sorted(path.glob("*.safetensors.index.json")):
-        try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} is damaged; it needs a weight_map") from error
-        if outside := [name for name in files if Path(name).name != name]:
-            raise CheckpointError(f"{index} names files outside its folder ({outside[0]})")
-        if missing := [name for name in files if not (path / name).is_file()]:
-            raise CheckpointError(f"{path} lacks {len(missing)} of {len(files)} shards ({', '.join(missing[:3])})")
-        return [path / name for name in files]
+        return shard_files(index)
     files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth"))
     if len(files) != 1:
         raise CheckpointError(f"{path} has {len(files)} weight files and no index; name the one that is meant")
@@ -264,9 +256,7 @@ def _write(
     out.mkdir(parents=True)
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     entries = [(new, source.stored(old), source.shape(old)) for new, old in names.items()]
-
-    def read(new: str) -> Iterator[memoryview]:
-        yield from source.read(names[new])
-
-    hashes = write_sharded(out, file, entries, read, shard_bytes, lambda done, total: report(part, done, total))
+    hashes = write_sharded(
+        out, file, entries, lambda new: source.read(names[new]), shard_bytes, lambda done, total: report(part, done, total)
+    )
     return {f"{part}/{name}": value for name, value in hashes.items()}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig, WanTransformer3DModel
@@ -78,8 +78,11 @@ def placement_from(record: dict[str, Any]) -> Placement:
 
 def place_transformer(transformer: Any, placement: Placement) -> None:
     """Apply everything of `placement` to a transformer that waits on the CPU; it goes to the device when it is first needed."""
-    for number, (file, scale) in enumerate(placement.loras):
-        add_lora(transformer, Path(file), scale, f"lora{number}")
+    adapters = {f"lora{number}": lora for number, lora in enumerate(placement.loras)}
+    for name, (file, _) in adapters.items():
+        add_lora(transformer, Path(file), name)
+    if adapters:
+        transformer.set_adapters(list(adapters), [scale for _, scale in adapters.values()])
     device = placement.torch_device()
     if placement.quantise == "fp8":
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=placement.torch_dtype())
@@ -105,19 +108,18 @@ def place_transformer(transformer: Any, placement: Placement) -> None:
 @contextmanager
 def taking_turns(part: Any, placement: Placement) -> Iterator[None]:
     """A part on the device from when it is first needed, and only while it is needed where parts take turns there."""
-    transformer = isinstance(part, WanTransformer3DModel)
+    transformer = isinstance(cast(object, part), WanTransformer3DModel)  # else the checker takes `to` for that class's own
     placed = transformer and (placement.offload == "group" or placement.parallel != "none")  # its hooks move it
-    module: Any = part
     if not placed:
-        module.to(placement.torch_device())
+        part.to(placement.torch_device())
     try:
         yield
     finally:
         if not placed and placement.offload != "none":
-            module.to("cpu")
+            part.to("cpu")
 
 
-def add_lora(transformer: Any, file: Path, scale: float, name: str) -> None:
+def add_lora(transformer: Any, file: Path, name: str) -> None:
     """Add a LoRA in peft's names, in native Wan names (diffusion_model.blocks...) or in musubi's (lora_unet_...).
 
     Raises CheckpointError where the file is no LoRA of this transformer; keys that fit nowhere are listed.
@@ -140,10 +142,6 @@ def add_lora(transformer: Any, file: Path, scale: float, name: str) -> None:
             transformer.load_lora_adapter(state, prefix="transformer", adapter_name=name)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{file} does not fit this transformer: {str(error).splitlines()[-1].strip()}") from error
-    names = list(transformer.peft_config)
-    scales = {**getattr(transformer, "lora_scales", {}), name: scale}
-    transformer.lora_scales = scales  # set_adapters takes all of them at once
-    transformer.set_adapters(names, [scales[each] for each in names])
 
 
 def _quantise(transformer: WanTransformer3DModel) -> None:

@@ -36,7 +36,7 @@ def check_part(kind: type[M], folder: Path) -> tuple[M, dict[Path, list[str]]]:
     return model, {file: list(names) for file, names in shapes.items()}
 
 
-def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> M:
+def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32) -> M:
     """A model of `kind` from a diffusers folder, whole or in shards, for inference; strict as `check_part`.
 
     It is built without memory and takes the stored tensors one by one, so that no second set of weights ever exists; tensors
@@ -48,8 +48,8 @@ def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32, d
         with safe_open(file, "pt") as tensors:
             for name in names:
                 target = torch.float32 if any(part in name.split(".") for part in exact) else dtype
-                _assign(model, name, tensors.get_tensor(name).to(device, target))
-    return cast(Any, model).to(device).eval().requires_grad_(False)
+                _assign(model, name, tensors.get_tensor(name).to(target))
+    return cast(Any, model).eval().requires_grad_(False)
 
 
 def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
@@ -62,22 +62,27 @@ def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a part: one, or the shards of its index. Raises CheckpointError where one is missing."""
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} is damaged; it needs a weight_map") from error
-        if any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{index} names files outside its folder")
-        if missing := [name for name in names if not (folder / name).is_file()]:
-            raise CheckpointError(f"{folder} lacks {len(missing)} of {len(names)} shards ({', '.join(missing[:3])})")
-        return [folder / name for name in names]
+    if (folder / INDEX).is_file():
+        return shard_files(folder / INDEX)
     if not (folder / FILE).is_file():
         others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         why = f"; {others[0]} is a pickle, and only safetensors are read" if others else ""
         raise CheckpointError(f"{folder} has no {FILE}{why}")
     return [folder / FILE]
+
+
+def shard_files(index: Path) -> list[Path]:
+    """The shards of an index, beside it. Raises CheckpointError where it is damaged or one of them is missing."""
+    folder = index.parent
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is damaged; it needs a weight_map") from error
+    if outside := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"{index} names files outside its folder ({outside[0]})")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(f"{folder} lacks {len(missing)} of {len(names)} shards ({', '.join(missing[:3])})")
+    return [folder / name for name in names]
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
