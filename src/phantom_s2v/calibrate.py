@@ -18,6 +18,7 @@ from phantom_s2v import estimate as e
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.model.placement import Placement
+from phantom_s2v.model.step_cache import ONE_BATCH
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.request import Preset, Request
 from phantom_s2v.sampling.guidance import weights
@@ -48,7 +49,9 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
     width = 2 if card else placement.torch_dtype().itemsize
     sizes = weight_bytes(folder, transformer, autoencoder, placement, width)
     running = e.activation_bytes(transformer if wan else _as_wan(transformer), tokens, width)
-    running *= 1 if wan else branches  # phantom-mini's branches are one batch
+    running *= 1 if wan and placement.cache not in ONE_BATCH else branches  # phantom-mini's branches are one batch
+    if placement.cache != "none":
+        running += e.cache_bytes(transformer, tokens, width, placement.cache) * branches
     decoding = e.autoencoder_bytes(autoencoder["base_dim"], request)
     peak = RUNTIME_BYTES + peak_bytes(sizes, running, decoding, placement.offload, wan)
     seconds = flops / speed.blocks + coder / speed.convolutions

@@ -16,6 +16,11 @@ from phantom_s2v.request import Preset, Request
 TEXT_PLACES = 512  # of Wan
 MINI_WORDS = 24  # text tokens of a usual prompt to phantom-mini
 CONV_COPIES = 5.0  # feature maps of the largest size alive at once while the autoencoder decodes; measured (dev/LOG.md)
+# Hidden states that a step cache keeps of a branch: on the whole, and of every block; counted by a test.
+KEPT = {
+    "first-block": (3, 0), "magcache": (2, 0), "seacache": (2, 0),
+    "taylorseer": (0, 6), "pab": (0, 2), "fastercache": (0, 2),
+}  # fmt: skip
 UTILISATION = 0.45  # share of a card's peak that such models reach; assumed for every card below
 
 
@@ -119,6 +124,13 @@ def activation_bytes(config: dict[str, Any], tokens: int, width: int) -> float:
     """Memory of one forward of Wan beside its weights: hidden state, norms in float32, queries, keys, values, and the MLP."""
     d, f = config["num_attention_heads"] * config["attention_head_dim"], config["ffn_dim"]
     return tokens * (d * (7 * width + 8) + 2 * f * width)
+
+
+def cache_bytes(config: dict[str, Any], tokens: int, width: int, cache: str) -> float:
+    """What a step cache keeps of one branch of Wan: states as large as the hidden state, some of every block."""
+    whole, every_block = KEPT[cache]
+    states = whole + every_block * config["num_layers"]
+    return float(states * tokens * config["num_attention_heads"] * config["attention_head_dim"] * width)
 
 
 def autoencoder_bytes(base: int, request: Request) -> float:

@@ -1,9 +1,10 @@
 """The one path from a request to a video: command line, pipeline, studio and evaluation all come through here."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +19,13 @@ from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.model.placement import Placement, place_transformer, taking_turns
 from phantom_s2v.model.segment import subject_mask
+from phantom_s2v.model.step_cache import StepCache, read_ratios
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.model.wan import WanTextEncoder, check_parts_agree, pad_text, use_released_sinusoid, wan_velocity
 from phantom_s2v.model.weights import check_part, load_part, weights_hash
 from phantom_s2v.record import record_of
 from phantom_s2v.request import Preset, Request, check, load_preset
-from phantom_s2v.sampling.guidance import Velocity, guided, guided_in_turn
+from phantom_s2v.sampling.guidance import Velocity, guided, guided_by
 from phantom_s2v.sampling.schedules import uniform
 from phantom_s2v.sampling.solvers import SOLVERS
 
@@ -42,6 +44,7 @@ class Models:
     text_encoder: TextEncoder | WanTextEncoder
     hash: str  # SHA-256 over the weight files
     placement: Placement = field(default_factory=Placement)
+    step_cache: StepCache | None = None  # Phantom-Wan alone
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,14 @@ class Output:
     notices: list[str] = field(default_factory=list)
 
 
-def load_models(folder: Path, placement: Placement | None = None) -> Models:
-    """Load a model folder strictly, for inference. Raises CheckpointError where anything is missing or does not fit."""
+def load_models(folder: Path, placement: Placement | None = None, calibrate: bool = False) -> Models:
+    """Load a model folder strictly, for inference. Raises CheckpointError where anything is missing or does not fit.
+
+    To `calibrate`, MagCache measures its ratios instead of reading them.
+    """
     preset = load_preset(folder)
     if preset.family == "wan":
-        return _load_wan(folder, preset, placement or Placement())
+        return _load_wan(folder, preset, placement or Placement(), calibrate)
     return Models(
         preset=preset,
         transformer=load_part(PhantomTransformer, folder / "transformer"),
@@ -80,18 +86,19 @@ def check_models(folder: Path) -> None:
         check_part(kind, folder / name)
 
 
-def _load_wan(folder: Path, preset: Preset, placement: Placement) -> Models:
+def _load_wan(folder: Path, preset: Preset, placement: Placement, calibrate: bool) -> Models:
     check_parts_agree(folder)
+    ratios = read_ratios(folder) if placement.cache == "magcache" and not calibrate else None
     dtype = placement.torch_dtype()
     transformer = load_part(WanTransformer3DModel, folder / "transformer", dtype)
     use_released_sinusoid(transformer)
-    place_transformer(transformer, placement)
+    cache = place_transformer(transformer, placement, ratios)
     autoencoder = load_part(AutoencoderKLWan, folder / "vae")
     if placement.tiling:
         autoencoder.enable_tiling()
     reader = (torch.float32, torch.device("cpu")) if placement.text_on_cpu else (dtype, placement.torch_device())
     encoder = WanTextEncoder(folder, *reader)
-    return Models(preset, transformer, autoencoder, None, encoder, weights_hash(folder), placement)
+    return Models(preset, transformer, autoencoder, None, encoder, weights_hash(folder), placement, cache)
 
 
 def read_prompts(requests: list[Request], models: Models) -> None:
@@ -166,7 +173,8 @@ def wan_guided(
 ) -> Velocity:
     """The three forwards of the released code, one after the other (facts 2.5): what each sees is written here.
 
-    The null branch has zero latents in normalised space at the reference places, not an encoded blank.
+    The null branch has zero latents in normalised space at the reference places, not an encoded blank. Caches that know of no
+    branches get one forward over a batch of them.
     """
     transformer, device = models.transformer, models.placement.torch_device()
     assert isinstance(transformer, WanTransformer3DModel)
@@ -174,18 +182,28 @@ def wan_guided(
     some = references if references is not None else torch.zeros(1, transformer.config["in_channels"], 0, *shape[1:])
     some, text, negative = (part.to(device) for part in (some, pad_text(text), pad_text(negative)))
     seen = {"both": (text, some), "image": (negative, some), "null": (negative, torch.zeros_like(some))}
+    cache = models.step_cache
+    if cache:
+        cache.begin(request.steps, some.shape[2])
+    elif transformer.is_cache_enabled:  # by the user, in parts that are his own
+        transformer._reset_stateful_cache()
+    steps = count()
 
-    def branch(name: str) -> Velocity:
-        def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            with transformer.cache_context(name):
-                return wan_velocity(transformer, x, t, *seen[name])
+    @lru_cache  # the same tensors at every step: keys and values of the text are kept by them
+    def batch(group: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        texts, pictures = zip(*(seen[name] for name in group), strict=True)
+        return (texts[0], pictures[0]) if len(group) == 1 else (torch.cat(texts), torch.cat(pictures))
 
-        return velocity
+    def velocities(x: torch.Tensor, t: torch.Tensor, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        step, out = next(steps), {}
+        for group in [tuple(names)] if cache and cache.one_batch else [(name,) for name in names]:
+            name = "+".join(group)
+            with cache.context(name, step, float(t)) if cache else transformer.cache_context(name):
+                parts = wan_velocity(transformer, x.expand(len(group), *x.shape[1:]), t, *batch(group))
+            out |= dict(zip(group, parts.split(1), strict=True))
+        return out
 
-    if transformer.is_cache_enabled:
-        transformer._reset_stateful_cache()  # nothing of another video, as diffusers' own pipelines do it
-    branches = {name: branch(name) for name in seen}
-    return guided_in_turn(branches, request.guidance_image, request.guidance_text, references is not None)
+    return guided_by(velocities, request.guidance_image, request.guidance_text, references is not None)
 
 
 def condition(

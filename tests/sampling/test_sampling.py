@@ -3,7 +3,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from phantom_s2v.conditioning import Conditions, null, stack, without_text
-from phantom_s2v.sampling.guidance import combine, guided, guided_in_turn, weights
+from phantom_s2v.sampling.guidance import combine, guided, guided_by, weights
 from phantom_s2v.sampling.schedules import uniform
 from phantom_s2v.sampling.solvers import SOLVERS, euler, unipc
 
@@ -35,16 +35,16 @@ def test_without_references_guidance_has_two_branches():
     assert set(weights(5.0, 7.5, references=False)) == {"null", "both"}
 
 
-def test_branches_in_turn_call_what_they_need():
+def test_only_branches_that_count_are_asked_for():
     called = []
 
-    def branch(name):
-        return lambda x, t: called.append(name) or x
+    def velocities(x, t, names):
+        called.append(list(names))
+        return dict.fromkeys(names, x)
 
-    velocity = guided_in_turn({name: branch(name) for name in ("null", "image", "both")}, 1.0, 1.0, references=True)
     x = torch.randn(2)
-    assert torch.equal(velocity(x, torch.tensor(0.5)), x)
-    assert called == ["both"]
+    assert torch.equal(guided_by(velocities, 1.0, 1.0, references=True)(x, torch.tensor(0.5)), x)
+    assert called == [["both"]]
 
 
 def test_euler_on_a_point_mass_lands_in_one_step():

@@ -7,6 +7,7 @@ import native
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from phantom_s2v import PhantomPipeline
@@ -228,6 +229,13 @@ def test_the_command_line_converts_generates_and_refuses(checkpoint, tmp_path, m
     code, said = phantom("generate", "--from", tmp_path / "l.json", "--model", model, "--out", tmp_path / "again.mp4")
     assert (code, "nothing has changed" in said.err) == (0, True)
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "l.mp4").read_bytes() != (tmp_path / "a.mp4").read_bytes()
+    picture = tmp_path / "赤.png"
+    Image.new("RGB", (40, 40), "red").save(picture)
+    measure = ("--model", model, "--prompt", "a ball", "--reference", picture, "--size", "32x32", "--frames", "5", "--steps", "3")
+    code, said = phantom("calibrate-magcache", *measure)
+    assert (code, said.out.strip()) == (0, str(model / "magcache.json"))
+    assert len(json.loads((model / "magcache.json").read_text())["ratios"]) == 3
+    assert phantom("generate", *ask, "--cache", "magcache", "--out", tmp_path / "m.mp4")[0] == 0
     assert phantom("generate", *ask, "--budget", "1MB", "--out", tmp_path / "b.mp4")[0] == 2
     assert phantom("estimate", *ask, "--card", "l4")[0] == 0
     shard = sorted((model / "transformer").glob("*.safetensors"))[0]

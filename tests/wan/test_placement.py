@@ -1,6 +1,9 @@
 """What memory options change: nothing, or as little as they should; and what two processes give."""
 
+import gc
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,11 @@ from safetensors.torch import save_file
 
 from phantom_s2v import PhantomPipeline
 from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.estimate import KEPT, cache_bytes
+from phantom_s2v.generate import load_models
 from phantom_s2v.jobs import parse_loras
 from phantom_s2v.model.placement import Placement
+from phantom_s2v.model.step_cache import ONE_BATCH, RATIOS
 
 SETTINGS = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 6, "seed": 0, "output_type": "latent"}
 
@@ -77,23 +83,95 @@ def test_int8_is_near(converted, plain):
     assert 0 < (one - latents(placed(converted), num_inference_steps=1)).std() < 0.1 * plain.std()
 
 
+@pytest.fixture(scope="module")
+def with_ratios(converted, tmp_path_factory):
+    """The model and, beside its weights, ratios that differ from 1."""
+    folder = tmp_path_factory.mktemp("ratios") / "model"
+    shutil.copytree(converted, folder)
+    (folder / RATIOS).write_text(json.dumps({"ratios": [1.0, 1.02, 0.99, 1.01]}))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("options", "fewer"),
     [
         ({"cache": "first-block", "cache_threshold": 10.0}, True),
         ({"cache": "first-block", "cache_threshold": 0.0}, False),
         ({"cache": "taylorseer"}, True),
+        ({"cache": "magcache"}, True),
+        ({"cache": "magcache", "cache_threshold": 0.0}, False),
+        ({"cache": "seacache", "cache_threshold": 10.0}, True),
+        ({"cache": "seacache", "cache_threshold": 0.0}, False),
+        ({"cache": "pab"}, True),
+        ({"cache": "fastercache"}, True),
     ],
 )
-def test_step_caches_skip_work(converted, plain, options, fewer):
-    pipe, calls = placed(converted, **options), []
-    pipe.models.transformer.blocks[1].ffn.net[0].proj.register_forward_hook(lambda *_: calls.append(1))
-    pipe.models.transformer.blocks[1].attn1.to_q.register_forward_hook(lambda *_: calls.append(1))
+def test_step_caches_skip_work(with_ratios, plain, options, fewer):
+    pipe, rows = placed(with_ratios, **options), []
+    pipe.models.transformer.blocks[1].ffn.net[0].proj.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    pipe.models.transformer.blocks[1].attn1.to_q.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     out = latents(pipe)
     assert torch.isfinite(out).all()
-    assert (len(calls) < 2 * 3 * 6) is fewer
+    assert (sum(rows) < 2 * 3 * 6) is fewer
     assert torch.equal(out, plain) is not fewer
     assert torch.equal(latents(pipe), out)  # nothing of one video stays for the next
+    assert latents(pipe, num_inference_steps=9).isfinite().all()
+
+
+@pytest.mark.parametrize("cache", ONE_BATCH)
+def test_branches_in_one_batch_are_the_branches_in_turn(converted, cache):
+    """At the first step nothing is skipped yet."""
+    one = {"num_inference_steps": 1}
+    torch.testing.assert_close(
+        latents(placed(converted, cache=cache), **one), latents(placed(converted), **one), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_no_branch_gets_the_attention_of_another(with_ratios):
+    """With guidance (0, 0) only the null branch counts, so what the others would have left behind cannot matter."""
+    for cache in ("pab", "fastercache", "magcache", "seacache", "taylorseer"):
+        pipe = placed(with_ratios, cache=cache)
+        alone = latents(pipe, guidance_image=0.0, guidance_text=0.0)
+        nearly = latents(pipe, guidance_image=1e-7, guidance_text=1e-8)  # all three are computed
+        torch.testing.assert_close(nearly, alone, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("cache", KEPT)
+def test_the_estimate_counts_what_a_cache_keeps(with_ratios, cache):
+    pipe = placed(with_ratios, cache=cache)
+    tokens, kept = 16, []
+
+    def count(*_):
+        gc.collect()
+        states = {o.data_ptr(): o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape[1:] == (tokens, native.DIM)}
+        kept.append(sum(o.numel() * o.element_size() for o in states.values()))
+
+    latents(pipe, num_inference_steps=9, callback_on_step_end=count)
+    assert max(kept) == 3 * cache_bytes(pipe.models.transformer.config, tokens, 4, cache)
+
+
+def test_magcache_measures_the_growth_of_the_residual(converted):
+    models = load_models(converted, Placement(cache="magcache"), calibrate=True)
+    blocks, seen = models.transformer.blocks, []
+    first = blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    last = blocks[-1].register_forward_hook(lambda *a: seen.append(a[-1]))
+    latents(PhantomPipeline(models))
+    first.remove(), last.remove()
+    residuals = [(out - start).norm(dim=-1) for start, out in zip(seen[::2], seen[1::2], strict=True)]
+    expected = [1.0] + [
+        sum(float((residuals[3 * step + b] / residuals[3 * step + b - 3]).mean()) for b in range(3)) / 3 for step in range(1, 6)
+    ]
+    assert models.step_cache.measured() == pytest.approx(expected, rel=1e-4)
+
+
+def test_magcache_needs_ratios(converted, with_ratios, tmp_path):
+    with pytest.raises(InputError, match="calibrate-magcache"):
+        placed(converted, cache="magcache")
+    damaged = tmp_path / "model"
+    shutil.copytree(with_ratios, damaged)
+    (damaged / RATIOS).write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        placed(damaged, cache="magcache")
 
 
 RANK = 3
@@ -175,7 +253,7 @@ def test_loras_that_do_not_fit_are_refused(converted, tmp_path):
 def test_options_are_checked(tmp_path):
     assert parse_loras(["a.safetensors=0.5", "b.safetensors"]) == (("a.safetensors", 0.5), ("b.safetensors", 1.0))
     for options, said in (
-        ({"offload": "all"}, "offload is 'all'"), ({"cache": "x"}, "cache is"), ({"dtype": "int4"}, "dtype is"),
+        ({"offload": "all"}, "offload is 'all'"), ({"cache": "x"}, "cache is"), ({"cache_threshold": -1.0}, "0 or more"), ({"dtype": "int4"}, "dtype is"),
         ({"device": "tpu0"}, "device is 'tpu0'"), ({"offload": "group"}, "no GPU here"),
         ({"parallel": "fsdp", "offload": "model", "device": "cpu"}, "choose one"),
     ):  # fmt: skip

@@ -1,9 +1,9 @@
-"""phantom generate, estimate, convert."""
+"""phantom generate, estimate, convert, calibrate-magcache."""
 
 import inspect
 import json
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +58,15 @@ def generate(
     quantise: Annotated[str, typer.Option(help="none, fp8 or int8: how weights are stored.")] = "none",
     text_on_cpu: Annotated[bool, typer.Option(help="Read prompts on the CPU, which takes 23 GB of main memory.")] = False,
     tiling: Annotated[bool, typer.Option(help="Decode in tiles.")] = False,
-    cache: Annotated[str, typer.Option(help="none, first-block or taylorseer: skip work between steps, approximately.")] = "none",
+    cache: Annotated[
+        str,
+        typer.Option(
+            help="Skip work between steps, approximately: first-block, taylorseer, magcache, seacache, pab, fastercache."
+        ),
+    ] = "none",
+    cache_threshold: Annotated[
+        float | None, typer.Option(help="Change that first-block, magcache and seacache let pass; more is quicker and worse.")
+    ] = None,
     cache_text: Annotated[bool, typer.Option(help="Keep keys and values of the text, exactly.")] = False,
     rephrase: Annotated[
         str | None, typer.Option(help="URL#MODEL of an OpenAI-compatible endpoint, or a model's folder, that rewrites prompts.")
@@ -110,7 +118,7 @@ def prepare(options: dict[str, Any]) -> tuple["Placement", "Preset"]:
     from phantom_s2v.presets import model_folder
     from phantom_s2v.request import load_preset
 
-    named = ("device", "dtype", "offload", "quantise", "text_on_cpu", "tiling", "cache", "cache_text", "parallel")
+    named = [f.name for f in fields(Placement) if f.name != "loras"]
     placement = Placement(**{name: options[name] for name in named}, loras=parse_loras(options["lora"] or []))
     preset = load_preset(model_folder(options["model"]))
     if preset.family != "wan" and placement != Placement():
@@ -279,3 +287,44 @@ def convert(
 
         facts = run(source_path(wan), source_path(phantom), out, report)
     print(json.dumps({"out": str(out), "weights": facts["weights"]}))
+
+
+@app.command()
+def calibrate_magcache(
+    model: Annotated[str, typer.Option(help="Folder of Phantom-Wan, as `phantom convert` writes it.")],
+    prompt: Annotated[str, typer.Option(help="What happens, as for generate.")],
+    reference: Annotated[list[str], typer.Option(help="[NAME=]PATH of a picture, as for generate.")],
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Length, a multiple of 4 plus 1.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps; others are interpolated from them.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the video.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    offload: Annotated[str, typer.Option(help="none, model or group: what waits in main memory.")] = "none",
+    untrained_size: Annotated[bool, typer.Option(help="Let sizes pass that the model was not trained at.")] = False,
+) -> None:
+    """Measure what `--cache magcache` needs to know of a model's weights, while one video is made, and write it beside them."""
+    from phantom_s2v import media
+    from phantom_s2v.generate import generate as make_video
+    from phantom_s2v.generate import load_models
+    from phantom_s2v.jobs import build_request
+    from phantom_s2v.model.placement import Placement
+    from phantom_s2v.model.step_cache import RATIOS
+    from phantom_s2v.presets import model_folder
+    from phantom_s2v.request import load_preset
+
+    folder = model_folder(model)
+    preset = load_preset(folder)
+    if preset.family != "wan":
+        raise InputError(f"{preset.name} has no step caches; ratios are measured of Phantom-Wan")
+    asked = {"prompt": prompt, "reference": reference, "size": size, "frames": frames, "steps": steps, "seed": seed}
+    request = build_request({**asked, "untrained_size": untrained_size}, preset)
+    media.check_writable(folder / RATIOS)
+    models = load_models(folder, Placement(device=device, dtype=dtype, offload=offload, cache="magcache"), calibrate=True)
+    with progress() as bar:
+        task = bar.add_task("steps", total=request.steps)
+        make_video(request, models, lambda done, *_: bar.update(task, completed=done))
+    assert models.step_cache
+    text = json.dumps({"ratios": models.step_cache.measured(), "weights": models.hash, "prompt": prompt})
+    media.write_beside(folder / RATIOS, lambda scratch: scratch.write_text(text + "\n", encoding="utf-8"))
+    print(folder / RATIOS)

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from safetensors import SafetensorError
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.model.parallel import own_device, parallelise
+from phantom_s2v.model.step_cache import CACHES, StepCache
 
 LEGAL = {
     "offload": ("none", "model", "group"),
     "quantise": ("none", "fp8", "int8"),
-    "cache": ("none", "first-block", "taylorseer"),
+    "cache": CACHES,
     "parallel": ("none", "ulysses", "ring", "fsdp"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
 }
@@ -36,7 +37,7 @@ class Placement:
     text_on_cpu: bool = False  # the text encoder computes on the CPU, in float32
     tiling: bool = False  # the autoencoder works in tiles
     cache: str = "none"  # of steps: an approximation
-    cache_threshold: float = 0.08  # first-block: relative change below which the last result is used again
+    cache_threshold: float | None = None  # change below which the last result is used again; None: the default of the cache
     cache_text: bool = False  # keep the keys and values of the text: exact
     loras: tuple[tuple[str, float], ...] = ()  # file and scale
     parallel: str = "none"  # over the processes of torchrun: the sequence (ulysses, ring) or the weights (fsdp)
@@ -51,6 +52,8 @@ class Placement:
             raise InputError(f"device is {self.device!r}; it can be auto, cpu, cuda or cuda:N") from error
         if self.offload != "none" and self.device == "auto" and device.type == "cpu":
             raise InputError(f"offload is {self.offload!r}, but there is no GPU here, so there is nothing to offload from")
+        if self.cache_threshold is not None and not 0 <= self.cache_threshold < float("inf"):
+            raise InputError(f"cache_threshold is {self.cache_threshold}; it can be 0 or more")
         if self.parallel != "none" and self.offload != "none":
             raise InputError(f"parallel {self.parallel} and offload {self.offload} were asked for together; choose one of them")
 
@@ -76,8 +79,11 @@ def placement_from(record: dict[str, Any]) -> Placement:
         raise InputError(f"this is no record of a video: {error}") from error
 
 
-def place_transformer(transformer: Any, placement: Placement) -> None:
-    """Apply everything of `placement` to a transformer that waits on the CPU; it goes to the device when it is first needed."""
+def place_transformer(transformer: Any, placement: Placement, ratios: list[float] | None = None) -> StepCache | None:
+    """Apply everything of `placement` to a transformer that waits on the CPU; it goes to the device when it is first needed.
+
+    Returns its step cache; `ratios` are MagCache's.
+    """
     adapters = {f"lora{number}": lora for number, lora in enumerate(placement.loras)}
     for name, (file, _) in adapters.items():
         add_lora(transformer, Path(file), name)
@@ -90,12 +96,9 @@ def place_transformer(transformer: Any, placement: Placement) -> None:
         _quantise(transformer)
     if placement.cache_text:
         remember_text(transformer)
-    if placement.cache == "first-block":
-        transformer.enable_cache(FirstBlockCacheConfig(threshold=placement.cache_threshold))
-    if placement.cache == "taylorseer":
-        parts = [r"blocks\.\d+\.(attn1|attn2|ffn)"]
-        config = TaylorSeerCacheConfig(cache_interval=3, taylor_factors_dtype=placement.torch_dtype(), cache_identifiers=parts)
-        transformer.enable_cache(config)
+    cache = None
+    if placement.cache != "none":
+        cache = StepCache(transformer, placement.cache, placement.cache_threshold, placement.torch_dtype(), ratios)
     if placement.offload == "group":
         streams = device.type == "cuda"
         transformer.enable_group_offload(
@@ -103,6 +106,7 @@ def place_transformer(transformer: Any, placement: Placement) -> None:
         )
     if placement.parallel != "none":
         parallelise(transformer, placement.parallel, device)
+    return cache
 
 
 @contextmanager
