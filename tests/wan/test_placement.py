@@ -253,7 +253,8 @@ def test_loras_that_do_not_fit_are_refused(converted, tmp_path):
 def test_options_are_checked(tmp_path):
     assert parse_loras(["a.safetensors=0.5", "b.safetensors"]) == (("a.safetensors", 0.5), ("b.safetensors", 1.0))
     for options, said in (
-        ({"offload": "all"}, "offload is 'all'"), ({"cache": "x"}, "cache is"), ({"cache_threshold": -1.0}, "0 or more"), ({"dtype": "int4"}, "dtype is"),
+        ({"offload": "all"}, "offload is 'all'"), ({"cache": "x"}, "cache is"), ({"cache_threshold": -1.0}, "0 or more"),
+        ({"dtype": "int4"}, "dtype is"),
         ({"device": "tpu0"}, "device is 'tpu0'"), ({"offload": "group"}, "no GPU here"),
         ({"parallel": "fsdp", "offload": "model", "device": "cpu"}, "choose one"),
     ):  # fmt: skip

@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 a threshold that was asked for is missed, 2 bad input or refused, 3 done in part, 130 interrupted.
 """
 
-from phantom_s2v.cli import evaluate, generate, train  # noqa: F401 - each registers its commands
+from phantom_s2v.cli import data, evaluate, generate, train  # noqa: F401 - each registers its commands
 from phantom_s2v.cli.app import main
 
 __all__ = ["main"]

@@ -1,0 +1,264 @@
+"""phantom data: from raw video to triplets, what training learns from, and the corpus that the pipeline is measured on."""
+
+import json
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phantom_s2v.cli.app import data, err, progress
+from phantom_s2v.errors import InputError
+
+if TYPE_CHECKING:
+    from phantom_s2v.data.pipeline.config import Config
+
+
+@data.command("build")
+def data_build(
+    videos: Annotated[
+        Path, typer.Argument(help="A folder of videos, or one. Beside them NAME.json or NAME.txt: caption, rights.")
+    ],
+    out: Annotated[Path, typer.Option(help="The dataset, NAME.lance; NAME.bank and NAME.html are written beside it.")],
+    config: Annotated[Path | None, typer.Option(help="TOML with thresholds of the pipeline.")] = None,
+    detector: Annotated[str | None, typer.Option(help="scenedetect, transnet or both: what finds cuts.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    ray: Annotated[str, typer.Option(help="Run on Ray: local, or the address of a cluster.")] = "",
+    source: Annotated[str, typer.Option(help="Where the videos come from.")] = "",
+    licence: Annotated[str, typer.Option(help="Their licence.")] = "",
+    consent: Annotated[str, typer.Option(help="Reference of the consent of people shown.")] = "",
+    require_licence: Annotated[bool, typer.Option(help="Refuse triplets without a licence of every part.")] = False,
+) -> None:
+    """Make triplets of videos: shots, quality, captions, subjects, cross-pairs. Goes on where it was stopped.
+
+    Files that cannot be read are listed and left behind: exit code 3.
+    """
+    from phantom_s2v.backends import packaged_models
+    from phantom_s2v.data.pipeline import engine, probe, report
+    from phantom_s2v.data.pipeline.bank import Bank
+    from phantom_s2v.data.triplets import Rights
+
+    settings = read_config(config, {"detector": detector} if detector else {})
+    check_out(videos, out, workers)
+    make = partial(packaged_models, settings.detector != "scenedetect")
+    paths = list(probe.find(videos))
+    if not paths:
+        raise InputError(f"{videos} holds no video; files named {', '.join(probe.SUFFIXES)} are read")
+    with progress() as bar:
+        tasks: dict[str, Any] = {}
+
+        def told(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        done = engine.build(paths, out, settings, make, Rights(source, licence, consent), workers, ray, require_licence, told)
+    bank = Bank(engine.bank_of(out))
+    page = out.with_suffix(".html")
+    report.write_report(page, bank, done.pairs, done.triplets, done.seconds, settings)
+    for path, reason in done.left_behind.items():
+        err.print(f"phantom: left behind: {path}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    kept = sum(not p["drop"] for p in done.pairs)
+    facts = {"films": done.films, "left_behind": len(done.left_behind), "triplets": done.triplets, "new": done.new, "pairs": kept}
+    print(json.dumps({**facts, "report": str(page)}))
+    if done.left_behind:
+        raise typer.Exit(3)
+
+
+def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
+    """The pipeline's thresholds out of a TOML file and `over`. Raises InputError for names and values that are not legal."""
+    import tomllib
+
+    from phantom_s2v.data.pipeline.config import Config
+    from phantom_s2v.data.pipeline.shots import DETECTORS
+
+    try:
+        given = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is no TOML file that can be read ({error})") from error
+    legal = {f.name: type(getattr(Config(), f.name)) for f in fields(Config)}
+    for name, value in (given | over).items():
+        if name not in legal:
+            raise InputError(f"{name} is no threshold of the pipeline; legal are {', '.join(legal)}")
+        if not isinstance(value, (float, int) if legal[name] is float else list if legal[name] is tuple else legal[name]):
+            raise InputError(f"{name} is {value!r}; legal is a value like {getattr(Config(), name)!r}")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (given | over).items()}
+    if values.get("detector", "scenedetect") not in DETECTORS:
+        raise InputError(f"detector is {values['detector']!r}; it can be {', '.join(DETECTORS)}")
+    return Config(**values)
+
+
+def check_out(videos: Path, out: Path, workers: int) -> None:
+    """Raise InputError for what cannot be used, before anything starts."""
+    from phantom_s2v import media
+
+    if not videos.exists():
+        raise InputError(f"{videos} does not exist; give a folder of videos, or a video")
+    if out.suffix != ".lance":
+        raise InputError(f"the output is {out.name}; a dataset is written as NAME.lance")
+    if workers < 1:
+        raise InputError(f"workers is {workers}; it can be 1 or more")
+    media.check_writable(out.with_suffix(".html"))
+
+
+@data.command("films")
+def data_films(
+    out: Annotated[Path, typer.Option(help="Folder of the films and their truth.")],
+    films: Annotated[int, typer.Option(help="How many.")] = 200,
+    training: Annotated[bool, typer.Option(help="Of the training emoji (phantom data emoji), not of those held out.")] = False,
+    seed: Annotated[int, typer.Option(help="Another seed composes other films.")] = 0,
+) -> None:
+    """Compose films of emoji whose cuts, subjects and identities are known."""
+    from phantom_s2v.data.emoji import default_root, load_store
+    from phantom_s2v.data.films import write_films
+    from phantom_s2v.data.heldout import held_out
+
+    sprites = load_store(default_root()) if training else held_out()
+    with progress() as bar:
+        task = bar.add_task("films", total=films)
+        write_films(out, sprites, films, seed, lambda: bar.advance(task))
+    print(json.dumps({"films": films, "out": str(out)}))
+
+
+@data.command("check")
+def data_check(
+    out: Annotated[Path, typer.Option(help="Folder that takes films, dataset and report.")],
+    films: Annotated[int, typer.Option(help="How many films.")] = 200,
+    training: Annotated[bool, typer.Option(help="Of the training emoji, where bounds are set.")] = False,
+    detector: Annotated[str, typer.Option(help="scenedetect, transnet or both.")] = "scenedetect",
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    ray: Annotated[str, typer.Option(help="Run on Ray: local, or the address of a cluster.")] = "",
+) -> None:
+    """Measure the pipeline on films whose truth is known; the last line is one JSON object."""
+    from phantom_s2v.data.check import check
+    from phantom_s2v.data.pipeline import engine
+    from phantom_s2v.data.pipeline.bank import Bank
+
+    folder, dataset = out / "films", out / "triplets.lance"
+    if not out.parent.is_dir():
+        raise InputError(f"the folder {out.parent} of the output does not exist; make it first, or choose another")
+    data_films(folder, films, training, 0)
+    paths = sorted(folder.glob("film-*.mp4"))[:films]
+    try:
+        data_build(folder, dataset, None, detector, workers, ray, "composed", "MIT", "", True)
+    except typer.Exit as left:
+        raise InputError("films were left behind that were composed just now; see above") from left
+    bank, settings = Bank(engine.bank_of(dataset)), read_config(None, {"detector": detector})
+    facts = check(bank, paths, bank.all_pairs(), settings)
+    print(json.dumps({name: round(value, 4) for name, value in facts.items()}))
+
+
+@data.command("emoji")
+def data_emoji(root: Annotated[Path | None, typer.Option(help="Where to keep the store.")] = None) -> None:
+    """Fetch the Fluent Emoji packages with npm (750 MB) and store the training subjects."""
+    from phantom_s2v.data.emoji import default_root, fetch, load_store
+    from phantom_s2v.data.heldout import held_out_families
+
+    target = root or default_root()
+    fetch(target, held_out_families(), lambda line: err.print(line))
+    print(json.dumps({"subjects": len(load_store(target).subjects), "root": str(target)}))
+
+
+@data.command("encode")
+def data_encode(
+    out: Annotated[Path, typer.Option(help="Folder of the shards.")],
+    model: Annotated[str, typer.Option(help="Model whose autoencoder and image encoder are used.")] = "phantom-mini",
+    shards: Annotated[int, typer.Option(help="How many, of 64 triplets each.")] = 600,
+    start: Annotated[int, typer.Option(help="Number of the first; two processes can share the work.")] = 0,
+    stride: Annotated[int, typer.Option(help="Take every so many.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed composes other triplets.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+) -> None:
+    """Compose triplets and encode them to latents; what is there already is kept."""
+    import torch
+
+    from phantom_s2v.data.emoji import default_root, load_store
+    from phantom_s2v.generate import load_models
+    from phantom_s2v.presets import model_folder
+    from phantom_s2v.training.encode import encode_shards
+    from phantom_s2v.training.loop import pick_dtype
+
+    torch.set_num_threads(threads)
+    models = load_models(model_folder(model))
+    if models.image_encoder is None:
+        raise InputError(f"{model} has no image encoder; latents are encoded with phantom-mini or a model like it")
+    numbers = range(start, shards, stride)
+    with progress() as bar:
+        task = bar.add_task("shards", total=len(numbers))
+        encode_shards(
+            out,
+            load_store(root or default_root()),
+            models.autoencoder,
+            models.image_encoder,
+            seed,
+            numbers,
+            pick_dtype("auto"),
+            lambda name: bar.advance(task),
+        )
+
+
+@data.command("show")
+def data_show(
+    store: Annotated[Path, typer.Argument(help="A dataset of triplets, NAME.lance.")],
+    start: Annotated[int, typer.Option(help="First row.")] = 0,
+    limit: Annotated[int, typer.Option(help="How many rows.")] = 10,
+    version: Annotated[int | None, typer.Option(help="An older version; the newest by default.")] = None,
+) -> None:
+    """Page through a dataset of triplets; the last line is one JSON object."""
+    from phantom_s2v.data.triplets import TripletStore
+
+    triplets = TripletStore(store, version)
+    for triplet in triplets.take(list(range(start, min(start + limit, len(triplets))))):
+        print(f"{triplet.id}  {triplet.width}x{triplet.height}, {triplet.frames} frames at {triplet.fps:g}  {triplet.caption}")
+        for reference in triplet.references:
+            licence = reference.rights.licence or "no licence"
+            print(f"    {reference.pairing} of {reference.subject}, similarity {reference.score:.2f}, {licence}")
+    print(json.dumps({"triplets": len(triplets), "versions": [n for n, _ in triplets.versions()]}))
+
+
+@data.command("export")
+def data_export(
+    store: Annotated[Path, typer.Argument(help="A dataset of triplets, NAME.lance.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    webdataset: Annotated[bool, typer.Option("--webdataset/--folder", help="Tars of a thousand, or single files.")] = False,
+) -> None:
+    """Write the triplets of a dataset as WebDataset tars or as files."""
+    from phantom_s2v.data.exchange import export_folder, export_webdataset
+    from phantom_s2v.data.triplets import TripletStore
+
+    triplets = TripletStore(store)
+    with progress() as bar:
+        shown = bar.track(triplets, total=len(triplets), description="triplets")
+        count = (export_webdataset if webdataset else export_folder)(shown, out)
+    print(json.dumps({"triplets": count, "out": str(out)}))
+
+
+@data.command("import")
+def data_import(
+    folder: Annotated[Path, typer.Argument(help="A folder that was exported, or one of captioned videos.")],
+    out: Annotated[Path, typer.Option(help="The dataset, NAME.lance; new triplets are merged in.")],
+    captioned: Annotated[
+        bool, typer.Option(help="Videos NAME.mp4 with captions NAME.txt and pictures NAME.SUBJECT.png.")
+    ] = False,
+    source: Annotated[str, typer.Option(help="Where captioned videos come from.")] = "",
+    licence: Annotated[str, typer.Option(help="Their licence.")] = "",
+    consent: Annotated[str, typer.Option(help="Reference of the consent of people shown.")] = "",
+    require_licence: Annotated[bool, typer.Option(help="Refuse triplets without a licence of every part.")] = False,
+) -> None:
+    """Merge triplets into a dataset. What is damaged is named and left out: exit code 3."""
+    from phantom_s2v.data.exchange import read_captioned, read_export
+    from phantom_s2v.data.triplets import Rights, TripletStore
+
+    left: list[str] = []
+    found = (
+        read_captioned(folder, Rights(source, licence, consent), left.append) if captioned else read_export(folder, left.append)
+    )
+    store = TripletStore.create(out)
+    new = store.write(found, require_licence)
+    for line in left:
+        err.print(f"phantom: left out: {line}", markup=False, highlight=False, soft_wrap=True)
+    print(json.dumps({"new": new, "triplets": len(store), "left_out": len(left)}))
+    if left:
+        raise typer.Exit(3)

@@ -1,0 +1,157 @@
+"""What the data pipeline finds in films whose truth is known (films.py), in numbers."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from phantom_s2v.data.pipeline.bank import Bank
+from phantom_s2v.data.pipeline.config import Config, Record
+from phantom_s2v.data.pipeline.pair import repeats
+from phantom_s2v.data.pipeline.subjects import iou
+
+IOU = 0.7
+NEAR = 1  # frames by which a cut may be off
+
+
+@dataclass
+class Found:
+    """Counts over films."""
+
+    cuts: list[int] = field(default_factory=lambda: [0, 0, 0])  # right, invented, missed
+    seen: int = 0
+    shown: int = 0
+    drops: Counter[tuple[str, str]] = field(default_factory=Counter)  # kind of shot, reason
+
+
+@dataclass(frozen=True)
+class Known:
+    """A subject of the bank as the truth knows it."""
+
+    film: str
+    shot: int
+    identity: int  # -1: nothing that the truth knows
+    decoy_of: int
+    original: int  # the shot that a duplicate repeats, else the shot itself
+
+
+def check(bank: Bank, films: list[Path], pairs: list[Record], config: Config) -> dict[str, float]:
+    """shot_f1, subject_recall, pair_precision, pair_recall, near_duplicates_kept, decoys_kept, and what they are counted over."""
+    truths = {str(path): json.loads(path.with_suffix(".truth.json").read_text()) for path in films}
+    clips: dict[str, list[Record]] = {path: [] for path in truths}
+    names = {row["film"]: row["path"] for row in bank.films()}
+    for row in bank.rows("clips", ["facts"]):
+        facts = json.loads(row["facts"])
+        if names.get(facts["film"]) in clips:
+            clips[names[facts["film"]]].append(facts)
+    found, known, repeated = Found(), {}, repeats(bank, config)
+    for path, truth in truths.items():
+        count_cuts(clips[path], truth, found.cuts)
+        for clip in clips[path]:
+            number = shot_of(clip, truth)
+            if number is not None:
+                found.drops[truth["shots"][number]["kind"], clip["drop"]] += 1
+                who = _identified(clip, truth, number, found, config)
+                if not clip["drop"] and clip["clip"] not in repeated:
+                    known |= {subject: Known(path, number, *each) for subject, each in who.items()}
+    right, invented, missed = found.cuts
+    return {
+        "shot_f1": 2 * right / max(1, 2 * right + invented + missed),
+        "subject_recall": found.seen / max(1, found.shown),
+        **judge_pairs([p for p in pairs if not p["drop"]], known, truths),
+        "shots": sum(len(t["shots"]) for t in truths.values()),
+        "subjects": found.shown,
+        "faults_found": faults_found(found.drops),
+        "good_dropped": good_dropped(found.drops),
+    }
+
+
+def count_cuts(clips: list[Record], truth: Record, cuts: list[int]) -> None:
+    """Add one film's right, invented and missed cuts."""
+    mine, theirs = ([c["start"] for c in each if c["start"]] for each in (clips, truth["shots"]))
+    hit = sum(any(abs(a - b) <= NEAR for a in mine) for b in theirs)
+    cuts[0] += hit
+    cuts[1] += sum(all(abs(a - b) > NEAR for b in theirs) for a in mine)
+    cuts[2] += len(theirs) - hit
+
+
+def shot_of(clip: Record, truth: Record) -> int | None:
+    """The shot that a clip is."""
+    return next((i for i, s in enumerate(truth["shots"]) if abs(s["start"] - clip["start"]) <= NEAR), None)
+
+
+def _identified(clip: Record, truth: Record, number: int, found: Found, config: Config) -> dict[str, tuple[int, int, int]]:
+    """(identity, whose decoy, original shot) of each subject found in a clip; counts what plain shots that stayed had to show."""
+    shot = truth["shots"][number]
+    count = shot["stop"] - shot["start"]
+    frames = [round(instant * (count - 1)) for instant in config.instants]
+    views = clip.get("views", [])
+    if shot["kind"] == "plain" and clip["drop"] in ("", "no subject found", "subjects not told apart"):
+        for subject in shot["subjects"]:
+            for instant, frame in enumerate(frames):
+                box = subject["boxes"][frame]
+                if box:
+                    found.shown += 1
+                    found.seen += any(v["instant"] == instant and iou(tuple(v["box"]), tuple(box)) >= IOU for v in views)
+    original = shot["of"] if shot["kind"] == "duplicate" else number
+    who: dict[str, tuple[int, int, int]] = {}
+    for name in clip["subjects"]:
+        own = [v for v in views if v["subject"] == name]
+        best = max(shot["subjects"], key=lambda s: _overlap(own, s["boxes"], frames))
+        identity = best["identity"] if _overlap(own, best["boxes"], frames) > 0.5 else -1
+        who[name] = (identity, truth["identities"][identity]["decoy_of"] if identity >= 0 else -1, original)
+    return who
+
+
+def _overlap(views: list[Record], boxes: list[list[int] | None], frames: list[int]) -> float:
+    """Mean IoU of a subject's views with an identity's boxes, over the moments that have both."""
+    values = [iou(tuple(v["box"]), tuple(box)) for v in views if (box := boxes[frames[v["instant"]]])]
+    return float(np.mean(values)) if values else 0.0
+
+
+def judge_pairs(pairs: list[Record], known: dict[str, Known], truths: dict[str, Record]) -> dict[str, float]:
+    """Precision and recall of cross-pairs, and what was planted and kept."""
+    right: set[str] = set()
+    correct = duplicates = decoys = 0
+    for each in pairs:
+        a, b = known.get(each["subject"]), known.get(each["partner"])
+        same = a and b and a.film == b.film and a.identity == b.identity >= 0
+        copy = bool(a and b and a.film == b.film and a.original == b.original)
+        decoy = a and b and a.film == b.film and (a.decoy_of == b.identity >= 0 or b.decoy_of == a.identity >= 0)
+        duplicates += copy
+        decoys += bool(decoy)
+        if same and not copy:
+            correct += 1
+            right.add(each["subject"])
+    shots: dict[tuple[str, int], set[int]] = {}
+    for k in known.values():
+        shots.setdefault((k.film, k.identity), set()).add(k.original)
+    able = [s for s, k in known.items() if k.identity >= 0 and len(shots[k.film, k.identity]) > 1]
+    planted = sum(i["decoy_of"] >= 0 for t in truths.values() for i in t["identities"])
+    copies = sum(s["kind"] == "duplicate" for t in truths.values() for s in t["shots"])
+    return {
+        "pair_precision": correct / max(1, len(pairs)),
+        "pair_recall": len(right & set(able)) / max(1, len(able)),
+        "near_duplicates_kept": duplicates,
+        "decoys_kept": decoys,
+        "pairs": len(pairs),
+        "decoys_planted": planted,
+        "near_duplicates_planted": copies,
+    }
+
+
+REASONS = {"borders": "black borders", "static": "static", "text": "burnt-in text"}
+
+
+def faults_found(drops: Counter[tuple[str, str]]) -> float:
+    """Share of the planted faults that were dropped, and for the right reason."""
+    every = sum(count for (kind, _), count in drops.items() if kind in REASONS)
+    return sum(count for (kind, reason), count in drops.items() if REASONS.get(kind) == reason) / max(1, every)
+
+
+def good_dropped(drops: Counter[tuple[str, str]]) -> float:
+    """Share of the shots without a fault that were dropped."""
+    plain = {reason: count for (kind, reason), count in drops.items() if kind == "plain"}
+    return sum(count for reason, count in plain.items() if reason) / max(1, sum(plain.values()))

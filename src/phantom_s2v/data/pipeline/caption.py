@@ -1,0 +1,71 @@
+"""Caption: what a clip shows, and its subjects as noun phrases with their looks (facts 4.1).
+
+Here the clip is cut out, since this is the first stage that needs pictures in full. The caption is the captioner's, else the one
+that lies beside the film, else none: subjects.py then writes one from what it finds.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+import av
+
+from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.data.pipeline.frames import cut
+
+LONGEST_PHRASE = 6  # words
+_OPENERS = {"a", "an", "the", "his", "her", "its", "their", "two", "three", "four", "one", "another"}
+_CLOSERS = frozenset(
+    """
+    is are was were has have and or while with in on at to from of by into over under near behind beside before as who which
+    that then moves move runs run walks walk sits sit stands stand stays stay comes come goes go looks look holds hold wears wear
+    jumps jump flies fly plays play eats eat turns turn talks talk smiles smile rides ride
+    """.split()  # noqa: SIM905 - a list of sixty strings is not read
+)
+_PLACES = frozenset({"background", "left", "right", "top", "bottom", "side", "front", "middle", "circle", "place", "scene"})
+
+
+def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
+    """Adds video, stills, caption and phrases to clips."""
+    for record in records:
+        if record["kind"] != "clip" or record["drop"]:
+            yield record
+            continue
+        try:
+            video, stills = cut(record, record["begins"], record["stop"] - record["start"], config.instants, config.longest_side)
+        except (av.FFmpegError, OSError) as error:
+            yield {**record, "drop": f"cannot be cut out ({getattr(error, 'strerror', error)})"}
+            continue
+        caption = models.caption(stills) if models.caption else record["caption"]
+        phrases = (models.phrases or noun_phrases)(caption) if caption else []
+        height, width = stills[0].shape[:2]
+        yield {
+            **record,
+            "video": video,
+            "stills": stills,
+            "caption": caption,
+            "phrases": phrases,
+            "height": height,
+            "width": width,
+        }
+
+
+def noun_phrases(caption: str) -> list[str]:
+    """Phrases that begin with an article, up to the next verb or preposition of a short list; a model does it better.
+
+    >>> noun_phrases("A small white dog walks on the grass beside a girl in a red coat.")
+    ['small white dog', 'grass', 'girl', 'red coat']
+    """
+    found: list[str] = []
+    words = re.findall(r"[\w'-]+|[.,;:!?]", caption.lower())
+    opened: list[str] | None = None
+    for word in [*words, "."]:
+        closing = not word[0].isalnum() or word in _CLOSERS or word in _OPENERS or (word.endswith("ing") and bool(opened))
+        if opened is not None and (closing or len(opened) == LONGEST_PHRASE):
+            if opened and opened[-1] not in _PLACES:
+                found.append(" ".join(opened))
+            opened = None
+        if word in _OPENERS:
+            opened = []
+        elif opened is not None:
+            opened.append(word)
+    return list(dict.fromkeys(found))

@@ -1,0 +1,37 @@
+"""Embed: what a subject looks like, as a vector for the bank, and what surrounds it."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from phantom_s2v.data.pipeline.config import Config, Models, Record
+
+
+def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
+    """Adds vector, context and face to the subjects of clips."""
+    for record in records:
+        if record["kind"] == "clip" and not record["drop"]:
+            record = {**record, "subjects": [_embedded(subject, models) for subject in record["subjects"]]}
+        yield record
+
+
+def _embedded(subject: Record, models: Models) -> Record:
+    views = subject["views"]
+    mean = models.embed([view["cutout"] for view in views]).mean(0)
+    face = models.face(views[len(views) // 2]["picture"]) if models.face else None
+    return {
+        **subject,
+        "vector": (mean / max(1e-6, float(np.linalg.norm(mean)))).astype(np.float32),
+        "context": np.stack([context(view["surroundings"]) for view in views]),
+        "face": None if face is None else face.astype(np.float32),
+    }
+
+
+def context(surroundings: np.ndarray) -> np.ndarray:
+    """A crop with its surroundings, uint8 [16, 16, 3], as a vector of mean 0 and length 1, float32 [768].
+
+    The product of two is their correlation: near 1 where the same picture was taken twice.
+    """
+    vector = surroundings.astype(np.float32).ravel()
+    vector = vector - vector.mean()
+    return vector / max(1e-6, float(np.linalg.norm(vector)))

@@ -1,0 +1,236 @@
+"""The stages put together: in a pool of processes, or on Ray. Both give the same rows, and a killed run goes on where it was."""
+
+import logging
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from phantom_s2v.data.pipeline import caption, embed, pair, probe, quality, shots, subjects, verify, write
+from phantom_s2v.data.pipeline.bank import Bank, mark
+from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.data.triplets import Rights, TripletStore
+from phantom_s2v.errors import DataError
+
+LOOK = (("probe", probe.run), ("shots", shots.run), ("quality", quality.run))  # without networks, but for TransNetV2
+KNOW = (("caption", caption.run), ("subjects", subjects.run), ("embed", embed.run))
+AHEAD = 2  # films a process that wait for it
+KEPT_AT_ONCE = 64  # subjects whose pairs are written at once
+MakeModels = Callable[[], Models]
+
+
+@dataclass
+class Summary:
+    """What a run did."""
+
+    films: int = 0
+    left_behind: dict[str, str] = field(default_factory=dict)  # file -> reason
+    triplets: int = 0
+    new: int = 0
+    pairs: list[Record] = field(default_factory=list)  # all that were looked at
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def chain(records: Iterable[Record], stages: Iterable[tuple[str, Any]], config: Config, models: Models) -> Iterator[Record]:
+    """Records through some stages; a film's own record takes along the seconds that each stage took by itself."""
+    clocks: list[tuple[str, _Clock]] = []
+    current: Iterable[Record] = records
+    for name, run in stages:
+        clock = _Clock(run(current, config, models))
+        clocks.append((name, clock))
+        current = clock
+    for record in current:
+        if record["kind"] == "film":
+            before, seconds = 0.0, dict(record.get("seconds", {}))
+            for name, clock in clocks:
+                seconds[name] = clock.spent - before
+                before = clock.spent
+            record = {**record, "seconds": seconds}
+        yield record
+
+
+class _Clock:
+    """An iterator that counts the seconds spent inside it, with what it draws from."""
+
+    def __init__(self, source: Iterator[Record]) -> None:
+        self.source, self.spent = source, 0.0
+
+    def __iter__(self) -> "_Clock":
+        return self
+
+    def __next__(self) -> Record:
+        start = time.process_time()
+        try:
+            return next(self.source)
+        finally:
+            self.spent += time.process_time() - start
+
+
+def process(path: str, config: Config, models: Models) -> list[Record]:
+    """All records of one file, its own last. Clips of a film that broke off are left out."""
+    return whole(list(chain([{"path": path}], (*LOOK, *KNOW), config, models)))
+
+
+def whole(records: list[Record]) -> list[Record]:
+    """A film's records in the order of its clips; of a film that was dropped its own alone."""
+    film = next(record for record in records if record["kind"] == "film")
+    clips = [] if film["drop"] else sorted((r for r in records if r["kind"] == "clip"), key=lambda r: r["start"])
+    return [*clips, film]
+
+
+_state: list[Any] = []  # configuration and models of a process of the pool
+
+
+def _start(config: Config, make: MakeModels) -> None:
+    _state[:] = [config, make()]
+
+
+def _work(path: str) -> list[Record]:
+    return process(path, *_state)
+
+
+def in_pool(paths: Iterable[str], config: Config, make: MakeModels, workers: int) -> Iterator[list[Record]]:
+    """Films as they are done, by `workers` processes; one works in this process. Few films wait, so memory stays flat."""
+    if workers == 1:
+        models = make()
+        for path in paths:
+            yield process(path, config, models)
+        return
+    source = iter(paths)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (config, make)) as pool:
+        running: set[Future[list[Record]]] = {pool.submit(_work, path) for path in islice(source, workers * AHEAD)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for each in done:
+                yield each.result()
+                running |= {pool.submit(_work, path) for path in islice(source, 1)}
+
+
+class _Knowing:
+    """The stages with networks, as an actor of Ray."""
+
+    def __init__(self, config: Config, make: MakeModels) -> None:
+        self.config, self.models = config, make()
+
+    def __call__(self, row: Record) -> list[Record]:
+        records = chain([pickle.loads(row["record"])], KNOW, self.config, self.models)
+        return [{"record": pickle.dumps(record)} for record in records]
+
+
+def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int, address: str) -> Iterator[list[Record]]:
+    """Films as they are done, by Ray Data: the first stages as tasks, those with networks as `workers` actors, streaming."""
+    import ray
+    import ray.data
+
+    from_transnet = make if config.detector != "scenedetect" else None
+
+    def look(row: Record) -> list[Record]:
+        models = from_transnet() if from_transnet else _NO_MODELS
+        return [{"record": pickle.dumps(record)} for record in chain([{"path": row["path"]}], LOOK, config, models)]
+
+    where = None if address == "local" else address
+    ray.init(address=where, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = ray.data.from_items([{"path": path} for path in paths]).flat_map(look)
+    rows = rows.flat_map(_Knowing, fn_constructor_args=(config, make), compute=ray.data.ActorPoolStrategy(size=workers))
+    held: dict[str, list[Record]] = {}
+    for row in rows.iter_rows():
+        record = pickle.loads(row["record"])
+        film = held.setdefault(record["path"], [])
+        film.append(record)
+        if len(film) == 1 + next((r["clips"] for r in film if r["kind"] == "film"), len(film)):
+            yield whole(held.pop(record["path"]))
+    if address == "local":
+        ray.shutdown()
+
+
+_NO_MODELS = Models(lambda stills, _: [[] for _ in stills], lambda _: NotImplemented, lambda _: NotImplemented)
+
+
+def build(
+    paths: list[Path],
+    out: Path,
+    config: Config,
+    make: MakeModels,
+    rights: Rights,
+    workers: int = 1,
+    ray: str = "",
+    require_licence: bool = False,
+    report: Callable[[str, int, int], None] = lambda *_: None,
+) -> Summary:
+    """From video files to triplets in `out`; the bank lies beside it. `report` is told stage, done and total.
+
+    What was done before is not done again; files that changed are. Raises DataError where nothing could be read at all.
+    """
+    summary, bank = Summary(), Bank(bank_of(out))
+    done, looked = bank.done(), mark(before_pairing(config))
+    todo = [str(path) for path in paths if done.get(str(path)) != (_stamp(path), looked)]
+    films = on_ray(todo, config, make, workers, ray) if ray else in_pool(todo, config, make, workers)
+    report("films", len(paths) - len(todo), len(paths))
+    for number, film in enumerate(films, len(paths) - len(todo) + 1):
+        film[-1]["config"] = looked
+        bank.add(film)
+        report("films", number, len(paths))
+    bank.flush()
+    wanted = {str(path) for path in paths}
+    for row in bank.films():
+        summary.films += row["path"] in wanted
+        if row["drop"]:
+            summary.left_behind[row["path"]] = row["drop"]
+        for name, seconds in row.get("seconds", {}).items():
+            summary.seconds[name] = summary.seconds.get(name, 0.0) + seconds
+    if paths and len(summary.left_behind) >= len(wanted):
+        path, reason = next(iter(summary.left_behind.items()))
+        raise DataError(f"none of {len(paths)} files could be read; {Path(path).name}: {reason}")
+    start = time.process_time()
+    summary.pairs = list(judge(bank, config, make, report))
+    summary.seconds["pair, verify"] = time.process_time() - start
+    start = time.process_time()
+    store = TripletStore.create(out)
+    summary.new = store.write(write.run(summary.pairs, config, bank, rights), require_licence)
+    summary.triplets, summary.seconds["write"] = len(store), time.process_time() - start
+    return summary
+
+
+def bank_of(out: Path) -> Path:
+    """The folder of the bank of a triplet store."""
+    return out.with_suffix(".bank")
+
+
+def before_pairing(config: Config) -> Config:
+    """The configuration without what concerns pairs, which are judged anew where it changes."""
+    return replace(config, lower=0, upper=0, colours=0, texture=0, neighbours=0, partners=0)
+
+
+def _stamp(path: Path) -> str:
+    try:
+        return probe.stamp(path)
+    except OSError:
+        return ""
+
+
+def judge(bank: Bank, config: Config, make: MakeModels, report: Callable[[str, int, int], None]) -> Iterator[Record]:
+    """Every pair that was looked at, from the bank where it is known already; new ones are kept there on the way."""
+    dataset = bank.open("subjects")
+    if dataset is None:
+        return
+    version, total = dataset.version, dataset.count_rows()
+    known = bank.judged(version, config)
+    held: dict[str, list[Record]] = {}
+    fresh = verify.run(pair.run(bank, config, known), config, make(), bank)
+    for number, (subject, found) in enumerate(groupby(fresh, key=lambda p: p["subject"]), len(known) + 1):
+        held[subject] = list(found)
+        report("pairs", number, total)
+        if len(held) == KEPT_AT_ONCE:
+            bank.keep_pairs(held, version, config)
+            known |= held
+            held = {}
+    bank.keep_pairs(held, version, config)
+    known |= held
+    for subject in sorted(known):
+        yield from known[subject]

@@ -1,0 +1,96 @@
+"""Pair: for every subject in the bank the same subject in other clips, neither another one nor a copy (facts 4.1, 4.2).
+
+Similarity is the product of the subjects' vectors: below the lower bound it is another subject. Sameness is the correlation of
+the crops with what surrounds them: above the upper bound it is the same picture, and who learns from it learns to paste. The
+prior of facts 4.2: only things whose mark a model saw whole are paired with other films; all else within its own film.
+"""
+
+import json
+from collections.abc import Container, Iterator
+from typing import Any
+
+import numpy as np
+
+from phantom_s2v.data.pipeline.bank import Bank
+from phantom_s2v.data.pipeline.config import Config, Record
+
+COLUMNS = ["clip", "film", "name", "marked", "vector", "face", "context"]
+SAME_FACE = 0.6  # Euclidean distance of dlib's face features within which it is one person
+
+
+def run(bank: Bank, config: Config, done: Container[str] = ()) -> Iterator[Record]:
+    """Pair records: subject, partner, similarity, sameness, and "drop" with the reason for those that were rejected.
+
+    Those of one subject follow each other. Subjects in `done` are passed over.
+    """
+    repeated = repeats(bank, config)
+    dataset = bank.open("subjects")
+    if dataset is None:
+        return
+    for row in bank.rows("subjects", COLUMNS):
+        if row["clip"] in repeated or row["id"] in done:
+            continue
+        kept = 0
+        for candidate in _neighbours(dataset, row, config):
+            if candidate["clip"] in repeated:
+                continue
+            pair = _judged(row, candidate, config)
+            kept += not pair["drop"]
+            yield pair
+            if kept == config.partners:
+                break
+
+
+def _neighbours(dataset: Any, row: Record, config: Config) -> list[Record]:
+    """The nearest subjects of other clips, nearest first; ties by id, so that the order of rows does not matter."""
+    where = f"clip != '{row['clip']}'" + ("" if row["marked"] else f" AND film = '{row['film']}'")
+    query = {"column": "vector", "q": np.asarray(row["vector"], np.float32), "k": config.neighbours, "metric": "dot"}
+    found = dataset.to_table(columns=["id", *COLUMNS, "_distance"], nearest=query, filter=where, prefilter=True).to_pylist()
+    return sorted(found, key=lambda other: (-round(_product(row["vector"], other["vector"]), 5), other["id"]))
+
+
+def _product(a: list[float], b: list[float]) -> float:
+    return float(np.asarray(a, np.float32) @ np.asarray(b, np.float32))
+
+
+def _judged(row: Record, other: Record, config: Config) -> Record:
+    similarity = _product(row["vector"], other["vector"])
+    sameness = float((np.asarray(row["context"], np.float32) @ np.asarray(other["context"], np.float32).T).max())
+    apart = row["face"] and other["face"] and np.linalg.norm(np.subtract(row["face"], other["face"])) > SAME_FACE
+    drop = "another face" if apart else "another subject" if similarity < config.lower else ""
+    return {
+        "subject": row["id"],
+        "clip": row["clip"],
+        "partner": other["id"],
+        "partner_clip": other["clip"],
+        "similarity": similarity,
+        "sameness": sameness,
+        "drop": drop or ("near-duplicate" if sameness > config.upper else ""),
+    }
+
+
+def repeats(bank: Bank, config: Config) -> dict[str, str]:
+    """Clips that repeat another clip -> that clip: of those alike the one with the least id stays."""
+    dataset, found = bank.open("clips"), dict[str, str]()
+    if dataset is None:
+        return found
+    for row in bank.rows("clips", ["signature", "facts"], "`drop` = ''"):
+        if row["id"] in found:
+            continue
+        query = {"column": "signature", "q": np.asarray(row["signature"], np.float32), "k": config.neighbours, "metric": "dot"}
+        near = dataset.to_table(
+            columns=["id", "signature", "facts", "_distance"],
+            nearest=query,
+            filter=f"`drop` = '' AND id > '{row['id']}'",
+            prefilter=True,
+        )
+        for other in near.to_pylist():
+            if other["id"] not in found and _repeats(row, other, config):
+                found[other["id"]] = row["id"]
+    return found
+
+
+def _repeats(row: Record, other: Record, config: Config) -> bool:
+    """The same pictures, and about as long."""
+    lengths = [facts["stop"] - facts["start"] for facts in (json.loads(row["facts"]), json.loads(other["facts"]))]
+    return _product(row["signature"], other["signature"]) > config.same_clip and max(lengths) < 1.5 * min(lengths)

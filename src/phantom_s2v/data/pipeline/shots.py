@@ -1,0 +1,122 @@
+"""Shots: where a film is cut. One pass over the film; the small frames that it decodes are those that quality looks at.
+
+PySceneDetect's adaptive detector finds hard cuts and TransNetV2 gradual ones too, at fifty times the cost on a CPU.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import av
+import cv2
+import numpy as np
+
+from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.data.pipeline.frames import stream_frames
+
+WINDOW, CONTEXT = 100, 25  # frames that TransNetV2 sees at once, and on either side of those that it judges
+DETECTORS = ("scenedetect", "transnet", "both")
+Timed = tuple[float, np.ndarray]
+
+
+def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
+    """A film's record -> one record for each of its clips, then the film's. A film that breaks off is dropped whole."""
+    for film in records:
+        if film["kind"] != "film" or film["drop"]:
+            yield film
+            continue
+        count = 0
+        try:
+            for clip in _clips(film, config, models):
+                count += 1
+                yield clip
+        except (av.FFmpegError, OSError) as error:
+            film = {**film, "drop": f"breaks off ({getattr(error, 'strerror', error)})"}
+        yield {**film, "clips": count}
+
+
+def _clips(film: Record, config: Config, models: Models) -> Iterator[Record]:
+    """The clips of a film, cut at its cuts and where they would be too long."""
+    longest = max(2, int(config.longest * film["fps"]))
+    shot: list[Timed] = []
+    start = number = 0
+    for number, (timed, is_cut) in enumerate(_with_cuts(stream_frames(film, config.work_side), config, models)):
+        if shot and (is_cut or len(shot) == longest):
+            yield _record(film, start, shot, config)
+            shot, start = [], number
+        shot.append(timed)
+    if shot:
+        yield _record(film, start, shot, config)
+
+
+def _record(film: Record, start: int, shot: list[Timed], config: Config) -> Record:
+    """A clip's record; its id follows from the film's content and its place in it."""
+    clip = hashlib.sha256(f"{film['film']} {start} {start + len(shot)}".encode()).hexdigest()[:32]
+    short = len(shot) < config.shortest * film["fps"]
+    return {
+        **film,
+        "kind": "clip",
+        "clip": clip,
+        "start": start,
+        "stop": start + len(shot),
+        "begins": shot[0][0],
+        "work": np.stack([frame for _, frame in shot]),
+        "drop": "too short" if short else "",
+    }
+
+
+def _with_cuts(frames: Iterator[Timed], config: Config, models: Models) -> Iterator[tuple[Timed, bool]]:
+    """Every frame, and whether a shot begins with it."""
+    if config.detector == "scenedetect":
+        yield from _by_content(frames, config)
+    elif models.cuts is None:
+        raise ValueError("the detector transnet needs its model")
+    elif config.detector == "transnet":
+        yield from _by_network(((timed, False) for timed in frames), config, models)
+    else:
+        yield from _by_network(_by_content(frames, config), config, models)
+
+
+def _by_content(frames: Iterator[Timed], config: Config) -> Iterator[tuple[Timed, bool]]:
+    """Hard cuts by PySceneDetect, which judges a frame when it has seen two more."""
+    from scenedetect import FrameTimecode
+    from scenedetect.detectors import AdaptiveDetector
+
+    detector = AdaptiveDetector(min_content_val=config.content, min_scene_len=2)
+    held: list[Timed] = []
+    begun = given = 0
+    cuts: set[int] = set()
+    for begun, timed in enumerate(frames, 1):
+        held.append(timed)
+        found = detector.process_frame(FrameTimecode(begun - 1, 25.0), np.ascontiguousarray(timed[1][..., ::-1]))
+        cuts |= {cut.frame_num for cut in found}
+        if len(held) > 3:
+            yield held.pop(0), given in cuts
+            given += 1
+    for timed in held:
+        yield timed, given in cuts
+        given += 1
+
+
+def _by_network(frames: Iterator[tuple[Timed, bool]], config: Config, models: Models) -> Iterator[tuple[Timed, bool]]:
+    """Cuts by TransNetV2, whose window of 100 frames judges the 50 in its middle, beside those that are known already."""
+    assert models.cuts is not None
+    held: list[tuple[Timed, bool]] = []
+    small: list[np.ndarray] = []
+    above = False  # whether the chance stood above the threshold
+
+    def judge(last: bool) -> Iterator[tuple[Timed, bool]]:
+        nonlocal held, small, above
+        while held and (last or len(small) >= WINDOW):
+            window = small[:WINDOW] + [small[-1]] * max(0, WINDOW - len(small))
+            chances = models.cuts(np.stack(window))[CONTEXT : WINDOW - CONTEXT]  # type: ignore[misc]
+            for (timed, known), chance in zip(held[: WINDOW - 2 * CONTEXT], chances, strict=False):
+                yield timed, known or (above and chance <= config.transnet)
+                above = bool(chance > config.transnet)
+            held, small = held[WINDOW - 2 * CONTEXT :], small[WINDOW - 2 * CONTEXT :]
+
+    for number, (timed, known) in enumerate(frames):
+        tiny = cv2.resize(timed[1], (48, 27), interpolation=cv2.INTER_AREA)
+        small += [tiny] * (1 if number else CONTEXT + 1)
+        held.append((timed, known))
+        yield from judge(last=False)
+    yield from judge(last=True)

@@ -1,0 +1,36 @@
+"""Verify: a second look at every pair that was kept, by other means: one subject, and in another place (facts 4.2)."""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from phantom_s2v.data.pipeline.bank import Bank, unpng
+from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.data.pipeline.subjects import WHITE, colours
+
+
+def run(records: Iterable[Record], config: Config, models: Models, bank: Bank) -> Iterator[Record]:
+    """Adds colours and texture to pairs, and the reason to drop those that fail."""
+    dataset = bank.open("subjects")
+
+    @lru_cache(maxsize=512)
+    def seen(subject: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Colours, texture and the middle picture of a subject."""
+        views = dataset.to_table(columns=["views"], filter=f"id = '{subject}'")["views"].to_pylist()[0]
+        pictures = [unpng(view["picture"]) for view in views]
+        masks = [unpng(view["mask"]) > 0 for view in views]
+        middle = len(views) // 2
+        cut = np.where(masks[middle][..., None], pictures[middle], WHITE).astype(np.uint8)
+        shades = np.mean([colours(picture[mask]) for picture, mask in zip(pictures, masks, strict=True)], 0)
+        return shades, models.features(cut), pictures[middle]
+
+    for pair in records:
+        if not pair["drop"]:
+            (first, texture, picture), (second, other_texture, other) = seen(pair["subject"]), seen(pair["partner"])
+            overlap, likeness = float(np.minimum(first, second).sum()), float(texture @ other_texture)
+            drop = "other colours" if overlap < config.colours else "other texture" if likeness < config.texture else ""
+            if not drop and models.same and not models.same(picture, other):
+                drop = "refused by the model"
+            pair = {**pair, "colours": overlap, "texture": likeness, "drop": drop}
+        yield pair
