@@ -27,6 +27,7 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
 	$(INSTALL) --editable '.[dev]'
+	$(BIN)/phantom models fetch
 	@touch $@
 
 clean:

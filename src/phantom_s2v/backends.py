@@ -6,27 +6,63 @@ from typing import cast
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import nn
 
-from phantom_s2v.data.pipeline.config import Models
-from phantom_s2v.data.pipeline.objects import detect_objects
+from phantom_s2v.data.pipeline.config import Detection, Models
+from phantom_s2v.data.pipeline.objects import box_of, detect_objects
+from phantom_s2v.data.pipeline.subjects import iou
 from phantom_s2v.media import letterbox
+from phantom_s2v.model import people
 from phantom_s2v.model.autoencoder import AutoencoderKLWan, encode, to_pixels
 from phantom_s2v.model.encoders import ImageEncoder
 from phantom_s2v.model.weights import load_part
 from phantom_s2v.presets import model_folder
 
+SAME = 0.5  # share from which on an object is a part of a person
 SIDE = 64  # pixels that phantom-mini's image encoder sees
 
 
-def packaged_models(transnet: bool = False) -> Models:
-    """What works without a hub: objects by colour, phantom-mini's encoders, and TransNetV2 where it is asked for."""
+def packaged_models(transnet: bool = False, with_people: bool = False) -> Models:
+    """What works without a hub: objects by colour and motion, phantom-mini's encoders; TransNetV2 and people where asked for.
+
+    People need `phantom models fetch` and phantom-s2v[people].
+    """
     return Models(
-        detect=detect_objects,
+        detect=detect_people_too if with_people else detect_objects,
         embed=embed_mini,
         features=texture_mini,
         cuts=cut_chances() if transnet else None,
+        face=people.face_feature if with_people else None,
     )
+
+
+def detect_people_too(stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:
+    """Persons with a face, each the part of the person mask that the face lies in; then objects that are none of them."""
+    found = []
+    for still, objects in zip(stills, detect_objects(stills, phrases), strict=True):
+        persons = _persons(still)
+        apart = [o for o in objects if all(iou(o.box, p.box) < SAME and _covered(o, p) < SAME for p in persons)]
+        found.append([*persons, *apart])
+    return found
+
+
+def _persons(still: np.ndarray) -> list[Detection]:
+    """Connected parts of the person mask that hold a face."""
+    faces = people.faces(still)
+    if not faces:
+        return []
+    labels, _ = cast(tuple[np.ndarray, int], ndimage.label(people.person_mask(still)))
+    persons: dict[int, float] = {}
+    for (left, top, right, bottom), score in faces:
+        part = int(labels[(top + bottom) // 2, (left + right) // 2])
+        persons[part] = max(persons.get(part, 0.0), score)
+    return [Detection(box_of(labels == p), labels == p, "", score, living=True) for p, score in persons.items() if p]
+
+
+def _covered(one: Detection, other: Detection) -> float:
+    """Share of one's mask that lies in the other's."""
+    return float((one.mask & other.mask).sum() / max(1, one.mask.sum()))
 
 
 @lru_cache(maxsize=1)

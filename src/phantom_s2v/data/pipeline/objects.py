@@ -1,7 +1,8 @@
-"""A detector without a network: what has another colour than the picture's border.
+"""A detector without a network: what has another colour than the picture's border or, where that is of many colours, what moved.
 
 It finds things that stand apart from a ground which the border shows: plain, graded, patterned. It misses what shares its colours
-with the ground, joins what touches, and is lost where the ground holds every colour; there GroundingDINO or OWLv2 is needed.
+with the ground and joins what touches. In photographed scenes it finds roughly what moves in front of a camera that stands still,
+with ragged masks, and nothing where the camera moves; there GroundingDINO or OWLv2 and SAM2 are needed.
 """
 
 from typing import cast
@@ -17,6 +18,9 @@ RING = 3 / 128  # of the shorter side: the border that shows the ground
 RARE = 0.0006  # share of the border below which a colour is no ground
 SMALLEST = 0.002  # share of the picture: a part of a subject
 WORKING_SIDE = 256  # the shorter side of the picture that is looked at
+COLOURS = 180  # bins from which on a border is of many colours
+MOVED = 14.0  # distance in Lab that is no noise
+MOVING = 0.02, 0.5  # shares of the picture that may move: less is noise, more is the camera
 GROUND = 0.35  # least share of the picture that the ground has to cover; else the border does not show it
 
 
@@ -25,12 +29,17 @@ def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[De
     scale = min(1.0, WORKING_SIDE / min(stills[0].shape[:2]))
     size = (round(stills[0].shape[1] * scale), round(stills[0].shape[0] * scale))
     small = [cv2.resize(still, size, interpolation=cv2.INTER_AREA) if scale < 1 else still for still in stills]
-    palette = ground_colours(small)
+    common = ground_colours(small)
+    if common.sum() < COLOURS:
+        palette = ndimage.maximum_filter(common.astype(np.uint8), 3) > 0
+        parts = [foreground(picture, palette) for picture in small]
+    else:
+        parts = moved(small)
     found = []
-    for still, picture in zip(stills, small, strict=True):
-        masks = [_enlarged(mask, still.shape) for mask in foreground(picture, palette)]
+    for still, some in zip(stills, parts, strict=True):
+        masks = [_enlarged(mask, still.shape) for mask in some]
         name = phrases[0] if len(phrases) == len(masks) == 1 else ""
-        found.append([Detection(_box(mask), mask, name, float(mask.mean())) for mask in masks])
+        found.append([Detection(box_of(mask), mask, name, float(mask.mean())) for mask in masks])
     return found
 
 
@@ -39,14 +48,14 @@ def _bins(picture: np.ndarray) -> np.ndarray:
 
 
 def ground_colours(pictures: list[np.ndarray]) -> np.ndarray:
-    """Table bool [n, n, n] over bins of Lab: colours of the border of any of the pictures, and their neighbours."""
+    """Table bool [n, n, n] over bins of Lab: colours of the border of any of the pictures."""
     count = 256 // STEP + 3
     table = np.zeros((count, count, count), np.float32)
     for picture in pictures:
         w, lab = max(2, round(RING * min(picture.shape[:2]))), _bins(picture)
         ring = [part.reshape(-1, 3) for part in (lab[:w], lab[-w:], lab[:, :w], lab[:, -w:])]
         np.add.at(table, tuple(np.concatenate(ring).T), 1)
-    return ndimage.maximum_filter((table >= max(2, RARE * table.sum())).astype(np.uint8), 3) > 0
+    return table >= max(2, RARE * table.sum())
 
 
 def foreground(picture: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
@@ -62,10 +71,27 @@ def foreground(picture: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
     with_core = np.unique(labels[core > 0])
     solid = np.isin(labels, with_core[with_core > 0])
     closed = cv2.morphologyEx(np.pad(solid, 4 * k).astype(np.uint8), cv2.MORPH_CLOSE, _disc(2 * k + 1))
-    filled = cast(np.ndarray, ndimage.binary_fill_holes(closed[4 * k : -4 * k, 4 * k : -4 * k]))
-    labels, count = cast(tuple[np.ndarray, int], ndimage.label(filled))
-    parts = [labels == i for i in range(1, count + 1)]
-    return joined([part for part in parts if part.sum() >= SMALLEST * part.size])
+    return joined(_parts(closed[4 * k : -4 * k, 4 * k : -4 * k], SMALLEST))
+
+
+def _parts(mask: np.ndarray, smallest: float) -> list[np.ndarray]:
+    """Connected parts, without holes, of at least `smallest` of the picture."""
+    labels, count = cast(tuple[np.ndarray, int], ndimage.label(cast(np.ndarray, ndimage.binary_fill_holes(mask))))
+    return [part for part in (labels == i for i in range(1, count + 1)) if part.sum() >= smallest * part.size]
+
+
+def moved(pictures: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Masks bool [H, W] of what is at one moment where it is at no other; none where the camera moves, or only one picture is."""
+    soft = [cv2.GaussianBlur(cv2.cvtColor(p, cv2.COLOR_RGB2LAB), (0, 0), 2).astype(np.float32) for p in pictures]
+    k = max(1, round(min(pictures[0].shape[:2]) / 64))
+    found: list[list[np.ndarray]] = []
+    for i, own in enumerate(soft):
+        distances = [np.linalg.norm(own - other, axis=-1) for j, other in enumerate(soft) if j != i]
+        mask = (np.min(distances, 0) > MOVED) if distances else np.zeros(own.shape[:2], bool)
+        clean = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(k + 1))
+        solid = cv2.morphologyEx(np.pad(clean, 4 * k), cv2.MORPH_CLOSE, _disc(4 * k + 1))[4 * k : -4 * k, 4 * k : -4 * k]
+        found.append(_parts(solid, MOVING[0]) if MOVING[0] < mask.mean() < MOVING[1] else [])
+    return found
 
 
 def joined(masks: list[np.ndarray]) -> list[np.ndarray]:
@@ -73,8 +99,8 @@ def joined(masks: list[np.ndarray]) -> list[np.ndarray]:
     masks = list(masks)
     i = 0
     while i < len(masks):
-        box = _box(masks[i])
-        other = next((j for j in range(len(masks)) if j != i and _overlap(box, _box(masks[j]))), None)
+        box = box_of(masks[i])
+        other = next((j for j in range(len(masks)) if j != i and _overlap(box, box_of(masks[j]))), None)
         if other is None:
             i += 1
         else:
@@ -88,7 +114,8 @@ def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Box (left, top, right, bottom) of a mask that is not empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 

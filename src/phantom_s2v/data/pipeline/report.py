@@ -28,7 +28,7 @@ def write_report(path: Path, bank: Bank, pairs: list[Record], triplets: int, sec
     clips = [(row["drop"], json.loads(row["facts"])) for row in bank.rows("clips", ["drop", "facts"])]
     films = list(bank.films())
     kept = [p for p in pairs if not p["drop"]]
-    near = sorted((p for p in pairs if p["drop"]), key=lambda p: -p["similarity"])
+    near = sorted((p for p in pairs if p["drop"]), key=lambda p: _beyond(p, config))
     parts = [
         f"<h1>{html.escape(path.stem)}</h1>",
         _table("Counts", _counts(films, clips, pairs, triplets)),
@@ -46,6 +46,11 @@ def write_report(path: Path, bank: Bank, pairs: list[Record], triplets: int, sec
     ]
     text = f"<!doctype html><meta charset=utf-8><title>{html.escape(path.stem)}</title><style>{STYLE}</style>{''.join(parts)}"
     media.write_beside(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def _beyond(pair: Record, config: Config) -> float:
+    """How far a pair lies beyond the bound that rejected it."""
+    return pair["sameness"] - config.upper if pair["drop"] == "near-duplicate" else max(0.0, config.lower - pair["similarity"])
 
 
 def _counts(films: list[Record], clips: list[tuple[str, Record]], pairs: list[Record], triplets: int) -> list[tuple[str, object]]:

