@@ -1,7 +1,9 @@
 """The networks that the data pipeline and the evaluation are given, by backend: what packages ship, or models of the hub."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -16,6 +18,8 @@ from phantom_s2v.media import letterbox
 from phantom_s2v.model import people
 from phantom_s2v.model.autoencoder import AutoencoderKLWan, encode, to_pixels
 from phantom_s2v.model.encoders import ImageEncoder
+from phantom_s2v.model.segment import subject_mask
+from phantom_s2v.model.vision import Embedder, Grounder, Talker
 from phantom_s2v.model.weights import load_part
 from phantom_s2v.presets import model_folder
 
@@ -23,18 +27,53 @@ SAME = 0.5  # share from which on an object is a part of a person
 SIDE = 64  # pixels that phantom-mini's image encoder sees
 
 
-def packaged_models(transnet: bool = False, with_people: bool = False) -> Models:
+def packaged_models(transnet: bool = False, with_people: bool = False, larger: dict[str, Path | None] | None = None) -> Models:
     """What works without a hub: objects by colour and motion, phantom-mini's encoders; TransNetV2 and people where asked for.
 
-    People need `phantom models fetch` and phantom-s2v[people].
+    People need `phantom models fetch` and phantom-s2v[people]. `larger` are the arguments of `with_larger`.
     """
-    return Models(
+    packaged = Models(
         detect=detect_people_too if with_people else detect_objects,
         embed=embed_mini,
         features=texture_mini,
         cuts=cut_chances() if transnet else None,
         face=people.face_feature if with_people else None,
     )
+    return with_larger(packaged, **larger) if larger else packaged
+
+
+def with_larger(
+    models: Models, captioner: Path | None, grounder: Path | None, segmenter: Path | None, embedder: Path | None
+) -> Models:
+    """`models` with those of the larger networks that are given, each the folder of a model in transformers' layout.
+
+    Bounds of similarity hold for the embeddings that they were set for: another embedder needs its own.
+    """
+    talker = Talker(captioner) if captioner else None
+    if talker:
+        models = replace(models, caption=talker.caption, phrases=talker.phrases, same=talker.same)
+    if embedder:
+        models = replace(models, embed=Embedder(embedder))
+    if grounder:
+        models = replace(models, detect=partial(detect_phrases, Grounder(grounder), segmenter))
+    return models
+
+
+def detect_phrases(
+    grounder: Grounder, segmenter: Path | None, stills: list[np.ndarray], phrases: list[str]
+) -> list[list[Detection]]:
+    """A detection for every phrase that names one place, with SAM2's mask of its box, or the whole box without SAM2."""
+
+    def mask(still: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+        left, top, right, bottom = box
+        whole = np.zeros(still.shape[:2], bool)
+        part = still[top:bottom, left:right]
+        whole[top:bottom, left:right] = subject_mask(segmenter, part) if segmenter else True
+        return whole
+
+    return [
+        [Detection(box, mask(still, box), phrase, score) for box, phrase, score in grounder(still, phrases)] for still in stills
+    ]
 
 
 def detect_people_too(stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:

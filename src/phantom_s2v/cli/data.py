@@ -1,7 +1,7 @@
 """phantom data: from raw video to triplets, what training learns from, and the corpus that the pipeline is measured on."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,10 @@ def data_build(
     out: Annotated[Path, typer.Option(help="The dataset, NAME.lance; NAME.bank and NAME.html are written beside it.")],
     config: Annotated[Path | None, typer.Option(help="TOML with thresholds of the pipeline.")] = None,
     detector: Annotated[str | None, typer.Option(help="scenedetect, transnet or both: what finds cuts.")] = None,
+    captioner: Annotated[str, typer.Option(help="Image-text-to-text model, such as Qwen-VL: folder, or OWNER/MODEL.")] = "",
+    grounder: Annotated[str, typer.Option(help="GroundingDINO or OWLv2: finds what the caption names.")] = "",
+    segmenter: Annotated[str, typer.Option(help="SAM2, for masks of what the grounder finds.")] = "",
+    embedder: Annotated[str, typer.Option(help="DINOv2 or CLIP; its bounds belong into --config.")] = "",
     look_for_people: Annotated[
         bool, typer.Option("--people", help="Look for persons and faces too (phantom models fetch).")
     ] = False,
@@ -42,6 +46,7 @@ def data_build(
     from phantom_s2v.data.pipeline.bank import Bank
     from phantom_s2v.data.triplets import Rights
     from phantom_s2v.model import people
+    from phantom_s2v.presets import source_path
 
     over = ({"detector": detector} if detector else {}) | ({"people": True} if look_for_people else {})
     settings = read_config(config, over)
@@ -50,7 +55,10 @@ def data_build(
         raise InputError(
             "people are looked for by files that are not here; install phantom-s2v[people] and run phantom models fetch"
         )
-    make = partial(packaged_models, settings.detector != "scenedetect", settings.people)
+    named = {"captioner": captioner, "grounder": grounder, "segmenter": segmenter, "embedder": embedder}
+    larger = {name: source_path(given) if given else None for name, given in named.items()}
+    settings = replace(settings, models=",".join(f"{name}={given}" for name, given in named.items() if given))
+    make = partial(packaged_models, settings.detector != "scenedetect", settings.people, larger if settings.models else None)
     paths = list(probe.find(videos))
     if not paths:
         raise InputError(f"{videos} holds no video; files named {', '.join(probe.SUFFIXES)} are read")
@@ -150,7 +158,9 @@ def data_check(
     data_films(folder, films, training, 0)
     paths = sorted(folder.glob("film-*.mp4"))[:films]
     try:
-        data_build(folder, dataset, None, detector, False, workers, ray, "composed", "MIT", "", True)
+        films_only = {"config": None, "captioner": "", "grounder": "", "segmenter": "", "embedder": "", "look_for_people": False}
+        rights = {"source": "composed", "licence": "MIT", "consent": "", "require_licence": True}
+        data_build(folder, dataset, detector=detector, workers=workers, ray=ray, **films_only, **rights)
     except typer.Exit as left:
         raise InputError("films were left behind that were composed just now; see above") from left
     bank, settings = Bank(engine.bank_of(dataset)), read_config(None, {"detector": detector})

@@ -1,0 +1,119 @@
+"""Larger vision models for data and evaluation, through transformers and from a folder or the hub: none of them is packaged.
+
+A captioner and judge (any image-text-to-text model, such as Qwen-VL), a detector that takes phrases (GroundingDINO, OWLv2), and
+embeddings of pictures (DINOv2, CLIP, SigLIP). SAM2 is in segment.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from phantom_s2v.errors import CheckpointError
+
+CAPTION = (
+    "These are frames of one clip, in order. Describe in one or two sentences what happens. Name every subject with its looks, "
+    "so that no two can be mistaken for each other."
+)
+PHRASES = "List the subjects of this caption with their looks, one noun phrase on a line and nothing else:\n"
+SAME = (
+    "Do these two pictures show the very same subject (for a product its colour, packaging and text, for a person the face and, "
+    "where it shows, the clothing), and in different surroundings? Answer yes or no."
+)
+ANSWER = 128  # tokens
+ONE_PLACE = 0.5  # IoU from which on two boxes of a phrase are one place
+
+
+def _load(kind: str, folder: Path) -> tuple[Any, Any]:
+    """Processor and model of a folder in transformers' layout. Raises CheckpointError where they cannot be had."""
+    import transformers
+
+    processor = "AutoImageProcessor" if kind == "AutoModel" else "AutoProcessor"
+    try:
+        prepare = getattr(transformers, processor).from_pretrained(folder, local_files_only=True)
+        model = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise CheckpointError(f"{folder} is no {kind} of transformers that loads here: {str(error).splitlines()[0]}") from error
+    return prepare, model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Embedder:
+    """Pictures -> embeddings, by DINOv2's class token or CLIP's projected one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.prepare, self.model = _load("AutoModel", folder)
+
+    @torch.no_grad()
+    def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """float32 [n, d], of length one, of uint8 [H, W, 3] each."""
+        inputs = self.prepare(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").to(self.model.device)
+        run = getattr(self.model, "get_image_features", None) or self.model
+        out = run(**inputs)
+        features = out if isinstance(out, torch.Tensor) else out.pooler_output
+        return nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+class Grounder:
+    """Phrases -> boxes in a picture."""
+
+    def __init__(self, folder: Path, threshold: float = 0.3) -> None:
+        self.prepare, self.model = _load("AutoModelForZeroShotObjectDetection", folder)
+        self.threshold = threshold
+
+    @torch.no_grad()
+    def __call__(self, picture: np.ndarray, phrases: list[str]) -> list[tuple[tuple[int, int, int, int], str, float]]:
+        """(box in pixels, phrase, score), the surest first. A phrase that fits several places names none of them (facts 4.2)."""
+        if not phrases:
+            return []
+        inputs = self.prepare(text=[phrases], images=Image.fromarray(picture), return_tensors="pt").to(self.model.device)
+        found = self.prepare.post_process_grounded_object_detection(
+            self.model(**inputs), threshold=self.threshold, target_sizes=[picture.shape[:2]], text_labels=[phrases]
+        )[0]
+        height, width = picture.shape[:2]
+        rows: list[tuple[tuple[int, int, int, int], str, float]] = []
+        for i in found["scores"].argsort(descending=True).tolist():
+            corners = np.clip(found["boxes"][i].tolist(), 0, [width, height, width, height]).round().astype(int).tolist()
+            box, label = (corners[0], corners[1], corners[2], corners[3]), found["text_labels"][i]
+            new = all(label != other or _iou(box, place) < ONE_PLACE for place, other, _ in rows)
+            if box[2] > box[0] and box[3] > box[1] and new:
+                rows.append((box, label, float(found["scores"][i])))
+        return [row for row in rows if sum(label == row[1] for _, label, _ in rows) == 1]
+
+
+def _iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    shared = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+class Talker:
+    """Pictures and a question -> an answer, by an image-text-to-text model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.prepare, self.model = _load("AutoModelForImageTextToText", folder)
+
+    @torch.no_grad()
+    def ask(self, pictures: list[np.ndarray], question: str) -> str:
+        """What the model says, greedily, in at most 128 tokens."""
+        content: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(p)} for p in pictures]
+        chat = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        inputs = self.prepare.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(self.model.device)
+        out = self.model.generate(**inputs, max_new_tokens=ANSWER, do_sample=False)
+        return self.prepare.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+
+    def caption(self, stills: list[np.ndarray]) -> str:
+        """What a clip shows."""
+        return self.ask(stills, CAPTION)
+
+    def phrases(self, caption: str) -> list[str]:
+        """The subjects of a caption."""
+        lines = (line.strip(" -*\t.0123456789") for line in self.ask([], PHRASES + caption).splitlines())
+        return list(dict.fromkeys(line for line in lines if line))
+
+    def same(self, one: np.ndarray, other: np.ndarray) -> bool:
+        """Whether two pictures show one subject in different places."""
+        return self.ask([one, other], SAME).lower().startswith("yes")
