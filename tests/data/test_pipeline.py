@@ -309,6 +309,16 @@ def test_a_second_run_does_nothing_and_another_bound_pairs_anew(films, built, mo
     assert len(strict) < sum(not p["drop"] for p in summary.pairs)
 
 
+def test_other_thresholds_take_back_what_they_would_not_write(films, built, tmp_path):
+    out = tmp_path / "t.lance"
+    run(films, out)
+    few = run(films, out, replace(CONFIG, lower=0.999))
+    assert len(rows(out)) == few.triplets
+    assert all(r.pairing == "in-pair" or r.score > 0.99 for t in TripletStore(out) for r in t.references)
+    run(films, out)
+    assert rows(out) == rows(built[0])
+
+
 def test_a_pool_and_ray_give_the_same_rows(films, built, tmp_path):
     run(films, tmp_path / "pool.lance", workers=2)
     assert rows(tmp_path / "pool.lance") == rows(built[0])

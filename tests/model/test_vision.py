@@ -72,14 +72,35 @@ def test_phrases_that_fit_one_place_get_a_box(owl, monkeypatch):
     best = every(PICTURES[0], phrases)
     assert len({phrase for _, phrase, _ in best}) == len(best) >= 1
     assert all(0 <= b[0] < b[2] <= 60 and 0 <= b[1] < b[3] <= 40 for b, _, _ in best)
-    monkeypatch.setattr(vision, "ONE_PLACE", 2.0)  # none is: a phrase with several boxes names no place
-    assert every(PICTURES[0], phrases) == []
     assert every(PICTURES[0], []) == []
-    monkeypatch.setattr(vision, "ONE_PLACE", 0.0)
     found = detect_phrases(every, None, PICTURES[:1], phrases)[0]
     for detection, (box, phrase, _) in zip(found, best, strict=True):
         assert (detection.box, detection.name) == (box, phrase)
         assert detection.mask.sum() == (box[2] - box[0]) * (box[3] - box[1])
+
+
+def test_a_phrase_that_fits_several_places_names_none():
+    rows = [
+        ((1, 1, 20, 20), "red dog", 0.9), ((2, 1, 21, 20), "red dog", 0.8), ((30, 5, 50, 30), "cat", 0.7),
+        ((1, 1, 20, 20), "cat", 0.6), ((70, 5, 90, 9), "bird", 0.5),
+    ]  # fmt: skip
+
+    class Fixed(Echo):
+        def __call__(self, **_):
+            return self
+
+        def post_process_grounded_object_detection(self, *_, **__):
+            boxes, labels, scores = zip(*rows, strict=True)
+            return [{"boxes": torch.tensor(boxes, dtype=torch.float), "text_labels": labels, "scores": torch.tensor(scores)}]
+
+        def to(self, device):
+            return {}
+
+    grounder = Grounder.__new__(Grounder)
+    grounder.prepare = grounder.model = Fixed("")
+    grounder.threshold = 0.3
+    found = grounder(PICTURES[0], ["red dog", "cat", "bird"])
+    assert [(box, phrase) for box, phrase, _ in found] == [((1, 1, 20, 20), "red dog")]  # two cats; the bird is off the picture
 
 
 class Echo:

@@ -173,6 +173,13 @@ class TripletStore:
             self._merge(batch)
         return len(self) - before
 
+    def remove(self, ids: Iterable[str]) -> None:
+        """Delete triplets; older versions keep them."""
+        listed = ", ".join(f"'{each}'" for each in ids)
+        if listed:
+            self.dataset.delete(f"id IN ({listed})")
+            self.dataset = lance.dataset(self.dataset.uri)
+
     def _merge(self, rows: list[dict[str, Any]]) -> None:
         unique = list({row["id"]: row for row in rows}.values())
         table = pa.Table.from_pylist(unique, schema=SCHEMA)

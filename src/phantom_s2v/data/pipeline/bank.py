@@ -1,8 +1,9 @@
-"""The bank: what the stages before pairing found, on disk, as three Lance datasets that are merged into by id.
+"""The bank: what the stages before pairing found, on disk, as Lance datasets that are merged into by id.
 
 films     one row for every file that is done: its record and the seconds that each stage took
 clips     one row for every clip, kept or dropped; the video of those kept
 subjects  one row for every subject: its vectors and pictures
+written   ids of the triplets that were written
 pairs     one row for every subject: what was judged of its pairs, and at which version of the subjects
 
 A film's own row is written last, so a killed run does at most the films of its buffer again, and merging them changes nothing.
@@ -102,6 +103,15 @@ class Bank:
         rows = [{"id": subject, "facts": json.dumps(found), **same} for subject, found in pairs.items()]
         if rows:
             self._merge("pairs", rows, PAIRS)
+
+    def written(self) -> set[str]:
+        """Ids of the triplets that the last run wrote."""
+        return {row["id"] for row in self.rows("written", [])}
+
+    def note_written(self, ids: set[str]) -> None:
+        """Remember which triplets were written."""
+        table = pa.Table.from_pylist([{"id": each} for each in sorted(ids)], schema=pa.schema([("id", pa.string())]))
+        lance.write_dataset(table, self._path("written"), mode="overwrite")
 
     def add(self, film: list[Record]) -> None:
         """Take the records of one film, its own last; they are on disk after `BUFFER` films, or `flush`."""

@@ -14,7 +14,7 @@ from typing import Any
 from phantom_s2v.data.pipeline import caption, embed, pair, probe, quality, shots, subjects, verify, write
 from phantom_s2v.data.pipeline.bank import Bank, mark
 from phantom_s2v.data.pipeline.config import Config, Models, Record
-from phantom_s2v.data.triplets import Rights, TripletStore
+from phantom_s2v.data.triplets import Rights, Triplet, TripletStore
 from phantom_s2v.errors import DataError
 
 LOOK = (("probe", probe.run), ("shots", shots.run), ("quality", quality.run))  # without networks, but for TransNetV2
@@ -192,9 +192,19 @@ def build(
     summary.seconds["pair, verify"] = time.process_time() - start
     start = time.process_time()
     store = TripletStore.create(out)
-    summary.new = store.write(write.run(summary.pairs, config, bank, rights), require_licence)
+    before, now = bank.written(), set[str]()
+    summary.new = store.write(noted(write.run(summary.pairs, config, bank, rights), now), require_licence)
+    store.remove(sorted(before - now))  # what this run, with other thresholds, would not write
+    bank.note_written(now)
     summary.triplets, summary.seconds["write"] = len(store), time.process_time() - start
     return summary
+
+
+def noted(triplets: Iterable[Triplet], ids: set[str]) -> Iterator[Triplet]:
+    """Triplets as they come, their ids added to `ids`."""
+    for triplet in triplets:
+        ids.add(triplet.id)
+        yield triplet
 
 
 def bank_of(out: Path) -> Path:
