@@ -256,11 +256,15 @@ def data_export(
 
 @data.command("import")
 def data_import(
-    folder: Annotated[Path, typer.Argument(help="A folder that was exported, or one of captioned videos.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that was exported, one of captioned videos, or published metadata.")],
     out: Annotated[Path, typer.Option(help="The dataset, NAME.lance; new triplets are merged in.")],
     captioned: Annotated[
         bool, typer.Option(help="Videos NAME.mp4 with captions NAME.txt and pictures NAME.SUBJECT.png.")
     ] = False,
+    published: Annotated[
+        str, typer.Option(help="phantom-data (its .parquet) or opens2v (its .json): metadata whose clips lie in --clips.")
+    ] = "",
+    clips: Annotated[Path | None, typer.Option(help="Folder of the clips that published metadata name.")] = None,
     source: Annotated[str, typer.Option(help="Where captioned videos come from.")] = "",
     licence: Annotated[str, typer.Option(help="Their licence.")] = "",
     consent: Annotated[str, typer.Option(help="Reference of the consent of people shown.")] = "",
@@ -268,12 +272,18 @@ def data_import(
 ) -> None:
     """Merge triplets into a dataset. What is damaged is named and left out: exit code 3."""
     from phantom_s2v.data.exchange import read_captioned, read_export
+    from phantom_s2v.data.published import read_opens2v, read_phantom_data
     from phantom_s2v.data.triplets import Rights, TripletStore
 
     left: list[str] = []
-    found = (
-        read_captioned(folder, Rights(source, licence, consent), left.append) if captioned else read_export(folder, left.append)
-    )
+    rights = Rights(source, licence, consent)
+    readers = {"phantom-data": read_phantom_data, "opens2v": read_opens2v}
+    if published and (published not in readers or clips is None or not clips.is_dir()):
+        raise InputError(f"published is {published!r}; it can be {' or '.join(readers)}, with --clips FOLDER of their clips")
+    if published and clips:
+        found = readers[published](folder, clips, rights, left.append)
+    else:
+        found = read_captioned(folder, rights, left.append) if captioned else read_export(folder, left.append)
     store = TripletStore.create(out)
     new = store.write(found, require_licence)
     for line in left:

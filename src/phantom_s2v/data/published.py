@@ -1,0 +1,202 @@
+"""Triplets out of the metadata that others publish: Phantom-Data on Koala-36M, and OpenS2V-5M. Neither holds the videos.
+
+Phantom-Data is a Parquet file: video_id, video_caption, and cross_pair, JSON of noun phrase -> obj_from_tgt_video and
+refer_result, where a reference is a frame (a share of its clip) of the clip vid, and a box on a canvas whose longer side is 768.
+Part of the boxes leave that canvas to the right, for a reason that is not published; they are passed over. Clips lie in a folder as
+VID.mp4.
+
+OpenS2V-5M is JSON of name -> metadata (path, cut, crop, captions) and annotation (boxes and run-length masks in one frame of the
+cut clip): in-pair references. Of things of one name the one that fits its name best is kept.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from phantom_s2v import media
+from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
+from phantom_s2v.errors import DataError, InputError
+from phantom_s2v.geometry import MAX_SUBJECTS
+
+CANVAS = 768.0  # the longer side of Phantom-Data's boxes
+ROWS = 64  # of Parquet, in memory at once
+SLACK = 1.01  # by how much a box may leave the frame and be cut to it
+COLUMNS = ("video_caption", "cross_pair")
+LeftOut = Callable[[str], None]
+
+
+def read_phantom_data(file: Path, clips: Path, rights: Rights, left_out: LeftOut) -> Iterator[Triplet]:
+    """Triplets of koala36M_multi_ref_merged_filtered.parquet whose clips are in `clips`; the rest is named to `left_out`.
+
+    Raises DataError where the file is not of that layout.
+    """
+    try:
+        parquet = pq.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file} is no Parquet file ({str(error).splitlines()[0]})") from error
+    names = set(parquet.schema_arrow.names)
+    key = next((name for name in ("video_id", "vid") if name in names), "")
+    if not key or not set(COLUMNS) <= names:
+        raise DataError(f"{file} has the columns {', '.join(sorted(names))}; needed are video_id, {', '.join(COLUMNS)}")
+    for batch in parquet.iter_batches(ROWS, columns=[key, *COLUMNS]):
+        for row in batch.to_pylist():
+            try:
+                yield _from_cross_pair(row[key], row["video_caption"], json.loads(row["cross_pair"]), clips, rights, left_out)
+            except (DataError, InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+                left_out(f"{row[key]}: {error}")
+
+
+def _from_cross_pair(vid: str, caption: str, pairs: dict[str, Any], clips: Path, rights: Rights, left_out: LeftOut) -> Triplet:
+    path = _clip(clips, f"{vid}.mp4")
+    references: list[TripletReference] = []
+    for phrase, found in list(pairs.items())[:MAX_SUBJECTS]:
+        for each in [r for group in found.get("refer_result", []) for r in group][:2]:
+            try:
+                box = each["bbox_loc"][0] if isinstance(each["bbox_loc"][0], list) else each["bbox_loc"]
+                references.append(_from_frame(clips, each, box, phrase, rights))
+            except (DataError, InputError) as error:
+                left_out(f"{vid}, a reference of {phrase}: {error}")
+    if not references:
+        raise DataError("no reference is left")
+    frames, rate = media.read_video(path)
+    count, height, width = frames.shape[:3]
+    triplet = Triplet(
+        path.read_bytes(), caption, tuple(references), rate, count, height, width, rights=_named(rights, f"Koala-36M {vid}")
+    )
+    check(triplet)
+    return triplet
+
+
+def _from_frame(clips: Path, facts: dict[str, Any], box: list[float], phrase: str, rights: Rights) -> TripletReference:
+    """A reference out of a frame of another clip of the same film."""
+    frames = _frames(_clip(clips, f"{facts['vid']}.mp4"))
+    frame = frames[min(len(frames) - 1, int(len(frames) * float(facts["frame_idx"])))]
+    height, width = frame.shape[:2]
+    scaled = np.array(box, float) * max(height, width) / CANVAS
+    if (scaled[[2, 3]] > np.array([width, height]) * SLACK).any():
+        raise DataError(f"the box {box} leaves the frame")
+    score = facts.get("scores", 1.0)
+    own = _named(rights, f"Koala-36M {facts['vid']}")
+    return _cropped(frame, scaled, None, phrase, "cross-pair", float(score[0] if isinstance(score, list) else score), own)
+
+
+def _cropped(
+    frame: np.ndarray, box: np.ndarray, mask: np.ndarray | None, name: str, pairing: str, score: float, rights: Rights
+) -> TripletReference:
+    """The box of a frame as a picture. Raises DataError for a box that holds nothing."""
+    height, width = frame.shape[:2]
+    left, top, right, bottom = np.clip(box, 0, [width, height, width, height]).round().astype(int).tolist()
+    if right - left < 2 or bottom - top < 2:
+        raise DataError(f"the box {[round(float(v)) for v in box]} holds nothing of the frame")
+    covered = b"" if mask is None else _png(mask[top:bottom, left:right].astype(np.uint8) * 255)
+    return TripletReference(_png(frame[top:bottom, left:right]), name, pairing, (0.0, 0.0, 1.0, 1.0), covered, score, rights)
+
+
+def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: LeftOut) -> Iterator[Triplet]:
+    """In-pair triplets of one of OpenS2V's JSON files whose clips are in `clips`; the rest is named to `left_out`.
+
+    Raises DataError where the file is not of that layout.
+    """
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+        entries = list(given.items())
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{file} is no JSON object of name -> metadata and annotation ({error})") from error
+    for name, entry in entries:
+        try:
+            yield _from_annotation(name, entry, clips, rights)
+        except (DataError, InputError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            left_out(f"{name}: {type(error).__name__}: {error}" if isinstance(error, KeyError) else f"{name}: {error}")
+
+
+def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Rights) -> Triplet:
+    facts, annotation = entry["metadata"], entry["annotation"]
+    path = _clip(clips, facts["path"])
+    frames, rate = media.read_video(path)
+    start, stop = facts.get("face_cut") or facts.get("cut") or (0, len(frames))
+    left, right, top, bottom = facts.get("crop") or (0, frames.shape[2], 0, frames.shape[1])
+    part = frames[start:stop, top:bottom, left:right]
+    if not part.size:
+        raise DataError(f"cut {[start, stop]} and crop {[left, right, top, bottom]} leave nothing of {path.name}")
+    video = path.read_bytes() if part.shape == frames.shape else _mp4(part, rate)
+    shown = annotation["ann_frame_data"]
+    index = int(shown["ann_frame_idx"])
+    masks = annotation.get("mask_annotation", {}).get(str(index), {})
+    best: dict[str, tuple[float, TripletReference]] = {}
+    for number, each in enumerate(shown["annotations"], 1):
+        mask = decode_mask(masks[str(number)]) if str(number) in masks else None
+        score, word = float(each.get("gme_score", 0.0)), each["class_name"]
+        if word not in best or best[word][0] < score:
+            own = _named(rights, f"OpenS2V-5M {facts['path']}")
+            best[word] = (score, _cropped(part[index], np.array(each["bbox"], float), mask, word, "in-pair", score, own))
+    chosen = sorted(best.values(), key=lambda pair: -pair[0])[:MAX_SUBJECTS]
+    captions = facts.get("cap") or [facts.get("face_cap_qwen", "")]
+    caption = captions[0] if isinstance(captions, list) else captions
+    count, height, width = part.shape[:3]
+    scores = {k: float(facts[k]) for k in ("aesthetic", "motion", "tech") if isinstance(facts.get(k), int | float)}
+    own = _named(rights, f"OpenS2V-5M {name}")
+    triplet = Triplet(video, str(caption), tuple(r for _, r in chosen), rate, count, height, width, scores, own)
+    check(triplet)
+    return triplet
+
+
+def decode_mask(coded: dict[str, Any]) -> np.ndarray:
+    """Mask bool [H, W] of COCO's compressed run lengths: columns first, six bits a sign, differences from the run before last."""
+    height, width = coded["size"]
+    runs: list[int] = []
+    value = shift = 0
+    for sign in coded["counts"].encode() if isinstance(coded["counts"], str) else coded["counts"]:
+        bits = sign - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    if flat.size != height * width:
+        raise DataError(f"a mask has {flat.size} pixels and should have {height * width}")
+    return flat.reshape(width, height).T
+
+
+def _clip(folder: Path, name: str) -> Path:
+    """A clip by its name in the metadata, which never leaves the folder. Raises DataError where it is missing."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"the clip {name!r} lies outside the folder of clips")
+    if not path.is_file():
+        raise DataError(f"the clip {name} is missing")
+    return path
+
+
+@lru_cache(maxsize=4)
+def _frames(path: Path) -> np.ndarray:
+    return media.read_video(path)[0]
+
+
+def _named(rights: Rights, source: str) -> Rights:
+    return Rights(rights.source or source, rights.licence, rights.consent)
+
+
+def _png(picture: np.ndarray) -> bytes:
+    target = io.BytesIO()
+    Image.fromarray(picture).save(target, "PNG")
+    return target.getvalue()
+
+
+def _mp4(frames: np.ndarray, rate: float) -> bytes:
+    height, width = (side // 2 * 2 for side in frames.shape[1:3])
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "clip.mp4"
+        media.write_video(path, frames[:, :height, :width], max(1, round(rate)))
+        return path.read_bytes()

@@ -1,0 +1,156 @@
+"""Metadata that others publish, on files of their layout made here."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantom_s2v import media
+from phantom_s2v.data.exchange import read_export
+from phantom_s2v.data.loader import decode
+from phantom_s2v.data.published import decode_mask, read_opens2v, read_phantom_data
+from phantom_s2v.data.triplets import Rights
+from phantom_s2v.errors import DataError
+
+RIGHTS = Rights("", "research only")
+
+
+def film(path, seed):
+    """Ten frames of 96x48 that grow brighter, with a red square at (60, 12)."""
+    frames = np.stack([np.full((48, 96, 3), 40 + 8 * i + seed, np.uint8) for i in range(10)])
+    frames[:, 12:32, 60:80] = (220, 20, 20)
+    media.write_video(path, frames, 12)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for i in range(3):
+        film(folder / f"uuid_{i}.0_{i + 1}.0.mp4", i)
+    return folder
+
+
+def parquet(path, rows):
+    ids, captions, pairs = zip(*rows, strict=True)
+    columns = {"video_id": ids, "video_caption": captions, "cross_pair": [json.dumps(p) for p in pairs]}
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def reference(vid, box, frame="0.5"):
+    return {"vid": vid, "frame_idx": frame, "bbox_loc": [box], "scores": 0.8}
+
+
+def test_phantom_data(clips, tmp_path):
+    scale = 768 / 96
+    square = [60 * scale, 12 * scale, 80 * scale, 32 * scale]
+    whole = {"red square": {"obj_from_tgt_video": [], "refer_result": [[reference("uuid_1.0_2.0", square)]]}}
+    beyond = {"red square": {"refer_result": [[reference("uuid_1.0_2.0", [700, 10, 860, 200])]]}}
+    gone = {"red square": {"refer_result": [[reference("uuid_9.0_9.5", square)]]}}
+    rows = [("uuid_0.0_1.0", "A red square.", whole), ("uuid_7.0_8.0", "x", whole)]
+    rows += [("uuid_2.0_3.0", "y", beyond), ("uuid_1.0_2.0", "z", gone), ("../uuid_0.0_1.0", "q", whole)]
+    left = []
+    (triplet,) = read_phantom_data(parquet(tmp_path / "a.parquet", rows), clips, RIGHTS, left.append)
+    sample = decode(triplet)
+    assert (triplet.caption, sample.video.shape) == ("A red square.", (10, 48, 96, 3))
+    assert triplet.references[0].pairing == "cross-pair"
+    assert sample.references[0].shape == (20, 20, 3)
+    assert np.abs(sample.references[0].astype(int) - (220, 20, 20)).max() < 40
+    assert triplet.references[0].rights == Rights("Koala-36M uuid_1.0_2.0", "research only")
+    said = " ".join(left)
+    for reason in ("uuid_7.0_8.0.mp4 is missing", "leaves the frame", "uuid_9.0_9.5.mp4 is missing", "outside the folder"):
+        assert reason in said
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="needed are video_id"):
+        list(read_phantom_data(tmp_path / "b.parquet", clips, RIGHTS, left.append))
+    (tmp_path / "c.parquet").write_bytes(b"no")
+    with pytest.raises(DataError, match="no Parquet"):
+        list(read_phantom_data(tmp_path / "c.parquet", clips, RIGHTS, left.append))
+
+
+def encode_mask(mask):
+    """COCO's compressed run lengths, the other way round."""
+    flat = mask.T.ravel().astype(int)
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *ends, len(flat)]).tolist()
+    runs = [0, *runs] if flat[0] else runs
+    text = ""
+    for i, run in enumerate(runs):
+        value, more = run - (runs[i - 2] if i > 2 else 0), True
+        while more:
+            bits = value & 31
+            value >>= 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr(bits + (32 if more else 0) + 48)
+    return {"size": list(mask.shape), "counts": text}
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1 << 30))
+def test_run_lengths_come_back(height, width, seed):
+    rng = np.random.default_rng(seed)
+    mask = np.kron(rng.random((-(-height // 5), -(-width // 5))) < 0.5, np.ones((5, 5)))[:height, :width] > 0
+    assert (decode_mask(encode_mask(mask)) == mask).all()
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(DataError, match="should have"):
+        decode_mask({"size": [3, 3], "counts": encode_mask(np.ones((2, 2), bool))["counts"]})
+
+
+def test_opens2v(clips, tmp_path):
+    mask = np.zeros((48, 90), bool)
+    mask[12:32, 56:76] = True
+    facts = {"path": "uuid_0.0_1.0.mp4", "cut": [2, 8], "crop": [4, 94, 0, 48], "cap": ["A square."], "aesthetic": 5.0}
+    boxes = [
+        {"class_name": "square", "bbox": [56, 12, 76, 32], "gme_score": 0.5},
+        {"class_name": "square", "bbox": [0, 0, 9, 9], "gme_score": 0.2},
+        {"class_name": "wall", "bbox": [0, 0, 30, 40], "gme_score": 0.3},
+    ]
+    shown = {"ann_frame_idx": 1, "annotations": boxes, "box_format": "xyxy"}
+    annotation = {"ann_frame_data": shown, "mask_annotation": {"1": {"1": encode_mask(mask)}}}
+    entries = {
+        "a": {"metadata": facts, "annotation": annotation},
+        "b": {"metadata": {**facts, "path": "gone.mp4"}, "annotation": {}},
+    }
+    entries["c"] = {"metadata": facts}
+    (tmp_path / "a.json").write_text(json.dumps(entries))
+    left = []
+    (triplet,) = read_opens2v(tmp_path / "a.json", clips, RIGHTS, left.append)
+    sample = decode(triplet)
+    assert sample.video.shape == (6, 48, 90, 3)
+    assert abs(float(sample.video[0, :, :50].mean()) - 56) < 3  # the third frame of the film
+    assert [r.subject for r in triplet.references] == ["square", "wall"]
+    assert np.abs(sample.references[0].astype(int) - (220, 20, 20)).max() < 40
+    assert media.Image.open(__import__("io").BytesIO(triplet.references[0].mask)).size == (20, 20)
+    assert triplet.scores == {"aesthetic": 5.0}
+    assert "gone.mp4 is missing" in left[0]
+    assert "annotation" in left[1]
+    (tmp_path / "b.json").write_text("[]")
+    with pytest.raises(DataError, match="no JSON object"):
+        list(read_opens2v(tmp_path / "b.json", clips, RIGHTS, left.append))
+
+
+def test_the_command_line_merges_what_is_there(clips, tmp_path, monkeypatch, capsys):
+    from phantom_s2v import cli
+
+    square = [480, 96, 640, 256]
+    rows = [("uuid_0.0_1.0", "A red square.", {"square": {"refer_result": [[reference("uuid_1.0_2.0", square)]]}})]
+    file = parquet(tmp_path / "a.parquet", [*rows, ("uuid_5.0_6.0", "x", {})])
+    out = tmp_path / "t.lance"
+    ask = ["phantom", "data", "import", str(file), "--out", str(out), "--published", "phantom-data"]
+    for more, code in ((["--clips", str(clips)], 3), ([], 2), (["--clips", str(tmp_path / "none")], 2)):
+        monkeypatch.setattr("sys.argv", [*ask, *more])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        assert done.value.code == code
+        said = capsys.readouterr()
+        if code == 3:
+            assert json.loads(said.out) == {"new": 1, "triplets": 1, "left_out": 1}
+            assert "uuid_5.0_6.0.mp4 is missing" in said.err
+    with pytest.raises(DataError, match="no folder"):
+        list(read_export(tmp_path / "nothing", print))
