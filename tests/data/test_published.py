@@ -113,11 +113,8 @@ def test_opens2v(clips, tmp_path):
     ]
     shown = {"ann_frame_idx": 1, "annotations": boxes, "box_format": "xyxy"}
     annotation = {"ann_frame_data": shown, "mask_annotation": {"1": {"1": encode_mask(mask)}}}
-    entries = {
-        "a": {"metadata": facts, "annotation": annotation},
-        "b": {"metadata": {**facts, "path": "gone.mp4"}, "annotation": {}},
-    }
-    entries["c"] = {"metadata": facts}
+    gone = {"metadata": {**facts, "path": "gone.mp4"}, "annotation": {}}
+    entries = {"a": {"metadata": facts, "annotation": annotation}, "b": gone, "c": {"metadata": facts}}
     (tmp_path / "a.json").write_text(json.dumps(entries))
     left = []
     (triplet,) = read_opens2v(tmp_path / "a.json", clips, RIGHTS, left.append)

@@ -57,6 +57,11 @@ def data_build(
         )
     named = {"captioner": captioner, "grounder": grounder, "segmenter": segmenter, "embedder": embedder}
     larger = {name: source_path(given) if given else None for name, given in named.items()}
+    for name, place in larger.items():
+        if place and not place.is_dir():
+            raise InputError(
+                f"{name} is {place}, which is no folder; give a model in transformers' layout, or OWNER/MODEL of a hub"
+            )
     settings = replace(settings, models=",".join(f"{name}={given}" for name, given in named.items() if given))
     make = partial(packaged_models, settings.detector != "scenedetect", settings.people, larger if settings.models else None)
     paths = list(probe.find(videos))

@@ -2,8 +2,8 @@
 
 Phantom-Data is a Parquet file: video_id, video_caption, and cross_pair, JSON of noun phrase -> obj_from_tgt_video and
 refer_result, where a reference is a frame (a share of its clip) of the clip vid, and a box on a canvas whose longer side is 768.
-Part of the boxes leave that canvas to the right, for a reason that is not published; they are passed over. Clips lie in a folder as
-VID.mp4.
+Part of the boxes leave that canvas to the right, for a reason that is not published; they are passed over. Clips lie in a folder
+as VID.mp4.
 
 OpenS2V-5M is JSON of name -> metadata (path, cut, crop, captions) and annotation (boxes and run-length masks in one frame of the
 cut clip): in-pair references. Of things of one name the one that fits its name best is kept.
