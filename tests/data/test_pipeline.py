@@ -365,6 +365,13 @@ def test_what_cannot_be_read_is_named_and_left_behind(films, tmp_path, monkeypat
     }  # fmt: skip
     for name, content in contents.items():
         (folder / name).write_bytes(content)
+    locked = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "01" * 16, "encryption_kid": "02" * 16}
+    with av.open(str(folder / "encrypted.mp4"), "w", options=locked) as out:
+        stream = out.add_stream("libx264", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for still in ramp(30):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(still, format="rgb24")))
+        out.mux(stream.encode())
     with av.open(str(folder / "sound.mp4"), "w") as sound:
         stream = sound.add_stream("aac", rate=48000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
@@ -373,17 +380,17 @@ def test_what_cannot_be_read_is_named_and_left_behind(films, tmp_path, monkeypat
         sound.mux(stream.encode())
     (folder / "loop").symlink_to(folder)
     found = {p.name: process(str(p), CONFIG, MODELS)[-1] for p in probe.find(folder)}
-    assert set(found) == {*contents, "sound.mp4"}
+    assert set(found) == {*contents, "sound.mp4", "encrypted.mp4"}
     assert found["un film à nous 映画.mp4"]["drop"] == ""
     assert found["empty.mp4"]["drop"] == "empty"
     assert found["sound.mp4"]["drop"] == "no video, only sound"
-    for name in ("text.mp4", "broken.mp4", "hole.mp4"):
+    for name in ("text.mp4", "broken.mp4", "hole.mp4", "encrypted.mp4"):
         assert "not a video" in found[name]["drop"] or "breaks off" in found[name]["drop"]
     summary = run(folder, tmp_path / "t.lance")
-    assert (summary.films, len(summary.left_behind)) == (6, 5)
+    assert (summary.films, len(summary.left_behind)) == (7, 6)
     assert summary.triplets > 0
     (folder / "un film à nous 映画.mp4").unlink()
-    with pytest.raises(DataError, match="none of 5 files"):
+    with pytest.raises(DataError, match="none of 6 files"):
         run(folder, tmp_path / "u.lance")
 
 
