@@ -51,6 +51,90 @@ def motion_fb(frames: np.ndarray) -> float:
     return float(abs(np.mean(flows, 0).mean()))
 
 
+def copy_paste(video: np.ndarray, reference: np.ndarray, frames: int = 10) -> float:
+    """How much of a reference picture stands in a video unchanged, with its pose, ground and crop: -1..1, 1 is a pasted picture.
+
+    The largest normalised cross-correlation of the picture, at 32 scales from 0.35 to 1 of the frame, over `frames` frames of
+    uint8 [F, H, W, 3]. A subject alone that was pasted onto another ground is not seen, nor one that was turned or mirrored; a
+    plain picture on a ground of the same colour is seen although nothing was pasted (ours; docs/method.md).
+    """
+    import cv2
+
+    height, width = video.shape[1:3]
+    chosen = video[np.unique(np.linspace(0, len(video) - 1, min(frames, len(video))).round().astype(int))]
+    best = -1.0
+    for scale in np.geomspace(0.35, 1.0, 32):
+        size = (max(8, round(scale * width)), max(8, round(scale * height)))
+        picture = cv2.resize(reference, size, interpolation=cv2.INTER_AREA)
+        for frame in chosen:
+            found = cv2.matchTemplate(np.ascontiguousarray(frame), picture, cv2.TM_CCOEFF_NORMED)
+            best = max(best, float(found[np.isfinite(found)].max(initial=-1.0)))
+    return best
+
+
+def reference_flash(video: np.ndarray, reference: np.ndarray) -> tuple[float, list[int]]:
+    """How far single frames rise above the others in likeness to the reference picture itself, 0..2, and which frames do.
+
+    Likeness is the correlation of whole frames, uint8 [F, H, W, 3], with the picture at their size; what half of the frames have
+    is the video's own. A video that shows the picture throughout has no flash, but copy_paste sees it.
+    """
+    import cv2
+
+    def flat(picture: np.ndarray) -> np.ndarray:
+        small = cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+        small -= small.mean()
+        return small / max(1e-6, float(np.linalg.norm(small)))
+
+    likeness = np.array([flat(frame) for frame in video]) @ flat(reference)
+    rise = likeness - np.median(likeness)
+    shown = likeness > 0.9
+    return float(np.where(shown, rise, 0).max()), np.flatnonzero(shown & (rise > 0.1)).tolist()
+
+
+def frozen(video: np.ndarray) -> float:
+    """Share of successive frames, uint8 [F, H, W, 3], that are the same but for compression (mean difference below 0.4 of 255).
+
+    0..1; 1 is a still picture. Slow motion of something small counts as none.
+    """
+    if len(video) < 2:
+        return 1.0
+    changes = np.abs(np.diff(video.astype(np.int16), axis=0)).mean((1, 2, 3))
+    return float((changes < 0.4).mean())
+
+
+def flicker(video: np.ndarray) -> float:
+    """Mean change of brightness from frame to frame that the next change takes back, in shares of the brightness; 0 and more.
+
+    From the luma of whole frames, uint8 [F, H, W, 3]. Flicker of a part of the picture is diluted; a cut counts once.
+    """
+    if len(video) < 3:
+        return 0.0
+    luma = video.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    level = luma.mean((1, 2))
+    steps = np.diff(level)
+    back = np.where(steps[1:] * steps[:-1] < 0, np.minimum(np.abs(steps[1:]), np.abs(steps[:-1])), 0)
+    return float(back.mean() / max(1.0, level.mean()))
+
+
+def smoothness(video: np.ndarray) -> float:
+    """How well each frame is foretold by its neighbours' mean, 0..1, 1 is smooth: 1 - mean error / 255, as VBench's in spirit.
+
+    Of uint8 [F, H, W, 3]. A still picture is perfectly smooth; fast motion of texture is not.
+    """
+    if len(video) < 3:
+        return 1.0
+    frames = video.astype(np.float32)
+    return float(1 - np.abs((frames[:-2] + frames[2:]) / 2 - frames[1:-1]).mean() / 255)
+
+
+def sharpness(video: np.ndarray) -> float:
+    """Median variance of the Laplacian of grey frames, uint8 [F, H, W, 3]; 0 and more. Noise counts as sharp."""
+    import cv2
+
+    chosen = video[np.unique(np.linspace(0, len(video) - 1, min(10, len(video))).round().astype(int))]
+    return float(np.median([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var() for f in chosen]))
+
+
 def psnr(video: np.ndarray, other: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Peak signal to noise ratio in dB, higher is nearer; within `mask` (bool, [F, H, W]) where given."""
     error = ((video.astype(float) - other.astype(float)) / 255) ** 2

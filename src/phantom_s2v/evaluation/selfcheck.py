@@ -1,0 +1,131 @@
+"""Does the evaluation see what it should? Clips with planted faults, and clean ones, composed of emoji."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from phantom_s2v.data.compose import MOTIONS, Cast, Clip, ClipSpec, Shot, compose
+from phantom_s2v.data.emoji import Sprites, Subject
+from phantom_s2v.data.looks import COLOURS, Ground, apply_look, random_ground, random_look
+from phantom_s2v.evaluation.metrics import bootstrap
+from phantom_s2v.evaluation.score import FAULTS, Thresholds, VideoScore, faults, score
+from phantom_s2v.evaluation.subjects import Embed
+
+NAMES = ("first subject", "second subject")
+PLACES, PAIR_SIZE, PAIR_REACH = (0.25, 0.75), 0.42, 0.035  # of two subjects, which stay apart; shares of the side
+FLICKER = 0.04  # share of the brightness
+FLASHED = 2  # frames
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A clip, the references and prompt that it is held against, and what is wrong with it ("" for nothing)."""
+
+    fault: str
+    video: np.ndarray
+    references: tuple[np.ndarray, ...]
+    prompt: str
+
+
+def planted(fault: str, number: int, sprites: Sprites, seed: int = 0) -> Planted:
+    """Clip `number` with a fault; two subjects where the fault needs two, else one or two."""
+    rng = np.random.default_rng([seed, 11, (*FAULTS, "").index(fault), number])
+    moving = [s for s in sprites.subjects if s.animated]
+    two = fault in ("missing", "swapped") or (fault != "doubled" and bool(number % 2))
+    subjects = [moving[i] for i in rng.choice(len(moving), 3, replace=False)]
+    casts = tuple(_cast(rng, subjects[i], i, two) for i in range(1 + two))
+    shot = Shot(in_pair=True) if fault == "pasted" else Shot()
+    spec = ClipSpec(casts, tuple((shot,) for _ in casts), _ground(rng, list(casts), sprites), False)
+    clip = compose(spec, sprites)
+    video = _broken(fault, rng, spec, clip, subjects[2], sprites)
+    asked = _asked(casts) if two else "The subject moves."
+    return Planted(fault, video, clip.references, asked)
+
+
+def _cast(rng: np.random.Generator, subject: Subject, place: int, two: bool) -> Cast:
+    centre = (0.5, PLACES[place]) if two else (0.5, 0.5)
+    size = PAIR_SIZE if two else float(rng.uniform(0.5, 0.7))
+    motion = str(rng.choice([m for m in MOTIONS if m not in ("still", "grow")]))
+    return Cast(subject, random_look(rng), size, centre, PAIR_REACH if two else 0.14, motion, int(rng.integers(36)))
+
+
+def _ground(rng: np.random.Generator, casts: list[Cast], sprites: Sprites) -> Ground:
+    """Of eight grounds the one whose colours are farthest from the subjects'. Never white, as references are: white on white is
+    pasted and not pasted at once.
+    """
+    shades = [_mean_colour(cast, sprites) for cast in casts]
+
+    def distance(ground: Ground) -> float:
+        names = {ground.colour} if ground.kind == "plain" else {ground.colour, ground.second}
+        apart = [float(np.abs(np.array(COLOURS[name]) - shade).max()) for name in names for shade in shades]
+        return min(apart) if "white" not in names else 0.0
+
+    return max((random_ground(rng) for _ in range(8)), key=distance)
+
+
+def _mean_colour(cast: Cast, sprites: Sprites) -> np.ndarray:
+    """Mean colour of a subject in its look, 0..255."""
+    still = apply_look(sprites.still(cast.subject).astype(np.float32) / 255, cast.look)
+    return still[..., :3].sum((0, 1)) / max(1.0, float(still[..., 3].sum())) * 255
+
+
+def _asked(casts: tuple[Cast, ...]) -> str:
+    return (
+        f"The first subject at the left {MOTIONS[casts[0].motion]}, the second subject at the right {MOTIONS[casts[1].motion]}."
+    )
+
+
+def _broken(fault: str, rng: np.random.Generator, spec: ClipSpec, clip: Clip, stranger: Subject, sprites: Sprites) -> np.ndarray:
+    """The video with its fault."""
+    casts, video = spec.casts, clip.video
+    if fault == "other subject":
+        other = (replace(casts[0], subject=stranger, look=random_look(rng)), *casts[1:])
+        return compose(replace(spec, casts=other), sprites).video
+    if fault == "missing":
+        return compose(replace(spec, casts=casts[:1], shots=((),)), sprites).video
+    if fault == "swapped":
+        changed = tuple(replace(cast, centre=other.centre) for cast, other in zip(casts, casts[::-1], strict=True))
+        return compose(replace(spec, casts=changed), sprites).video
+    if fault == "doubled":
+        twice = tuple(replace(casts[0], size=PAIR_SIZE, centre=(0.5, x), reach=PAIR_REACH) for x in PLACES)
+        return compose(replace(spec, casts=twice, shots=((), ())), sprites).video
+    if fault == "flashed":
+        video, start = video.copy(), int(rng.integers(2, len(video) - FLASHED - 2))
+        video[start : start + FLASHED] = clip.references[0]
+    if fault == "frozen":
+        return np.repeat(video[:1], len(video), 0)
+    if fault == "flicker":
+        gain = 1 + FLICKER * (-1.0) ** np.arange(len(video))[:, None, None, None]
+        return np.clip(video * gain, 0, 255).astype(np.uint8)
+    return video
+
+
+def run(
+    sprites: Sprites, embed: Embed, each: int, clean: int, report: Callable[[int, int], None]
+) -> list[tuple[str, VideoScore]]:
+    """(fault, score) of `each` clips with every fault, and of `clean` ones without."""
+    todo = [(fault, n) for fault in FAULTS for n in range(each)] + [("", n) for n in range(clean)]
+    found = []
+    for number, (fault, n) in enumerate(todo, 1):
+        made = planted(fault, n, sprites)
+        found.append((fault, score(made.video, made.references, NAMES[: len(made.references)], made.prompt, embed)))
+        report(number, len(todo))
+    return found
+
+
+def table(found: list[tuple[str, VideoScore]], limits: Thresholds) -> dict[str, dict[str, list[float]]]:
+    """Fault -> detection and false alarm, each a share with its 95% interval."""
+    rows = {}
+    for fault in FAULTS:
+        hits = list(_told(found, fault, fault, limits))
+        alarms = list(_told(found, "", fault, limits))
+        rows[fault] = {
+            "detection": [round(v, 4) for v in bootstrap(hits)],
+            "false_alarm": [round(v, 4) for v in bootstrap(alarms)],
+        }
+    return rows
+
+
+def _told(found: list[tuple[str, VideoScore]], planted_fault: str, told: str, limits: Thresholds) -> Iterator[float]:
+    return (float(told in faults(each, limits)) for fault, each in found if fault == planted_fault)

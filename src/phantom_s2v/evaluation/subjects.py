@@ -1,0 +1,105 @@
+"""Which reference is where: regions of frames, their likeness to the references, and what follows for each subject."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from phantom_s2v.data.pipeline.config import Detection
+from phantom_s2v.data.pipeline.objects import detect_objects
+from phantom_s2v.data.pipeline.subjects import cutout
+
+FRAMES = 10  # looked at, evenly spaced (facts 5.1)
+SMALLEST = 0.012  # share of a frame
+Embed = Callable[[list[np.ndarray]], np.ndarray]  # pictures -> unit vectors [n, d]
+SIDES = ("left", "right", "top", "bottom")
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What one frame shows: regions with their centres (x, y) in shares, cutouts, and likeness [regions, references]."""
+
+    frame: int
+    centres: np.ndarray
+    cutouts: list[np.ndarray]
+    likeness: np.ndarray
+    given: dict[int, int]  # reference -> the region that is most likely its own
+
+
+def look(video: np.ndarray, references: Sequence[np.ndarray], embed: Embed, count: int = FRAMES) -> list[Sighting]:
+    """Sightings in `count` frames of uint8 [F, H, W, 3]; `references` are pictures, cut out in the same way."""
+    frames = np.unique(np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)).tolist()
+    found = [_large(each) for each in detect_objects([video[i] for i in frames], [])]
+    cut = [[cutout(video[i], d) for d in each] for i, each in zip(frames, found, strict=True)]
+    known = embed([cut_reference(r) for r in references]) if references else np.zeros((0, 1))
+    flat = [c for each in cut for c in each]
+    vectors = embed(flat) if flat and references else np.zeros((len(flat), known.shape[1]))
+    sightings, start = [], 0
+    for frame, each, cuts in zip(frames, found, cut, strict=True):
+        likeness = vectors[start : start + len(cuts)] @ known.T
+        start += len(cuts)
+        rows, columns = linear_sum_assignment(-likeness)
+        given = {int(c): int(r) for r, c in zip(rows, columns, strict=True)}
+        sightings.append(Sighting(frame, _centres(each, video.shape), cuts, likeness, given))
+    return sightings
+
+
+def cut_reference(picture: np.ndarray) -> np.ndarray:
+    """A reference as regions of frames are: its largest object on white, or the whole picture where none stands out."""
+    found = _large(detect_objects([picture], [])[0])
+    return cutout(picture, max(found, key=lambda d: d.score)) if found else picture
+
+
+def _large(found: list[Detection]) -> list[Detection]:
+    return [d for d in found if d.mask.mean() >= SMALLEST]
+
+
+def _centres(found: list[Detection], shape: tuple[int, ...]) -> np.ndarray:
+    boxes = np.array([d.box for d in found], float).reshape(-1, 4)
+    return (boxes[:, :2] + boxes[:, 2:]) / 2 / [shape[2], shape[1]]
+
+
+def likeness_over_time(sightings: list[Sighting], reference: int) -> np.ndarray:
+    """Likeness of a reference's region in every frame looked at, -1..1; -1 where it has none."""
+    return np.array([s.likeness[s.given[reference], reference] if reference in s.given else -1.0 for s in sightings])
+
+
+def doubled(sightings: list[Sighting], reference: int, least: float) -> float:
+    """Share of frames in which a second region is as like a reference as `least`, and liker than to any other."""
+    hits = []
+    for s in sightings:
+        own = s.given.get(reference)
+        others = [i for i in range(len(s.likeness)) if i != own and i not in s.given.values()]
+        hits.append(any(s.likeness[i, reference] >= least and s.likeness[i].argmax() == reference for i in others))
+    return float(np.mean(hits)) if hits else 0.0
+
+
+def places_asked(prompt: str, names: Sequence[str]) -> list[str]:
+    """Side that a prompt gives each subject, "" where none: from the clause that names it, or calls it first, second and so on.
+
+    >>> places_asked("The red fox at the left runs, the second subject at the right sits.", ["red fox", "owl"])
+    ['left', 'right']
+    """
+    clauses = re.split(r"[,;.]|\band\b", prompt.lower())
+    found = []
+    for name, ordinal in zip(names, ("first", "second", "third", "fourth"), strict=False):
+        own = next((c for c in clauses if name.lower() in c), "") or next((c for c in clauses if f"{ordinal} " in c), "")
+        found.append(next((side for side in SIDES if re.search(rf"\b(?:at|on|in) the {side}\b", own)), ""))
+    return found
+
+
+def misplaced(sightings: list[Sighting], places: Sequence[str], least: float) -> float:
+    """Share of frames in which two subjects that are there stand on each other's side: mixed up."""
+    axis = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
+    asked = [(i, axis[place]) for i, place in enumerate(places) if place]
+    wrong = []
+    for s in sightings:
+        here = [(i, a, sign) for i, (a, sign) in asked if i in s.given and s.likeness[s.given[i], i] >= least]
+        for i, a, sign in here:
+            for j, b, other in here:
+                if i < j and a == b and sign != other:
+                    distance = s.centres[s.given[i]][a] - s.centres[s.given[j]][a]
+                    wrong.append(distance * sign < 0)
+    return float(np.mean(wrong)) if wrong else 0.0
