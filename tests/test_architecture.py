@@ -26,7 +26,7 @@ RULES = {
     "jobs": LOW | {"model", "generate", "request"},
     "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets", "request"},
     "data": LOW | {"data"},
-    "backends": LOW | {"data", "model", "presets"},
+    "backends": LOW | {"data", "evaluation", "model", "presets"},
     "training": {"errors", "geometry", "flow", "model", "conditioning", "data", "training"},
     "evaluation": LOW | {"data", "generate", "model", "request", "evaluation"},
     "presets": {"errors", "geometry", "model", "sampling", "training"},

@@ -14,6 +14,7 @@ from torch import nn
 from phantom_s2v.data.pipeline.config import Detection, Models
 from phantom_s2v.data.pipeline.objects import box_of, detect_objects
 from phantom_s2v.data.pipeline.subjects import iou
+from phantom_s2v.evaluation.judge import Judge
 from phantom_s2v.media import letterbox
 from phantom_s2v.model import people
 from phantom_s2v.model.autoencoder import AutoencoderKLWan, encode, to_pixels
@@ -74,6 +75,12 @@ def detect_phrases(
     return [
         [Detection(box, mask(still, box), phrase, score) for box, phrase, score in grounder(still, phrases)] for still in stills
     ]
+
+
+FEATURES: dict[str, Callable[[], Callable[[list[np.ndarray]], np.ndarray]]] = {
+    "efficientnet-lite0": lambda: Judge().features,
+    "phantom-mini": lambda: embed_mini,
+}
 
 
 def detect_people_too(stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 
 from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.subjects import Embed, Sighting, doubled, likeness_over_time, look, misplaced, places_asked
 
+WORKING_SIDE = 128  # pixels a side of what all but subjects, sharpness and flow are measured on
 FAULTS = ("other subject", "missing", "doubled", "swapped", "pasted", "flashed", "frozen", "flicker")
 
 
@@ -27,6 +29,9 @@ class Thresholds:
     flicker: float = 0.006
 
 
+LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(likeness=0.57, there=0.55)}
+
+
 @dataclass(frozen=True)
 class SubjectScore:
     """One reference in a video."""
@@ -35,6 +40,9 @@ class SubjectScore:
     likeness: float  # mean over the frames looked at, -1..1; nan where it was never seen
     lowest: float
     lowest_frame: int
+    whole: float  # the same of whole frames and the whole picture
+    whole_lowest: float
+    whole_lowest_frame: int
     seen: float  # share of frames that have a region for it
     doubled: float  # share of frames with a second one
     copy_paste: float
@@ -62,27 +70,57 @@ class VideoScore:
         return float(np.mean([s.likeness for s in self.subjects])) if self.subjects else float("nan")
 
 
-def score(video: np.ndarray, references: Sequence[np.ndarray], names: Sequence[str], prompt: str, embed: Embed) -> VideoScore:
+def score(
+    video: np.ndarray,
+    references: Sequence[np.ndarray],
+    names: Sequence[str],
+    prompt: str,
+    embed: Embed,
+    limits: Thresholds,
+) -> VideoScore:
     """Scores of uint8 [F, H, W, 3] against reference pictures, each another subject, with what the prompt calls them.
 
-    `embed` says how alike pictures are; scores of different embedders are not comparable.
+    `embed` says how alike pictures are, `limits` from when on a subject is there by it; scores of different embedders are not
+    comparable.
     """
     seen = look(video, references, embed)
     asked = places_asked(prompt, names)
-    named = enumerate(zip(references, names, strict=True))
+    small = shrunk(video)
+    frames = embed([video[s.frame] for s in seen]) if references else np.zeros((0, 1))
+    subjects = [
+        _subject(small, picture, name, seen, i, limits.there, frames @ embed([picture])[0])
+        for i, (picture, name) in enumerate(zip(references, names, strict=True))
+    ]
     return VideoScore(
-        subjects=[_subject(video, picture, name, seen, i) for i, (picture, name) in named],
-        swapped=misplaced(seen, asked, Thresholds().there),
+        subjects=subjects,
+        swapped=misplaced(seen, asked, limits.there),
         motion_fb=metrics.motion_fb(video) if len(video) > 1 else float("nan"),
-        frozen=metrics.frozen(video),
-        flicker=metrics.flicker(video),
-        smoothness=metrics.smoothness(video),
+        frozen=metrics.frozen(small),
+        flicker=metrics.flicker(small),
+        smoothness=metrics.smoothness(small),
         sharpness=metrics.sharpness(video),
         frames_looked_at=[s.frame for s in seen],
     )
 
 
-def _subject(video: np.ndarray, picture: np.ndarray, name: str, seen: list[Sighting], index: int) -> SubjectScore:
+def shrunk(video: np.ndarray, side: int = WORKING_SIDE) -> np.ndarray:
+    """A video, uint8 [F, H, W, 3], with at most `side` pixels on its shorter side."""
+    scale = side / min(video.shape[1:3])
+    if scale >= 1:
+        return video
+    size = (round(video.shape[2] * scale), round(video.shape[1] * scale))
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in video])
+
+
+def _subject(
+    video: np.ndarray,
+    picture: np.ndarray,
+    name: str,
+    seen: list[Sighting],
+    index: int,
+    least: float,
+    whole: np.ndarray,
+) -> SubjectScore:
     over_time = likeness_over_time(seen, index)
     there = np.array([index in s.given for s in seen])
     values = over_time[there]
@@ -93,8 +131,11 @@ def _subject(video: np.ndarray, picture: np.ndarray, name: str, seen: list[Sight
         likeness=float(values.mean()) if there.any() else float("nan"),
         lowest=float(values.min()) if there.any() else float("nan"),
         lowest_frame=seen[worst].frame,
+        whole=float(whole.mean()),
+        whole_lowest=float(whole.min()),
+        whole_lowest_frame=seen[int(whole.argmin())].frame,
         seen=float(there.mean()),
-        doubled=doubled(seen, index, Thresholds().there),
+        doubled=doubled(seen, index, least),
         copy_paste=metrics.copy_paste(video, picture),
         flash=flash,
         flash_frames=frames,

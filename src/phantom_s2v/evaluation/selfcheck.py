@@ -102,14 +102,14 @@ def _broken(fault: str, rng: np.random.Generator, spec: ClipSpec, clip: Clip, st
 
 
 def run(
-    sprites: Sprites, embed: Embed, each: int, clean: int, report: Callable[[int, int], None]
+    sprites: Sprites, embed: Embed, limits: Thresholds, each: int, clean: int, report: Callable[[int, int], None]
 ) -> list[tuple[str, VideoScore]]:
     """(fault, score) of `each` clips with every fault, and of `clean` ones without."""
     todo = [(fault, n) for fault in FAULTS for n in range(each)] + [("", n) for n in range(clean)]
     found = []
     for number, (fault, n) in enumerate(todo, 1):
         made = planted(fault, n, sprites)
-        found.append((fault, score(made.video, made.references, NAMES[: len(made.references)], made.prompt, embed)))
+        found.append((fault, score(made.video, made.references, NAMES[: len(made.references)], made.prompt, embed, limits)))
         report(number, len(todo))
     return found
 

@@ -1,0 +1,259 @@
+"""The score of a video: metrics on what is known, planted faults, KPIs, and the command as a user calls it."""
+
+import doctest
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from phantom_s2v import cli, media
+from phantom_s2v.backends import embed_mini
+from phantom_s2v.data.heldout import held_out
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation import metrics, selfcheck, subjects
+from phantom_s2v.evaluation.kpi import judge, read_kpis
+from phantom_s2v.evaluation.run import parse_crop
+from phantom_s2v.evaluation.score import FAULTS, LIMITS, Thresholds, faults, score, shrunk
+
+LIMIT = LIMITS["phantom-mini"]
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (*shape, 3)).astype(np.uint8)
+
+
+# Metrics
+
+
+def test_a_picture_that_stands_in_a_frame_is_pasted():
+    video = np.stack([noise(96, 96, seed=i) for i in range(12)])
+    picture = np.kron(noise(6, 6, seed=99), np.ones((8, 8, 1))).astype(np.uint8)
+    assert metrics.copy_paste(video, picture) < 0.5
+    video[6, 20:68, 30:78] = picture
+    found = metrics.copy_paste(video, picture, frames=12)
+    assert found > 0.9
+    whole = np.repeat(picture[None], 12, 0)
+    assert metrics.copy_paste(whole, picture) == pytest.approx(1, abs=1e-4)
+
+
+def test_two_flashed_frames_are_named_and_a_steady_picture_is_no_flash():
+    picture = np.kron(noise(8, 8, seed=1), np.ones((8, 8, 1))).astype(np.uint8)
+    video = np.stack([np.kron(noise(8, 8, seed=50), np.ones((8, 8, 1))).astype(np.uint8)] * 20)
+    assert metrics.reference_flash(video, picture) == (0.0, [])
+    video[7:9] = picture
+    rise, frames = metrics.reference_flash(video, picture)
+    assert frames == [7, 8]
+    assert rise > 0.5
+    assert metrics.reference_flash(np.repeat(picture[None], 20, 0), picture)[1] == []
+
+
+def test_frozen_flicker_and_smoothness_on_what_is_known():
+    still = np.repeat(noise(40, 40)[None], 10, 0)
+    assert (metrics.frozen(still), metrics.flicker(still), metrics.smoothness(still)) == (1.0, 0.0, 1.0)
+    assert metrics.frozen(still[:1]) == 1.0
+    moving = np.stack([np.roll(still[0], 2 * i, 1) for i in range(10)])
+    assert metrics.frozen(moving) == 0.0
+    grey = np.full((10, 8, 8, 3), 100, np.uint8)
+    grey[1::2] = 110
+    assert metrics.flicker(grey) == pytest.approx(10 / 105, rel=0.01)
+    rising = np.stack([np.full((8, 8, 3), 20 * i, np.uint8) for i in range(10)])
+    assert (metrics.flicker(rising), metrics.smoothness(rising)) == (0.0, 1.0)
+    assert metrics.smoothness(grey) == pytest.approx(1 - 10 / 255, rel=1e-4)
+
+
+def test_sharpness_falls_with_blur():
+    import cv2
+
+    video = np.stack([noise(64, 64, seed=i) for i in range(3)])
+    soft = np.stack([cv2.GaussianBlur(frame, (0, 0), 2) for frame in video])
+    assert metrics.sharpness(soft) < 0.1 * metrics.sharpness(video)
+
+
+# Subjects
+
+
+def square(colour, at, video):
+    for frame in video:
+        frame[at[0] : at[0] + 24, at[1] : at[1] + 24] = colour
+
+
+def by_colour(pictures):
+    """Unit vectors: mean colour of what is not white, about its mean."""
+    means = np.stack([np.concatenate([p[(p < 250).any(-1)], [[0, 0, 0]]]).mean(0) for p in pictures])
+    means -= means.mean(1, keepdims=True)
+    return means / np.maximum(1e-6, np.linalg.norm(means, axis=1, keepdims=True))
+
+
+RED, BLUE, GREEN = (210, 40, 40), (40, 40, 210), (40, 190, 40)
+
+
+def scene(*placed):
+    video = np.full((12, 96, 128, 3), 255, np.uint8)
+    for colour, at in placed:
+        square(colour, at, video)
+    return video
+
+
+REFERENCES = [scene((RED, (30, 40)))[0], scene((BLUE, (30, 40)))[0]]
+NAMES = ["red square", "blue square"]
+ASKED = "The red square at the left waits, and the blue square at the right waits."
+
+
+def found_in(video, count=2):
+    limits = Thresholds(likeness=0.5, there=0.5, frozen=2.0)
+    return faults(score(video, REFERENCES[:count], NAMES[:count], ASKED, by_colour, limits), limits)
+
+
+def test_found_missing_other_doubled_and_swapped():
+    left, right, top = (36, 20), (36, 84), (4, 52)
+    assert found_in(scene((RED, left), (BLUE, right))) == {}
+    assert found_in(scene((RED, left))) == {"missing": ["blue square"]}
+    assert found_in(scene((RED, left), (GREEN, right))) == {"other subject": ["blue square"]}
+    assert found_in(scene((RED, left), (BLUE, right), (BLUE, top))) == {"doubled": ["blue square"]}
+    assert found_in(scene((RED, right), (BLUE, left))) == {"swapped": [""]}
+    assert found_in(scene((RED, left), (RED, right)), count=1) == {"doubled": ["red square"]}
+
+
+def test_the_lowest_frame_is_named():
+    video = scene((RED, (36, 20)))
+    square(GREEN, (36, 20), video[5:6])
+    found = score(video, REFERENCES[:1], NAMES[:1], "", by_colour, Thresholds())
+    assert found.subjects[0].lowest_frame == 5
+    assert found.subjects[0].lowest < 0.6 < found.subjects[0].likeness
+
+
+def test_a_video_is_fully_like_itself():
+    clip = selfcheck.planted("", 0, held_out())
+    itself = score(clip.video, [clip.video[0]], ["it"], "", embed_mini, LIMIT)
+    assert itself.subjects[0].over_time[0] == pytest.approx(1, abs=1e-4)
+    assert itself.subjects[0].copy_paste == pytest.approx(1, abs=1e-4)
+
+
+def test_an_empty_video_finds_nothing_and_says_so():
+    found = score(np.full((8, 64, 64, 3), 200, np.uint8), REFERENCES[:1], ["red"], "", by_colour, Thresholds())
+    assert np.isnan(found.subjects[0].likeness)
+    assert set(faults(found, Thresholds())) == {"missing", "frozen"}
+
+
+def test_places_in_prompts():
+    assert doctest.testmod(subjects).failed == 0
+    assert subjects.places_asked("Two squares play.", NAMES) == ["", ""]
+
+
+def test_small_videos_stay_as_they_are():
+    video = noise(4, 100, 200)
+    assert shrunk(video) is video
+    assert shrunk(noise(2, 256, 512)).shape == (2, 128, 256, 3)
+
+
+# Planted faults
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_seen(fault):
+    hits = 0
+    for number in range(4):
+        made = selfcheck.planted(fault, number, held_out())
+        names = selfcheck.NAMES[: len(made.references)]
+        hits += fault in faults(score(made.video, made.references, names, made.prompt, embed_mini, LIMIT), LIMIT)
+    assert hits >= 3
+
+
+def test_a_planted_clip_follows_from_its_number():
+    one, again, other = (selfcheck.planted("flashed", n, held_out()) for n in (3, 3, 4))
+    assert (one.video == again.video).all()
+    assert one.video.shape != other.video.shape or (one.video != other.video).any()
+
+
+# KPIs and the command
+
+
+def test_kpis_are_judged_by_the_worst_subject(tmp_path):
+    file = tmp_path / "kpi.toml"
+    file.write_text('[likeness]\nleast = 0.8\nreason = "ours"\n[flicker]\nmost = 0.5\nreason = "eyes"\n')
+    found = score(scene((RED, (36, 20)), (GREEN, (36, 84))), REFERENCES, NAMES, "", by_colour, Thresholds())
+    verdicts = {v.kpi.metric: v for v in judge(found, read_kpis(file))}
+    assert verdicts["likeness"].met is False
+    assert verdicts["likeness"].value == min(s.likeness for s in found.subjects)
+    assert verdicts["flicker"].met is True
+    blind = replace(found, subjects=[])
+    assert {v.kpi.metric: v.met for v in judge(blind, read_kpis(file))} == {"likeness": None, "flicker": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no KPI"),
+        ("= 1", "no TOML"),
+        ('[beauty]\nleast=1\nreason="x"', "names beauty"),
+        ("[likeness]\nleast=1", "gives no reason"),
+        ('[likeness]\nreason="x"', "legal are numbers"),
+        ('[likeness]\nleast="much"\nreason="x"', "legal are numbers"),
+    ],
+)
+def test_a_bad_kpi_file_is_one_sentence(tmp_path, text, said):
+    (tmp_path / "k.toml").write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_kpis(tmp_path / "k.toml")
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "0,0,0,1", "a,b,c,d", "0,0,2,1"])
+def test_a_bad_crop_is_refused(text):
+    with pytest.raises(InputError, match="crop is"):
+        parse_crop(text)
+
+
+@pytest.fixture
+def phantom(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["phantom", "evaluate", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as done:
+            code = done.code
+        return code, capsys.readouterr()
+
+    return call
+
+
+def test_score_as_a_user_calls_it(phantom, tmp_path):
+    clip = selfcheck.planted("", 0, held_out())
+    folder = tmp_path / "動画"
+    folder.mkdir()
+    media.write_video(folder / "good 1.mp4", clip.video, 12)
+    media.write_video(folder / "frozen.mp4", np.repeat(clip.video[:1], 20, 0), 12)
+    Image.fromarray(clip.references[0]).save(tmp_path / "ref.png")
+    ask = ("--reference", f"toy={tmp_path / 'ref.png'}", "--features", "phantom-mini")
+    code, said = phantom("score", folder, *ask, "--out", tmp_path / "page.html")
+    assert code == 0
+    facts = json.loads(said.out.splitlines()[-1])
+    assert (facts["videos"], facts["with_faults"], facts["features"]) == (2, 1, "phantom-mini")
+    assert "good 1.mp4: no fault" in said.out
+    rows = {row["video"]: row for row in map(json.loads, (tmp_path / "page.jsonl").read_text().splitlines())}
+    assert rows["frozen.mp4"]["faults"] == {"frozen": [""]}
+    page = (tmp_path / "page.html").read_text()
+    assert page.index("frozen.mp4") < page.index("good 1.mp4")  # the worst first
+    assert "not measured" in page
+    assert "http" not in re.sub(r'data:image/[^"]+', "", page)
+    kpi = tmp_path / "kpi.toml"
+    kpi.write_text('[frozen]\nmost = 0.5\nreason = "it has to move"\n')
+    assert phantom("score", folder, *ask, "--kpi", kpi)[0] == 1
+    (folder / "broken.mp4").write_bytes(b"no film")
+    code, said = phantom("score", folder, *ask, "--out", tmp_path / "page.html")
+    assert code == 3
+    assert "broken.mp4: not measured" in said.out
+    assert phantom("score", tmp_path / "none", *ask)[0] == 2
+    assert phantom("score", folder / "broken.mp4", *ask)[0] == 2
+    assert phantom("score", folder, "--features", "eye")[0] == 2
+    assert phantom("score", folder, "--reference", tmp_path / "no.png")[0] == 2
+
+
+def test_the_self_check_prints_a_rate_for_each_fault(phantom):
+    code, said = phantom("self-check", "--each", "1", "--clean", "1")
+    assert code == 0
+    assert set(json.loads(said.out.splitlines()[-1])) == set(FAULTS)
+    assert phantom("self-check", "--each", "0")[0] == 2
