@@ -56,14 +56,17 @@ def with_larger(
     if embedder:
         models = replace(models, embed=Embedder(embedder))
     if grounder:
-        models = replace(models, detect=partial(detect_phrases, Grounder(grounder), segmenter))
+        models = replace(models, detect=partial(detect_phrases, Grounder(grounder), segmenter, talker))
     return models
 
 
 def detect_phrases(
-    grounder: Grounder, segmenter: Path | None, stills: list[np.ndarray], phrases: list[str]
+    grounder: Grounder, segmenter: Path | None, talker: Talker | None, stills: list[np.ndarray], phrases: list[str]
 ) -> list[list[Detection]]:
-    """A detection for every phrase that names one place, with SAM2's mask of its box, or the whole box without SAM2."""
+    """A detection for every phrase that names one place, with SAM2's mask of its box, or the whole box without SAM2.
+
+    Where there is a `talker`, it says which things carry their mark whole: those are paired with other films as well.
+    """
 
     def mask(still: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
         left, top, right, bottom = box
@@ -72,8 +75,15 @@ def detect_phrases(
         whole[top:bottom, left:right] = subject_mask(segmenter, part) if segmenter else True
         return whole
 
+    def marked(still: np.ndarray, box: tuple[int, int, int, int]) -> bool:
+        return talker is not None and talker.marked(still[box[1] : box[3], box[0] : box[2]])
+
     return [
-        [Detection(box, mask(still, box), phrase, score) for box, phrase, score in grounder(still, phrases)] for still in stills
+        [
+            Detection(box, mask(still, box), phrase, score, marked=marked(still, box))
+            for box, phrase, score in grounder(still, phrases)
+        ]
+        for still in stills
     ]
 
 

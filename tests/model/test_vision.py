@@ -73,7 +73,9 @@ def test_phrases_that_fit_one_place_get_a_box(owl, monkeypatch):
     assert len({phrase for _, phrase, _ in best}) == len(best) >= 1
     assert all(0 <= b[0] < b[2] <= 60 and 0 <= b[1] < b[3] <= 40 for b, _, _ in best)
     assert every(PICTURES[0], []) == []
-    found = detect_phrases(every, None, PICTURES[:1], phrases)[0]
+    found = detect_phrases(every, None, talker("Yes."), PICTURES[:1], phrases)[0]
+    assert all(d.marked for d in found)
+    assert not any(d.marked for d in detect_phrases(every, None, None, PICTURES[:1], phrases)[0])
     for detection, (box, phrase, _) in zip(found, best, strict=True):
         assert (detection.box, detection.name) == (box, phrase)
         assert detection.mask.sum() == (box[2] - box[0]) * (box[3] - box[1])

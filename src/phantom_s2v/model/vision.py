@@ -23,6 +23,10 @@ SAME = (
     "Do these two pictures show the very same subject (for a product its colour, packaging and text, for a person the face and, "
     "where it shows, the clothing), and in different surroundings? Answer yes or no."
 )
+MARKED = (
+    "Does this picture show a manufactured thing with its brand's logo or lettering, whole and readable, so that the same "
+    "product could be recognised elsewhere? Answer yes or no."
+)
 ANSWER = 128  # tokens
 ONE_PLACE = 0.5  # IoU from which on two boxes of a phrase are one place
 
@@ -113,6 +117,10 @@ class Talker:
         """The subjects of a caption."""
         lines = (line.strip(" -*\t.0123456789") for line in self.ask([], PHRASES + caption).splitlines())
         return list(dict.fromkeys(line for line in lines if line))
+
+    def marked(self, picture: np.ndarray) -> bool:
+        """Whether a thing carries its mark whole, and so is the same wherever it shows (facts 4.2)."""
+        return self.ask([picture], MARKED).lower().startswith("yes")
 
     def same(self, one: np.ndarray, other: np.ndarray) -> bool:
         """Whether two pictures show one subject in different places."""
