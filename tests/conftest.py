@@ -52,3 +52,20 @@ def picture(tmp_path) -> Path:
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(path)
     return path
+
+
+@pytest.fixture
+def call_phantom(monkeypatch, capsys):
+    """The command line in this process: arguments -> (exit code, what was printed)."""
+    from phantom_s2v import cli
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["phantom", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as done:
+            code = done.code
+        return code, capsys.readouterr()
+
+    return call

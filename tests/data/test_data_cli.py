@@ -2,25 +2,16 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 
-from phantom_s2v import cli
 from phantom_s2v.data.triplets import TripletStore
 
 
 @pytest.fixture
-def phantom(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["phantom", "data", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as done:
-            code = done.code
-        return code, capsys.readouterr()
-
-    return call
+def phantom(call_phantom):
+    return partial(call_phantom, "data")
 
 
 def test_films_are_made_checked_and_built_again(phantom, tmp_path):

@@ -4,12 +4,13 @@ import doctest
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from phantom_s2v import cli, media
+from phantom_s2v import media
 from phantom_s2v.backends import embed_mini
 from phantom_s2v.data.heldout import held_out
 from phantom_s2v.errors import InputError
@@ -207,17 +208,8 @@ def test_a_bad_crop_is_refused(text):
 
 
 @pytest.fixture
-def phantom(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["phantom", "evaluate", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as done:
-            code = done.code
-        return code, capsys.readouterr()
-
-    return call
+def phantom(call_phantom):
+    return partial(call_phantom, "evaluate")
 
 
 def test_score_as_a_user_calls_it(phantom, tmp_path):

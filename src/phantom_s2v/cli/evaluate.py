@@ -65,18 +65,15 @@ def evaluate_score(
     """
     from phantom_s2v.backends import FEATURES
     from phantom_s2v.evaluation.kpi import read_kpis
-    from phantom_s2v.evaluation.run import parse_crop, read_references, score_all
+    from phantom_s2v.evaluation.run import Asked, parse_crop, read_references, score_all
 
     if features not in FEATURES:
         raise InputError(f"features is {features!r}; it can be {' or '.join(FEATURES)}")
     kpis, box = read_kpis(kpi) if kpi else [], parse_crop(crop)
-    pictures = read_references(reference or [])
-    embed = FEATURES[features]()
+    asked = Asked(read_references(reference or []), prompt, features, FEATURES[features](), box, kpis)
     with progress() as bar:
         task = bar.add_task("videos", total=None)
-        found = score_all(
-            videos, pictures, prompt, embed, features, box, kpis, out, lambda *n: bar.update(task, completed=n[0], total=n[1])
-        )
+        found = score_all(videos, asked, out, lambda done, total: bar.update(task, completed=done, total=total))
     for line in found.lines:
         print(line)
     print(json.dumps(found.summary))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,31 +52,30 @@ def parse_crop(text: str) -> Box:
     return left, top, right, bottom
 
 
-def score_all(
-    videos: Path,
-    references: list[tuple[str, np.ndarray]],
-    prompt: str,
-    embed: Embed,
-    features: str,
-    crop: Box,
-    kpis: list[Kpi],
-    out: Path | None,
-    report: Callable[[int, int], None],
-) -> Found:
-    """Score every video by `embed`, whose name is `features`; write the page where it is asked for, and sum up.
+@dataclass(frozen=True)
+class Asked:
+    """What videos are held against, and by what."""
 
-    Raises InputError where there is nothing to score.
-    """
+    references: list[tuple[str, np.ndarray]]  # name and picture of each subject
+    prompt: str
+    features: str  # name of `embed`
+    embed: Embed
+    crop: Box
+    kpis: list[Kpi]
+
+
+def score_all(videos: Path, asked: Asked, out: Path | None, report: Callable[[int, int], None]) -> Found:
+    """Score every video, write the page where it is asked for, and sum up. Raises InputError where there is nothing to score."""
     paths = [videos] if videos.is_file() else sorted(p for p in videos.glob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise InputError(f"{videos} is neither a video nor a folder with one; {', '.join(SUFFIXES)} are read")
     if out:
         media.check_writable(out)
-    limits, found = LIMITS[features], Found()
+    features, found = asked.features, Found()
     scored: list[Scored] = []
     rows = []
     for number, path in enumerate(paths, 1):
-        each, row = _one(path, references, prompt, embed, features, crop, kpis)
+        each, row = _one(path, asked)
         found.unreadable += bool(each.unreadable)
         found.missed += sum(v.met is False for v in each.verdicts)
         found.lines.append(_line(each))
@@ -98,35 +97,28 @@ def score_all(
         f"likeness_{features}": round(float(np.mean(likeness)), 4) if likeness else None,
         "with_faults": sum(bool(s.faults) for s in scored),
         "kpis_missed": found.missed,
-        "limits": limits.__dict__,
+        "limits": asdict(LIMITS[features]),
     }
     return found
 
 
-def _one(
-    path: Path,
-    references: list[tuple[str, np.ndarray]],
-    prompt: str,
-    embed: Embed,
-    features: str,
-    crop: Box,
-    kpis: list[Kpi],
-) -> tuple[Scored, dict[str, Any]]:
+def _one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
     """A video's score and its row; of the frames only those are kept that a page can show."""
-    pictures, names = [p for _, p in references], [n for n, _ in references]
+    pictures, names = [p for _, p in asked.references], [n for n, _ in asked.references]
+    limits = LIMITS[asked.features]
     try:
         frames, _ = media.read_video(path)
     except InputError as error:
         empty = Scored(path.name, {}, pictures, None, {}, [], str(error))
         return empty, {"video": path.name, "unreadable": str(error)}
     height, width = frames.shape[1:3]
-    left, top, right, bottom = (round(share * side) for share, side in zip(crop, (width, height) * 2, strict=True))
+    left, top, right, bottom = (round(share * side) for share, side in zip(asked.crop, (width, height) * 2, strict=True))
     video = frames[:, top:bottom, left:right]
-    found = score(video, pictures, names, prompt, embed, LIMITS[features])
-    wrong = faults(found, LIMITS[features])
+    found = score(video, pictures, names, asked.prompt, asked.embed, limits)
+    wrong = faults(found, limits)
     shown = {i: video[i].copy() for i in found.frames_looked_at + [i for s in found.subjects for i in s.flash_frames[:2]]}
-    verdicts = judge(found, kpis)
-    row = {"video": path.name, **as_json(found, LIMITS[features], features)}
+    verdicts = judge(found, asked.kpis)
+    row = {"video": path.name, **as_json(found, limits, asked.features)}
     row["kpis"] = {v.kpi.metric: v.met for v in verdicts}
     return Scored(path.name, shown, pictures, found, wrong, verdicts), row
 

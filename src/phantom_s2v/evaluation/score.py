@@ -18,7 +18,7 @@ FAULTS = ("other subject", "missing", "doubled", "swapped", "pasted", "flashed",
 class Thresholds:
     """Where a fault begins. Frozen on training emoji (dev/LOG.md); another domain has its own (`phantom evaluate calibrate`)."""
 
-    likeness: float = 0.48  # mean below which a region is another subject
+    likeness: float = 0.52  # mean below which a region is another subject
     there: float = 0.45  # likeness from which a subject counts as there, in one frame
     seen: float = 0.4  # least share of frames with a region for a subject that is there
     doubled: float = 0.25  # share of frames
