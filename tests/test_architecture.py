@@ -14,6 +14,7 @@ RULES = {
     "flow": set(),
     "geometry": {"errors"},
     "media": {"errors", "geometry"},
+    "pages": {"media"},
     "model": {"errors", "geometry", "model"},
     "conditioning": {"errors", "geometry", "model"},
     "sampling": {"errors", "geometry", "flow", "conditioning", "sampling"},
@@ -25,10 +26,10 @@ RULES = {
     "generate": LOW | {"model", "conditioning", "sampling", "request", "record"},
     "jobs": LOW | {"model", "generate", "request"},
     "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets", "request"},
-    "data": LOW | {"data"},
+    "data": LOW | {"data", "pages"},
     "backends": LOW | {"data", "evaluation", "model", "presets"},
     "training": {"errors", "geometry", "flow", "model", "conditioning", "data", "training"},
-    "evaluation": LOW | {"data", "generate", "model", "request", "evaluation"},
+    "evaluation": LOW | {"data", "pages", "generate", "model", "request", "evaluation"},
     "presets": {"errors", "geometry", "model", "sampling", "training"},
 }
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from phantom_s2v.data.pipeline.config import Detection, Models
 from phantom_s2v.data.pipeline.objects import box_of, detect_objects
-from phantom_s2v.data.pipeline.subjects import iou
 from phantom_s2v.evaluation.judge import Judge
+from phantom_s2v.geometry import iou
 from phantom_s2v.media import letterbox
 from phantom_s2v.model import people
 from phantom_s2v.model.autoencoder import AutoencoderKLWan, encode, to_pixels

@@ -98,3 +98,10 @@ def fit_inside(width: int, height: int, box_width: int, box_height: int) -> tupl
     if width * box_height > box_width * height:
         return box_width, max(1, int(box_width / (width / height)))
     return max(1, int(box_height * (width / height))), box_height
+
+
+def iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Intersection of two boxes (left, top, right, bottom) over their union, 0..1."""
+    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0, across) * max(0, down)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)

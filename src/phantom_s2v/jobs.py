@@ -10,7 +10,7 @@ from phantom_s2v.errors import InputError, PhantomError
 from phantom_s2v.generate import Models, Output, decode_latents, generate, read_pictures
 from phantom_s2v.geometry import parse_size
 from phantom_s2v.model.autoencoder import to_video
-from phantom_s2v.request import Preset, Reference, Request, check, with_defaults
+from phantom_s2v.request import Preset, Reference, Request, check, split_reference, with_defaults
 
 DEFAULTED = ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")  # by the preset
 FILES = ("first_frame", "background", "segmenter")
@@ -51,16 +51,6 @@ def parse_loras(texts: list[str]) -> tuple[tuple[str, float], ...]:
         except ValueError as error:
             raise InputError(f"lora is {text!r}; legal is FILE or FILE=SCALE with a number") from error
     return tuple(loras)
-
-
-def split_reference(text: str, number: int) -> tuple[str, str]:
-    """(name, path) of "[NAME=]PATH"; a file whose own name holds "=" is taken as it is."""
-    name, equals, path = text.partition("=")
-    if not equals or Path(text).exists() or "/" in name:
-        return f"subject {number + 1}", text
-    if not name or not path:
-        raise InputError(f"reference is {text!r}; legal is PATH or NAME=PATH")
-    return name, path
 
 
 def check_job(request: Request, target: Path) -> None:

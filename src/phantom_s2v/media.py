@@ -86,9 +86,9 @@ def _cut_out(image: Image.Image, picture: np.ndarray, segment: Segment | None) -
     """The picture with its ground white, and how: by alpha, by a plain ground at the borders, or by `segment`."""
     if image.has_transparency_data:
         return picture, "cut out by its transparency"
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]).astype(np.float32)
-    ground = np.median(border, 0)
-    if np.mean(np.abs(border - ground).max(1) <= GROUND_TOLERANCE) < GROUND_SHARE:
+    rim = border(picture).astype(np.float32)
+    ground = np.median(rim, 0)
+    if np.mean(np.abs(rim - ground).max(1) <= GROUND_TOLERANCE) < GROUND_SHARE:
         if segment:
             return np.where(segment(picture)[..., None], picture, np.uint8(255)), "cut out by SAM2"
         raise InputError(
@@ -100,6 +100,17 @@ def _cut_out(image: Image.Image, picture: np.ndarray, segment: Segment | None) -
     ImageDraw.floodfill(framed, (0, 0), 128)  # what the borders reach; a hole of the ground's colour inside stays
     outside = np.asarray(framed)[1:-1, 1:-1] == 128
     return np.where(outside[..., None], np.uint8(255), picture), "cut out of its plain ground"
+
+
+def border(picture: np.ndarray, width: int = 1) -> np.ndarray:
+    """The outermost `width` pixels on all sides of [H, W, C], as [n, C]; corners count twice."""
+    sides = (picture[:width], picture[-width:], picture[:, :width], picture[:, -width:])
+    return np.concatenate([side.reshape(-1, picture.shape[-1]) for side in sides])
+
+
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """`count` numbers from 0 to `length` - 1, the first and the last among them; all of them where there are fewer."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
 
 
 def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -170,7 +181,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 def contact_sheet(references: list[np.ndarray], frames: np.ndarray, columns: int = 7, side: int = 128) -> np.ndarray:
     """References, then evenly spaced frames, in one row of squares of `side` pixels, uint8 [side, n side, 3]."""
-    chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)]
+    chosen = [frames[i] for i in evenly_spaced(len(frames), columns)]
     tiles = [np.asarray(Image.fromarray(letterbox(p, side, side))) for p in (*references, *chosen)]
     gap = np.full((side, 8, 3), 255, np.uint8)
     split = len(references)

@@ -171,3 +171,13 @@ def _check_wan(request: Request, preset: Preset) -> None:
             f"{len(request.references)} pictures of {len(request.subjects())} subjects were given; {preset.name} never saw two "
             "pictures of one subject and tends to show it twice (--several-views lets it pass)"
         )
+
+
+def split_reference(text: str, number: int) -> tuple[str, str]:
+    """(name, path) of "[NAME=]PATH"; a file whose own name holds "=" is taken as it is."""
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).exists() or "/" in name:
+        return f"subject {number + 1}", text
+    if not name or not path:
+        raise InputError(f"reference is {text!r}; legal is PATH or NAME=PATH")
+    return name, path

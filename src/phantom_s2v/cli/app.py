@@ -1,11 +1,12 @@
 """The application: groups of commands, the progress bar, and what the process ends with."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from phantom_s2v.errors import PhantomError
 
@@ -52,6 +53,18 @@ def progress(shown: bool = True) -> Progress:
         console=err,
         disable=not shown,
     )
+
+
+def by_stage(bar: Progress) -> Callable[[str, int, int], None]:
+    """What tells a bar of the stages of a work: stage, done, total."""
+    tasks: dict[str, TaskID] = {}
+
+    def told(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=total)
+        bar.update(tasks[stage], completed=done)
+
+    return told
 
 
 @app.callback(invoke_without_command=True)

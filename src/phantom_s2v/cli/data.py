@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import data, err, models, progress
+from phantom_s2v.cli.app import by_stage, data, err, models, progress
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
     from phantom_s2v.data.pipeline.config import Config
+    from phantom_s2v.data.pipeline.engine import MakeModels
 
 
 @data.command("build")
@@ -41,44 +42,22 @@ def data_build(
 
     Files that cannot be read are listed and left behind: exit code 3.
     """
-    from phantom_s2v.backends import packaged_models
     from phantom_s2v.data.pipeline import engine, probe, report
     from phantom_s2v.data.pipeline.bank import Bank
     from phantom_s2v.data.triplets import Rights
-    from phantom_s2v.model import people
-    from phantom_s2v.presets import source_path
 
     over = ({"detector": detector} if detector else {}) | ({"people": True} if look_for_people else {})
-    settings = read_config(config, over)
-    check_out(videos, out, workers)
-    if settings.people and not people.fetched():
-        raise InputError(
-            "people are looked for by files that are not here; install phantom-s2v[people] and run phantom models fetch"
-        )
     named = {"captioner": captioner, "grounder": grounder, "segmenter": segmenter, "embedder": embedder}
-    larger = {name: source_path(given) if given else None for name, given in named.items()}
-    for name, place in larger.items():
-        if place and not place.is_dir():
-            raise InputError(
-                f"{name} is {place}, which is no folder; give a model in transformers' layout, or OWNER/MODEL of a hub"
-            )
-    settings = replace(settings, models=",".join(f"{name}={given}" for name, given in named.items() if given))
-    make = partial(packaged_models, settings.detector != "scenedetect", settings.people, larger if settings.models else None)
+    check_out(videos, out, workers)
+    settings, make = asked_models(read_config(config, over), named)
     paths = list(probe.find(videos))
     if not paths:
         raise InputError(f"{videos} holds no video; files named {', '.join(probe.SUFFIXES)} are read")
+    rights = Rights(source, licence, consent)
     with progress() as bar:
-        tasks: dict[str, Any] = {}
-
-        def told(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        done = engine.build(paths, out, settings, make, Rights(source, licence, consent), workers, ray, require_licence, told)
-    bank = Bank(engine.bank_of(out))
+        done = engine.build(paths, out, settings, make, rights, workers, ray, require_licence, by_stage(bar))
     page = out.with_suffix(".html")
-    report.write_report(page, bank, done.pairs, done.triplets, done.seconds, settings)
+    report.write_report(page, Bank(engine.bank_of(out)), done.pairs, done.triplets, done.seconds, settings)
     for path, reason in done.left_behind.items():
         err.print(f"phantom: left behind: {path}: {reason}", markup=False, highlight=False, soft_wrap=True)
     kept = sum(not p["drop"] for p in done.pairs)
@@ -86,6 +65,30 @@ def data_build(
     print(json.dumps({**facts, "report": str(page)}))
     if done.left_behind:
         raise typer.Exit(3)
+
+
+def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "MakeModels"]:
+    """What makes the stages' networks, and the settings with the names of the larger ones: another model looks at films anew.
+
+    Raises InputError for what is not here.
+    """
+    from phantom_s2v.backends import packaged_models
+    from phantom_s2v.model import people
+    from phantom_s2v.presets import source_path
+
+    if settings.people and not people.fetched():
+        raise InputError(
+            "people are looked for by files that are not here; install phantom-s2v[people] and run phantom models fetch"
+        )
+    larger = {name: source_path(given) if given else None for name, given in named.items()}
+    for name, place in larger.items():
+        if place and not place.is_dir():
+            raise InputError(
+                f"{name} is {place}, which is no folder; give a model in transformers' layout, or OWNER/MODEL of a hub"
+            )
+    settings = replace(settings, models=",".join(f"{name}={given}" for name, given in named.items() if given))
+    transnet = settings.detector != "scenedetect"
+    return settings, partial(packaged_models, transnet, settings.people, larger if settings.models else None)
 
 
 def read_config(file: Path | None, over: dict[str, Any]) -> "Config":

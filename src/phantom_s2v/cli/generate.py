@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import TaskID
 
-from phantom_s2v.cli.app import app, progress
+from phantom_s2v.cli.app import app, by_stage, progress
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -278,12 +277,10 @@ def convert(
     from phantom_s2v.presets import source_path
 
     with progress() as bar:
-        tasks: dict[str, TaskID] = {}
+        told = by_stage(bar)
 
         def report(part: str, done: int, total: int) -> None:
-            if part not in tasks:
-                tasks[part] = bar.add_task(f"{part}, MB", total=total >> 20)
-            bar.update(tasks[part], completed=done >> 20)
+            told(f"{part}, MB", done >> 20, total >> 20)
 
         facts = run(source_path(wan), source_path(phantom), out, report)
     print(json.dumps({"out": str(out), "weights": facts["weights"]}))

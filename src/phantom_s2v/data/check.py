@@ -10,7 +10,7 @@ import numpy as np
 from phantom_s2v.data.pipeline.bank import Bank
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.data.pipeline.pair import repeats
-from phantom_s2v.data.pipeline.subjects import iou
+from phantom_s2v.geometry import iou
 
 IOU = 0.7
 NEAR = 1  # frames by which a cut may be off

@@ -20,7 +20,6 @@ from phantom_s2v.data.looks import COLOURS, Look, apply_look, colour_word, rando
 
 SIDE = 128  # pixels
 FPS = 12
-KINDS = ("plain", "static", "text", "duplicate", "borders")
 MOTIONS = ("left", "right", "up", "down", "bounce", "sway", "circle", "grow", "shrink")
 VISIBLE = 30.0  # of 255: least mean difference of colour between a subject and its decoy
 WORDS = ("Breaking News at Nine", "Subscribe for more", "The End of Part One", "www.example.org", "Two weeks later")
@@ -39,7 +38,7 @@ class Identity:
 class ShotSpec:
     """One shot: which identities, how it is composed, and what is wrong with it."""
 
-    kind: str  # one of KINDS
+    kind: str  # plain, static, text, duplicate or borders
     clip: ClipSpec
     identities: tuple[int, ...]
     of: int = -1  # the shot that a duplicate repeats
@@ -171,19 +170,14 @@ def _write_over(video: np.ndarray, words: str) -> np.ndarray:
     return (video * (1 - alpha) + overlay[..., :3] * alpha).astype(np.uint8)
 
 
-def write_films(
-    folder: Path, sprites: Sprites, count: int, seed: int, progress: Callable[[], None] = lambda: None, start: int = 0
-) -> list[Path]:
+def write_films(folder: Path, sprites: Sprites, count: int, seed: int, progress: Callable[[], None] = lambda: None) -> None:
     """Compose `count` films into `folder`; those that are there already are kept. Film i follows from the seed and i alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number in range(start, start + count):
+    for number in range(count):
         path, truth = folder / f"film-{number:04d}.mp4", folder / f"film-{number:04d}.truth.json"
         if not (path.exists() and truth.exists()):
             rng = np.random.default_rng([seed, 9, number])
             film = render(rng, *random_film(rng, sprites), sprites)
             media.write_beside(truth, lambda p, film=film: p.write_text(json.dumps(film.truth)))
             media.write_video(path, film.frames, FPS)
-        paths.append(path)
         progress()
-    return paths

@@ -100,9 +100,12 @@ def apply_look(sprite: np.ndarray, look: Look) -> np.ndarray:
 
 def colour_word(sprite: np.ndarray) -> str:
     """Name of the colour nearest to the mean of a sprite's opaque part."""
-    weight = sprite[..., 3].sum() + 1e-6
-    mean = sprite[..., :3].reshape(-1, 3).sum(0) / weight * 255
-    return nearest_colour(mean)
+    return nearest_colour(mean_colour(sprite))
+
+
+def mean_colour(sprite: np.ndarray) -> np.ndarray:
+    """Mean RGB, 0..255, of a sprite's opaque part."""
+    return sprite[..., :3].reshape(-1, 3).sum(0) / (sprite[..., 3].sum() + 1e-6) * 255
 
 
 def nearest_colour(rgb: np.ndarray) -> str:

@@ -9,7 +9,6 @@ OpenS2V-5M is JSON of name -> metadata (path, cut, crop, captions) and annotatio
 cut clip): in-pair references. Of things of one name the one that fits its name best is kept.
 """
 
-import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,9 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from phantom_s2v import media
+from phantom_s2v.data.pipeline.bank import png
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.geometry import MAX_SUBJECTS
@@ -97,8 +96,8 @@ def _cropped(
     left, top, right, bottom = np.clip(box, 0, [width, height, width, height]).round().astype(int).tolist()
     if right - left < 2 or bottom - top < 2:
         raise DataError(f"the box {[round(float(v)) for v in box]} holds nothing of the frame")
-    covered = b"" if mask is None else _png(mask[top:bottom, left:right].astype(np.uint8) * 255)
-    return TripletReference(_png(frame[top:bottom, left:right]), name, pairing, (0.0, 0.0, 1.0, 1.0), covered, score, rights)
+    covered = b"" if mask is None else png(mask[top:bottom, left:right].astype(np.uint8) * 255)
+    return TripletReference(png(frame[top:bottom, left:right]), name, pairing, (0.0, 0.0, 1.0, 1.0), covered, score, rights)
 
 
 def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: LeftOut) -> Iterator[Triplet]:
@@ -186,12 +185,6 @@ def _frames(path: Path) -> np.ndarray:
 
 def _named(rights: Rights, source: str) -> Rights:
     return Rights(rights.source or source, rights.licence, rights.consent)
-
-
-def _png(picture: np.ndarray) -> bytes:
-    target = io.BytesIO()
-    Image.fromarray(picture).save(target, "PNG")
-    return target.getvalue()
 
 
 def _mp4(frames: np.ndarray, rate: float) -> bytes:

@@ -6,7 +6,10 @@ from itertools import pairwise
 import numpy as np
 
 from phantom_s2v.data.looks import nearest_colour
+from phantom_s2v.data.pipeline.embed import centred
+from phantom_s2v.data.pipeline.objects import box_of
 from phantom_s2v.evaluation.regions import border_colour, regions
+from phantom_s2v.media import evenly_spaced
 
 LEAST_TRAVEL = 0.05  # of the side: less is no direction
 
@@ -61,7 +64,7 @@ def copy_paste(video: np.ndarray, reference: np.ndarray, frames: int = 10) -> fl
     import cv2
 
     height, width = video.shape[1:3]
-    chosen = video[np.unique(np.linspace(0, len(video) - 1, min(frames, len(video))).round().astype(int))]
+    chosen = video[evenly_spaced(len(video), frames)]
     best = -1.0
     for scale in np.geomspace(0.35, 1.0, 32):
         size = (max(8, round(scale * width)), max(8, round(scale * height)))
@@ -81,9 +84,7 @@ def reference_flash(video: np.ndarray, reference: np.ndarray) -> tuple[float, li
     import cv2
 
     def flat(picture: np.ndarray) -> np.ndarray:
-        small = cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
-        small -= small.mean()
-        return small / max(1e-6, float(np.linalg.norm(small)))
+        return centred(cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA))
 
     likeness = np.array([flat(frame) for frame in video]) @ flat(reference)
     rise = likeness - np.median(likeness)
@@ -131,7 +132,7 @@ def sharpness(video: np.ndarray) -> float:
     """Median variance of the Laplacian of grey frames, uint8 [F, H, W, 3]; 0 and more. Noise counts as sharp."""
     import cv2
 
-    chosen = video[np.unique(np.linspace(0, len(video) - 1, min(10, len(video))).round().astype(int))]
+    chosen = video[evenly_spaced(len(video), 10)]
     return float(np.median([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var() for f in chosen]))
 
 
@@ -147,8 +148,8 @@ def box_masks(masks: np.ndarray) -> np.ndarray:
     boxes = np.zeros_like(masks, bool)
     for box, mask in zip(boxes, masks, strict=True):
         if mask.any():
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+            left, top, right, bottom = box_of(mask)
+            box[top:bottom, left:right] = True
     return boxes
 
 

@@ -1,23 +1,18 @@
 """The page of scored videos: one HTML file that opens anywhere, worst videos and worst frames first."""
 
-import base64
 import html
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from phantom_s2v import media
 from phantom_s2v.evaluation.kpi import Verdict
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore
+from phantom_s2v.media import letterbox
+from phantom_s2v.pages import figure, write_page
 
 SIDE = 112  # pixels of a picture on the page
 WORST = 6  # frames shown
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}
-figure{display:inline-block;margin:4px;text-align:center;font-size:12px}.bad{color:#b00}.good{color:#070}svg{background:#fafafa}"""
 
 
 @dataclass(frozen=True)
@@ -33,17 +28,16 @@ class Scored:
     unreadable: str = ""
 
 
-def write_page(path: Path, videos: list[Scored], notes: list[str]) -> None:
+def write_scores(path: Path, videos: list[Scored], notes: list[str]) -> None:
     """Write the page; `notes` say what was measured with, and what was not measured and why."""
 
     def rank(each: Scored) -> tuple[bool, int, float]:
         likeness = each.score.likeness if each.score and each.score.subjects else 1.0
         return not each.unreadable, -len(each.faults) - sum(v.met is False for v in each.verdicts), likeness
 
-    parts = ["<h1>Scores</h1>", *[f"<p>{html.escape(note)}</p>" for note in notes]]
+    parts = [*[f"<p>{html.escape(note)}</p>" for note in notes]]
     parts += [_section(each) for each in sorted(videos, key=rank)]
-    text = f"<!doctype html><meta charset=utf-8><title>Scores</title><style>{STYLE}</style>{''.join(parts)}"
-    media.write_beside(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_page(path, "Scores", parts)
 
 
 def _section(each: Scored) -> str:
@@ -75,9 +69,9 @@ def _verdicts(verdicts: list[Verdict]) -> str:
 def _subject(found: SubjectScore, reference: np.ndarray, video: dict[int, np.ndarray], frames: list[int]) -> str:
     """A reference, its likeness over time, and the frames in which it is least itself."""
     order = np.argsort(found.over_time)[:WORST].tolist()
-    figures = _figure(reference, html.escape(found.name))
-    figures += "".join(_figure(video[frames[i]], f"frame {frames[i]}: {_said(found.over_time[i])}") for i in order)
-    figures += "".join(_figure(video[i], f"frame {i}: the reference itself") for i in found.flash_frames[:2])
+    figures = _framed(reference, html.escape(found.name))
+    figures += "".join(_framed(video[frames[i]], f"frame {frames[i]}: {_said(found.over_time[i])}") for i in order)
+    figures += "".join(_framed(video[i], f"frame {i}: the reference itself") for i in found.flash_frames[:2])
     return (
         f"<h3>{html.escape(found.name)}</h3><p>likeness {found.likeness:.3f}, lowest {found.lowest:.3f} in frame "
         f"{found.lowest_frame}; whole frames {found.whole:.3f}, lowest {found.whole_lowest:.3f} in frame "
@@ -105,8 +99,5 @@ def _plot(values: list[float]) -> str:
     )
 
 
-def _figure(picture: np.ndarray, words: str) -> str:
-    target = io.BytesIO()
-    Image.fromarray(media.letterbox(picture, SIDE, SIDE)).save(target, "JPEG", quality=85)
-    code = base64.b64encode(target.getvalue()).decode()
-    return f'<figure><img src="data:image/jpeg;base64,{code}" alt=""><br>{words}</figure>'
+def _framed(picture: np.ndarray, words: str) -> str:
+    return figure([letterbox(picture, SIDE, SIDE)], words)

@@ -6,9 +6,13 @@ from typing import cast
 import numpy as np
 from scipy import ndimage
 
+from phantom_s2v.data.pipeline.config import Detection
+from phantom_s2v.data.pipeline.objects import box_of
+from phantom_s2v.data.pipeline.subjects import cutout
+from phantom_s2v.media import border
+
 DIFFERENCE = 36  # of 255, largest channel: what counts as not the background
 SMALLEST = 0.012  # share of the frame
-WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,7 @@ class Region:
 
 def border_colour(frame: np.ndarray) -> np.ndarray:
     """Median RGB of the outermost two pixels of uint8 [H, W, 3]."""
-    ring = np.concatenate(
-        [frame[:2].reshape(-1, 3), frame[-2:].reshape(-1, 3), frame[:, :2].reshape(-1, 3), frame[:, -2:].reshape(-1, 3)]
-    )
-    return np.median(ring, 0)
+    return np.median(border(frame, 2), 0)
 
 
 def regions(frame: np.ndarray, count: int) -> list[Region]:
@@ -40,12 +41,4 @@ def regions(frame: np.ndarray, count: int) -> list[Region]:
 
 def cut_out(frame: np.ndarray, region: Region) -> np.ndarray:
     """The region on a white square that it fills, uint8 [s, s, 3]."""
-    rows, columns = np.flatnonzero(region.mask.any(1)), np.flatnonzero(region.mask.any(0))
-    top, left = rows[0], columns[0]
-    height, width = rows[-1] - top + 1, columns[-1] - left + 1
-    side = max(height, width)
-    square = np.full((side, side, 3), WHITE, np.uint8)
-    y, x = (side - height) // 2, (side - width) // 2
-    part = np.where(region.mask[..., None], frame, WHITE)[top : top + height, left : left + width]
-    square[y : y + height, x : x + width] = part
-    return square
+    return cutout(frame, Detection(box_of(region.mask), region.mask))

@@ -11,9 +11,10 @@ import numpy as np
 from phantom_s2v import media
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.kpi import Kpi, judge
-from phantom_s2v.evaluation.page import Scored, write_page
+from phantom_s2v.evaluation.page import Scored, write_scores
 from phantom_s2v.evaluation.score import LIMITS, as_json, faults, score
 from phantom_s2v.evaluation.subjects import Embed
+from phantom_s2v.request import split_reference
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 NOT_MEASURED = "Text score, CLIP-I, DINO-I and the aesthetic predictor were not measured: their models come from a hub."
@@ -32,13 +33,8 @@ class Found:
 
 def read_references(texts: list[str]) -> list[tuple[str, np.ndarray]]:
     """(name, picture) of every "[NAME=]PATH", each another subject. Raises InputError for a picture that cannot be read."""
-    found = []
-    for number, text in enumerate(texts, 1):
-        name, equals, path = text.partition("=")
-        if not equals or Path(text).exists() or "/" in name:
-            name, path = f"subject {number}", text
-        found.append((name, media.read_picture(Path(path))[0]))
-    return found
+    named = (split_reference(text, number) for number, text in enumerate(texts))
+    return [(name, media.read_picture(Path(path))[0]) for name, path in named]
 
 
 def parse_crop(text: str) -> Box:
@@ -86,7 +82,7 @@ def score_all(videos: Path, asked: Asked, out: Path | None, report: Callable[[in
         raise InputError(f"none of {len(paths)} videos could be read; {scored[0].name}: {scored[0].unreadable}")
     if out:
         notes = [f"Likeness is measured by {features}, on what stands out in ten frames.", NOT_MEASURED]
-        write_page(out, scored, notes)
+        write_scores(out, scored, notes)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         media.write_beside(out.with_suffix(".jsonl"), lambda scratch: scratch.write_text(text, encoding="utf-8"))
     likeness = [s.score.likeness for s in scored if s.score and s.score.subjects and s.score.likeness == s.score.likeness]
@@ -118,7 +114,7 @@ def _one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
     wrong = faults(found, limits)
     shown = {i: video[i].copy() for i in found.frames_looked_at + [i for s in found.subjects for i in s.flash_frames[:2]]}
     verdicts = judge(found, asked.kpis)
-    row = {"video": path.name, **as_json(found, limits, asked.features)}
+    row = {"video": path.name, **as_json(found, wrong, asked.features)}
     row["kpis"] = {v.kpi.metric: v.met for v in verdicts}
     return Scored(path.name, shown, pictures, found, wrong, verdicts), row
 

@@ -1,7 +1,7 @@
 """The score of one video: is every reference there, once and in its place, was it pasted, and is the video itself sound?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import cv2
@@ -16,7 +16,7 @@ FAULTS = ("other subject", "missing", "doubled", "swapped", "pasted", "flashed",
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where a fault begins. Frozen on training emoji (dev/LOG.md); another domain has its own (`phantom evaluate calibrate`)."""
+    """Where a fault begins. Frozen on training emoji (dev/LOG.md); another domain needs its own."""
 
     likeness: float = 0.52  # mean below which a region is another subject
     there: float = 0.45  # likeness from which a subject counts as there, in one frame
@@ -167,9 +167,16 @@ def faults(found: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
     return {fault: told[fault] for fault in FAULTS if fault in told}
 
 
-def as_json(found: VideoScore, limits: Thresholds, backend: str) -> dict[str, Any]:
-    """A score as JSON, with what could not be measured by this backend, and why."""
-    from dataclasses import asdict
+def as_json(found: VideoScore, told: dict[str, list[str]], backend: str) -> dict[str, Any]:
+    """A score and its faults as JSON, under the name of its backend; what could not be measured is null."""
+    values = {"backend": backend, "likeness": found.likeness, **asdict(found), "faults": told}
+    return _without_nan(values)
 
-    values: dict[str, Any] = {"backend": backend, "likeness": found.likeness, **asdict(found), "faults": faults(found, limits)}
-    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in values.items()}
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and np.isnan(value) else value

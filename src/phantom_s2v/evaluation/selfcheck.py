@@ -7,7 +7,7 @@ import numpy as np
 
 from phantom_s2v.data.compose import MOTIONS, Cast, Clip, ClipSpec, Shot, compose
 from phantom_s2v.data.emoji import Sprites, Subject
-from phantom_s2v.data.looks import COLOURS, Ground, apply_look, random_ground, random_look
+from phantom_s2v.data.looks import COLOURS, Ground, apply_look, mean_colour, random_ground, random_look
 from phantom_s2v.evaluation.metrics import bootstrap
 from phantom_s2v.evaluation.score import FAULTS, Thresholds, VideoScore, faults, score
 from phantom_s2v.evaluation.subjects import Embed
@@ -54,7 +54,7 @@ def _ground(rng: np.random.Generator, casts: list[Cast], sprites: Sprites) -> Gr
     """Of eight grounds the one whose colours are farthest from the subjects'. Never white, as references are: white on white is
     pasted and not pasted at once.
     """
-    shades = [_mean_colour(cast, sprites) for cast in casts]
+    shades = [mean_colour(apply_look(sprites.still(c.subject).astype(np.float32) / 255, c.look)) for c in casts]
 
     def distance(ground: Ground) -> float:
         names = {ground.colour} if ground.kind == "plain" else {ground.colour, ground.second}
@@ -62,12 +62,6 @@ def _ground(rng: np.random.Generator, casts: list[Cast], sprites: Sprites) -> Gr
         return min(apart) if "white" not in names else 0.0
 
     return max((random_ground(rng) for _ in range(8)), key=distance)
-
-
-def _mean_colour(cast: Cast, sprites: Sprites) -> np.ndarray:
-    """Mean colour of a subject in its look, 0..255."""
-    still = apply_look(sprites.still(cast.subject).astype(np.float32) / 255, cast.look)
-    return still[..., :3].sum((0, 1)) / max(1.0, float(still[..., 3].sum())) * 255
 
 
 def _asked(casts: tuple[Cast, ...]) -> str:

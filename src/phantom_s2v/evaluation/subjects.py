@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.data.pipeline.objects import detect_objects
 from phantom_s2v.data.pipeline.subjects import cutout
+from phantom_s2v.media import evenly_spaced
 
 FRAMES = 10  # looked at, evenly spaced (facts 5.1)
 SMALLEST = 0.012  # share of a frame
@@ -30,7 +31,7 @@ class Sighting:
 
 def look(video: np.ndarray, references: Sequence[np.ndarray], embed: Embed, count: int = FRAMES) -> list[Sighting]:
     """Sightings in `count` frames of uint8 [F, H, W, 3]; `references` are pictures, cut out in the same way."""
-    frames = np.unique(np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)).tolist()
+    frames = evenly_spaced(len(video), count)
     found = [_large(each) for each in detect_objects([video[i] for i in frames], [])]
     cut = [[cutout(video[i], d) for d in each] for i, each in zip(frames, found, strict=True)]
     known = embed([cut_reference(r) for r in references]) if references else np.zeros((0, 1))

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.geometry import iou
 
 CAPTION = (
     "These are frames of one clip, in order. Describe in one or two sentences what happens. Name every subject with its looks, "
@@ -81,15 +82,10 @@ class Grounder:
         for i in found["scores"].argsort(descending=True).tolist():
             corners = np.clip(found["boxes"][i].tolist(), 0, [width, height, width, height]).round().astype(int).tolist()
             box, label = (corners[0], corners[1], corners[2], corners[3]), found["text_labels"][i]
-            new = all(label != other or _iou(box, place) < ONE_PLACE for place, other, _ in rows)
+            new = all(label != other or iou(box, place) < ONE_PLACE for place, other, _ in rows)
             if box[2] > box[0] and box[3] > box[1] and new:
                 rows.append((box, label, float(found["scores"][i])))
         return [row for row in rows if sum(label == row[1] for _, label, _ in rows) == 1]
-
-
-def _iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    shared = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
 class Talker:

@@ -12,7 +12,7 @@ A film's own row is written last, so a killed run does at most the films of its 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,20 @@ class Bank:
         dataset = lance.dataset(self._path(name))
         if len(dataset.get_fragments()) > COMPACT:
             dataset.optimize.compact_files()
+
+    def subjects(self, ids: Collection[str]) -> dict[str, Record]:
+        """Clip, name and views of subjects by id."""
+        return self._by_id("subjects", ["clip", "name", "views"], ids)
+
+    def clip_facts(self, ids: Collection[str]) -> dict[str, Record]:
+        """Facts of clips by id."""
+        return {name: json.loads(row["facts"]) for name, row in self._by_id("clips", ["facts"], ids).items()}
+
+    def _by_id(self, name: str, columns: list[str], ids: Collection[str]) -> dict[str, Record]:
+        if not ids:
+            return {}
+        listed = ", ".join(f"'{each}'" for each in sorted(ids))
+        return {row["id"]: row for row in self.rows(name, columns, f"id IN ({listed})")}
 
     def rows(self, name: str, columns: list[str], where: str | None = None) -> Iterator[Record]:
         """Rows of a dataset, in the order of their ids, a batch in memory at a time."""

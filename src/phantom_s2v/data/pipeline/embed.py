@@ -22,16 +22,16 @@ def _embedded(subject: Record, models: Models) -> Record:
     return {
         **subject,
         "vector": (mean / max(1e-6, float(np.linalg.norm(mean)))).astype(np.float32),
-        "context": np.stack([context(view["surroundings"]) for view in views]),
+        "context": np.stack([centred(view["surroundings"]) for view in views]),
         "face": None if face is None else face.astype(np.float32),
     }
 
 
-def context(surroundings: np.ndarray) -> np.ndarray:
-    """A crop with its surroundings, uint8 [16, 16, 3], as a vector of mean 0 and length 1, float32 [768].
+def centred(values: np.ndarray) -> np.ndarray:
+    """An array as a vector of mean 0 and length 1, float32: the product of two is their correlation.
 
-    The product of two is their correlation: near 1 where the same picture was taken twice.
+    Of crops with what surrounds them it is near 1 where the same picture was taken twice.
     """
-    vector = surroundings.astype(np.float32).ravel()
+    vector = values.astype(np.float32).ravel()
     vector = vector - vector.mean()
     return vector / max(1e-6, float(np.linalg.norm(vector)))

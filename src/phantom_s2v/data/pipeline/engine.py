@@ -3,9 +3,10 @@
 import logging
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import groupby, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -95,12 +96,7 @@ def _work(path: str) -> list[Record]:
 
 
 def in_pool(paths: Iterable[str], config: Config, make: MakeModels, workers: int) -> Iterator[list[Record]]:
-    """Films as they are done, by `workers` processes; one works in this process. Few films wait, so memory stays flat."""
-    if workers == 1:
-        models = make()
-        for path in paths:
-            yield process(path, config, models)
-        return
+    """Films as they are done, by `workers` processes. Few films wait, so memory stays flat."""
     source = iter(paths)
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (config, make)) as pool:
         running: set[Future[list[Record]]] = {pool.submit(_work, path) for path in islice(source, workers * AHEAD)}
@@ -111,14 +107,14 @@ def in_pool(paths: Iterable[str], config: Config, make: MakeModels, workers: int
                 running |= {pool.submit(_work, path) for path in islice(source, 1)}
 
 
-class _Knowing:
-    """The stages with networks, as an actor of Ray."""
+class _Stages:
+    """Some stages over rows of Ray: an actor where they have networks, which it loads once."""
 
-    def __init__(self, config: Config, make: MakeModels) -> None:
-        self.config, self.models = config, make()
+    def __init__(self, stages: Any, config: Config, make: MakeModels) -> None:
+        self.stages, self.config, self.models = stages, config, make()
 
     def __call__(self, row: Record) -> list[Record]:
-        records = chain([pickle.loads(row["record"])], KNOW, self.config, self.models)
+        records = chain([pickle.loads(row["record"])], self.stages, self.config, self.models)
         return [{"record": pickle.dumps(record)} for record in records]
 
 
@@ -127,17 +123,15 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
     import ray
     import ray.data
 
-    from_transnet = make if config.detector != "scenedetect" else None
-
     def look(row: Record) -> list[Record]:
-        models = from_transnet() if from_transnet else _NO_MODELS
-        return [{"record": pickle.dumps(record)} for record in chain([{"path": row["path"]}], LOOK, config, models)]
+        return _Stages(LOOK, config, _no_models)(row)
 
     where = None if address == "local" else address
     ray.init(address=where, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    rows = ray.data.from_items([{"path": path} for path in paths]).flat_map(look)
-    rows = rows.flat_map(_Knowing, fn_constructor_args=(config, make), compute=ray.data.ActorPoolStrategy(size=workers))
+    rows = ray.data.from_items([{"record": pickle.dumps({"path": path})} for path in paths])
+    rows = rows.flat_map(look) if config.detector == "scenedetect" else _by_actors(rows, LOOK, config, make, workers)
+    rows = _by_actors(rows, KNOW, config, make, workers)
     held: dict[str, list[Record]] = {}
     for row in rows.iter_rows():
         record = pickle.loads(row["record"])
@@ -149,7 +143,17 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
         ray.shutdown()
 
 
-_NO_MODELS = Models(lambda stills, _: [[] for _ in stills], lambda _: NotImplemented, lambda _: NotImplemented)
+def _by_actors(rows: Any, stages: Any, config: Config, make: MakeModels, workers: int) -> Any:
+    """Rows through stages in one to `workers` actors, each with its networks."""
+    from ray.data import ActorPoolStrategy
+
+    pool = ActorPoolStrategy(min_size=1, max_size=workers)
+    return rows.flat_map(_Stages, fn_constructor_args=(stages, config, make), compute=pool)
+
+
+def _no_models() -> Models:
+    """For stages that ask none."""
+    return Models(lambda stills, _: [[] for _ in stills], lambda _: NotImplemented, lambda _: NotImplemented)
 
 
 def build(
@@ -170,7 +174,13 @@ def build(
     summary, bank = Summary(), Bank(bank_of(out))
     done, looked = bank.done(), mark(before_pairing(config))
     todo = [str(path) for path in paths if done.get(str(path)) != (_stamp(path), looked)]
-    films = on_ray(todo, config, make, workers, ray) if ray else in_pool(todo, config, make, workers)
+    own = cache(make)  # the models of this process
+    if ray:
+        films = on_ray(todo, config, make, workers, ray)
+    elif workers > 1:
+        films = in_pool(todo, config, make, workers)
+    else:
+        films = (process(path, config, own()) for path in todo)
     report("films", len(paths) - len(todo), len(paths))
     for number, film in enumerate(films, len(paths) - len(todo) + 1):
         film[-1]["config"] = looked
@@ -178,8 +188,8 @@ def build(
         report("films", number, len(paths))
     bank.flush()
     wanted = {str(path) for path in paths}
-    for row in bank.films():
-        summary.films += row["path"] in wanted
+    for row in (film for film in bank.films() if film["path"] in wanted):
+        summary.films += 1
         if row["drop"]:
             summary.left_behind[row["path"]] = row["drop"]
         for name, seconds in row.get("seconds", {}).items():
@@ -188,12 +198,13 @@ def build(
         path, reason = next(iter(summary.left_behind.items()))
         raise DataError(f"none of {len(paths)} files could be read; {Path(path).name}: {reason}")
     start = time.process_time()
-    summary.pairs = list(judge(bank, config, make, report))
+    repeated = pair.repeats(bank, config)
+    summary.pairs = list(judge(bank, config, own, repeated, report))
     summary.seconds["pair, verify"] = time.process_time() - start
     start = time.process_time()
     store = TripletStore.create(out)
     before, now = bank.written(), set[str]()
-    summary.new = store.write(noted(write.run(summary.pairs, config, bank, rights), now), require_licence)
+    summary.new = store.write(noted(write.run(summary.pairs, repeated, bank, rights), now), require_licence)
     store.remove(sorted(before - now))  # what this run, with other thresholds, would not write
     bank.note_written(now)
     summary.triplets, summary.seconds["write"] = len(store), time.process_time() - start
@@ -224,7 +235,9 @@ def _stamp(path: Path) -> str:
         return ""
 
 
-def judge(bank: Bank, config: Config, make: MakeModels, report: Callable[[str, int, int], None]) -> Iterator[Record]:
+def judge(
+    bank: Bank, config: Config, make: MakeModels, repeated: Container[str], report: Callable[[str, int, int], None]
+) -> Iterator[Record]:
     """Every pair that was looked at, from the bank where it is known already; new ones are kept there on the way."""
     dataset = bank.open("subjects")
     if dataset is None:
@@ -232,7 +245,7 @@ def judge(bank: Bank, config: Config, make: MakeModels, report: Callable[[str, i
     version, total = dataset.version, dataset.count_rows()
     known = bank.judged(version, config)
     held: dict[str, list[Record]] = {}
-    fresh = verify.run(pair.run(bank, config, known), config, make(), bank)
+    fresh = verify.run(pair.run(bank, config, known, repeated), config, make(), bank)
     for number, (subject, found) in enumerate(groupby(fresh, key=lambda p: p["subject"]), len(known) + 1):
         held[subject] = list(found)
         report("pairs", number, total)

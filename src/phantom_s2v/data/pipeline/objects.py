@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from phantom_s2v.data.pipeline.config import Detection
+from phantom_s2v.media import border
 
 STEP = 4  # of 255, width of a bin of Lab
 RING = 3 / 128  # of the shorter side: the border that shows the ground
@@ -52,9 +53,8 @@ def ground_colours(pictures: list[np.ndarray]) -> np.ndarray:
     count = 256 // STEP + 3
     table = np.zeros((count, count, count), np.float32)
     for picture in pictures:
-        w, lab = max(2, round(RING * min(picture.shape[:2]))), _bins(picture)
-        ring = [part.reshape(-1, 3) for part in (lab[:w], lab[-w:], lab[:, :w], lab[:, -w:])]
-        np.add.at(table, tuple(np.concatenate(ring).T), 1)
+        ring = border(_bins(picture), max(2, round(RING * min(picture.shape[:2]))))
+        np.add.at(table, tuple(ring.T), 1)
     return table >= max(2, RARE * table.sum())
 
 

@@ -18,12 +18,13 @@ COLUMNS = ["clip", "film", "name", "marked", "vector", "face", "context"]
 SAME_FACE = 0.6  # Euclidean distance of dlib's face features within which it is one person
 
 
-def run(bank: Bank, config: Config, done: Container[str] = ()) -> Iterator[Record]:
+def run(bank: Bank, config: Config, done: Container[str] = (), repeated: Container[str] | None = None) -> Iterator[Record]:
     """Pair records: subject, partner, similarity, sameness, and "drop" with the reason for those that were rejected.
 
-    Those of one subject follow each other. Subjects in `done` are passed over.
+    Those of one subject follow each other. Subjects in `done` are passed over, and those of `repeated` clips, which are looked
+    for where they are not given.
     """
-    repeated = repeats(bank, config)
+    repeated = repeats(bank, config) if repeated is None else repeated
     dataset = bank.open("subjects")
     if dataset is None:
         return

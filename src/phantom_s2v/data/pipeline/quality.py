@@ -8,6 +8,8 @@ import numpy as np
 from scipy import ndimage
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.data.pipeline.embed import centred
+from phantom_s2v.media import evenly_spaced
 
 LOOKED_AT = 8  # frames of a clip
 CHANGED = 14  # of 255: what counts as a changed pixel
@@ -27,7 +29,7 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
 
 def measure(frames: np.ndarray, fps: float) -> dict[str, float]:
     """Scores of a clip, uint8 [n, h, w, 3]: border, blur, brightness, motion, letters."""
-    chosen = frames[np.linspace(0, len(frames) - 1, min(LOOKED_AT, len(frames))).round().astype(int)]
+    chosen = frames[evenly_spaced(len(frames), LOOKED_AT)]
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in chosen])
     return {
         "border": black_border(chosen),
@@ -69,7 +71,7 @@ def motion(frames: np.ndarray, apart: int) -> float:
     apart = min(apart, len(frames) - 1)
     if apart < 1:
         return 0.0
-    starts = np.linspace(0, len(frames) - 1 - apart, min(LOOKED_AT, len(frames) - apart)).round().astype(int)
+    starts = evenly_spaced(len(frames) - apart, LOOKED_AT)
     return float(np.mean([(cv2.absdiff(frames[i], frames[i + apart]).max(-1) > CHANGED).mean() for i in starts]))
 
 
@@ -103,6 +105,4 @@ def signature(frames: np.ndarray) -> np.ndarray:
     """What a clip looks like in 64 numbers: grey 4 x 4 pictures of four moments, mean 0 and length 1."""
     moments = frames[np.linspace(0, len(frames) - 1, 4).round().astype(int)]
     small = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (4, 4), interpolation=cv2.INTER_AREA).ravel() for f in moments]
-    vector = np.concatenate(small).astype(np.float32)
-    vector -= vector.mean()
-    return vector / max(1e-6, float(np.linalg.norm(vector)))
+    return centred(np.concatenate(small))

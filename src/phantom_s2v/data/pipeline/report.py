@@ -1,26 +1,22 @@
 """The report of a run: one HTML file beside the dataset that opens anywhere."""
 
-import base64
 import html
 import json
 from collections import Counter
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from phantom_s2v import media
 from phantom_s2v.data.pipeline.bank import Bank, unpng
 from phantom_s2v.data.pipeline.config import Config, Record
+from phantom_s2v.media import evenly_spaced
+from phantom_s2v.pages import figure, write_page
 
 SHEET = 24  # pairs on a sheet
 TILE = 112  # pixels
 BINS = 40
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}td.n{text-align:right}
-.pair{display:inline-block;margin:4px;font-size:12px;text-align:center}.pair img{height:112px}svg{background:#fafafa}"""
 
 
 def write_report(path: Path, bank: Bank, pairs: list[Record], triplets: int, seconds: dict[str, float], config: Config) -> None:
@@ -30,7 +26,6 @@ def write_report(path: Path, bank: Bank, pairs: list[Record], triplets: int, sec
     kept = [p for p in pairs if not p["drop"]]
     near = sorted((p for p in pairs if p["drop"]), key=lambda p: _beyond(p, config))
     parts = [
-        f"<h1>{html.escape(path.stem)}</h1>",
         _table("Counts", _counts(films, clips, pairs, triplets)),
         _table("Why clips were dropped", Counter(drop for drop, _ in clips if drop).most_common()),
         _table("Why pairs were dropped", Counter(p["drop"] for p in pairs if p["drop"]).most_common()),
@@ -44,8 +39,7 @@ def write_report(path: Path, bank: Bank, pairs: list[Record], triplets: int, sec
         _table("Notices", [(f["path"], "; ".join(f["notices"])) for f in films if f["notices"]]),
         _table("Seconds of CPU by stage", [(name, f"{value:.1f}") for name, value in seconds.items()]),
     ]
-    text = f"<!doctype html><meta charset=utf-8><title>{html.escape(path.stem)}</title><style>{STYLE}</style>{''.join(parts)}"
-    media.write_beside(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    write_page(path, path.stem, parts)
 
 
 def _beyond(pair: Record, config: Config) -> float:
@@ -94,29 +88,23 @@ def _histogram(values: list[float], bound: float) -> str:
 def _spread(pairs: list[Record]) -> list[Record]:
     """As many pairs as a sheet holds, from the least alike to the most."""
     ordered = sorted(pairs, key=lambda p: p["similarity"])
-    return (
-        [ordered[i] for i in np.unique(np.linspace(0, len(ordered) - 1, min(SHEET, len(ordered))).astype(int))] if ordered else []
-    )
+    return [ordered[i] for i in evenly_spaced(len(ordered), SHEET)]
 
 
 def _sheet(bank: Bank, pairs: list[Record]) -> str:
     """Pairs side by side with their numbers."""
-    ids = {i for p in pairs for i in (p["subject"], p["partner"])}
-    if not ids:
+    if not pairs:
         return "<p>None.</p>"
-    listed = ", ".join(f"'{i}'" for i in ids)
-    found = {row["id"]: row["views"] for row in islice(bank.rows("subjects", ["views"], f"id IN ({listed})"), len(ids))}
-    cards = []
-    for p in pairs:
-        pictures = "".join(_image(found[i][len(found[i]) // 2]["picture"]) for i in (p["subject"], p["partner"]))
-        said = f"{p['similarity']:.2f}, {p['sameness']:.2f} {html.escape(p['drop'])}"
-        cards.append(f"<div class=pair>{pictures}<br>{said}</div>")
-    return "".join(cards)
+    views = {i: row["views"] for i, row in bank.subjects({p[side] for p in pairs for side in ("subject", "partner")}).items()}
+    return "".join(
+        figure(
+            [_small(views[p[side]][len(views[p[side]]) // 2]["picture"]) for side in ("subject", "partner")],
+            f"{p['similarity']:.2f}, {p['sameness']:.2f} {html.escape(p['drop'])}",
+        )
+        for p in pairs
+    )
 
 
-def _image(content: bytes) -> str:
+def _small(content: bytes) -> np.ndarray:
     picture = unpng(content)
-    scale = TILE / picture.shape[0]
-    small = cv2.resize(picture, (max(1, round(picture.shape[1] * scale)), TILE), interpolation=cv2.INTER_AREA)
-    code = base64.b64encode(cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()).decode()
-    return f'<img src="data:image/jpeg;base64,{code}" alt="">'
+    return cv2.resize(picture, (max(1, round(picture.shape[1] * TILE / picture.shape[0])), TILE), interpolation=cv2.INTER_AREA)

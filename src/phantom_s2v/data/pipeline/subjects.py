@@ -14,6 +14,8 @@ import numpy as np
 
 from phantom_s2v.data.looks import nearest_colour
 from phantom_s2v.data.pipeline.config import Config, Detection, Models, Record
+from phantom_s2v.geometry import iou
+from phantom_s2v.media import border
 
 MARGIN = 0.08  # of a box's longer side, around a reference picture
 EDGE = 0.008  # of a side: what touches it is cut off by it
@@ -57,13 +59,6 @@ def sift(found: list[Detection], size: tuple[int, ...], config: Config) -> list[
         if fits and whole and all(iou(each.box, other.box) <= config.overlap for other in kept):
             kept.append(each)
     return kept
-
-
-def iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    """Intersection of two boxes over their union."""
-    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, across) * max(0, down)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
 def follow(found: list[list[Detection]], stills: list[np.ndarray]) -> list[list[tuple[int, Detection]]]:
@@ -184,8 +179,7 @@ def tell_apart(subjects: list[dict[str, Any]]) -> bool:
 def describe(subjects: list[dict[str, Any]], still: np.ndarray) -> str:
     """A plain caption: every subject by its name, what it does, and the colour of the ground."""
     acts = [f"the {s['name']} {_act(s)}" for s in subjects]
-    rim = np.concatenate([side.reshape(-1, 3) for side in (still[:2], still[-2:], still[:, :2], still[:, -2:])])
-    text = f"{', '.join(acts)}, in front of a {nearest_colour(np.median(rim, 0))} ground."
+    text = f"{', '.join(acts)}, in front of a {nearest_colour(np.median(border(still, 2), 0))} ground."
     return text[0].upper() + text[1:]
 
 

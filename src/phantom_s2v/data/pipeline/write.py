@@ -2,46 +2,56 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from itertools import islice
 
-from phantom_s2v.data.pipeline.bank import Bank
-from phantom_s2v.data.pipeline.config import Config, Record
-from phantom_s2v.data.pipeline.pair import repeats
+from phantom_s2v.data.pipeline.bank import BATCH, Bank
+from phantom_s2v.data.pipeline.config import Record
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference
 from phantom_s2v.geometry import MAX_PICTURES
 
 
-def run(pairs: Iterable[Record], config: Config, bank: Bank, rights: Rights) -> Iterator[Triplet]:
+def run(pairs: Iterable[Record], repeated: Container[str], bank: Bank, rights: Rights) -> Iterator[Triplet]:
     """Triplets of every clip that stays: each subject by its partners (cross-pair), else by another moment of the clip (in-pair).
 
-    `rights` hold where a film came without its own.
+    Clips that are `repeated` are left out. `rights` hold where a film came without its own.
     """
     partners: dict[str, list[Record]] = defaultdict(list)
     for pair in pairs:
         if not pair["drop"]:
             partners[pair["subject"]].append(pair)
-    repeated = repeats(bank, config)
-    for clip in bank.rows("clips", ["video", "facts"], "`drop` = ''"):
-        if clip["id"] not in repeated:
-            yield _triplet(clip, partners, bank, rights)
+    kept = (clip for clip in bank.rows("clips", ["video", "facts"], "`drop` = ''") if clip["id"] not in repeated)
+    while batch := list(islice(kept, BATCH)):
+        clips = [(json.loads(clip["facts"]), clip["video"]) for clip in batch]
+        wanted = {subject for facts, _ in clips for subject in facts["subjects"]}
+        others = [pair for subject in wanted for pair in partners.get(subject, [])]
+        views = bank.subjects(wanted | {pair["partner"] for pair in others})
+        sources = bank.clip_facts({pair["partner_clip"] for pair in others})
+        for facts, video in clips:
+            yield _triplet(facts, video, partners, views, sources, rights)
 
 
-def _triplet(clip: Record, partners: dict[str, list[Record]], bank: Bank, rights: Rights) -> Triplet:
-    facts = json.loads(clip["facts"])
-    own = _rows(bank, facts["subjects"])
+def _triplet(
+    facts: Record,
+    video: bytes,
+    partners: dict[str, list[Record]],
+    views: dict[str, Record],
+    sources: dict[str, Record],
+    rights: Rights,
+) -> Triplet:
+    """A clip's triplet; `views` are subjects by id, `sources` the facts of the clips that partners come from."""
+    own = _own(facts, rights)
     references: list[TripletReference] = []
     for number in facts["subjects"]:
-        subject, others = own[number], partners.get(number, [])
-        found = _rows(bank, [pair["partner"] for pair in others])
-        for pair in others:
-            other = found[pair["partner"]]
-            theirs = _rights(bank, other["clip"], rights)
-            view = other["views"][len(other["views"]) // 2]
-            references.append(_reference(view, subject["name"], "cross-pair", pair["similarity"], theirs))
-        if not others:
-            references.append(_reference(subject["views"][-1], subject["name"], "in-pair", 1.0, _own(facts, rights)))
+        subject, pairs = views[number], partners.get(number, [])
+        for pair in pairs:
+            shown = views[pair["partner"]]["views"]
+            theirs = _own(sources[pair["partner_clip"]], rights)
+            references.append(_reference(shown[len(shown) // 2], subject["name"], "cross-pair", pair["similarity"], theirs))
+        if not pairs:
+            references.append(_reference(subject["views"][-1], subject["name"], "in-pair", 1.0, own))
     return Triplet(
-        video=clip["video"],
+        video=video,
         caption=facts["caption"],
         references=tuple(references[:MAX_PICTURES]),
         fps=facts["fps"],
@@ -49,26 +59,13 @@ def _triplet(clip: Record, partners: dict[str, list[Record]], bank: Bank, rights
         height=facts["height"],
         width=facts["width"],
         scores=facts["scores"],
-        rights=_own(facts, rights),
+        rights=own,
     )
 
 
 def _reference(view: Record, name: str, pairing: str, score: float, rights: Rights) -> TripletReference:
     left, top, right, bottom = view["inner"]
     return TripletReference(view["picture"], name, pairing, (left, top, right, bottom), view["mask"], score, rights)
-
-
-def _rows(bank: Bank, ids: list[str]) -> dict[str, Record]:
-    """Subjects by id."""
-    if not ids:
-        return {}
-    listed = ", ".join(f"'{i}'" for i in ids)
-    return {row["id"]: row for row in bank.rows("subjects", ["clip", "name", "views"], f"id IN ({listed})")}
-
-
-def _rights(bank: Bank, clip: str, rights: Rights) -> Rights:
-    row = next(bank.rows("clips", ["facts"], f"id = '{clip}'"))
-    return _own(json.loads(row["facts"]), rights)
 
 
 def _own(facts: Record, rights: Rights) -> Rights:

@@ -1,0 +1,34 @@
+"""HTML pages that open anywhere: one file each, with their pictures inside."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from phantom_s2v import media
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}td.n{text-align:right}
+figure{display:inline-block;margin:4px;text-align:center;font-size:12px}svg{background:#fafafa}.bad{color:#b00}.good{color:#070}"""
+
+
+def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
+    """Write a page of HTML `parts` below its title."""
+    name = html.escape(title)
+    head = f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style><h1>{name}</h1>"
+    media.write_beside(path, lambda scratch: scratch.write_text(head + "".join(parts), encoding="utf-8"))
+
+
+def figure(pictures: Iterable[np.ndarray], words: str) -> str:
+    """Pictures, uint8 [H, W, 3], side by side above a line of HTML."""
+    return f"<figure>{''.join(_image(picture) for picture in pictures)}<br>{words}</figure>"
+
+
+def _image(picture: np.ndarray) -> str:
+    target = io.BytesIO()
+    Image.fromarray(picture).save(target, "JPEG", quality=85)
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(target.getvalue()).decode()}" alt="">'
