@@ -14,7 +14,7 @@ import torch
 from phantom_s2v.conditioning import Conditions
 from phantom_s2v.data.compose import compose
 from phantom_s2v.data.heldout import held_out
-from phantom_s2v.evaluation.suites import emoji_cases
+from phantom_s2v.evaluation.emoji import emoji_cases
 from phantom_s2v.flow import clean, interpolate
 from phantom_s2v.generate import condition, load_models
 from phantom_s2v.geometry import windows

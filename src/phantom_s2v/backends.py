@@ -1,28 +1,32 @@
 """The networks that the data pipeline and the evaluation are given, by backend: what packages ship, or models of the hub."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import ndimage
 from torch import nn
 
 from phantom_s2v.data.pipeline.config import Detection, Models
 from phantom_s2v.data.pipeline.objects import box_of, detect_objects
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.instruments import BACKENDS, LIMITS, Faces, Instruments
 from phantom_s2v.evaluation.judge import Judge
-from phantom_s2v.geometry import iou
+from phantom_s2v.geometry import fit_inside, iou
 from phantom_s2v.media import letterbox
 from phantom_s2v.model import people
-from phantom_s2v.model.autoencoder import AutoencoderKLWan, encode, to_pixels
+from phantom_s2v.model.autoencoder import AutoencoderKLWan, decode, encode, to_pixels, to_video
 from phantom_s2v.model.encoders import ImageEncoder
 from phantom_s2v.model.segment import subject_mask
-from phantom_s2v.model.vision import Embedder, Grounder, Talker
+from phantom_s2v.model.vision import Aesthetics, Embedder, Grounder, Talker
 from phantom_s2v.model.weights import load_part
-from phantom_s2v.presets import model_folder
+from phantom_s2v.presets import model_folder, source_path
+from phantom_s2v.request import load_preset
 
 SAME = 0.5  # share from which on an object is a part of a person
 SIDE = 64  # pixels that phantom-mini's image encoder sees
@@ -87,6 +91,82 @@ def detect_phrases(
     ]
 
 
+HUB = {"clip": "openai/clip-vit-large-patch14", "dino": "facebook/dinov2-base"}  # what the hub's backend takes by itself
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which instruments: `features` by name, a `backend`, and folders or OWNER/MODEL of a hub for the larger networks."""
+
+    features: str = "efficientnet-lite0"
+    backend: str = "packaged"
+    clip: str = ""
+    dino: str = ""
+    aesthetic: str = ""  # safetensors of the head on CLIP ViT-L/14
+    arcface: str = ""  # an ONNX file
+    reconstruct: str = "none"  # none, references, videos
+    model: str = "phantom-mini"  # whose autoencoder reconstructs
+
+
+def instruments(wanted: Wanted) -> Instruments:
+    """What was wanted, loaded. Raises InputError for names that are not legal, CheckpointError for what cannot be had."""
+    for name, legal in (("features", tuple(FEATURES)), ("backend", BACKENDS), ("reconstruct", ("none", "references", "videos"))):
+        if getattr(wanted, name) not in legal:
+            raise InputError(f"{name} is {getattr(wanted, name)!r}; it can be {', '.join(legal)}")
+    if wanted.backend == "packaged" and any((wanted.clip, wanted.dino, wanted.aesthetic)):
+        raise InputError("clip, dino and aesthetic were given to the packaged backend; they need --backend hub")
+    tools = Instruments(wanted.features, FEATURES[wanted.features](), LIMITS[wanted.features], wanted.backend)
+    tools = _with_hub(tools, wanted) if wanted.backend == "hub" else replace(tools, absent=dict.fromkeys(FROM_HUB, WHY_NOT))
+    tools = _with_faces(tools, wanted.arcface)
+    if wanted.reconstruct == "none":
+        return tools
+    named = {**tools.names, "reconstruction": wanted.model}
+    videos = wanted.reconstruct == "videos"
+    return replace(tools, reconstruct=_reconstruction(wanted.model), reconstruct_videos=videos, names=named)
+
+
+def _with_hub(tools: Instruments, wanted: Wanted) -> Instruments:
+    """CLIP for the text score and CLIP-I, DINO for DINO-I, and the aesthetic head where one is given."""
+    clip_name, dino_name = wanted.clip or HUB["clip"], wanted.dino or HUB["dino"]
+    clip, dino = Embedder(source_path(clip_name)), Embedder(source_path(dino_name))
+    named = {"text": clip_name, "clip_i": clip_name, "dino_i": dino_name}
+    if not wanted.aesthetic:
+        absent = {"aesthetic": "no aesthetic head was given (--aesthetic)"}
+        return replace(tools, clip=clip, words=clip.words, dino=dino, names=named, absent=absent)
+    aesthetic = Aesthetics(source_path(clip_name), Path(wanted.aesthetic))
+    named["aesthetic"] = f"{Path(wanted.aesthetic).name} on {clip_name}"
+    return replace(tools, clip=clip, words=clip.words, dino=dino, aesthetic=aesthetic, names=named)
+
+
+def _with_faces(tools: Instruments, arcface: str) -> Instruments:
+    if not people.fetched():
+        why = "phantom-s2v[people] is not installed, or phantom models fetch was not run"
+        return replace(tools, absent={**tools.absent, "face": why})
+    faces = Faces("dlib", people.face_features, people.dlib_alike)
+    if arcface:
+        faces = Faces(f"arcface {Path(arcface).name}", people.ArcFace(Path(arcface)), lambda one, other: float(one @ other))
+    return replace(tools, faces=faces, names={**tools.names, "face": faces.name})
+
+
+def _reconstruction(model: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Frames, at most as large as the model's videos and as many as its autoencoder takes, and what comes out of it."""
+    folder = model_folder(model)
+    preset = load_preset(folder)
+    autoencoder = load_part(AutoencoderKLWan, folder / ("vae" if preset.family == "wan" else "autoencoder"))
+
+    @torch.no_grad()
+    def reconstruct(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        width, height = fit_inside(video.shape[2], video.shape[1], preset.width, preset.height)
+        size = [max(preset.multiple, side // preset.multiple * preset.multiple) for side in (width, height)]
+        frames = video[: (len(video) - 1) // 4 * 4 + 1]
+        given = np.stack([np.asarray(Image.fromarray(f).resize((size[0], size[1]), Image.Resampling.LANCZOS)) for f in frames])
+        return given, to_video(decode(autoencoder, encode(autoencoder, to_pixels(given)[None]))[0])
+
+    return reconstruct
+
+
+FROM_HUB = ("text", "clip_i", "dino_i", "aesthetic")
+WHY_NOT = "its model comes from a hub (--backend hub)"
 FEATURES: dict[str, Callable[[], Callable[[list[np.ndarray]], np.ndarray]]] = {
     "efficientnet-lite0": lambda: Judge().features,
     "phantom-mini": lambda: embed_mini,

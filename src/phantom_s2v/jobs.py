@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from phantom_s2v import media
 from phantom_s2v.errors import InputError, PhantomError
-from phantom_s2v.generate import Models, Output, decode_latents, generate, read_pictures
+from phantom_s2v.generate import Models, OnStep, Output, decode_latents, generate, read_pictures
 from phantom_s2v.geometry import parse_size
 from phantom_s2v.model.autoencoder import to_video
 from phantom_s2v.request import Preset, Reference, Request, check, split_reference, with_defaults
@@ -89,8 +92,23 @@ def read_requests(file: Path, folder: Path, preset: Preset) -> tuple[list[Job], 
     return jobs, faults, len(lines)
 
 
+@dataclass(frozen=True)
+class BestOf:
+    """Make `count` candidates, of the request's seed and those after it, and keep the one that `rank` puts highest."""
+
+    count: int
+    rank: Callable[[np.ndarray, list[np.ndarray]], float]  # video, references -> score
+    by: str  # what ranks
+
+
 def make(
-    request: Request, models: Models, target: Path, preview: bool, report: Callable[[int], None], write: bool = True
+    request: Request,
+    models: Models,
+    target: Path,
+    preview: bool,
+    report: Callable[[int], None],
+    write: bool = True,
+    best_of: BestOf | None = None,
 ) -> list[str]:
     """Make one video with its sheet and record; returns what was done to its input. `report` is told the steps done.
 
@@ -102,11 +120,26 @@ def make(
         if preview and write and done % max(1, steps // 6) == 0:
             _preview(models, clean, target.with_suffix(".preview.png"))
 
-    output = generate(request, models, on_step)
+    output = _best(request, models, on_step, best_of) if best_of else generate(request, models, on_step)
     if write:
         _write(output, request, target)
     target.with_suffix(".preview.png").unlink(missing_ok=True)
     return output.notices
+
+
+def _best(request: Request, models: Models, on_step: OnStep, best_of: BestOf) -> Output:
+    """The candidate that ranks highest, the first of equals; its record names the others and how all of them scored."""
+    pictures = read_pictures(request)[0]
+    best, scores = None, []
+    for seed in range(request.seed, request.seed + best_of.count):
+        output = generate(replace(request, seed=seed), models, on_step)
+        scores.append(best_of.rank(output.video, pictures))
+        if best is None or scores[-1] > max(scores[:-1]):
+            best = output
+    assert best
+    seeds = range(request.seed, request.seed + best_of.count)
+    told = {"count": best_of.count, "by": best_of.by, "scores": {s: round(v, 4) for s, v in zip(seeds, scores, strict=True)}}
+    return replace(best, record={**best.record, "best_of": told})
 
 
 def _preview(models: Models, clean: Any, path: Path) -> None:

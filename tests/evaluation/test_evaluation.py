@@ -5,7 +5,7 @@ import pytest
 
 from phantom_s2v.data.compose import compose
 from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.evaluation import metrics, suites
+from phantom_s2v.evaluation import emoji, metrics
 from phantom_s2v.evaluation.judge import Judge
 from phantom_s2v.evaluation.regions import border_colour, cut_out, regions
 from phantom_s2v.evaluation.report import table
@@ -18,7 +18,7 @@ def judge():
 
 @pytest.fixture(scope="module")
 def bank(judge):
-    return suites.reference_bank(judge, held_out())
+    return emoji.reference_bank(judge, held_out())
 
 
 def square(side=64, at=(20, 30), size=16, colour=(200, 30, 30), ground=(40, 90, 200)):
@@ -83,8 +83,8 @@ def test_bootstrap_covers_the_mean():
 
 def test_the_judge_names_true_clips_and_not_strangers(judge, bank):
     sprites = held_out()
-    cases = [c for c in suites.emoji_cases(sprites, 20) if c.kind == "unnamed"]
-    rows = suites.true_rows(cases, judge, bank, sprites)
+    cases = [c for c in emoji.emoji_cases(sprites, 20) if c.kind == "unnamed"]
+    rows = emoji.true_rows(cases, judge, bank, sprites)
     assert np.mean([row["ranks"] == [0] for row in rows]) >= 0.75
     assert all(row["direction"] and row["background"] for row in rows)
     strangers = [judge.rank(compose(c.spec, sprites).video, bank, [(i + 7) % 100])[0] for i, c in enumerate(cases)]
@@ -94,23 +94,23 @@ def test_the_judge_names_true_clips_and_not_strangers(judge, bank):
 def test_none_found_is_wrong(judge, bank):
     assert judge.rank(np.full((9, 64, 64, 3), 120, np.uint8), bank, [3]) == [None]
     row = {"kind": "unnamed", "ranks": [None], "direction": False, "background": True}
-    assert suites.summarise([row], [row], {})["identification"] == 0
+    assert emoji.summarise([row], [row], {})["identification"] == 0
 
 
 def test_cases_are_fixed_and_halved():
     sprites = held_out()
-    cases = suites.emoji_cases(sprites, None)
+    cases = emoji.emoji_cases(sprites, None)
     kinds = [c.kind for c in cases]
     assert {k: kinds.count(k) for k in set(kinds)} == {"unnamed": 100, "named": 100, "control": 100, "pair": 50}
-    assert [c.id for c in cases] == [c.id for c in suites.emoji_cases(sprites, None)]
+    assert [c.id for c in cases] == [c.id for c in emoji.emoji_cases(sprites, None)]
     assert len({c.id for c in cases}) == len(cases)
     assert not any(s.name in c.spec.ground.words for c in cases for s in c.subjects if c.kind == "unnamed")
     assert {s.key for c in cases for s in c.subjects} == {s.key for s in evaluated(sprites)}
 
 
 def test_a_run_resumes_and_its_last_line_has_all_figures(tiny_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(suites, "TEXTURED_CLIPS", 1)
-    figures = suites.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None)
+    monkeypatch.setattr(emoji, "TEXTURED_CLIPS", 1)
+    figures = emoji.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None)
     wanted = {
         "identification", "identification_named", "identification_control", "identification_true_clips", "two_subjects",
         "direction", "background", "autoencoder_psnr", "autoencoder_psnr_subject",
@@ -119,8 +119,8 @@ def test_a_run_resumes_and_its_last_line_has_all_figures(tiny_models, tmp_path, 
     assert all(f"{name}_interval" in figures for name in wanted)
     lines = (tmp_path / "cases.jsonl").read_text()
     assert [json.loads(line)["kind"] for line in lines.splitlines()] == ["unnamed", "named", "control", "pair"]
-    monkeypatch.setattr(suites, "generate", None)  # nothing is made again
-    assert suites.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None) == figures
+    monkeypatch.setattr(emoji, "generate", None)  # nothing is made again
+    assert emoji.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None) == figures
     assert (tmp_path / "sheet.png").is_file()
     assert "identification_true_clips" in table(figures)
 

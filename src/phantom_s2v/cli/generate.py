@@ -14,7 +14,7 @@ from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
     from phantom_s2v.generate import Models
-    from phantom_s2v.jobs import Job
+    from phantom_s2v.jobs import BestOf, Job
     from phantom_s2v.model.placement import Placement
     from phantom_s2v.request import Preset
 
@@ -39,6 +39,9 @@ def generate(
     fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video on the same machine.")] = 0,
     seeds: Annotated[int, typer.Option(help="Make so many videos, from seed on.")] = 1,
+    best_of: Annotated[
+        int, typer.Option(help="Make so many candidates, from seed on, and keep the one whose subjects are most themselves.")
+    ] = 1,
     steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
     solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
     guidance_image: Annotated[float | None, typer.Option(help="Weight of the references.")] = None,
@@ -77,12 +80,13 @@ def generate(
     """Make a video from reference images and a prompt."""
     options = dict(locals())
     placement, preset = prepare(options)
+    best = ranked(options)
     if from_:
         _again(from_, out, model, preview, placement, budget)
     elif requests:
-        _many(requests, out, model, preset, preview, placement, budget, rephrase)
+        _many(requests, out, model, preset, preview, placement, budget, rephrase, best)
     else:
-        run_jobs(worded(requested(options, preset), rephrase, preset), model, preview, placement, budget=budget)
+        run_jobs(worded(requested(options, preset), rephrase, preset), model, preview, placement, budget=budget, best=best)
 
 
 def estimate(card: str | None, **options: Any) -> None:
@@ -97,8 +101,9 @@ def estimate(card: str | None, **options: Any) -> None:
 
     placement, preset = prepare(options | ({"device": "cpu"} if card else {}))  # what is offloaded from is not here
     jobs = requested(options, preset)
+    count = len(jobs) * options["best_of"]
     found = calculate(jobs[0][0], preset, model_folder(options["model"]), placement, card)
-    print(found.sentence() + (f", for each of {len(jobs)} videos" if len(jobs) > 1 else ""))
+    print(found.sentence() + (f", for each of {count} videos" if count > 1 else ""))
     print(json.dumps(asdict(found)))
 
 
@@ -123,6 +128,25 @@ def prepare(options: dict[str, Any]) -> tuple["Placement", "Preset"]:
     if preset.family != "wan" and placement != Placement():
         raise InputError(f"{preset.name} runs on the CPU as it is; options of device, memory, cache and LoRA are for Phantom-Wan")
     return placement, preset
+
+
+def ranked(options: dict[str, Any]) -> "BestOf | None":
+    """What chooses among candidates. Raises InputError where there is nothing to choose by."""
+    count = options["best_of"]
+    if count < 1:
+        raise InputError(f"best-of is {count}; it can be 1 or more")
+    if count == 1:
+        return None
+    if options["from_"] or options["seeds"] > 1:
+        raise InputError("best-of was given with --from or --seeds; it makes candidates of one request from its seed on")
+    if not options["reference"] and not options["requests"]:
+        raise InputError("best-of was given without a reference; candidates are ranked by their likeness to the references")
+    from phantom_s2v.backends import Wanted, instruments
+    from phantom_s2v.evaluation.score import ranking_score
+    from phantom_s2v.jobs import BestOf
+
+    tools = instruments(Wanted())
+    return BestOf(count, lambda video, pictures: ranking_score(video, pictures, tools), f"likeness by {tools.features}")
 
 
 def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
@@ -159,7 +183,7 @@ def worded(jobs: list["Job"], rephrase: str | None, preset: "Preset") -> list["J
     return done
 
 
-def head(jobs: list["Job"], model: str, placement: "Placement", budget: str | None) -> None:
+def head(jobs: list["Job"], model: str, placement: "Placement", budget: str | None, candidates: int) -> None:
     """Say what the jobs will take, and refuse what exceeds the budget, naming what would fit."""
     from phantom_s2v.calibrate import estimate as calculate
     from phantom_s2v.calibrate import within
@@ -172,10 +196,11 @@ def head(jobs: list["Job"], model: str, placement: "Placement", budget: str | No
     folder = model_folder(model)
     preset = load_preset(folder)
     found = calculate(jobs[0][0], preset, folder, placement)
+    count = len(jobs) * candidates
     if is_main():
-        print(f"phantom: {found.sentence()}" + (f", for each of {len(jobs)} videos" if len(jobs) > 1 else ""), file=sys.stderr)
+        print(f"phantom: {found.sentence()}" + (f", for each of {count} videos" if count > 1 else ""), file=sys.stderr)
     if limit:
-        within(limit, found, jobs[0][0], len(jobs), preset, folder, placement)
+        within(limit, found, jobs[0][0], count, preset, folder, placement)
 
 
 def run_jobs(
@@ -185,6 +210,7 @@ def run_jobs(
     placement: "Placement",
     loaded: "Models | None" = None,
     budget: str | None = None,
+    best: "BestOf | None" = None,
 ) -> None:
     """Check everything, load once, make every video, and name them."""
     from phantom_s2v.generate import check_models, load_models, read_prompts
@@ -196,14 +222,15 @@ def run_jobs(
         check_job(request, target)
     if not loaded:
         check_models(model_folder(model))
-    head(jobs, model, placement, budget)
+    candidates = best.count if best else 1
+    head(jobs, model, placement, budget, candidates)
     models = loaded or load_models(model_folder(model), placement)
     read_prompts([request for request, _ in jobs], models)
     main_process = is_main()  # under torchrun the others compute and stay silent
     with progress(main_process) as bar:
         for request, target in jobs:
-            task = bar.add_task(target.name, total=request.steps)
-            told = make(request, models, target, preview, lambda done, task=task: bar.update(task, completed=done), main_process)
+            task = bar.add_task(target.name, total=request.steps * candidates)
+            told = make(request, models, target, preview, lambda _, task=task: bar.advance(task), main_process, best)
             for notice in told if main_process else []:
                 print(f"phantom: {notice}", file=sys.stderr)
     for _, target in jobs if main_process else []:
@@ -220,6 +247,7 @@ def _many(
     placement: "Placement",
     budget: str | None,
     rephrase: str | None,
+    best: "BestOf | None",
 ) -> None:
     """All requests of a JSON lines file; those whose video is there already are left alone. `out` names a folder.
 
@@ -236,7 +264,7 @@ def _many(
     if faults and len(faults) == count:
         raise InputError(faults[0])
     if jobs:
-        run_jobs(worded(jobs, rephrase, preset), model, preview, placement, budget=budget)
+        run_jobs(worded(jobs, rephrase, preset), model, preview, placement, budget=budget, best=best)
     for fault in faults:
         print(f"phantom: not made: {fault}", file=sys.stderr)
     if faults:

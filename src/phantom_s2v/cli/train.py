@@ -62,7 +62,7 @@ def train_transformer(
 
     from phantom_s2v import presets
     from phantom_s2v.data.emoji import default_root, load_store, subjects_hash
-    from phantom_s2v.evaluation.suites import sample_sheet
+    from phantom_s2v.evaluation.emoji import sample_sheet
     from phantom_s2v.generate import load_models
     from phantom_s2v.model.transformer import PhantomTransformer
     from phantom_s2v.training import transformer

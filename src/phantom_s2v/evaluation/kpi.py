@@ -1,8 +1,11 @@
 """KPIs: thresholds of a team, each with a written reason, in a small TOML file, and the verdict on a score.
 
 [likeness]
+network = "efficientnet-lite0"
 least = 0.6
 reason = "below it our brand team no longer knew the bottle"
+
+`network`, which may be left out, is what the threshold was set for: values by another one are not held against it.
 """
 
 import tomllib
@@ -11,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.instruments import Instruments, network_of
 from phantom_s2v.evaluation.score import VideoScore
 
+BY_HUB = [f"{network}_i{part}{low}" for network in ("clip", "dino") for part in ("", "_seg") for low in ("", "_lowest")]
 OF_SUBJECTS = {
-    **dict.fromkeys(("likeness", "lowest", "whole", "whole_lowest", "seen"), min),
+    **dict.fromkeys(("likeness", "lowest", "whole", "whole_lowest", "seen", "face", "face_lowest", "face_seen", *BY_HUB), min),
     **dict.fromkeys(("doubled", "copy_paste", "flash"), max),
 }
-OF_VIDEOS = ("swapped", "motion_fb", "frozen", "flicker", "smoothness", "sharpness")
+OF_VIDEOS = ("swapped", "motion_fb", "frozen", "flicker", "smoothness", "sharpness", "text", "aesthetic")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Kpi:
     least: float | None
     most: float | None
     reason: str
+    network: str = ""  # by which the metric has to be measured
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ def read_kpis(file: Path) -> list[Kpi]:
         least, most = entry.get("least"), entry.get("most")
         if least is most is None or any(not isinstance(b, int | float) for b in (least, most) if b is not None):
             raise InputError(f"{file.name} gives {name} least {least} and most {most}; legal are numbers, one or both")
-        kpis.append(Kpi(name, least, most, str(entry["reason"])))
+        kpis.append(Kpi(name, least, most, str(entry["reason"]), str(entry.get("network", ""))))
     if not kpis:
         raise InputError(f"{file.name} holds no KPI; legal are {', '.join(legal)}")
     return kpis
@@ -80,3 +86,11 @@ def judge(found: VideoScore, kpis: list[Kpi]) -> list[Verdict]:
         high = kpi.most is None or (value is not None and value <= kpi.most)
         verdicts.append(Verdict(kpi, value, None if value is None else low and high))
     return verdicts
+
+
+def check_networks(kpis: list[Kpi], tools: Instruments) -> None:
+    """Raise InputError where a threshold was set for another network than the one that measures now."""
+    for kpi in kpis:
+        now = network_of(kpi.metric, tools.all_names())
+        if kpi.network and kpi.network != now:
+            raise InputError(f"the KPI {kpi.metric} was set for {kpi.network}, and it is measured by {now or 'nothing'}")

@@ -1,9 +1,10 @@
 """Metrics, one function each: range, direction, source and what it misses stand in the docstring."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from phantom_s2v.data.looks import nearest_colour
 from phantom_s2v.data.pipeline.embed import centred
@@ -95,10 +96,10 @@ def reference_flash(video: np.ndarray, reference: np.ndarray) -> tuple[float, li
 def frozen(video: np.ndarray) -> float:
     """Share of successive frames, uint8 [F, H, W, 3], that are the same but for compression (mean difference below 0.4 of 255).
 
-    0..1; 1 is a still picture. Slow motion of something small counts as none.
+    0..1; 1 is a still picture, nan is a single frame. Slow motion of something small counts as none.
     """
     if len(video) < 2:
-        return 1.0
+        return float("nan")
     changes = np.abs(np.diff(video.astype(np.int16), axis=0)).mean((1, 2, 3))
     return float((changes < 0.4).mean())
 
@@ -106,10 +107,11 @@ def frozen(video: np.ndarray) -> float:
 def flicker(video: np.ndarray) -> float:
     """Mean change of brightness from frame to frame that the next change takes back, in shares of the brightness; 0 and more.
 
-    From the luma of whole frames, uint8 [F, H, W, 3]. Flicker of a part of the picture is diluted; a cut counts once.
+    From the luma of whole frames, uint8 [F, H, W, 3]; nan for fewer than three. Flicker of a part of the picture is diluted; a
+    cut counts once.
     """
     if len(video) < 3:
-        return 0.0
+        return float("nan")
     luma = video.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     level = luma.mean((1, 2))
     steps = np.diff(level)
@@ -120,10 +122,10 @@ def flicker(video: np.ndarray) -> float:
 def smoothness(video: np.ndarray) -> float:
     """How well each frame is foretold by its neighbours' mean, 0..1, 1 is smooth: 1 - mean error / 255, as VBench's in spirit.
 
-    Of uint8 [F, H, W, 3]. A still picture is perfectly smooth; fast motion of texture is not.
+    Of uint8 [F, H, W, 3]; nan for fewer than three. A still picture is perfectly smooth; fast motion of texture is not.
     """
     if len(video) < 3:
-        return 1.0
+        return float("nan")
     frames = video.astype(np.float32)
     return float(1 - np.abs((frames[:-2] + frames[2:]) / 2 - frames[1:-1]).mean() / 255)
 
@@ -134,6 +136,36 @@ def sharpness(video: np.ndarray) -> float:
 
     chosen = video[evenly_spaced(len(video), 10)]
     return float(np.median([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var() for f in chosen]))
+
+
+def similarity(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Cosine of frames' features [F, d] with a picture's or a text's [d], all of length one: [F], -1..1, 1 is the same.
+
+    With CLIP's features this is CLIP-I, with DINO's DINO-I, and with CLIP's of the prompt the text score (facts 5.1). CLIP-I
+    tells kinds of things and not two of a kind; both reward a pasted picture.
+    """
+    return frames @ reference
+
+
+def face_similarity(
+    frames: Sequence[Sequence[np.ndarray]],
+    references: Sequence[np.ndarray | None],
+    alike: Callable[[np.ndarray, np.ndarray], float],
+) -> np.ndarray:
+    """Likeness of each reference's face in each frame [F, references], 1 is the same; nan where there is none.
+
+    `frames` hold the features of their faces. In a frame every face goes to at most one reference, so that two people are not
+    both found in one face. Misses who turns away, and says nothing of a frame without a face.
+    """
+    found = np.full((len(frames), len(references)), np.nan)
+    known = [i for i, each in enumerate(references) if each is not None]
+    for frame, faces in enumerate(frames):
+        if not faces or not known:
+            continue
+        pairs = np.array([[alike(face, references[i]) for i in known] for face in faces])  # type: ignore[arg-type]
+        for face, place in zip(*linear_sum_assignment(-pairs), strict=True):
+            found[frame, known[place]] = pairs[face, place]
+    return found
 
 
 def psnr(video: np.ndarray, other: np.ndarray, mask: np.ndarray | None = None) -> float:

@@ -13,6 +13,19 @@ from phantom_s2v.pages import figure, write_page
 
 SIDE = 112  # pixels of a picture on the page
 WORST = 6  # frames shown
+SHOWN = 100  # videos shown with pictures
+Rank = tuple[bool, int, float, int]
+BESIDE = (
+    "clip_i",
+    "clip_i_lowest",
+    "clip_i_seg",
+    "clip_i_seg_lowest",
+    "dino_i",
+    "dino_i_lowest",
+    "dino_i_seg",
+    "dino_i_seg_lowest",
+)
+OF_VIDEO = ("motion_fb", "frozen", "flicker", "smoothness", "sharpness", "swapped", "text", "aesthetic", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -28,16 +41,43 @@ class Scored:
     unreadable: str = ""
 
 
-def write_scores(path: Path, videos: list[Scored], notes: list[str]) -> None:
-    """Write the page; `notes` say what was measured with, and what was not measured and why."""
+class ScorePage:
+    """Collects videos one by one; keeps text alone, with pictures of the worst SHOWN, so that memory hardly grows with them."""
 
-    def rank(each: Scored) -> tuple[bool, int, float]:
-        likeness = each.score.likeness if each.score and each.score.subjects else 1.0
-        return not each.unreadable, -len(each.faults) - sum(v.met is False for v in each.verdicts), likeness
+    def __init__(self) -> None:
+        self._worst: list[tuple[Rank, str]] = []
+        self._rows: list[tuple[Rank, str]] = []
 
-    parts = [*[f"<p>{html.escape(note)}</p>" for note in notes]]
-    parts += [_section(each) for each in sorted(videos, key=rank)]
-    write_page(path, "Scores", parts)
+    def add(self, video: Scored) -> None:
+        """Take a video in."""
+        rank = _rank(video, len(self._rows))
+        self._rows.append((rank, _row(video)))
+        self._worst = sorted([*self._worst, (rank, _section(video))])[:SHOWN]
+
+    def write(self, path: Path, notes: list[str]) -> None:
+        """Write the page; `notes` say what was measured with, and what was not measured and why."""
+        parts = [f"<p>{html.escape(note)}</p>" for note in notes]
+        if len(self._rows) > 1:
+            head = "<tr><th>video<th>likeness<th>faults<th>KPIs missed"
+            parts.append(f"<table>{head}{''.join(row for _, row in sorted(self._rows))}</table>")
+        if len(self._rows) > SHOWN:
+            parts.append(f"<p>Of {len(self._rows)} videos the worst {SHOWN} are shown below.</p>")
+        write_page(path, "Scores", [*parts, *(section for _, section in self._worst)])
+
+
+def _rank(each: Scored, number: int) -> Rank:
+    """The worst first: what could not be read, then by faults and KPIs missed, then by likeness."""
+    likeness = each.score.likeness if each.score else 0.0
+    found = len(each.faults) + sum(v.met is False for v in each.verdicts)
+    return not each.unreadable, -found, likeness if likeness == likeness else -1.0, number
+
+
+def _row(each: Scored) -> str:
+    if each.score is None:
+        return f"<tr><td>{html.escape(each.name)}<td><td class=bad>not measured<td>"
+    likeness = f"{each.score.likeness:.3f}" if each.score.likeness == each.score.likeness else "not measured"
+    missed = ", ".join(v.kpi.metric for v in each.verdicts if v.met is False)
+    return f"<tr><td>{html.escape(each.name)}<td>{likeness}<td>{', '.join(each.faults) or 'none'}<td>{missed or 'none'}"
 
 
 def _section(each: Scored) -> str:
@@ -49,9 +89,13 @@ def _section(each: Scored) -> str:
     subjects = "".join(
         _subject(s, picture, video, found.frames_looked_at) for s, picture in zip(found.subjects, each.references, strict=True)
     )
-    rows = [(name, getattr(found, name)) for name in ("motion_fb", "frozen", "flicker", "smoothness", "sharpness", "swapped")]
-    cells = "".join(f"<tr><td>{name}<td>{value:.4g}" for name, value in rows)
-    return f"{head}{_verdicts(each.verdicts)}{subjects}<table>{cells}</table>"
+    rows = [(name, getattr(found, name)) for name in OF_VIDEO]
+    cells = "".join(f"<tr><td>{name}<td>{value:.4g}" for name, value in rows if value == value)
+    absent = "".join(
+        f"<tr><td>{html.escape(name)}<td>not measured: {html.escape(why)}" for name, why in found.not_measured.items()
+    )
+    notes = "".join(f"<p>{html.escape(note)}.</p>" for note in found.notes)
+    return f"{head}{_verdicts(each.verdicts)}{notes}{subjects}<table>{cells}{absent}</table>"
 
 
 def _verdicts(verdicts: list[Verdict]) -> str:
@@ -72,12 +116,19 @@ def _subject(found: SubjectScore, reference: np.ndarray, video: dict[int, np.nda
     figures = _framed(reference, html.escape(found.name))
     figures += "".join(_framed(video[frames[i]], f"frame {frames[i]}: {_said(found.over_time[i])}") for i in order)
     figures += "".join(_framed(video[i], f"frame {i}: the reference itself") for i in found.flash_frames[:2])
-    return (
-        f"<h3>{html.escape(found.name)}</h3><p>likeness {found.likeness:.3f}, lowest {found.lowest:.3f} in frame "
-        f"{found.lowest_frame}; whole frames {found.whole:.3f}, lowest {found.whole_lowest:.3f} in frame "
-        f"{found.whole_lowest_frame}; seen in {100 * found.seen:.0f}% of frames; pasted {found.copy_paste:.2f}</p>"
-        f"{_plot(found.over_time)}<br>{figures}"
-    )
+    region = f"likeness {found.likeness:.3f}, lowest {found.lowest:.3f} in frame {found.lowest_frame}"
+    said = [
+        region if found.seen else "likeness not measured: it was seen in no frame",
+        f"whole frames {found.whole:.3f}, lowest {found.whole_lowest:.3f} in frame {found.whole_lowest_frame}",
+        f"seen in {100 * found.seen:.0f}% of frames",
+        f"pasted {found.copy_paste:.2f}",
+    ]
+    if found.face == found.face:
+        lowest = f"lowest {found.face_lowest:.3f} in frame {found.face_lowest_frame}"
+        said.append(f"face {found.face:.3f}, {lowest}, seen in {100 * found.face_seen:.0f}% of frames")
+    values = {**{name: getattr(found, name) for name in BESIDE}, "reconstruction, dB": found.reconstruction}
+    said += [f"{name} {value:.3f}" for name, value in values.items() if value == value]
+    return f"<h3>{html.escape(found.name)}</h3><p>{'; '.join(said)}</p>{_plot(found.over_time)}<br>{figures}"
 
 
 def _said(value: float) -> str:

@@ -1,7 +1,7 @@
 """Scores of files: a video or a folder of them against references, one after the other, so that memory stays flat."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,28 @@ import numpy as np
 
 from phantom_s2v import media
 from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.instruments import Instruments, network_of
 from phantom_s2v.evaluation.kpi import Kpi, judge
-from phantom_s2v.evaluation.page import Scored, write_scores
-from phantom_s2v.evaluation.score import LIMITS, as_json, faults, score
-from phantom_s2v.evaluation.subjects import Embed
+from phantom_s2v.evaluation.page import Scored, ScorePage
+from phantom_s2v.evaluation.score import VideoScore, as_json, faults, mean_of, score
 from phantom_s2v.request import split_reference
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
-NOT_MEASURED = "Text score, CLIP-I, DINO-I and the aesthetic predictor were not measured: their models come from a hub."
+MEANS = (
+    "likeness",
+    "whole",
+    "face",
+    "clip_i",
+    "clip_i_seg",
+    "dino_i",
+    "dino_i_seg",
+    "text",
+    "aesthetic",
+    "copy_paste",
+    "motion_fb",
+)
 Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass
@@ -28,13 +41,31 @@ class Found:
     lines: list[str] = field(default_factory=list)
     missed: int = 0  # KPIs
     unreadable: int = 0
+    with_faults: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, list[float]] = field(default_factory=dict)  # metric -> of each video that has it
+
+    def add(self, score: VideoScore) -> None:
+        """Take in the metrics of a video."""
+        for metric in MEANS:
+            if (value := mean_of(score, metric)) == value:
+                self.values.setdefault(metric, []).append(value)
+
+    def means(self, tools: Instruments) -> dict[str, float]:
+        """Means over the videos that have a value, under the names of metric and network."""
+        named = {
+            metric: f"{metric}_{network}" if (network := network_of(metric, tools.all_names())) else metric
+            for metric in self.values
+        }
+        return {named[metric]: round(float(np.mean(values)), 4) for metric, values in self.values.items()}
 
 
-def read_references(texts: list[str]) -> list[tuple[str, np.ndarray]]:
-    """(name, picture) of every "[NAME=]PATH", each another subject. Raises InputError for a picture that cannot be read."""
-    named = (split_reference(text, number) for number, text in enumerate(texts))
-    return [(name, media.read_picture(Path(path))[0]) for name, path in named]
+def name_references(texts: list[str]) -> list[tuple[str, Path]]:
+    """(name, file) of every "[NAME=]PATH", each another subject. Raises InputError for a picture that cannot be read."""
+    named = [split_reference(text, number) for number, text in enumerate(texts)]
+    for _, path in named:
+        media.read_picture(Path(path))
+    return [(name, Path(path)) for name, path in named]
 
 
 def parse_crop(text: str) -> Box:
@@ -50,71 +81,87 @@ def parse_crop(text: str) -> Box:
 
 @dataclass(frozen=True)
 class Asked:
-    """What videos are held against, and by what."""
+    """What a video is held against, and by what."""
 
-    references: list[tuple[str, np.ndarray]]  # name and picture of each subject
+    references: list[tuple[str, Path]]  # name and picture of each subject
     prompt: str
-    features: str  # name of `embed`
-    embed: Embed
-    crop: Box
-    kpis: list[Kpi]
+    tools: Instruments
+    crop: Box = WHOLE
+    kpis: list[Kpi] = field(default_factory=list)
+    stranger: Path | None = None  # a picture of another case: likeness to it is the control
+    label: dict[str, str] = field(default_factory=dict)  # what the row says of the case
 
 
-def score_all(videos: Path, asked: Asked, out: Path | None, report: Callable[[int, int], None]) -> Found:
-    """Score every video, write the page where it is asked for, and sum up. Raises InputError where there is nothing to score."""
-    paths = [videos] if videos.is_file() else sorted(p for p in videos.glob("*") if p.suffix.lower() in SUFFIXES)
+def find_videos(place: Path) -> list[Path]:
+    """A video, or those of a folder in the order of their names. Raises InputError where there is none."""
+    paths = [place] if place.is_file() else sorted(p for p in place.glob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
-        raise InputError(f"{videos} is neither a video nor a folder with one; {', '.join(SUFFIXES)} are read")
+        raise InputError(f"{place} is neither a video nor a folder with one; {', '.join(SUFFIXES)} are read")
+    return paths
+
+
+def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Callable[[int, int], None]) -> Found:
+    """Score every video against what is asked of it, one after the other; write the page where it is asked for, and sum up.
+
+    Raises InputError where none can be read.
+    """
     if out:
         media.check_writable(out)
-    features, found = asked.features, Found()
-    scored: list[Scored] = []
-    rows = []
-    for number, path in enumerate(paths, 1):
-        each, row = _one(path, asked)
+    found, page, rows = Found(), ScorePage(), []
+    tools = todo[0][1].tools
+    for number, (path, asked) in enumerate(todo, 1):
+        each, row = score_one(path, asked)
         found.unreadable += bool(each.unreadable)
         found.missed += sum(v.met is False for v in each.verdicts)
+        found.with_faults += bool(each.faults)
         found.lines.append(_line(each))
-        rows.append(row)
-        scored.append(each)
-        report(number, len(paths))
-    if found.unreadable == len(paths):
-        raise InputError(f"none of {len(paths)} videos could be read; {scored[0].name}: {scored[0].unreadable}")
+        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+        if each.score:
+            found.add(each.score)
+        page.add(each)
+        report(number, len(todo))
+    if found.unreadable == len(todo):
+        raise InputError(f"none of {len(todo)} videos could be read; {found.lines[0]}")
     if out:
-        notes = [f"Likeness is measured by {features}, on what stands out in ten frames.", NOT_MEASURED]
-        write_scores(out, scored, notes)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        media.write_beside(out.with_suffix(".jsonl"), lambda scratch: scratch.write_text(text, encoding="utf-8"))
-    likeness = [s.score.likeness for s in scored if s.score and s.score.subjects and s.score.likeness == s.score.likeness]
+        page.write(out, _measured_by(tools))
+        media.write_beside(out.with_suffix(".jsonl"), lambda scratch: scratch.write_text("".join(rows), encoding="utf-8"))
     found.summary = {
-        "videos": len(paths),
+        "videos": len(todo),
         "unreadable": found.unreadable,
-        "features": features,
-        f"likeness_{features}": round(float(np.mean(likeness)), 4) if likeness else None,
-        "with_faults": sum(bool(s.faults) for s in scored),
+        "backend": tools.backend,
+        "networks": tools.all_names(),
+        **found.means(tools),
+        "with_faults": found.with_faults,
         "kpis_missed": found.missed,
-        "limits": asdict(LIMITS[features]),
+        "limits": asdict(tools.limits),
     }
     return found
 
 
-def _one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
-    """A video's score and its row; of the frames only those are kept that a page can show."""
-    pictures, names = [p for _, p in asked.references], [n for n, _ in asked.references]
-    limits = LIMITS[asked.features]
+def _measured_by(tools: Instruments) -> list[str]:
+    others = ", ".join(f"{metric} by {name}" for metric, name in tools.names.items())
+    said = [f"Likeness is measured by {tools.features}, on what stands out in ten frames{'; ' + others if others else ''}."]
+    return said + [f"{metric} was not measured: {why}." for metric, why in tools.absent.items()]
+
+
+def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
+    """A video's score and its row; of the frames only those are kept that a page can show, small."""
+    pictures, names = [media.read_picture(p)[0] for _, p in asked.references], [n for n, _ in asked.references]
     try:
         frames, _ = media.read_video(path)
     except InputError as error:
-        empty = Scored(path.name, {}, pictures, None, {}, [], str(error))
-        return empty, {"video": path.name, "unreadable": str(error)}
+        empty = Scored(path.name, {}, [], None, {}, [], str(error))
+        return empty, {**asked.label, "video": path.name, "unreadable": str(error)}
     height, width = frames.shape[1:3]
     left, top, right, bottom = (round(share * side) for share, side in zip(asked.crop, (width, height) * 2, strict=True))
     video = frames[:, top:bottom, left:right]
-    found = score(video, pictures, names, asked.prompt, asked.embed, limits)
-    wrong = faults(found, limits)
+    found = score(video, pictures, names, asked.prompt, asked.tools)
+    wrong = faults(found, asked.tools.limits)
     shown = {i: video[i].copy() for i in found.frames_looked_at + [i for s in found.subjects for i in s.flash_frames[:2]]}
     verdicts = judge(found, asked.kpis)
-    row = {"video": path.name, **as_json(found, wrong, asked.features)}
+    row = {**asked.label, "video": path.name, **as_json(found, wrong, asked.tools)}
+    if asked.stranger:
+        row["control"] = stranger_likeness(video, media.read_picture(asked.stranger)[0], asked.tools)
     row["kpis"] = {v.kpi.metric: v.met for v in verdicts}
     return Scored(path.name, shown, pictures, found, wrong, verdicts), row
 
@@ -123,10 +170,11 @@ def _line(each: Scored) -> str:
     if each.unreadable:
         return f"{each.name}: not measured: {each.unreadable}"
     assert each.score
-    said = ", ".join(each.faults) or "no fault"
-    subjects = "; ".join(
-        f"{s.name} {s.likeness:.3f} (lowest {s.lowest:.3f} in frame {s.lowest_frame}), whole frames {s.whole:.3f}"
-        for s in each.score.subjects
-    )
-    missed = ", ".join(f"{v.kpi.metric} missed" for v in each.verdicts if v.met is False)
-    return f"{each.name}: {said}" + (f"; {subjects}" if subjects else "") + (f"; {missed}" if missed else "")
+    said = [f"{each.name}: {', '.join(each.faults) or 'no fault'}"]
+    for s in each.score.subjects:
+        region = f"{s.likeness:.3f} (lowest {s.lowest:.3f} in frame {s.lowest_frame})" if s.seen else "seen in no frame"
+        said.append(f"{s.name} {region}, whole frames {s.whole:.3f}" + (f", face {s.face:.3f}" if s.face == s.face else ""))
+    said += [f"{v.kpi.metric} {'missed' if v.met is False else 'not measured'}" for v in each.verdicts if not v.met]
+    own = {name: why for name, why in each.score.not_measured.items() if " of " in name or "frame" in why}
+    said += [f"{name} not measured: {why}" for name, why in own.items()]
+    return "; ".join([*said, *each.score.notes])

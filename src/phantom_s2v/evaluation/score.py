@@ -1,6 +1,6 @@
 """The score of one video: is every reference there, once and in its place, was it pasted, and is the video itself sound?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,36 +8,28 @@ import cv2
 import numpy as np
 
 from phantom_s2v.evaluation import metrics
-from phantom_s2v.evaluation.subjects import Embed, Sighting, doubled, likeness_over_time, look, misplaced, places_asked
+from phantom_s2v.evaluation.instruments import Embed, Instruments, Thresholds
+from phantom_s2v.evaluation.subjects import (
+    Sighting,
+    cut_reference,
+    doubled,
+    likeness_over_time,
+    look,
+    misplaced,
+    places_asked,
+)
 
 WORKING_SIDE = 128  # pixels a side of what all but subjects, sharpness and flow are measured on
+NAN = float("nan")
 FAULTS = ("other subject", "missing", "doubled", "swapped", "pasted", "flashed", "frozen", "flicker")
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """Where a fault begins. Frozen on training emoji (dev/LOG.md); another domain needs its own."""
-
-    likeness: float = 0.52  # mean below which a region is another subject
-    there: float = 0.45  # likeness from which a subject counts as there, in one frame
-    seen: float = 0.4  # least share of frames with a region for a subject that is there
-    doubled: float = 0.25  # share of frames
-    swapped: float = 0.5  # share of frames
-    pasted: float = 0.945
-    flashed: float = 0.1
-    frozen: float = 0.9
-    flicker: float = 0.006
-
-
-LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(likeness=0.57, there=0.55)}
-
-
-@dataclass(frozen=True)
 class SubjectScore:
-    """One reference in a video."""
+    """One reference in a video; nan is not measured. Names with _i are of facts 5.1, _seg of the subject's region alone."""
 
     name: str
-    likeness: float  # mean over the frames looked at, -1..1; nan where it was never seen
+    likeness: float  # of its region, mean over the frames looked at, -1..1; nan where it was never seen
     lowest: float
     lowest_frame: int
     whole: float  # the same of whole frames and the whole picture
@@ -48,12 +40,25 @@ class SubjectScore:
     copy_paste: float
     flash: float
     flash_frames: list[int]
+    clip_i: float = NAN
+    clip_i_lowest: float = NAN
+    clip_i_seg: float = NAN
+    clip_i_seg_lowest: float = NAN
+    dino_i: float = NAN
+    dino_i_lowest: float = NAN
+    dino_i_seg: float = NAN
+    dino_i_seg_lowest: float = NAN
+    face: float = NAN  # mean over the frames that have a face for it
+    face_lowest: float = NAN
+    face_lowest_frame: int = 0
+    face_seen: float = NAN  # share of frames that have a face for it
+    reconstruction: float = NAN  # dB, of the picture through the autoencoder: what detail the model can hold at all
     over_time: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class VideoScore:
-    """Everything measured of one video."""
+    """Everything measured of one video; nan is not measured, and `not_measured` says why."""
 
     subjects: list[SubjectScore]
     swapped: float  # share of frames in which subjects stand on each other's side
@@ -63,44 +68,73 @@ class VideoScore:
     smoothness: float
     sharpness: float
     frames_looked_at: list[int]
+    text: float = NAN  # cosine of prompt and frames
+    aesthetic: float = NAN  # 1..10
+    reconstruction: float = NAN  # dB, of the video through the autoencoder
+    not_measured: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def likeness(self) -> float:
-        """The subject score: the mean over references, nan without any."""
-        return float(np.mean([s.likeness for s in self.subjects])) if self.subjects else float("nan")
+        """The subject score: the mean over references, nan without any or where one was never seen."""
+        return float(np.mean([s.likeness for s in self.subjects])) if self.subjects else NAN
 
 
 def score(
-    video: np.ndarray,
-    references: Sequence[np.ndarray],
-    names: Sequence[str],
-    prompt: str,
-    embed: Embed,
-    limits: Thresholds,
+    video: np.ndarray, references: Sequence[np.ndarray], names: Sequence[str], prompt: str, tools: Instruments
 ) -> VideoScore:
-    """Scores of uint8 [F, H, W, 3] against reference pictures, each another subject, with what the prompt calls them.
-
-    `embed` says how alike pictures are, `limits` from when on a subject is there by it; scores of different embedders are not
-    comparable.
-    """
-    seen = look(video, references, embed)
-    asked = places_asked(prompt, names)
-    small = shrunk(video)
-    frames = embed([video[s.frame] for s in seen]) if references else np.zeros((0, 1))
+    """Scores of uint8 [F, H, W, 3] against reference pictures, each another subject, with what the prompt calls them."""
+    cut = [cut_reference(picture) for picture in references]
+    own = [picture if part is None else part for picture, part in zip(references, cut, strict=True)]
+    seen = look(video, own, tools.embed)
+    frames, small = [video[s.frame] for s in seen], shrunk(video)
+    networks = {"whole": tools.embed, "clip_i": tools.clip, "dino_i": tools.dino}
+    views = {name: embed(frames) for name, embed in networks.items() if embed and (references or name == "clip_i")}
+    faces, known = _faces(frames, references, tools)
     subjects = [
-        _subject(small, picture, name, seen, i, limits.there, frames @ embed([picture])[0])
-        for i, (picture, name) in enumerate(zip(references, names, strict=True))
+        SubjectScore(
+            name=name,
+            **_seen(seen, i, tools.limits.there),
+            **_pasted(small, references[i]),
+            **_by_networks(networks, views, seen, i, references[i], own[i]),
+            **_face(faces[:, i], seen),
+            reconstruction=metrics.psnr(*tools.reconstruct(references[i][None])) if tools.reconstruct else NAN,
+        )
+        for i, name in enumerate(names)
     ]
+    absent, notes = _said(video, names, cut, known, subjects, tools)
+    enough = len(video) > 1
     return VideoScore(
         subjects=subjects,
-        swapped=misplaced(seen, asked, limits.there),
-        motion_fb=metrics.motion_fb(video) if len(video) > 1 else float("nan"),
+        swapped=misplaced(seen, places_asked(prompt, names), tools.limits.there),
+        motion_fb=metrics.motion_fb(video) if enough else NAN,
         frozen=metrics.frozen(small),
         flicker=metrics.flicker(small),
         smoothness=metrics.smoothness(small),
         sharpness=metrics.sharpness(video),
         frames_looked_at=[s.frame for s in seen],
+        text=float(metrics.similarity(views["clip_i"], tools.words(prompt)).mean()) if tools.words and prompt else NAN,
+        aesthetic=float(tools.aesthetic(frames).mean()) if tools.aesthetic else NAN,
+        reconstruction=metrics.psnr(*tools.reconstruct(video)) if tools.reconstruct and tools.reconstruct_videos else NAN,
+        not_measured=absent if prompt else {**absent, "text": absent.get("text", "no prompt was given")},
+        notes=notes,
     )
+
+
+def ranking_score(video: np.ndarray, references: Sequence[np.ndarray], tools: Instruments) -> float:
+    """What candidates are ranked by: likeness, mean over subjects and frames looked at, 0 where a subject has no region; -1..1."""
+    cut = [cut_reference(picture) for picture in references]
+    seen = look(video, [p if c is None else c for p, c in zip(references, cut, strict=True)], tools.embed)
+    values = [s.likeness[s.given[i], i] if i in s.given else 0.0 for s in seen for i in range(len(references))]
+    return float(np.mean(values))
+
+
+def stranger_likeness(video: np.ndarray, picture: np.ndarray, tools: Instruments) -> float | None:
+    """The subject score of a picture that a video was never asked for: what chance gives. None where nothing stands out."""
+    part = cut_reference(picture)
+    seen = look(video, [picture if part is None else part], tools.embed)
+    values = [s.likeness[s.given[0], 0] for s in seen if s.given]
+    return float(np.mean(values)) if values else None
 
 
 def shrunk(video: np.ndarray, side: int = WORKING_SIDE) -> np.ndarray:
@@ -112,35 +146,101 @@ def shrunk(video: np.ndarray, side: int = WORKING_SIDE) -> np.ndarray:
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in video])
 
 
-def _subject(
-    video: np.ndarray,
-    picture: np.ndarray,
-    name: str,
-    seen: list[Sighting],
-    index: int,
-    least: float,
-    whole: np.ndarray,
-) -> SubjectScore:
+def _lowest(values: np.ndarray) -> tuple[float, float, int]:
+    """Mean, least value and its place, of what is not nan; (nan, nan, 0) of nothing."""
+    if np.isnan(values).all():
+        return NAN, NAN, 0
+    return float(np.nanmean(values)), float(np.nanmin(values)), int(np.nanargmin(values))
+
+
+def _seen(seen: list[Sighting], index: int, least: float) -> dict[str, Any]:
     over_time = likeness_over_time(seen, index)
     there = np.array([index in s.given for s in seen])
-    values = over_time[there]
+    mean, low, place = _lowest(np.where(there, over_time, NAN))
+    return {
+        "likeness": mean,
+        "lowest": low,
+        "lowest_frame": seen[place].frame,
+        "seen": float(there.mean()),
+        "doubled": doubled(seen, index, least),
+        "over_time": [round(float(v), 4) for v in over_time],
+    }
+
+
+def _pasted(video: np.ndarray, picture: np.ndarray) -> dict[str, Any]:
     flash, frames = metrics.reference_flash(video, picture)
-    worst = int(np.flatnonzero(there)[values.argmin()]) if there.any() else 0
-    return SubjectScore(
-        name=name,
-        likeness=float(values.mean()) if there.any() else float("nan"),
-        lowest=float(values.min()) if there.any() else float("nan"),
-        lowest_frame=seen[worst].frame,
-        whole=float(whole.mean()),
-        whole_lowest=float(whole.min()),
-        whole_lowest_frame=seen[int(whole.argmin())].frame,
-        seen=float(there.mean()),
-        doubled=doubled(seen, index, least),
-        copy_paste=metrics.copy_paste(video, picture),
-        flash=flash,
-        flash_frames=frames,
-        over_time=[round(float(v), 4) for v in over_time],
-    )
+    return {"copy_paste": metrics.copy_paste(video, picture), "flash": flash, "flash_frames": frames}
+
+
+def _by_networks(
+    networks: Mapping[str, Embed | None],
+    views: Mapping[str, np.ndarray],
+    seen: list[Sighting],
+    index: int,
+    picture: np.ndarray,
+    cut: np.ndarray,
+) -> dict[str, Any]:
+    """Mean and lowest likeness of whole frames by every network, and of the subject's region by those that come beside."""
+    parts = [s.cutouts[s.given[index]] for s in seen if index in s.given]
+    found: dict[str, Any] = {}
+    for name, vectors in views.items():
+        embed = networks[name]
+        assert embed
+        mean, low, place = _lowest(metrics.similarity(vectors, embed([picture])[0]))
+        found |= {name: mean, f"{name}_lowest": low}
+        if name == "whole":
+            found["whole_lowest_frame"] = seen[place].frame
+        elif parts:
+            mean, low, _ = _lowest(metrics.similarity(embed(parts), embed([cut])[0]))
+            found |= {f"{name}_seg": mean, f"{name}_seg_lowest": low}
+    return found
+
+
+def _faces(
+    frames: list[np.ndarray], references: Sequence[np.ndarray], tools: Instruments
+) -> tuple[np.ndarray, list[np.ndarray | None]]:
+    """Likeness of faces [frames, references], and the references' own; all absent where faces are not looked for."""
+    if not tools.faces:
+        return np.full((len(frames), len(references)), NAN), [None] * len(references)
+    found = [tools.faces.find(picture) for picture in references]
+    known = [each[0] if each else None for each in found]
+    looked = [tools.faces.find(frame) for frame in frames] if any(k is not None for k in known) else [[] for _ in frames]
+    return metrics.face_similarity(looked, known, tools.faces.alike), known
+
+
+def _face(values: np.ndarray, seen: list[Sighting]) -> dict[str, Any]:
+    mean, low, place = _lowest(values)
+    share = float((~np.isnan(values)).mean())
+    return {"face": mean, "face_lowest": low, "face_lowest_frame": seen[place].frame, "face_seen": share or NAN}
+
+
+def _said(
+    video: np.ndarray,
+    names: Sequence[str],
+    cut: Sequence[np.ndarray | None],
+    faces: Sequence[np.ndarray | None],
+    subjects: Sequence[SubjectScore],
+    tools: Instruments,
+) -> tuple[dict[str, str], list[str]]:
+    """What could not be measured and why, and what a reader has to know of the rest."""
+    absent, notes = dict(tools.absent), []
+    if len(video) < 3:
+        few = "one frame" if len(video) == 1 else "two frames"
+        absent |= dict.fromkeys(("flicker", "smoothness"), f"there are {few}, and it needs three")
+    if len(video) < 2:
+        absent |= dict.fromkeys(("motion_fb", "frozen"), "there is one frame, and it needs two")
+    if not names:
+        absent["subjects"] = "no reference was given"
+    for name, part, face, subject in zip(names, cut, faces, subjects, strict=True):
+        if part is None:
+            notes.append(f"nothing stands out in the reference of {name}; its whole picture was taken")
+        if subject.seen == 0:
+            absent[f"likeness of {name}"] = "it was seen in no frame"
+        if tools.faces and face is None:
+            absent[f"face of {name}"] = "its reference shows no face"
+        elif tools.faces and np.isnan(subject.face):
+            absent[f"face of {name}"] = "no frame that was looked at shows a face for it"
+    return absent, notes
 
 
 def faults(found: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
@@ -167,10 +267,17 @@ def faults(found: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
     return {fault: told[fault] for fault in FAULTS if fault in told}
 
 
-def as_json(found: VideoScore, told: dict[str, list[str]], backend: str) -> dict[str, Any]:
-    """A score and its faults as JSON, under the name of its backend; what could not be measured is null."""
-    values = {"backend": backend, "likeness": found.likeness, **asdict(found), "faults": told}
-    return _without_nan(values)
+def mean_of(found: VideoScore, metric: str) -> float:
+    """A metric of a video, of its subjects the mean; nan where it was not measured of each."""
+    if hasattr(found, metric) and metric != "reconstruction":
+        return float(getattr(found, metric))
+    return float(np.mean([getattr(subject, metric) for subject in found.subjects])) if found.subjects else NAN
+
+
+def as_json(found: VideoScore, told: dict[str, list[str]], tools: Instruments) -> dict[str, Any]:
+    """A score and its faults as JSON, under the names of what measured it; what could not be measured is null."""
+    by = {"backend": tools.backend, "networks": tools.all_names()}
+    return _without_nan({**by, "likeness": found.likeness, **asdict(found), "faults": told})
 
 
 def _without_nan(value: Any) -> Any:

@@ -8,9 +8,9 @@ import numpy as np
 from phantom_s2v.data.compose import MOTIONS, Cast, Clip, ClipSpec, Shot, compose
 from phantom_s2v.data.emoji import Sprites, Subject
 from phantom_s2v.data.looks import COLOURS, Ground, apply_look, mean_colour, random_ground, random_look
+from phantom_s2v.evaluation.instruments import Instruments, Thresholds
 from phantom_s2v.evaluation.metrics import bootstrap
-from phantom_s2v.evaluation.score import FAULTS, Thresholds, VideoScore, faults, score
-from phantom_s2v.evaluation.subjects import Embed
+from phantom_s2v.evaluation.score import FAULTS, VideoScore, faults, score
 
 NAMES = ("first subject", "second subject")
 PLACES, PAIR_SIZE, PAIR_REACH = (0.25, 0.75), 0.42, 0.035  # of two subjects, which stay apart; shares of the side
@@ -96,14 +96,14 @@ def _broken(fault: str, rng: np.random.Generator, spec: ClipSpec, clip: Clip, st
 
 
 def run(
-    sprites: Sprites, embed: Embed, limits: Thresholds, each: int, clean: int, report: Callable[[int, int], None]
+    sprites: Sprites, tools: Instruments, each: int, clean: int, report: Callable[[int, int], None]
 ) -> list[tuple[str, VideoScore]]:
     """(fault, score) of `each` clips with every fault, and of `clean` ones without."""
     todo = [(fault, n) for fault in FAULTS for n in range(each)] + [("", n) for n in range(clean)]
     found = []
     for number, (fault, n) in enumerate(todo, 1):
         made = planted(fault, n, sprites)
-        found.append((fault, score(made.video, made.references, NAMES[: len(made.references)], made.prompt, embed, limits)))
+        found.append((fault, score(made.video, made.references, NAMES[: len(made.references)], made.prompt, tools)))
         report(number, len(todo))
     return found
 

@@ -1,7 +1,7 @@
 """Which reference is where: regions of frames, their likeness to the references, and what follows for each subject."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +10,11 @@ from scipy.optimize import linear_sum_assignment
 from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.data.pipeline.objects import detect_objects
 from phantom_s2v.data.pipeline.subjects import cutout
+from phantom_s2v.evaluation.instruments import Embed
 from phantom_s2v.media import evenly_spaced
 
 FRAMES = 10  # looked at, evenly spaced (facts 5.1)
 SMALLEST = 0.012  # share of a frame
-Embed = Callable[[list[np.ndarray]], np.ndarray]  # pictures -> unit vectors [n, d]
 SIDES = ("left", "right", "top", "bottom")
 
 
@@ -30,11 +30,11 @@ class Sighting:
 
 
 def look(video: np.ndarray, references: Sequence[np.ndarray], embed: Embed, count: int = FRAMES) -> list[Sighting]:
-    """Sightings in `count` frames of uint8 [F, H, W, 3]; `references` are pictures, cut out in the same way."""
+    """Sightings in `count` frames of uint8 [F, H, W, 3]; `references` are cut out as `cut_reference` does it."""
     frames = evenly_spaced(len(video), count)
     found = [_large(each) for each in detect_objects([video[i] for i in frames], [])]
     cut = [[cutout(video[i], d) for d in each] for i, each in zip(frames, found, strict=True)]
-    known = embed([cut_reference(r) for r in references]) if references else np.zeros((0, 1))
+    known = embed(list(references)) if references else np.zeros((0, 1))
     flat = [c for each in cut for c in each]
     vectors = embed(flat) if flat and references else np.zeros((len(flat), known.shape[1]))
     sightings, start = [], 0
@@ -47,10 +47,10 @@ def look(video: np.ndarray, references: Sequence[np.ndarray], embed: Embed, coun
     return sightings
 
 
-def cut_reference(picture: np.ndarray) -> np.ndarray:
-    """A reference as regions of frames are: its largest object on white, or the whole picture where none stands out."""
+def cut_reference(picture: np.ndarray) -> np.ndarray | None:
+    """A reference as regions of frames are: its largest object on white. None where nothing stands out in it."""
     found = _large(detect_objects([picture], [])[0])
-    return cutout(picture, max(found, key=lambda d: d.score)) if found else picture
+    return cutout(picture, max(found, key=lambda d: d.score)) if found else None
 
 
 def _large(found: list[Detection]) -> list[Detection]:

@@ -1,220 +1,215 @@
-"""The emoji suite: 100 subjects that no part of the model ever saw.
+"""Suites of cases: a folder of one's own, OpenS2V's benchmark, and references made hard. Make the videos, score them, sum up.
 
-Every subject has one prompt that names it and one that says only "the subject"; the control makes the unnamed ones
-without references; 50 pairs ask for two subjects. True clips, composed from the real animation, are the upper bound.
+A folder of one's own holds cases.jsonl, an object on each line: "id" (the name of its video), "prompt", "reference" (a list of
+"[NAME=]PATH", below the folder), and whatever else `phantom generate --requests` takes, such as "seed". OpenS2V's JSON maps an id
+to prompt, img_paths (below the folder of the file) and class_label.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
-from phantom_s2v.data.compose import Cast, ClipSpec, Shot, caption, compose, random_spec
-from phantom_s2v.data.emoji import Sprites, Subject
-from phantom_s2v.data.heldout import evaluated, held_out, still_path
-from phantom_s2v.data.looks import COLOURS, Ground
-from phantom_s2v.evaluation import metrics
-from phantom_s2v.evaluation.judge import Judge
-from phantom_s2v.generate import Models, generate
-from phantom_s2v.media import letterbox, read_picture
-from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
-from phantom_s2v.request import Reference, Request, with_defaults
+from phantom_s2v import media
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.instruments import Instruments
+from phantom_s2v.evaluation.kpi import Kpi
+from phantom_s2v.evaluation.metrics import bootstrap
+from phantom_s2v.evaluation.run import Asked, Found, score_all
+from phantom_s2v.request import split_reference
 
-DIRECTIONS = ("left", "right", "up", "down")
-PAIRS = 50
-TEXTURED_CLIPS = 32
-BANK_SIDE = 40  # pixels: sharper references are named worse (true clips: 75% at 160 pixels, 89% at 40)
+OPENS2V_FRAMES = 32  # that OpenS2V looks at for faces and aesthetics
+OPENS2V_FACES = ("singlehuman", "singleface", "faceobj", "humanobj")  # its cases with a face
+OPENS2V_PEOPLE = ("man", "woman", "crop_man", "crop_woman")  # its folders of pictures with a face
 
 
 @dataclass(frozen=True)
 class Case:
-    """One video to make and what is asked of it."""
+    """One video to make, and what it is held against: its references, or others where those were made hard."""
 
     id: str
-    kind: str  # unnamed, named, control, pair
-    spec: ClipSpec
-    seed: int
+    prompt: str
+    references: tuple[tuple[str, Path], ...]  # name and picture
+    against: tuple[tuple[str, Path], ...] = ()
+    kind: str = ""
+    options: dict[str, Any] = field(default_factory=dict)  # of phantom generate, such as seed and size
 
     @property
-    def subjects(self) -> tuple[Subject, ...]:
-        """The subjects asked for."""
-        return tuple(cast.subject for cast in self.spec.casts)
+    def request(self) -> dict[str, Any]:
+        """The options of `phantom generate` that make its video."""
+        return {**self.options, "prompt": self.prompt, "reference": [f"{name}={path}" for name, path in self.references]}
 
 
-def emoji_cases(sprites: Sprites, limit: int | None) -> list[Case]:
-    """All cases in a fixed order; `limit` keeps the first so many subjects and half as many pairs."""
-    subjects = evaluated(sprites)
-    count = min(limit or len(subjects), len(subjects))
+def read_own(folder: Path) -> list[Case]:
+    """The cases of a folder with cases.jsonl. Raises InputError for a line that is none, or names what is not below the folder."""
+    file = folder / "cases.jsonl"
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{folder} holds no cases.jsonl that can be read; legal are emoji, opens2v, robustness or a folder with it"
+        ) from error
     cases = []
-    for index, subject in enumerate(subjects[:count]):
-        motion = DIRECTIONS[index % 4]
-        spec = ClipSpec(
-            (Cast(subject, size=0.76, reach=0.15, motion=motion),), ((Shot(),),), _ground(subject, sprites, index), False
-        )
-        cases.append(Case(f"unnamed-{subject.key}", "unnamed", spec, 1000 + index))
-        cases.append(Case(f"named-{subject.key}", "named", replace(spec, named=True), 2000 + index))
-        cases.append(Case(f"control-{subject.key}", "control", replace(spec, shots=((),)), 1000 + index))
-    for index in range(min(PAIRS, max(1, count // 2))):
-        pair = subjects[index], subjects[(index + len(subjects) // 2) % len(subjects)]
-        cases.append(_pair_case(pair, index, sprites))
+    for number, line in enumerate(lines, 1):
+        try:
+            given = json.loads(line)
+            named = [split_reference(str(text), i) for i, text in enumerate(given.pop("reference", []))]
+            name, prompt = str(given.pop("id")), str(given.pop("prompt"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file.name}, line {number}, is no case ({error}); it needs id, prompt and reference") from error
+        references = tuple((subject, below(folder, path)) for subject, path in named)
+        cases.append(Case(name, prompt, references, options=given))
+    return checked(cases, file)
+
+
+def read_opens2v(file: Path) -> list[Case]:
+    """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none, or a picture is missing."""
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+        rows = [(str(name), row["prompt"], list(row["img_paths"]), row.get("class_label") or []) for name, row in given.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file} is no JSON of OpenS2V-Eval ({error}); it maps an id to prompt, img_paths and class_label"
+        ) from error
+    cases = []
+    for name, prompt, paths, labels in rows:
+        named = [str(labels[i]).lower() if i < len(labels) else f"subject {i + 1}" for i in range(len(paths))]
+        named = [f"{n} {i + 1}" if named.count(n) > 1 else n for i, n in enumerate(named)]
+        pairs = tuple((subject, below(file.parent, str(path))) for subject, path in zip(named, paths, strict=True))
+        cases.append(Case(name, str(prompt), pairs, kind=name.rsplit("_", 1)[0]))
+    return checked(cases, file)
+
+
+def below(folder: Path, path: str) -> Path:
+    """A path of a suite's file. Raises InputError where it would leave the suite's folder."""
+    whole = (folder / path).resolve()
+    if not whole.is_relative_to(folder.resolve()):
+        raise InputError(f"{path} is not below {folder.name}; a suite names pictures of its own folder alone")
+    return folder / path
+
+
+def checked(cases: list[Case], file: Path) -> list[Case]:
+    """The cases, where every id can name a video, none comes twice, and every picture can be read. Raises InputError."""
+    if not cases:
+        raise InputError(f"{file.name} holds no case")
+    seen: set[str] = set()
+    for case in cases:
+        if not case.id or Path(case.id).name != case.id or case.id.startswith(".") or case.id in seen:
+            raise InputError(f"{file.name} names a case {case.id!r}; an id is a file name without a folder, and stands once")
+        seen.add(case.id)
+    for path in dict.fromkeys(path for case in cases for _, path in (*case.references, *case.against)):
+        media.read_picture(path)
     return cases
 
 
-def _pair_case(pair: tuple[Subject, Subject], index: int, sprites: Sprites) -> Case:
-    casts = tuple(
-        Cast(subject, size=0.5, centre=(0.5, x), reach=0.1, motion=("up", "down")[(index + place) % 2])
-        for place, (subject, x) in enumerate(zip(pair, (0.25, 0.75), strict=True))
-    )
-    spec = ClipSpec(casts, ((Shot(),), (Shot(),)), _ground(pair[0], sprites, index), index % 2 == 0)
-    return Case(f"pair-{pair[0].key}-{pair[1].key}", "pair", spec, 3000 + index)
+def run_suite(
+    cases: Sequence[Case],
+    videos: Path,
+    make: Callable[[Case, Path], None] | None,
+    tools: Instruments,
+    kpis: list[Kpi],
+    out: Path,
+    report: Callable[[str, int, int], None],
+) -> Found:
+    """Make the videos that `videos` lacks, score all, write `out`/scores.html and .jsonl, and sum up by kind of case.
+
+    Without `make`, a video that is missing counts as unreadable. The control is the likeness to the next case's reference.
+    """
+    for number, case in enumerate(cases, 1):
+        path = videos / f"{case.id}.mp4"
+        if make and not path.exists():
+            make(case, path)
+        report("videos", number, len(cases))
+    shown = [case.against or case.references for case in cases]
+    todo = []
+    for case, own, other in zip(cases, shown, [*shown[1:], *shown[:1]], strict=True):
+        stranger = other[0][1] if other and own and other[0][1] != own[0][1] else None
+        label = {"id": case.id, "kind": case.kind}
+        todo.append((videos / f"{case.id}.mp4", Asked(list(own), case.prompt, tools, kpis=kpis, stranger=stranger, label=label)))
+    found = score_all(todo, out / "scores.html", lambda done, total: report("scores", done, total))
+    found.summary["by_kind"] = by_kind(read_rows(out))
+    return found
 
 
-def _ground(subject: Subject, sprites: Sprites, index: int) -> Ground:
-    """A plain background in a colour that stands apart from the subject's."""
-    still = sprites.still(subject).astype(float)
-    own = still[..., :3].sum((0, 1)) / max(1.0, still[..., 3].sum() / 255)
-    far = sorted(COLOURS, key=lambda name: -float(((np.array(COLOURS[name]) - own) ** 2).sum()))
-    return Ground("plain", far[index % 4])
+def read_rows(place: Path) -> list[dict[str, Any]]:
+    """The rows of a run's folder, or of a .jsonl of scores. Raises InputError where there are none."""
+    file = place / "scores.jsonl" if place.is_dir() else place
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if rows and all("video" in row for row in rows):
+            return rows
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{place} holds no scores that can be read ({error}); legal is what evaluate run or score wrote"
+        ) from error
+    raise InputError(f"{place} holds no scores; legal is what evaluate run or score wrote")
 
 
-def request_of(case: Case, sprites: Sprites, models: Models) -> Request:
-    """The request of a case, at the model's defaults."""
-    chosen = [] if case.kind == "control" else case.subjects
-    references = tuple(Reference(str(still_path(s.key)), s.key) for s in chosen)
-    return with_defaults(models.preset, prompt=caption(case.spec, sprites), references=references, seed=case.seed)
+def by_kind(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Kind of case -> likeness, control and share of sound videos, each a mean with its 95% interval over the cases."""
+    table = {}
+    for kind in dict.fromkeys(row.get("kind", "") for row in rows):
+        some = [row for row in rows if row.get("kind", "") == kind and "unreadable" not in row]
+        values = {
+            "likeness": [row["likeness"] for row in some if row["likeness"] is not None],
+            "control": [row["control"] for row in some if row.get("control") is not None],
+            "sound": [float(not row["faults"]) for row in some],
+        }
+        table[kind or "all"] = {name: [round(v, 4) for v in bootstrap(each)] for name, each in values.items() if each}
+    return table
 
 
-def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None]) -> dict:
-    """Make and judge what `out`/cases.jsonl lacks, then summarise. Returns the figures."""
-    sprites, judge = held_out(), Judge()
-    out.mkdir(parents=True, exist_ok=True)
-    bank = reference_bank(judge, sprites)
-    file = out / "cases.jsonl"
-    done = {row["id"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
-    cases = emoji_cases(sprites, limit)
-    with file.open("a") as lines:
-        for number, case in enumerate(cases):
-            if case.id not in done:
-                video = generate(request_of(case, sprites, models), models).video
-                done[case.id] = judge_case(case, video, judge, bank, sprites)
-                _keep_frames(out / "frames" / f"{case.id}.png", case, video)
-                print(json.dumps(done[case.id]), file=lines, flush=True)
-            report(number + 1, len(cases))
-    rows = [done[case.id] for case in cases]
-    write_sheet(out, cases, sprites)
-    return summarise(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(models, sprites))
+def kind_lines(table: dict[str, dict[str, list[float]]]) -> list[str]:
+    """The table by kind, a line each."""
+    lines = []
+    for kind, values in table.items():
+        said = [f"{name} {mean:.3f} [{low:.3f}, {high:.3f}]" for name, (mean, low, high) in values.items()]
+        lines.append(f"{kind:14} {'   '.join(said)}")
+    return lines
 
 
-def reference_bank(judge: Judge, sprites: Sprites) -> np.ndarray:
-    """Features [100, 1280] of the evaluated subjects' references, as coarse as subjects are in the videos."""
-    stills = (read_picture(still_path(s.key))[0] for s in evaluated(sprites))
-    return np.stack([judge.reference(letterbox(still, BANK_SIDE, BANK_SIDE)) for still in stills])
+def write_opens2v(cases: Sequence[Case], videos: Path, tools: Instruments, out: Path) -> list[Path]:
+    """OpenS2V's own result files in `out`, id -> column, for the columns that can be computed here; returns the files.
+
+    motionscore.json has motion_fb (its motion_lk is random); aesthetic_score.json and facesim.json's arc_score come with their
+    networks. Faces are found by BlazeFace and not by its own detector, so arc_score is near to its column and not the same.
+    """
+    columns: dict[str, dict[str, dict[str, float]]] = {"motionscore": {}, "aesthetic_score": {}, "facesim": {}}
+    rows = {row["id"]: row for row in read_rows(out.parent)}
+    for case in cases:
+        row = rows[case.id]
+        if "unreadable" in row:
+            continue
+        if row["motion_fb"] is not None:
+            columns["motionscore"][case.id] = {"motion_fb": row["motion_fb"]}
+        if tools.aesthetic or (tools.faces and tools.faces.name.startswith("arcface")):
+            video, _ = media.read_video(videos / row["video"])
+            frames = [video[i] for i in np.linspace(0, len(video) - 1, OPENS2V_FRAMES, dtype=int)]
+            if tools.aesthetic:
+                columns["aesthetic_score"][case.id] = {"aes_score": float(tools.aesthetic(frames).mean())}
+            if (score := arc_score(case, frames, tools)) is not None:
+                columns["facesim"][case.id] = {"arc_score": score}
+    out.mkdir(exist_ok=True)
+    written = []
+    for name, values in columns.items():
+        if values:
+            text = json.dumps(values, indent=4)
+            written.append(out / f"{name}.json")
+            media.write_beside(written[-1], lambda scratch, text=text: scratch.write_text(text, encoding="utf-8"))
+    return written
 
 
-def judge_case(case: Case, video: np.ndarray, judge: Judge, bank: np.ndarray, sprites: Sprites) -> dict:
-    """Ranks of the right references, and whether direction and background are as asked."""
-    keys = [s.key for s in evaluated(sprites)]
-    ranks = judge.rank(video, bank, [keys.index(s.key) for s in case.subjects])
-    return {
-        "id": case.id,
-        "kind": case.kind,
-        "ranks": ranks,
-        "direction": metrics.direction(video) == case.spec.casts[0].motion if case.kind != "pair" else None,
-        "background": metrics.background(video) == case.spec.ground.colour,
-    }
-
-
-def true_rows(cases: list[Case], judge: Judge, bank: np.ndarray, sprites: Sprites) -> list[dict]:
-    """The same judgement of the true clips: the upper bound."""
-    wanted = [c for c in cases if c.kind in ("unnamed", "pair")]
-    return [judge_case(c, compose(c.spec, sprites).video, judge, bank, sprites) for c in wanted]
-
-
-@torch.no_grad()
-def autoencoder_psnr(models: Models, sprites: Sprites) -> dict[str, list[float]]:
-    """PSNR in dB of held-out clips on textured grounds through the autoencoder: whole frames and the subject's box."""
-    whole, subject = [], []
-    for index in range(TEXTURED_CLIPS):
-        rng = np.random.default_rng([7, index])
-        spec = random_spec(rng, evaluated(sprites), 25, models.preset.height, pictures=1)
-        ground = replace(spec.ground, kind=("stripes", "dots", "checks", "noise")[index % 4])
-        clip = compose(replace(spec, ground=ground), sprites)
-        latents = encode(models.autoencoder, to_pixels(clip.video)[None])
-        video = to_video(decode(models.autoencoder, latents)[0])
-        whole.append(metrics.psnr(clip.video, video))
-        subject.append(metrics.psnr(clip.video, video, metrics.box_masks(clip.masks.max(0) > 127)))
-    return {"autoencoder_psnr": whole, "autoencoder_psnr_subject": subject}
-
-
-def summarise(rows: list[dict], true: list[dict], psnr: dict[str, list[float]]) -> dict:
-    """Every figure with its interval: name -> value, name_interval -> [low, high]; shares in 0..1, PSNR in dB."""
-    first = _hits(0)
-    by_kind = {kind: [r for r in rows if r["kind"] == kind] for kind in ("unnamed", "named", "control", "pair")}
-    moving = by_kind["unnamed"] + by_kind["named"]
-    samples = {
-        "identification": first(by_kind["unnamed"]),
-        "identification_named": first(by_kind["named"]),
-        "identification_control": first(by_kind["control"]),
-        "identification_true_clips": first([r for r in true if r["kind"] == "unnamed"]),
-        "top5": _hits(4)(by_kind["unnamed"]),
-        "top5_named": _hits(4)(by_kind["named"]),
-        "top5_control": _hits(4)(by_kind["control"]),
-        "two_subjects": first(by_kind["pair"]),
-        "two_subjects_true_clips": first([r for r in true if r["kind"] == "pair"]),
-        "direction": [float(r["direction"]) for r in moving],
-        "direction_true_clips": [float(r["direction"]) for r in true if r["kind"] == "unnamed"],
-        "background": [float(r["background"]) for r in moving],
-        "background_true_clips": [float(r["background"]) for r in true if r["kind"] == "unnamed"],
-        **psnr,
-    }
-    figures: dict = {"cases": len(rows)}
-    for name, values in samples.items():
-        mean, low, high = metrics.bootstrap(values)
-        figures[name] = round(mean, 4)
-        figures[f"{name}_interval"] = [round(low, 4), round(high, 4)]
-    return figures
-
-
-def _hits(within: int) -> Callable[[list[dict]], list[float]]:
-    """Whether every right reference of a case ranks within the first places."""
-
-    def hits(rows: list[dict]) -> list[float]:
-        return [float(all(rank is not None and rank <= within for rank in row["ranks"])) for row in rows]
-
-    return hits
-
-
-def _keep_frames(path: Path, case: Case, video: np.ndarray) -> None:
-    """Five frames of a case as one strip."""
-    path.parent.mkdir(exist_ok=True)
-    chosen = video[np.linspace(0, len(video) - 1, 5).round().astype(int)]
-    Image.fromarray(np.concatenate(list(chosen), 1)).save(path)
-
-
-def write_sheet(out: Path, cases: list[Case], sprites: Sprites, rows: int = 16) -> None:
-    """`out`/sheet.png: reference, true clip, and what was made, for the first unnamed cases."""
-    strips = []
-    for case in [c for c in cases if c.kind == "unnamed"][:rows]:
-        clip = compose(case.spec, sprites)
-        true = np.concatenate([clip.video[i] for i in (0, 12, 24)], 1)
-        with Image.open(out / "frames" / f"{case.id}.png") as image:
-            made = image.convert("RGB").resize((5 * case.spec.side, case.spec.side))
-        strips.append(np.concatenate([clip.references[0], true, np.asarray(made)], 1))
-    sheet = Image.fromarray(np.concatenate(strips))
-    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(out / "sheet.png")
-
-
-def sample_sheet(models: Models, path: Path, subjects: int = 6) -> None:
-    """A sheet of the first unnamed cases as the model makes them now: what training writes while it runs."""
-    sprites = held_out()
-    strips = []
-    for case in [c for c in emoji_cases(sprites, subjects) if c.kind == "unnamed"]:
-        clip = compose(case.spec, sprites)
-        video = generate(request_of(case, sprites, models), models).video
-        strips.append(np.concatenate([clip.references[0], *(clip.video[i] for i in (0, 24)), *video[::6]], 1))
-    sheet = Image.fromarray(np.concatenate(strips))
-    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path)
+def arc_score(case: Case, frames: list[np.ndarray], tools: Instruments) -> float | None:
+    """OpenS2V's FaceSim-Arc of a case of people: mean of what is above 0, over frames with a face; None where it has no face."""
+    people = [path for _, path in case.references if path.parent.name in OPENS2V_PEOPLE]
+    if not (tools.faces and tools.faces.name.startswith("arcface") and case.kind in OPENS2V_FACES and people):
+        return None
+    faces = tools.faces
+    known = faces.find(media.read_picture(people[0])[0])
+    if not known:
+        return None
+    found = [each[0] for each in map(faces.find, frames) if each]
+    return float(np.mean([max(0.0, faces.alike(face, known[0])) for face in found])) if found else 0.0

@@ -29,6 +29,10 @@ FILES = {
 FACE_SIDE, MASK_SIDE = 128, 256  # pixels that the networks see
 SURE = 0.6  # least score of a face
 PERSON = 0.5  # least chance that a pixel is a person's
+DLIB_SIDE = 200  # pixels of a face with its surroundings
+ARC_SIDE = 112  # pixels that ArcFace sees
+# Eyes, nose and the middle of the mouth, (x, y), as InsightFace aligns faces for ArcFace (the mouth's corners joined).
+TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [56.1396, 92.2848]])
 
 
 def folder() -> Path:
@@ -108,6 +112,11 @@ def person_mask(picture: np.ndarray) -> np.ndarray:
 
 def faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], float]]:
     """(box in pixels, score) of faces in uint8 [H, W, 3], the surest first."""
+    return [(box, score) for box, score, _ in _found_faces(picture)]
+
+
+def _found_faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], float, np.ndarray]]:
+    """(box, score, points) of faces; points [6, 2], (x, y) in pixels: eyes, nose, mouth, ears, the left of the picture first."""
     height, width = picture.shape[:2]
     side = max(height, width)
     square = np.zeros((side, side, 3), np.uint8)
@@ -115,16 +124,18 @@ def faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], float]]:
     small = np.asarray(Image.fromarray(square).resize((FACE_SIDE, FACE_SIDE), Image.Resampling.BILINEAR), np.float32)
     places, scores = _run("face_detection_short_range.tflite", small[None] / 127.5 - 1)
     chances = 1 / (1 + np.exp(-np.clip(scores[0, :, 0], -80, 80)))
-    centres = _anchors() + places[0, :, :2] / FACE_SIDE
+    anchors = _anchors()
+    centres = anchors + places[0, :, :2] / FACE_SIDE
     sizes = places[0, :, 2:4] / FACE_SIDE
     boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], 1) * side
-    kept: list[tuple[tuple[int, int, int, int], float]] = []
+    points = (anchors[:, None] + places[0, :, 4:16].reshape(-1, 6, 2) / FACE_SIDE) * side
+    kept: list[tuple[tuple[int, int, int, int], float, np.ndarray]] = []
     for i in np.argsort(-chances):
         if chances[i] < SURE:
             break
         left, top, right, bottom = np.clip(boxes[i], 0, [width, height, width, height]).round().astype(int).tolist()
-        if all(_shared((left, top, right, bottom), other) < 0.3 for other, _ in kept):
-            kept.append(((left, top, right, bottom), float(chances[i])))
+        if all(_shared((left, top, right, bottom), other) < 0.3 for other, _, _ in kept):
+            kept.append(((left, top, right, bottom), float(chances[i]), points[i]))
     return kept
 
 
@@ -173,3 +184,66 @@ def face_feature(picture: np.ndarray) -> np.ndarray | None:
         return None
     best = found[int(np.argmax(scores))]
     return np.asarray(describe.compute_face_descriptor(picture, landmarks(picture, best)), np.float32)
+
+
+def face_features(picture: np.ndarray) -> list[np.ndarray]:
+    """dlib's features [128] of all faces in uint8 [H, W, 3] that BlazeFace finds and dlib can align, the surest first."""
+    found = (face_feature(_around(picture, box)) for box, _ in faces(picture))
+    return [feature for feature in found if feature is not None]
+
+
+def _around(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """A face with as much again around it, at a size at which dlib's detector is quick and sure."""
+    left, top, right, bottom = box
+    margin = round(0.5 * max(right - left, bottom - top))
+    part = picture[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
+    scale = DLIB_SIDE / max(part.shape[:2])
+    size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
+    return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS))
+
+
+def dlib_alike(one: np.ndarray, other: np.ndarray) -> float:
+    """1 - the distance of two of dlib's features: 1 is the same picture, 0.4 and more one person."""
+    return 1 - float(np.linalg.norm(one - other))
+
+
+class ArcFace:
+    """Face features by an ArcFace network in an ONNX file, such as InsightFace's w600k_r50 or glintr100, on aligned faces.
+
+    Raises CheckpointError where the file does not load. Eyes, nose and mouth are BlazeFace's; the template is ArcFace's own.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise CheckpointError("ArcFace needs onnxruntime; install phantom-s2v[people]") from error
+        try:
+            self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base of their own
+            raise CheckpointError(f"{file} is no ONNX network that loads: {str(error).splitlines()[0]}") from error
+        shape = self.session.get_inputs()[0].shape
+        if list(shape[1:]) != [3, ARC_SIDE, ARC_SIDE]:
+            raise CheckpointError(f"{file} takes pictures of {shape[1:]}; ArcFace takes [3, {ARC_SIDE}, {ARC_SIDE}]")
+
+    def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
+        """Features of length one of all faces in uint8 [H, W, 3], the surest first."""
+        aligned = [align(picture, points[:4]) for _, _, points in _found_faces(picture)]
+        if not aligned:
+            return []
+        pixels = np.stack(aligned).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        name = self.session.get_inputs()[0].name
+        vectors = [self.session.run(None, {name: each[None]})[0][0] for each in pixels]
+        return [vector / np.linalg.norm(vector) for vector in vectors]
+
+
+def align(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """A face uint8 [112, 112, 3], turned and scaled so that eyes, nose and mouth (x, y) [4, 2] come nearest to the template."""
+    x, y = TEMPLATE.T
+    # picture = [[a, -b], [b, a]] template + (c, d), by least squares: Pillow asks where each pixel comes from
+    rows = np.concatenate([np.stack([x, -y, x * 0 + 1, x * 0], 1), np.stack([y, x, x * 0, x * 0 + 1], 1)])
+    a, b, c, d = np.linalg.lstsq(rows, np.concatenate([points[:, 0], points[:, 1]]), rcond=None)[0]
+    turned = Image.fromarray(picture).transform(
+        (ARC_SIDE, ARC_SIDE), Image.Transform.AFFINE, (a, -b, c, b, a, d), Image.Resampling.BILINEAR
+    )
+    return np.asarray(turned)

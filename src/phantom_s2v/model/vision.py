@@ -4,12 +4,15 @@ A captioner and judge (any image-text-to-text model, such as Qwen-VL), a detecto
 embeddings of pictures (DINOv2, CLIP, SigLIP). SAM2 is in segment.py.
 """
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
@@ -29,6 +32,7 @@ MARKED = (
     "product could be recognised elsewhere? Answer yes or no."
 )
 ANSWER = 128  # tokens
+AESTHETIC_LAYERS = ((0, 768, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (7, 16, 1))  # place, width in, width out
 ONE_PLACE = 0.5  # IoU from which on two boxes of a phrase are one place
 
 
@@ -46,9 +50,10 @@ def _load(kind: str, folder: Path) -> tuple[Any, Any]:
 
 
 class Embedder:
-    """Pictures -> embeddings, by DINOv2's class token or CLIP's projected one."""
+    """Pictures -> embeddings, by DINO's class token or CLIP's projected one; CLIP reads texts too."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.prepare, self.model = _load("AutoModel", folder)
 
     @torch.no_grad()
@@ -57,8 +62,66 @@ class Embedder:
         inputs = self.prepare(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").to(self.model.device)
         run = getattr(self.model, "get_image_features", None) or self.model
         out = run(**inputs)
-        features = out if isinstance(out, torch.Tensor) else out.pooler_output
+        # a plain ViT's own pooler is random where only its backbone was trained, as DINO's was
+        features = (
+            out if isinstance(out, torch.Tensor) else out.pooler_output if run is not self.model else out.last_hidden_state[:, 0]
+        )
         return nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+    @torch.no_grad()
+    def words(self, text: str) -> np.ndarray:
+        """float32 [d], of length one, of a text, in the pictures' space; it is cut at the model's length (77 tokens of CLIP)."""
+        from transformers import AutoTokenizer
+
+        if not hasattr(self.model, "get_text_features"):
+            raise CheckpointError(f"{self.folder} reads no text; the text score needs CLIP or SigLIP")
+        tokens = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        inputs = tokens([text], padding="max_length", truncation=True, return_tensors="pt").to(self.model.device)
+        out = self.model.get_text_features(**inputs)
+        features = out if isinstance(out, torch.Tensor) else out.pooler_output
+        return nn.functional.normalize(features.float(), dim=-1)[0].cpu().numpy()
+
+
+class Aesthetics:
+    """Pictures -> LAION's aesthetic score, 1..10: five linear layers on CLIP ViT-L/14's embeddings, without activations between.
+
+    `folder` is CLIP's in transformers' layout, `head` the layers' safetensors file with the names layers.0.weight and so on; what
+    is published is a pickle, which `convert_head` turns into it.
+    """
+
+    def __init__(self, folder: Path, head: Path) -> None:
+        self.embed = Embedder(folder)
+        try:
+            state = load_file(head)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{head} is no safetensors file ({error})") from error
+        self.layers = nn.ModuleDict({f"layers-{i}": nn.Linear(n, m) for i, n, m in AESTHETIC_LAYERS})
+        try:
+            self.layers.load_state_dict({name.replace("layers.", "layers-"): value.float() for name, value in state.items()})
+        except RuntimeError as error:
+            raise CheckpointError(f"{head} is no aesthetic head: {' '.join(str(error).split())[:200]}") from error
+
+    @torch.no_grad()
+    def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """float32 [n]."""
+        values = torch.from_numpy(self.embed(pictures))
+        for layer in self.layers.values():
+            values = layer(values)
+        return values[:, 0].numpy()
+
+
+def convert_head(source: Path, target: Path) -> None:
+    """The published aesthetic head (a pickle of tensors, read with weights_only) as safetensors."""
+    try:
+        state = torch.load(source, weights_only=True, map_location="cpu")
+        wanted = {f"layers.{i}.{part}" for i, _, _ in AESTHETIC_LAYERS for part in ("weight", "bias")}
+        if set(state) != wanted:
+            raise CheckpointError(
+                f"{source} holds {', '.join(sorted(state)[:4])}; an aesthetic head holds {', '.join(sorted(wanted)[:4])}, ..."
+            )
+        save_file({name: value.contiguous() for name, value in state.items()}, target)
+    except (OSError, pickle.UnpicklingError, RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source} is no pickle of tensors ({str(error).splitlines()[0]})") from error
 
 
 class Grounder:

@@ -1,0 +1,101 @@
+"""KPIs out of a team's own footage: for every metric that tells good videos from bad ones, the bound and how often it errs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.instruments import Instruments, network_of
+from phantom_s2v.evaluation.kpi import OF_SUBJECTS, OF_VIDEOS, value_of
+from phantom_s2v.evaluation.score import VideoScore
+
+LEAST = 5  # videos of each kind
+TELLS = 0.75  # least balanced accuracy, each video left out in turn, of a metric that is kept
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound on a metric, and the videos it gets wrong when each is left out of setting it."""
+
+    metric: str
+    network: str
+    low: bool  # values below it are bad; else those above
+    bound: float
+    good_refused: int
+    bad_passed: int
+    good: int
+    bad: int
+
+    @property
+    def accuracy(self) -> float:
+        """Mean of the shares of good videos passed and bad ones refused."""
+        return 1 - (self.good_refused / self.good + self.bad_passed / self.bad) / 2
+
+
+def calibrate(good: Sequence[VideoScore], bad: Sequence[VideoScore], tools: Instruments) -> list[Bound]:
+    """Bounds of the metrics that tell, the best first. Raises InputError for too few videos, or where none tells."""
+    if min(len(good), len(bad)) < LEAST:
+        raise InputError(f"there are {len(good)} good and {len(bad)} bad videos; {LEAST} and more of each are needed")
+    bounds = []
+    for metric in (*OF_SUBJECTS, *OF_VIDEOS):
+        values = [[value_of(video, metric) for video in some] for some in (good, bad)]
+        measured = [np.array([v for v in each if v is not None]) for each in values]
+        if all(len(m) == len(v) for m, v in zip(measured, values, strict=True)):
+            bounds.append(_bound(metric, network_of(metric, tools.all_names()), *measured))
+    kept = sorted((b for b in bounds if b.accuracy >= TELLS), key=lambda b: -b.accuracy)
+    if not kept:
+        raise InputError("no metric tells the good videos from the bad ones; they differ in something that is not measured here")
+    return kept
+
+
+def _bound(metric: str, network: str, good: np.ndarray, bad: np.ndarray) -> Bound:
+    low, bound = best_bound(good, bad)
+    refused = sum(_bad(v, *best_bound(np.delete(good, i), bad)) for i, v in enumerate(good))
+    passed = sum(not _bad(v, *best_bound(good, np.delete(bad, i))) for i, v in enumerate(bad))
+    return Bound(metric, network, low, bound, int(refused), int(passed), len(good), len(bad))
+
+
+def _bad(value: float, low: bool, bound: float) -> bool:
+    return value < bound if low else value > bound
+
+
+def best_bound(good: np.ndarray, bad: np.ndarray) -> tuple[bool, float]:
+    """(values below are bad, bound) with the fewest errors, each kind weighing the same; in the middle between two values."""
+    values = np.unique(np.concatenate([good, bad]))
+    middles = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
+    below = [(good < m).mean() + (bad >= m).mean() for m in middles]
+    above = [(good > m).mean() + (bad <= m).mean() for m in middles]
+    low = min(below) <= min(above)
+    errors = np.array(below if low else above)
+    best = np.flatnonzero(errors <= errors.min() + 1e-12)
+    return bool(low), float(middles[best[len(best) // 2]])
+
+
+def as_toml(bounds: Sequence[Bound]) -> str:
+    """A KPI file, which `phantom evaluate score --kpi` reads."""
+    parts = []
+    for b in bounds:
+        reason = (
+            f"set on {b.good} good and {b.bad} bad videos; of videos that it was not set on it refuses {b.good_refused} of "
+            f"{b.good} good ones and passes {b.bad_passed} of {b.bad} bad ones"
+        )
+        network = f"network = {json.dumps(b.network, ensure_ascii=False)}\n" if b.network else ""
+        parts.append(f"[{b.metric}]\n{network}{'least' if b.low else 'most'} = {b.bound:.6g}\nreason = {json.dumps(reason)}\n")
+    return "\n".join(parts)
+
+
+def as_rows(bounds: Sequence[Bound]) -> list[dict[str, Any]]:
+    """Bounds with their error rates, as JSON."""
+    return [
+        {
+            "metric": b.metric,
+            "network": b.network,
+            "least" if b.low else "most": round(b.bound, 6),
+            "good_refused": round(b.good_refused / b.good, 4),
+            "bad_passed": round(b.bad_passed / b.bad, 4),
+        }
+        for b in bounds
+    ]

@@ -1,0 +1,141 @@
+"""Systems on the same cases: differences with paired bootstrap intervals, wins and losses, by every metric both were measured with."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.instruments import network_of
+from phantom_s2v.evaluation.kpi import OF_SUBJECTS, OF_VIDEOS
+from phantom_s2v.evaluation.metrics import bootstrap
+from phantom_s2v.pages import write_page
+
+LESS = ("doubled", "copy_paste", "flash", "swapped", "frozen", "flicker")  # metrics of which less is better
+UNJUDGED = ("motion_fb", "sharpness", "smoothness")  # more is not better by itself
+SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of two systems over the cases that both have: means, the mean difference (second - first) with its 95% interval."""
+
+    metric: str
+    network: str
+    first: str
+    second: str
+    cases: int
+    mean_first: float
+    mean_second: float
+    difference: float
+    low: float
+    high: float
+    wins_second: int | None  # cases in which the second is better; None where better is not said
+    wins_first: int | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+
+def compare(systems: dict[str, list[dict[str, Any]]]) -> tuple[list[Comparison], list[str]]:
+    """All pairs of two or more systems (name -> rows of scores), and what could not be compared and why.
+
+    Values that different networks measured are never compared. Raises InputError for fewer than two systems, or no common case.
+    """
+    if len(systems) < 2:
+        raise InputError(f"{len(systems)} system was given; a comparison needs two or more")
+    found, notes = [], []
+    for (first, one), (second, other) in combinations(systems.items(), 2):
+        pairs = _common(first, one, second, other, notes)
+        for metric in (*OF_SUBJECTS, *OF_VIDEOS):
+            networks = {network_of(metric, row["networks"]) for pair in pairs for row in pair}
+            if len(networks) > 1:
+                notes.append(
+                    f"{metric} of {first} and {second} is not compared: it was measured by {' and by '.join(sorted(networks))}"
+                )
+            elif row := _compared(metric, networks.pop(), first, second, pairs):
+                found.append(row)
+    return found, list(dict.fromkeys(notes))
+
+
+def _key(row: dict[str, Any]) -> str:
+    return row.get("id") or Path(row["video"]).stem
+
+
+def _common(
+    first: str, one: list[dict[str, Any]], second: str, other: list[dict[str, Any]], notes: list[str]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The readable rows of both, by case."""
+    rows = [{_key(row): row for row in each if "unreadable" not in row} for each in (one, other)]
+    shared = [key for key in rows[0] if key in rows[1]]
+    if not shared:
+        raise InputError(f"{first} and {second} have no case in common; they need the same ids")
+    left = len(rows[0]) + len(rows[1]) - 2 * len(shared) + sum("unreadable" in row for row in (*one, *other))
+    if left:
+        notes.append(f"{left} videos of {first} and {second} are left out: the other has none of that case, or it is unreadable")
+    return [(rows[0][key], rows[1][key]) for key in shared]
+
+
+def _value(row: dict[str, Any], metric: str) -> float:
+    """A metric of a row, of its subjects the mean; nan where it was not measured."""
+    values = [row[metric]] if metric in OF_VIDEOS else [subject.get(metric) for subject in row["subjects"]]
+    return float(np.mean([np.nan if v is None else v for v in values])) if values else float("nan")
+
+
+def _compared(
+    metric: str, network: str, first: str, second: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+) -> Comparison | None:
+    values = np.array([[_value(row, metric) for row in pair] for pair in pairs])
+    values = values[~np.isnan(values).any(1)]
+    if not len(values):
+        return None
+    change = values[:, 1] - values[:, 0]
+    mean, low, high = bootstrap(change.tolist())
+    better = -change if metric in LESS else change
+    judged = metric not in UNJUDGED
+    wins = [int((better > SAME).sum()), int((better < -SAME).sum())] if judged else [None, None]
+    one, other = values.mean(0)
+    return Comparison(metric, network, first, second, len(values), float(one), float(other), mean, low, high, wins[0], wins[1])
+
+
+def lines(found: Sequence[Comparison]) -> list[str]:
+    """The comparison as text, a line a metric."""
+    told = []
+    for c in found:
+        name = f"{c.metric} ({c.network})" if c.network else c.metric
+        wins = f"; better in {c.wins_second}, worse in {c.wins_first} of {c.cases}" if c.wins_second is not None else ""
+        verdict = "" if c.clear else "; no clear difference"
+        told.append(
+            f"{name:40} {c.first} {c.mean_first:.4f}   {c.second} {c.mean_second:.4f}   "
+            f"difference {c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]{wins}{verdict}"
+        )
+    return told
+
+
+def write_comparison(path: Path, found: Sequence[Comparison], notes: Sequence[str]) -> None:
+    """The comparison as one HTML file, clear differences marked."""
+    head = "<tr><th>metric<th>by<th>first<th>second<th>cases<th>first<th>second<th>difference<th>95%<th>second better<th>worse"
+    rows = ""
+    for c in found:
+        kind = " class=good" if c.clear else ""
+        cells = (c.metric, c.network, c.first, c.second, c.cases, f"{c.mean_first:.4g}", f"{c.mean_second:.4g}")
+        wins = tuple("" if w is None else w for w in (c.wins_second, c.wins_first))
+        span = f"{c.low:+.4f} to {c.high:+.4f}"
+        rows += "<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in (*cells,))
+        rows += f"<td{kind}>{c.difference:+.4f}<td>{span}<td>{wins[0]}<td>{wins[1]}"
+    said = [f"<p>{html.escape(note)}.</p>" for note in notes]
+    explained = (
+        "<p>Paired bootstrap over cases; green where the interval leaves zero out. Nothing is corrected for many metrics.</p>"
+    )
+    write_page(path, "Comparison", [explained, f"<table>{head}{rows}</table>", *said])
+
+
+def as_rows(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """The comparison as JSON."""
+    return [asdict(c) for c in found]

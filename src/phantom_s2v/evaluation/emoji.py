@@ -1,0 +1,220 @@
+"""The emoji suite: 100 subjects that no part of the model ever saw.
+
+Every subject has one prompt that names it and one that says only "the subject"; the control makes the unnamed ones
+without references; 50 pairs ask for two subjects. True clips, composed from the real animation, are the upper bound.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from phantom_s2v.data.compose import Cast, ClipSpec, Shot, caption, compose, random_spec
+from phantom_s2v.data.emoji import Sprites, Subject
+from phantom_s2v.data.heldout import evaluated, held_out, still_path
+from phantom_s2v.data.looks import COLOURS, Ground
+from phantom_s2v.evaluation import metrics
+from phantom_s2v.evaluation.judge import Judge
+from phantom_s2v.generate import Models, generate
+from phantom_s2v.media import letterbox, read_picture
+from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
+from phantom_s2v.request import Reference, Request, with_defaults
+
+DIRECTIONS = ("left", "right", "up", "down")
+PAIRS = 50
+TEXTURED_CLIPS = 32
+BANK_SIDE = 40  # pixels: sharper references are named worse (true clips: 75% at 160 pixels, 89% at 40)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One video to make and what is asked of it."""
+
+    id: str
+    kind: str  # unnamed, named, control, pair
+    spec: ClipSpec
+    seed: int
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """The subjects asked for."""
+        return tuple(cast.subject for cast in self.spec.casts)
+
+
+def emoji_cases(sprites: Sprites, limit: int | None) -> list[Case]:
+    """All cases in a fixed order; `limit` keeps the first so many subjects and half as many pairs."""
+    subjects = evaluated(sprites)
+    count = min(limit or len(subjects), len(subjects))
+    cases = []
+    for index, subject in enumerate(subjects[:count]):
+        motion = DIRECTIONS[index % 4]
+        spec = ClipSpec(
+            (Cast(subject, size=0.76, reach=0.15, motion=motion),), ((Shot(),),), _ground(subject, sprites, index), False
+        )
+        cases.append(Case(f"unnamed-{subject.key}", "unnamed", spec, 1000 + index))
+        cases.append(Case(f"named-{subject.key}", "named", replace(spec, named=True), 2000 + index))
+        cases.append(Case(f"control-{subject.key}", "control", replace(spec, shots=((),)), 1000 + index))
+    for index in range(min(PAIRS, max(1, count // 2))):
+        pair = subjects[index], subjects[(index + len(subjects) // 2) % len(subjects)]
+        cases.append(pair_case(pair, index, sprites))
+    return cases
+
+
+def pair_case(pair: tuple[Subject, Subject], index: int, sprites: Sprites) -> Case:
+    casts = tuple(
+        Cast(subject, size=0.5, centre=(0.5, x), reach=0.1, motion=("up", "down")[(index + place) % 2])
+        for place, (subject, x) in enumerate(zip(pair, (0.25, 0.75), strict=True))
+    )
+    spec = ClipSpec(casts, ((Shot(),), (Shot(),)), _ground(pair[0], sprites, index), index % 2 == 0)
+    return Case(f"pair-{pair[0].key}-{pair[1].key}", "pair", spec, 3000 + index)
+
+
+def _ground(subject: Subject, sprites: Sprites, index: int) -> Ground:
+    """A plain background in a colour that stands apart from the subject's."""
+    still = sprites.still(subject).astype(float)
+    own = still[..., :3].sum((0, 1)) / max(1.0, still[..., 3].sum() / 255)
+    far = sorted(COLOURS, key=lambda name: -float(((np.array(COLOURS[name]) - own) ** 2).sum()))
+    return Ground("plain", far[index % 4])
+
+
+def request_of(case: Case, sprites: Sprites, models: Models) -> Request:
+    """The request of a case, at the model's defaults."""
+    chosen = [] if case.kind == "control" else case.subjects
+    references = tuple(Reference(str(still_path(s.key)), s.key) for s in chosen)
+    return with_defaults(models.preset, prompt=caption(case.spec, sprites), references=references, seed=case.seed)
+
+
+def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None]) -> dict:
+    """Make and judge what `out`/cases.jsonl lacks, then summarise. Returns the figures."""
+    sprites, judge = held_out(), Judge()
+    out.mkdir(parents=True, exist_ok=True)
+    bank = reference_bank(judge, sprites)
+    file = out / "cases.jsonl"
+    done = {row["id"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+    cases = emoji_cases(sprites, limit)
+    with file.open("a") as lines:
+        for number, case in enumerate(cases):
+            if case.id not in done:
+                video = generate(request_of(case, sprites, models), models).video
+                done[case.id] = judge_case(case, video, judge, bank, sprites)
+                _keep_frames(out / "frames" / f"{case.id}.png", case, video)
+                print(json.dumps(done[case.id]), file=lines, flush=True)
+            report(number + 1, len(cases))
+    rows = [done[case.id] for case in cases]
+    write_sheet(out, cases, sprites)
+    return summarise(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(models, sprites))
+
+
+def reference_bank(judge: Judge, sprites: Sprites) -> np.ndarray:
+    """Features [100, 1280] of the evaluated subjects' references, as coarse as subjects are in the videos."""
+    stills = (read_picture(still_path(s.key))[0] for s in evaluated(sprites))
+    return np.stack([judge.reference(letterbox(still, BANK_SIDE, BANK_SIDE)) for still in stills])
+
+
+def judge_case(case: Case, video: np.ndarray, judge: Judge, bank: np.ndarray, sprites: Sprites) -> dict:
+    """Ranks of the right references, and whether direction and background are as asked."""
+    keys = [s.key for s in evaluated(sprites)]
+    ranks = judge.rank(video, bank, [keys.index(s.key) for s in case.subjects])
+    return {
+        "id": case.id,
+        "kind": case.kind,
+        "ranks": ranks,
+        "direction": metrics.direction(video) == case.spec.casts[0].motion if case.kind != "pair" else None,
+        "background": metrics.background(video) == case.spec.ground.colour,
+    }
+
+
+def true_rows(cases: list[Case], judge: Judge, bank: np.ndarray, sprites: Sprites) -> list[dict]:
+    """The same judgement of the true clips: the upper bound."""
+    wanted = [c for c in cases if c.kind in ("unnamed", "pair")]
+    return [judge_case(c, compose(c.spec, sprites).video, judge, bank, sprites) for c in wanted]
+
+
+@torch.no_grad()
+def autoencoder_psnr(models: Models, sprites: Sprites) -> dict[str, list[float]]:
+    """PSNR in dB of held-out clips on textured grounds through the autoencoder: whole frames and the subject's box."""
+    whole, subject = [], []
+    for index in range(TEXTURED_CLIPS):
+        rng = np.random.default_rng([7, index])
+        spec = random_spec(rng, evaluated(sprites), 25, models.preset.height, pictures=1)
+        ground = replace(spec.ground, kind=("stripes", "dots", "checks", "noise")[index % 4])
+        clip = compose(replace(spec, ground=ground), sprites)
+        latents = encode(models.autoencoder, to_pixels(clip.video)[None])
+        video = to_video(decode(models.autoencoder, latents)[0])
+        whole.append(metrics.psnr(clip.video, video))
+        subject.append(metrics.psnr(clip.video, video, metrics.box_masks(clip.masks.max(0) > 127)))
+    return {"autoencoder_psnr": whole, "autoencoder_psnr_subject": subject}
+
+
+def summarise(rows: list[dict], true: list[dict], psnr: dict[str, list[float]]) -> dict:
+    """Every figure with its interval: name -> value, name_interval -> [low, high]; shares in 0..1, PSNR in dB."""
+    first = _hits(0)
+    by_kind = {kind: [r for r in rows if r["kind"] == kind] for kind in ("unnamed", "named", "control", "pair")}
+    moving = by_kind["unnamed"] + by_kind["named"]
+    samples = {
+        "identification": first(by_kind["unnamed"]),
+        "identification_named": first(by_kind["named"]),
+        "identification_control": first(by_kind["control"]),
+        "identification_true_clips": first([r for r in true if r["kind"] == "unnamed"]),
+        "top5": _hits(4)(by_kind["unnamed"]),
+        "top5_named": _hits(4)(by_kind["named"]),
+        "top5_control": _hits(4)(by_kind["control"]),
+        "two_subjects": first(by_kind["pair"]),
+        "two_subjects_true_clips": first([r for r in true if r["kind"] == "pair"]),
+        "direction": [float(r["direction"]) for r in moving],
+        "direction_true_clips": [float(r["direction"]) for r in true if r["kind"] == "unnamed"],
+        "background": [float(r["background"]) for r in moving],
+        "background_true_clips": [float(r["background"]) for r in true if r["kind"] == "unnamed"],
+        **psnr,
+    }
+    figures: dict = {"cases": len(rows)}
+    for name, values in samples.items():
+        mean, low, high = metrics.bootstrap(values)
+        figures[name] = round(mean, 4)
+        figures[f"{name}_interval"] = [round(low, 4), round(high, 4)]
+    return figures
+
+
+def _hits(within: int) -> Callable[[list[dict]], list[float]]:
+    """Whether every right reference of a case ranks within the first places."""
+
+    def hits(rows: list[dict]) -> list[float]:
+        return [float(all(rank is not None and rank <= within for rank in row["ranks"])) for row in rows]
+
+    return hits
+
+
+def _keep_frames(path: Path, case: Case, video: np.ndarray) -> None:
+    """Five frames of a case as one strip."""
+    path.parent.mkdir(exist_ok=True)
+    chosen = video[np.linspace(0, len(video) - 1, 5).round().astype(int)]
+    Image.fromarray(np.concatenate(list(chosen), 1)).save(path)
+
+
+def write_sheet(out: Path, cases: list[Case], sprites: Sprites, rows: int = 16) -> None:
+    """`out`/sheet.png: reference, true clip, and what was made, for the first unnamed cases."""
+    strips = []
+    for case in [c for c in cases if c.kind == "unnamed"][:rows]:
+        clip = compose(case.spec, sprites)
+        true = np.concatenate([clip.video[i] for i in (0, 12, 24)], 1)
+        with Image.open(out / "frames" / f"{case.id}.png") as image:
+            made = image.convert("RGB").resize((5 * case.spec.side, case.spec.side))
+        strips.append(np.concatenate([clip.references[0], true, np.asarray(made)], 1))
+    sheet = Image.fromarray(np.concatenate(strips))
+    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(out / "sheet.png")
+
+
+def sample_sheet(models: Models, path: Path, subjects: int = 6) -> None:
+    """A sheet of the first unnamed cases as the model makes them now: what training writes while it runs."""
+    sprites = held_out()
+    strips = []
+    for case in [c for c in emoji_cases(sprites, subjects) if c.kind == "unnamed"]:
+        clip = compose(case.spec, sprites)
+        video = generate(request_of(case, sprites, models), models).video
+        strips.append(np.concatenate([clip.references[0], *(clip.video[i] for i in (0, 24)), *video[::6]], 1))
+    sheet = Image.fromarray(np.concatenate(strips))
+    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path)

@@ -1,0 +1,71 @@
+"""What a score is measured with: networks by name, their limits, and what is not measured and why."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Embed = Callable[[list[np.ndarray]], np.ndarray]  # pictures -> unit vectors [n, d]
+BACKENDS = ("packaged", "hub")
+FEATURED = ("likeness", "lowest", "whole", "whole_lowest", "seen", "doubled", "swapped")  # by the network of likeness
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where a fault begins. Frozen on training emoji (dev/LOG.md); another domain needs its own."""
+
+    likeness: float = 0.52  # mean below which a region is another subject
+    there: float = 0.45  # likeness from which a subject counts as there, in one frame
+    seen: float = 0.4  # least share of frames with a region for a subject that is there
+    doubled: float = 0.25  # share of frames
+    swapped: float = 0.5  # share of frames
+    pasted: float = 0.945
+    flashed: float = 0.1
+    frozen: float = 0.9
+    flicker: float = 0.006
+
+
+LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(likeness=0.57, there=0.55)}
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Features of all faces in a picture, and how alike two are; 1 is the same."""
+
+    name: str
+    find: Callable[[np.ndarray], list[np.ndarray]]
+    alike: Callable[[np.ndarray, np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """Likeness and faults by `embed` and its limits, under the name `features`; the rest where it is there.
+
+    `clip` and `dino` embed pictures, `words` a text into clip's space, `aesthetic` gives pictures 1..10, and `reconstruct` sends
+    uint8 [F, H, W, 3] through the autoencoder: what of it went in, at a size that fits, and what came out.
+    """
+
+    features: str
+    embed: Embed
+    limits: Thresholds
+    backend: str = "packaged"
+    clip: Embed | None = None
+    words: Callable[[str], np.ndarray] | None = None
+    dino: Embed | None = None
+    aesthetic: Callable[[list[np.ndarray]], np.ndarray] | None = None
+    faces: Faces | None = None
+    reconstruct: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    reconstruct_videos: bool = False
+    names: dict[str, str] = field(default_factory=dict)  # metric -> network, beside `features`
+    absent: dict[str, str] = field(default_factory=dict)  # metric -> why it is not measured
+
+    def all_names(self) -> dict[str, str]:
+        """Metric -> network, likeness among them: what stands beside every score."""
+        return {"likeness": self.features, **self.names}
+
+
+def network_of(metric: str, names: dict[str, str]) -> str:
+    """The network behind a metric, "" where there is none, by a score's `names`; values by different networks are never compared."""
+    if metric in FEATURED:
+        return names["likeness"]
+    return next((name for key, name in names.items() if metric.startswith(key)), "")
