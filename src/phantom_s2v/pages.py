@@ -16,11 +16,17 @@ table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bo
 figure{display:inline-block;margin:4px;text-align:center;font-size:12px}svg{background:#fafafa}.bad{color:#b00}.good{color:#070}"""
 
 
+def page(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A page of HTML `parts` below its title, with more `style` where it needs some."""
+    name = html.escape(title)
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title><style>{STYLE}{style}</style><h1>{name}</h1>"
+    return head + "".join(parts)
+
+
 def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
     """Write a page of HTML `parts` below its title."""
-    name = html.escape(title)
-    head = f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style><h1>{name}</h1>"
-    media.write_beside(path, lambda scratch: scratch.write_text(head + "".join(parts), encoding="utf-8"))
+    text = page(title, parts)
+    media.write_beside(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def figure(pictures: Iterable[np.ndarray], words: str) -> str:

@@ -73,14 +73,21 @@ def evaluate_run(
         raise InputError(f"suite is {suite!r}; legal are emoji, robustness, opens2v, or a folder with cases.jsonl")
     target = out or Path("outputs") / Path(suite).name
     if suite == "emoji":
-        return run_emoji_suite(model, target, limit)
+        run_emoji_suite(model, target, limit)
+    else:
+        run_cases(options, target)
+
+
+def run_cases(options: dict[str, Any], target: Path) -> None:
+    """Any other suite, with the score."""
     from phantom_s2v.evaluation import suites
     from phantom_s2v.evaluation.kpi import check_networks, read_kpis
 
-    kpis, tools = read_kpis(kpi) if kpi else [], chosen(options)
+    suite, path, model, videos = (options[name] for name in ("suite", "path", "model", "videos"))
+    kpis, tools = read_kpis(options["kpi"]) if options["kpi"] else [], chosen(options)
     check_networks(kpis, tools)
     target.mkdir(parents=True, exist_ok=True)
-    cases, clips = cases_of(suite, path, target, tools, limit)
+    cases, clips = cases_of(suite, path, target, tools, options["limit"])
     made = videos or target / "videos"
     make = None if videos else maker(model, cases, clips, made)
     with progress() as bar:

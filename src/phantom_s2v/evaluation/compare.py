@@ -1,4 +1,4 @@
-"""Systems on the same cases: differences with paired bootstrap intervals, wins and losses, by every metric both were measured with."""
+"""Systems on the same cases: differences with paired bootstrap intervals, wins and losses, by every metric that both have."""
 
 import html
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ SAME = 1e-9
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of two systems over the cases that both have: means, the mean difference (second - first) with its 95% interval."""
+    """One metric of two systems over the cases of both: means, and the mean difference (second - first) with its 95% interval."""
 
     metric: str
     network: str

@@ -65,6 +65,7 @@ def emoji_cases(sprites: Sprites, limit: int | None) -> list[Case]:
 
 
 def pair_case(pair: tuple[Subject, Subject], index: int, sprites: Sprites) -> Case:
+    """Two subjects side by side; every second one is named."""
     casts = tuple(
         Cast(subject, size=0.5, centre=(0.5, x), reach=0.1, motion=("up", "down")[(index + place) % 2])
         for place, (subject, x) in enumerate(zip(pair, (0.25, 0.75), strict=True))

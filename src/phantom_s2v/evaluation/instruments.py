@@ -65,7 +65,7 @@ class Instruments:
 
 
 def network_of(metric: str, names: dict[str, str]) -> str:
-    """The network behind a metric, "" where there is none, by a score's `names`; values by different networks are never compared."""
+    """The network behind a metric by a score's `names`, "" where there is none; values of two networks are never compared."""
     if metric in FEATURED:
         return names["likeness"]
     return next((name for key, name in names.items() if metric.startswith(key)), "")

@@ -1,7 +1,8 @@
 """Blind side-by-side rating: a page that shows two videos of a case without saying whose they are, and keeps votes in SQLite.
 
-Which system stands at the left follows from case and rater, so that both sides come up and a reload changes nothing. A vote is the
-system, not the side. Agreement between raters is Krippendorff's alpha for nominal data (Krippendorff 2011): 1 is full, 0 is chance.
+Which system stands at the left follows from case and rater, so that both sides come up and a reload changes nothing. A vote is
+the system, not the side. Agreement between raters is Krippendorff's alpha for nominal data (Krippendorff 2011): 1 is full, 0 is
+chance.
 """
 
 import base64
@@ -24,7 +25,7 @@ from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.metrics import bootstrap
 from phantom_s2v.evaluation.run import SUFFIXES
-from phantom_s2v.pages import STYLE
+from phantom_s2v.pages import page
 
 QUESTIONS = {
     "better": "Which video is better as a whole?",
@@ -33,9 +34,13 @@ QUESTIONS = {
     "clothes": "In which are clothes, colours and shape more those of the reference?",
     "logo": "In which are logo and lettering more those of the reference?",
 }
-CHOICES = ("left", "right", "equal", "not shown")
-TABLE = """create table if not exists votes (rater text not null, case_id text not null, first text not null, second text not null,
-question text not null, choice text not null, primary key (rater, case_id, first, second, question))"""
+NOT_SHOWN = "not shown"
+CHOICES = ("left", "right", "equal", NOT_SHOWN)
+LAYOUT = (
+    "video{width:46%;margin:1%}fieldset{margin:.5em 0;border:1px solid #ddd}label{margin-right:1.2em}img{height:9em;margin:2px}"
+)
+TABLE = """create table if not exists votes (rater text not null, case_id text not null, first text not null,
+second text not null, question text not null, choice text not null, primary key (rater, case_id, first, second, question))"""
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,11 @@ def application(pairs: Sequence[Pair], file: Path) -> FastAPI:
 
     @app.get("/", response_class=HTMLResponse)
     def enter() -> str:
-        return _page(
-            "Side by side",
-            "<p>Two videos of one request, and which one meets it better. Your answers are kept under the name you give.</p>"
-            "<form action=/next><label>Your name <input name=rater required maxlength=80></label> <button>Begin</button></form>",
+        said = "<p>Two videos of one request, and which one meets it better. Your answers are kept under the name you give.</p>"
+        form = (
+            "<form action=/next><label>Your name <input name=rater required maxlength=80></label> <button>Begin</button></form>"
         )
+        return page("Side by side", [said, form])
 
     @app.get("/next", response_class=HTMLResponse)
     def following(rater: str) -> str:
@@ -110,7 +115,7 @@ def application(pairs: Sequence[Pair], file: Path) -> FastAPI:
             done = set(votes.execute("select distinct case_id, first, second from votes where rater = ?", (rater,)))
         left = [i for i in order(pairs, rater) if (pairs[i].case, pairs[i].first, pairs[i].second) not in done]
         if not left:
-            return _page("Thank you", f"<p>All {len(pairs)} comparisons are done. You can close this page.</p>")
+            return page("Thank you", [f"<p>All {len(pairs)} comparisons are done. You can close this page.</p>"])
         return _ballot(pairs[left[0]], left[0], rater, len(pairs) - len(left), len(pairs))
 
     @app.get("/video/{number}/{side}")
@@ -124,10 +129,10 @@ def application(pairs: Sequence[Pair], file: Path) -> FastAPI:
         number: int,
         rater: Annotated[str, Form(min_length=1, max_length=80)],
         better: Annotated[str, Form()],
-        face: Annotated[str, Form()] = "not shown",
-        expression: Annotated[str, Form()] = "not shown",
-        clothes: Annotated[str, Form()] = "not shown",
-        logo: Annotated[str, Form()] = "not shown",
+        face: Annotated[str, Form()] = NOT_SHOWN,
+        expression: Annotated[str, Form()] = NOT_SHOWN,
+        clothes: Annotated[str, Form()] = NOT_SHOWN,
+        logo: Annotated[str, Form()] = NOT_SHOWN,
     ) -> RedirectResponse:
         said = {"better": better, "face": face, "expression": expression, "clothes": clothes, "logo": logo}
         if not 0 <= number < len(pairs) or any(choice not in CHOICES for choice in said.values()):
@@ -158,79 +163,74 @@ def _query(rater: str) -> str:
     return urlencode({"rater": rater})
 
 
-def _page(title: str, body: str) -> str:
-    more = "video{width:46%;margin:1%}fieldset{margin:.5em 0;border:1px solid #ddd}label{margin-right:1.2em}img{height:9em;margin:2px}"
-    return f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}{more}</style><h1>{title}</h1>{body}"
-
-
 def _ballot(pair: Pair, number: int, rater: str, done: int, total: int) -> str:
-    name = html.escape(rater, quote=True)
+    name, query = html.escape(rater, quote=True), html.escape(_query(rater))
     pictures = "".join(
         f'<img alt="reference" src="data:;base64,{base64.b64encode(p.read_bytes()).decode()}">' for p in pair.references
     )
     videos = "".join(
-        f'<video controls loop muted autoplay src="/video/{number}/{side}?{html.escape(_query(rater))}" aria-label="{word}"></video>'
+        f'<video controls loop muted autoplay src="/video/{number}/{side}?{query}" aria-label="{word}"></video>'
         for side, word in ((0, "left"), (1, "right"))
     )
-    fields = ""
-    for question, words in QUESTIONS.items():
-        legal = CHOICES if question != "better" else CHOICES[:3]
-        must = " required" if question == "better" else ""
-        chosen = "not shown" if question != "better" else ""
-        marks = "".join(
-            f'<label><input type=radio name={question} value="{c}"{must}{" checked" if c == chosen else ""}> {c}</label>'
-            for c in legal
-        )
-        fields += f"<fieldset><legend>{words}</legend>{marks}</fieldset>"
-    return _page(
-        f"Comparison {done + 1} of {total}",
-        f"<p>{html.escape(pair.prompt)}</p>{pictures}<div>{videos}</div><form method=post action=/vote/{number}>"
-        f'<input type=hidden name=rater value="{name}">{fields}<button>Next</button></form>',
+    fields = "".join(_question(question, words) for question, words in QUESTIONS.items())
+    hidden = f'<input type=hidden name=rater value="{name}">'
+    form = f"<form method=post action=/vote/{number}>{hidden}{fields}<button>Next</button></form>"
+    title = f"Comparison {done + 1} of {total}"
+    return page(title, [f"<p>{html.escape(pair.prompt)}</p>{pictures}<div>{videos}</div>", form], LAYOUT)
+
+
+def _question(question: str, words: str) -> str:
+    """Radio buttons; only whether a video is better as a whole has to be answered."""
+    must = question == "better"
+    marks = "".join(
+        f'<label><input type=radio name={question} value="{c}"{" required" * must}{" checked" * (c == NOT_SHOWN)}> {c}</label>'
+        for c in CHOICES
+        if not (must and c == NOT_SHOWN)
     )
+    return f"<fieldset><legend>{words}</legend>{marks}</fieldset>"
 
 
 def results(file: Path) -> list[dict[str, Any]]:
-    """For every pair of systems and question: wins, ties, the second's share of decided votes with its 95% interval over cases,
+    """For every pair of systems and question: wins, ties, the second's share (a tie is half) with its 95% interval over cases,
     and agreement. Raises InputError where there are no votes.
     """
     if not file.is_file():
         raise InputError(f"{file} is not a file; it is what phantom evaluate rate wrote")
     with closing(open_votes(file)) as votes:
-        rows = list(
-            votes.execute("select first, second, question, rater, case_id, choice from votes where choice != 'not shown'")
-        )
+        asked = "select first, second, question, rater, case_id, choice from votes where choice != ?"
+        rows = list(votes.execute(asked, (NOT_SHOWN,)))
     if not rows:
         raise InputError(f"{file} holds no vote yet")
-    found = []
-    for first, second, question in sorted({row[:3] for row in rows}):
-        answers = [row[3:] for row in rows if row[:3] == (first, second, question)]
-        by_case: dict[str, list[str]] = {}
-        for _, case, choice in answers:
-            by_case.setdefault(case, []).append(choice)
-        counts = Counter(choice for _, _, choice in answers)
-        shares = [s for choices in by_case.values() if (s := _share(choices, second)) is not None]
-        mean, low, high = bootstrap(shares)
-        found.append(
-            {
-                "first": first,
-                "second": second,
-                "question": question,
-                "cases": len(by_case),
-                "raters": len({rater for rater, _, _ in answers}),
-                "first_wins": counts[first],
-                "second_wins": counts[second],
-                "equal": counts["equal"],
-                "second_share": None if mean != mean else round(mean, 4),
-                "interval": None if mean != mean else [round(low, 4), round(high, 4)],
-                "agreement": agreement(by_case.values()),
-            }
-        )
-    return found
+    kinds = sorted({row[:3] for row in rows})
+    return [_counted(kind, [row[3:] for row in rows if row[:3] == kind]) for kind in kinds]
 
 
-def _share(choices: list[str], system: str) -> float | None:
+def _counted(kind: tuple[str, str, str], answers: list[tuple[str, str, str]]) -> dict[str, Any]:
+    """Votes (rater, case, choice) on one question about two systems."""
+    first, second, question = kind
+    by_case: dict[str, list[str]] = {}
+    for _, case, choice in answers:
+        by_case.setdefault(case, []).append(choice)
+    counts = Counter(choice for _, _, choice in answers)
+    mean, low, high = bootstrap([_share(choices, second) for choices in by_case.values()])
+    return {
+        "first": first,
+        "second": second,
+        "question": question,
+        "cases": len(by_case),
+        "raters": len({rater for rater, _, _ in answers}),
+        "first_wins": counts[first],
+        "second_wins": counts[second],
+        "equal": counts["equal"],
+        "second_share": round(mean, 4),
+        "interval": [round(low, 4), round(high, 4)],
+        "agreement": agreement(by_case.values()),
+    }
+
+
+def _share(choices: list[str], system: str) -> float:
     """Share of a case's votes for a system, a tie counting half to each."""
-    return float(np.mean([1.0 if c == system else 0.5 if c == "equal" else 0.0 for c in choices])) if choices else None
+    return float(np.mean([1.0 if c == system else 0.5 if c == "equal" else 0.0 for c in choices]))
 
 
 def agreement(units: Iterable[list[str]]) -> float | None:

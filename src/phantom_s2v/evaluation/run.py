@@ -13,7 +13,7 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import Instruments, network_of
 from phantom_s2v.evaluation.kpi import Kpi, judge
 from phantom_s2v.evaluation.page import Scored, ScorePage
-from phantom_s2v.evaluation.score import VideoScore, as_json, faults, mean_of, score
+from phantom_s2v.evaluation.score import VideoScore, as_json, faults, mean_of, score, stranger_likeness
 from phantom_s2v.request import split_reference
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")

@@ -11,10 +11,8 @@ from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.instruments import Embed, Instruments, Thresholds
 from phantom_s2v.evaluation.subjects import (
     Sighting,
-    cut_reference,
     doubled,
-    likeness_over_time,
-    look,
+    find_subjects,
     misplaced,
     places_asked,
 )
@@ -53,7 +51,7 @@ class SubjectScore:
     face_lowest_frame: int = 0
     face_seen: float = NAN  # share of frames that have a face for it
     reconstruction: float = NAN  # dB, of the picture through the autoencoder: what detail the model can hold at all
-    over_time: list[float] = field(default_factory=list)
+    over_time: list[float] = field(default_factory=list)  # likeness in each frame looked at, -1 where it was not seen
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,7 @@ def score(
     video: np.ndarray, references: Sequence[np.ndarray], names: Sequence[str], prompt: str, tools: Instruments
 ) -> VideoScore:
     """Scores of uint8 [F, H, W, 3] against reference pictures, each another subject, with what the prompt calls them."""
-    cut = [cut_reference(picture) for picture in references]
-    own = [picture if part is None else part for picture, part in zip(references, cut, strict=True)]
-    seen = look(video, own, tools.embed)
+    seen, cut, likeness = find_subjects(video, references, tools.embed)
     frames, small = [video[s.frame] for s in seen], shrunk(video)
     networks = {"whole": tools.embed, "clip_i": tools.clip, "dino_i": tools.dino}
     views = {name: embed(frames) for name, embed in networks.items() if embed and (references or name == "clip_i")}
@@ -94,9 +90,9 @@ def score(
     subjects = [
         SubjectScore(
             name=name,
-            **_seen(seen, i, tools.limits.there),
+            **_seen(likeness[i], seen, doubled(seen, i, tools.limits.there)),
             **_pasted(small, references[i]),
-            **_by_networks(networks, views, seen, i, references[i], own[i]),
+            **_by_networks(networks, views, seen, i, references[i], cut[i]),
             **_face(faces[:, i], seen),
             reconstruction=metrics.psnr(*tools.reconstruct(references[i][None])) if tools.reconstruct else NAN,
         )
@@ -122,19 +118,14 @@ def score(
 
 
 def ranking_score(video: np.ndarray, references: Sequence[np.ndarray], tools: Instruments) -> float:
-    """What candidates are ranked by: likeness, mean over subjects and frames looked at, 0 where a subject has no region; -1..1."""
-    cut = [cut_reference(picture) for picture in references]
-    seen = look(video, [p if c is None else c for p, c in zip(references, cut, strict=True)], tools.embed)
-    values = [s.likeness[s.given[i], i] if i in s.given else 0.0 for s in seen for i in range(len(references))]
-    return float(np.mean(values))
+    """What candidates are ranked by: likeness, mean over subjects and frames looked at, 0 where there is no region; -1..1."""
+    return float(np.nan_to_num(find_subjects(video, references, tools.embed)[2]).mean())
 
 
 def stranger_likeness(video: np.ndarray, picture: np.ndarray, tools: Instruments) -> float | None:
     """The subject score of a picture that a video was never asked for: what chance gives. None where nothing stands out."""
-    part = cut_reference(picture)
-    seen = look(video, [picture if part is None else part], tools.embed)
-    values = [s.likeness[s.given[0], 0] for s in seen if s.given]
-    return float(np.mean(values)) if values else None
+    mean, _, _ = _lowest(find_subjects(video, [picture], tools.embed)[2][0])
+    return None if mean != mean else mean
 
 
 def shrunk(video: np.ndarray, side: int = WORKING_SIDE) -> np.ndarray:
@@ -153,17 +144,15 @@ def _lowest(values: np.ndarray) -> tuple[float, float, int]:
     return float(np.nanmean(values)), float(np.nanmin(values)), int(np.nanargmin(values))
 
 
-def _seen(seen: list[Sighting], index: int, least: float) -> dict[str, Any]:
-    over_time = likeness_over_time(seen, index)
-    there = np.array([index in s.given for s in seen])
-    mean, low, place = _lowest(np.where(there, over_time, NAN))
+def _seen(over_time: np.ndarray, seen: list[Sighting], twice: float) -> dict[str, Any]:
+    mean, low, place = _lowest(over_time)
     return {
         "likeness": mean,
         "lowest": low,
         "lowest_frame": seen[place].frame,
-        "seen": float(there.mean()),
-        "doubled": doubled(seen, index, least),
-        "over_time": [round(float(v), 4) for v in over_time],
+        "seen": float((~np.isnan(over_time)).mean()),
+        "doubled": twice,
+        "over_time": [round(float(v), 4) for v in np.nan_to_num(over_time, nan=-1.0)],
     }
 
 
@@ -178,7 +167,7 @@ def _by_networks(
     seen: list[Sighting],
     index: int,
     picture: np.ndarray,
-    cut: np.ndarray,
+    cut: np.ndarray | None,
 ) -> dict[str, Any]:
     """Mean and lowest likeness of whole frames by every network, and of the subject's region by those that come beside."""
     parts = [s.cutouts[s.given[index]] for s in seen if index in s.given]
@@ -190,7 +179,7 @@ def _by_networks(
         found |= {name: mean, f"{name}_lowest": low}
         if name == "whole":
             found["whole_lowest_frame"] = seen[place].frame
-        elif parts:
+        elif parts and cut is not None:
             mean, low, _ = _lowest(metrics.similarity(embed(parts), embed([cut])[0]))
             found |= {f"{name}_seg": mean, f"{name}_seg_lowest": low}
     return found
@@ -233,7 +222,7 @@ def _said(
         absent["subjects"] = "no reference was given"
     for name, part, face, subject in zip(names, cut, faces, subjects, strict=True):
         if part is None:
-            notes.append(f"nothing stands out in the reference of {name}; its whole picture was taken")
+            notes.append(f"nothing stands out in the reference of {name}; it is looked for in whole frames")
         if subject.seen == 0:
             absent[f"likeness of {name}"] = "it was seen in no frame"
         if tools.faces and face is None:

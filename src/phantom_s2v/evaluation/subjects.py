@@ -29,22 +29,43 @@ class Sighting:
     given: dict[int, int]  # reference -> the region that is most likely its own
 
 
-def look(video: np.ndarray, references: Sequence[np.ndarray], embed: Embed, count: int = FRAMES) -> list[Sighting]:
-    """Sightings in `count` frames of uint8 [F, H, W, 3]; `references` are cut out as `cut_reference` does it."""
+def look(video: np.ndarray, references: Sequence[np.ndarray | None], embed: Embed, count: int = FRAMES) -> list[Sighting]:
+    """Sightings in `count` frames of uint8 [F, H, W, 3]; `references` are cut out, and None has no region and likeness -1."""
     frames = evenly_spaced(len(video), count)
     found = [_large(each) for each in detect_objects([video[i] for i in frames], [])]
     cut = [[cutout(video[i], d) for d in each] for i, each in zip(frames, found, strict=True)]
-    known = embed(list(references)) if references else np.zeros((0, 1))
+    wanted = {i: picture for i, picture in enumerate(references) if picture is not None}
     flat = [c for each in cut for c in each]
-    vectors = embed(flat) if flat and references else np.zeros((len(flat), known.shape[1]))
+    likeness = np.full((len(flat), len(references)), -1.0)
+    if flat and wanted:
+        likeness[:, list(wanted)] = embed(flat) @ embed(list(wanted.values())).T
     sightings, start = [], 0
     for frame, each, cuts in zip(frames, found, cut, strict=True):
-        likeness = vectors[start : start + len(cuts)] @ known.T
+        own = likeness[start : start + len(cuts)]
         start += len(cuts)
-        rows, columns = linear_sum_assignment(-likeness)
-        given = {int(c): int(r) for r, c in zip(rows, columns, strict=True)}
-        sightings.append(Sighting(frame, _centres(each, video.shape), cuts, likeness, given))
+        rows, columns = linear_sum_assignment(-own[:, list(wanted)])
+        given = {list(wanted)[c]: int(r) for r, c in zip(rows, columns, strict=True)}
+        sightings.append(Sighting(frame, _centres(each, video.shape), cuts, own, given))
     return sightings
+
+
+def find_subjects(
+    video: np.ndarray, pictures: Sequence[np.ndarray], embed: Embed
+) -> tuple[list[Sighting], list[np.ndarray | None], np.ndarray]:
+    """Sightings of references in a video, their cutouts, and their likeness over time [references, frames], nan where not seen.
+
+    A reference in which nothing stands out has no cutout: it is looked for in whole frames, and always seen.
+    """
+    cut = [cut_reference(picture) for picture in pictures]
+    seen = look(video, cut, embed)
+    values = np.full((len(pictures), len(seen)), np.nan)
+    whole = embed([video[s.frame] for s in seen]) if any(c is None for c in cut) else None
+    for i, picture in enumerate(pictures):
+        if cut[i] is None and whole is not None:
+            values[i] = whole @ embed([picture])[0]
+        else:
+            values[i] = [s.likeness[s.given[i], i] if i in s.given else np.nan for s in seen]
+    return seen, cut, values
 
 
 def cut_reference(picture: np.ndarray) -> np.ndarray | None:
@@ -60,11 +81,6 @@ def _large(found: list[Detection]) -> list[Detection]:
 def _centres(found: list[Detection], shape: tuple[int, ...]) -> np.ndarray:
     boxes = np.array([d.box for d in found], float).reshape(-1, 4)
     return (boxes[:, :2] + boxes[:, 2:]) / 2 / [shape[2], shape[1]]
-
-
-def likeness_over_time(sightings: list[Sighting], reference: int) -> np.ndarray:
-    """Likeness of a reference's region in every frame looked at, -1..1; -1 where it has none."""
-    return np.array([s.likeness[s.given[reference], reference] if reference in s.given else -1.0 for s in sightings])
 
 
 def doubled(sightings: list[Sighting], reference: int, least: float) -> float:

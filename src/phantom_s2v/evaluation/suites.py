@@ -44,7 +44,7 @@ class Case:
 
 
 def read_own(folder: Path) -> list[Case]:
-    """The cases of a folder with cases.jsonl. Raises InputError for a line that is none, or names what is not below the folder."""
+    """The cases of a folder with cases.jsonl. Raises InputError for a line that is none, or names what is not below it."""
     file = folder / "cases.jsonl"
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -66,7 +66,7 @@ def read_own(folder: Path) -> list[Case]:
 
 
 def read_opens2v(file: Path) -> list[Case]:
-    """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none, or a picture is missing."""
+    """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none or a picture is missing."""
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
         rows = [(str(name), row["prompt"], list(row["img_paths"]), row.get("class_label") or []) for name, row in given.items()]

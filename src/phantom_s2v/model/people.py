@@ -233,13 +233,13 @@ class ArcFace:
             return []
         pixels = np.stack(aligned).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         name = self.session.get_inputs()[0].name
-        vectors = [self.session.run(None, {name: each[None]})[0][0] for each in pixels]
+        vectors = [np.asarray(self.session.run(None, {name: each[None]})[0])[0] for each in pixels]
         return [vector / np.linalg.norm(vector) for vector in vectors]
 
 
 def align(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
     """A face uint8 [112, 112, 3], turned and scaled so that eyes, nose and mouth (x, y) [4, 2] come nearest to the template."""
-    x, y = TEMPLATE.T
+    x, y = TEMPLATE[:, 0], TEMPLATE[:, 1]
     # picture = [[a, -b], [b, a]] template + (c, d), by least squares: Pillow asks where each pixel comes from
     rows = np.concatenate([np.stack([x, -y, x * 0 + 1, x * 0], 1), np.stack([y, x, x * 0, x * 0 + 1], 1)])
     a, b, c, d = np.linalg.lstsq(rows, np.concatenate([points[:, 0], points[:, 1]]), rcond=None)[0]
