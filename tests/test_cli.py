@@ -257,7 +257,7 @@ def test_version(phantom):
 def test_evaluate_refuses_unknown_suites(phantom):
     code, _, err = phantom("evaluate", "run", "nothing")
     assert code == 2
-    assert "legal is emoji" in err
+    assert "legal are emoji, robustness, opens2v" in err
 
 
 def test_golden_of_the_tiny_model(tiny_models, picture):
@@ -268,3 +268,30 @@ def test_golden_of_the_tiny_model(tiny_models, picture):
     video = generate(request, tiny_models).video.astype(np.float64)
     np.testing.assert_allclose(video.mean((0, 1, 2)), GOLDEN_MEAN, atol=0.3)
     np.testing.assert_allclose([video[4].std(), video[:, 5, 9].mean()], GOLDEN_OTHERS, atol=1.0)
+
+
+def test_the_best_of_candidates_is_kept_and_its_record_makes_it_again(phantom, tiny, picture, tmp_path):
+    out = tmp_path / "best.mp4"
+    ask = ("--model", tiny, "--reference", picture, "--prompt", "It moves.")
+    code, _, said = phantom("generate", *ask, "--best-of", 3, "--seed", 5, "--out", out)
+    assert code == 0, said
+    record = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    best = record["best_of"]
+    assert (best["count"], best["by"], set(best["scores"])) == (3, "likeness by efficientnet-lite0", {"5", "6", "7"})
+    assert record["request"]["seed"] == int(max(best["scores"], key=best["scores"].get))
+    assert phantom("generate", "--from", out.with_suffix(".json"), "--model", tiny, "--out", tmp_path / "again.mp4")[0] == 0
+    assert (tmp_path / "again.mp4").read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--best-of", "0"], "best-of is 0"),
+        (["--best-of", "2"], "without a reference"),
+        (["--best-of", "2", "--seeds", "2"], "with --from or --seeds"),
+    ],
+)
+def test_best_of_needs_something_to_rank_by(phantom, tiny, tmp_path, more, said):
+    code, _, told = phantom("generate", "--model", tiny, "--prompt", "a", "--out", tmp_path / "v.mp4", *more)
+    assert code == 2
+    assert said in told

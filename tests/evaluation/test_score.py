@@ -15,9 +15,9 @@ from phantom_s2v.backends import embed_mini
 from phantom_s2v.data.heldout import held_out
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import metrics, selfcheck, subjects
+from phantom_s2v.evaluation.instruments import LIMITS, Instruments, Thresholds
 from phantom_s2v.evaluation.kpi import judge, read_kpis
 from phantom_s2v.evaluation.run import parse_crop
-from phantom_s2v.evaluation.instruments import LIMITS, Instruments, Thresholds
 from phantom_s2v.evaluation.score import FAULTS, faults, score, shrunk
 
 LIMIT = LIMITS["phantom-mini"]

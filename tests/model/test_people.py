@@ -104,3 +104,71 @@ def test_pinned_files_are_kept_once(tmp_path, monkeypatch):
     pip_that_brings(monkeypatch, None)
     assert people.fetch(tmp_path) == first
     assert all(path.read_bytes() == content for path in first)
+
+
+@needs_files
+def test_all_faces_get_features_at_any_size():
+    pytest.importorskip("dlib")
+    face = picture("astronaut")
+    two = np.concatenate([face, np.asarray(Image.fromarray(face[:, ::-1]).resize((512, 512)))], 1)
+    own, *none = people.face_features(face)
+    assert not none
+    both = people.face_features(two)
+    assert len(both) == 2
+    assert all(people.dlib_alike(own, other) > 0.6 for other in both)
+    small = np.asarray(Image.fromarray(face).resize((200, 200)))
+    assert people.dlib_alike(own, people.face_features(small)[0]) > 0.6
+    assert people.face_features(picture("chelsea")) == []
+
+
+def test_alignment_brings_a_turned_scaled_face_onto_the_template():
+    angle, scale, moved = np.deg2rad(25), 2.2, np.array([90.0, 60.0])
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = people.TEMPLATE @ turn.T + moved
+    canvas = np.zeros((400, 400, 3), np.uint8)
+    for channel, (x, y) in enumerate(points[:3]):
+        canvas[round(y) - 4 : round(y) + 5, round(x) - 4 : round(x) + 5, channel] = 255
+    face = people.align(canvas, points)
+    assert face.shape == (112, 112, 3)
+    for channel in range(3):
+        y, x = np.argwhere(face[..., channel] > 100).mean(0)
+        assert np.hypot(*(people.TEMPLATE[channel] - (x, y))) < 1
+
+
+def onnx_network(path, side=112):
+    """A network that answers with the means of the three channels of the middle of a face."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    given = helper.make_tensor_value_info("face", TensorProto.FLOAT, [1, 3, side, side])
+    out = helper.make_tensor_value_info("feature", TensorProto.FLOAT, [1, 3])
+    node = helper.make_node("ReduceMean", ["face", "axes"], ["feature"], keepdims=0)
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    model = helper.make_model(
+        helper.make_graph([node], "mean", [given], [out], [axes]), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    model.ir_version = 10
+    onnx.save(model, path)
+    return path
+
+
+@needs_files
+def test_arcface_sees_the_aligned_face_as_its_network_was_trained(tmp_path):
+    face = picture("astronaut")
+    (vector,) = people.ArcFace(onnx_network(tmp_path / "arc.onnx"))(face)
+    ((_, _, points),) = people._found_faces(face)
+    aligned = people.align(face, points[:4])
+    expected = aligned.reshape(-1, 3).mean(0) / 127.5 - 1
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+    eyes = aligned[46:58, 30:84].mean(), aligned[60:68, 30:84].mean()
+    assert eyes[0] < eyes[1]  # eyes are darker than the cheeks below them
+    assert people.ArcFace(tmp_path / "arc.onnx")(picture("chelsea")) == []
+
+
+def test_what_is_no_arcface_is_one_sentence(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"no network")
+    with pytest.raises(CheckpointError, match="no ONNX network"):
+        people.ArcFace(tmp_path / "x.onnx")
+    with pytest.raises(CheckpointError, match=r"takes pictures of \[3, 64, 64\]"):
+        people.ArcFace(onnx_network(tmp_path / "small.onnx", 64))

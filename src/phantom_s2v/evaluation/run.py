@@ -175,6 +175,6 @@ def _line(each: Scored) -> str:
         region = f"{s.likeness:.3f} (lowest {s.lowest:.3f} in frame {s.lowest_frame})" if s.seen else "seen in no frame"
         said.append(f"{s.name} {region}, whole frames {s.whole:.3f}" + (f", face {s.face:.3f}" if s.face == s.face else ""))
     said += [f"{v.kpi.metric} {'missed' if v.met is False else 'not measured'}" for v in each.verdicts if not v.met]
-    own = {name: why for name, why in each.score.not_measured.items() if " of " in name or "frame" in why}
+    own = {name: why for name, why in each.score.not_measured.items() if "frame" in why}
     said += [f"{name} not measured: {why}" for name, why in own.items()]
     return "; ".join([*said, *each.score.notes])

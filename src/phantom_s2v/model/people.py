@@ -27,7 +27,8 @@ FILES = {
     "face_detection_short_range.tflite": "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
 }
 FACE_SIDE, MASK_SIDE = 128, 256  # pixels that the networks see
-SURE = 0.6  # least score of a face
+SURE = 0.6  # least score of a face in the whole picture
+SURE_WITHIN = 0.75  # in a part of it, where more is tried and so more is mistaken
 PERSON = 0.5  # least chance that a pixel is a person's
 DLIB_SIDE = 200  # pixels of a face with its surroundings
 ARC_SIDE = 112  # pixels that ArcFace sees
@@ -116,27 +117,49 @@ def faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], float]]:
 
 
 def _found_faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], float, np.ndarray]]:
-    """(box, score, points) of faces; points [6, 2], (x, y) in pixels: eyes, nose, mouth, ears, the left of the picture first."""
+    """(box, score, points) of faces; points [6, 2], (x, y) in pixels: eyes, nose, mouth, ears, the left of the picture first.
+
+    The network knows faces that fill a tenth and more of what it sees, so it looks at the whole picture and at squares of it.
+    """
     height, width = picture.shape[:2]
-    side = max(height, width)
+    rows = np.concatenate([_faces_in(picture, *square) for square in _squares(height, width)])
+    kept: list[tuple[tuple[int, int, int, int], float, np.ndarray]] = []
+    for row in rows[np.argsort(-rows[:, 0], kind="stable")]:
+        left, top, right, bottom = np.clip(row[1:5], 0, [width, height, width, height]).round().astype(int).tolist()
+        if all(_shared((left, top, right, bottom), other) < 0.3 for other, _, _ in kept):
+            kept.append(((left, top, right, bottom), float(row[0]), row[5:].reshape(6, 2)))
+    return kept
+
+
+def _squares(height: int, width: int) -> list[tuple[int, int, int]]:
+    """(top, left, side): the whole picture, then squares as high as it is and half as high, each half over the next."""
+    squares = [(0, 0, max(height, width))]
+    for side in dict.fromkeys((min(height, width), min(height, width) // 2)):
+        if side >= FACE_SIDE // 2 and side < max(height, width):
+            tops, lefts = (np.linspace(0, n - side, 1 + -(-2 * (n - side) // side)).round().astype(int) for n in (height, width))
+            squares += [(int(top), int(left), side) for top in tops for left in lefts]
+    return squares
+
+
+def _faces_in(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    """[n, 17] of one square: score, box, six points, in pixels of the picture; faces that the square cuts off are left out."""
+    height, width = picture.shape[:2]
     square = np.zeros((side, side, 3), np.uint8)
-    square[:height, :width] = picture
+    part = picture[top : top + side, left : left + side]
+    square[: part.shape[0], : part.shape[1]] = part
     small = np.asarray(Image.fromarray(square).resize((FACE_SIDE, FACE_SIDE), Image.Resampling.BILINEAR), np.float32)
     places, scores = _run("face_detection_short_range.tflite", small[None] / 127.5 - 1)
     chances = 1 / (1 + np.exp(-np.clip(scores[0, :, 0], -80, 80)))
-    anchors = _anchors()
-    centres = anchors + places[0, :, :2] / FACE_SIDE
-    sizes = places[0, :, 2:4] / FACE_SIDE
-    boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], 1) * side
-    points = (anchors[:, None] + places[0, :, 4:16].reshape(-1, 6, 2) / FACE_SIDE) * side
-    kept: list[tuple[tuple[int, int, int, int], float, np.ndarray]] = []
-    for i in np.argsort(-chances):
-        if chances[i] < SURE:
-            break
-        left, top, right, bottom = np.clip(boxes[i], 0, [width, height, width, height]).round().astype(int).tolist()
-        if all(_shared((left, top, right, bottom), other) < 0.3 for other, _, _ in kept):
-            kept.append(((left, top, right, bottom), float(chances[i]), points[i]))
-    return kept
+    sure = np.flatnonzero(chances >= (SURE if side == max(height, width) else SURE_WITHIN))
+    values, anchors = places[0, sure], _anchors()[sure]
+    centres, sizes = anchors + values[:, :2] / FACE_SIDE, values[:, 2:4] / FACE_SIDE
+    points = anchors[:, None] + values[:, 4:16].reshape(-1, 6, 2) / FACE_SIDE
+    found = np.concatenate([centres - sizes / 2, centres + sizes / 2, points.reshape(-1, 12)], 1) * side + [left, top] * 8
+    edges = np.array([left, top, left + side, top + side])
+    inner = np.array([left > 0, top > 0, left + side < width, top + side < height])
+    over = np.stack([found[:, 0] < edges[0], found[:, 1] < edges[1], found[:, 2] > edges[2], found[:, 3] > edges[3]], 1)
+    whole = ~(over & inner).any(1)
+    return np.concatenate([chances[sure][:, None], found], 1)[whole]
 
 
 def _anchors() -> np.ndarray:

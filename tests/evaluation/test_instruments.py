@@ -1,0 +1,250 @@
+"""What a score is measured with: the hub's metrics on tiny random networks, faces, the autoencoder, and what has no number."""
+
+import importlib.util
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BitImageProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
+
+from phantom_s2v import media
+from phantom_s2v.backends import Wanted, instruments
+from phantom_s2v.data.compose import compose
+from phantom_s2v.data.heldout import held_out
+from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.evaluation import metrics
+from phantom_s2v.evaluation.emoji import emoji_cases
+from phantom_s2v.evaluation.instruments import Faces, network_of
+from phantom_s2v.evaluation.score import as_json, ranking_score, score
+from phantom_s2v.model import people
+from phantom_s2v.model.vision import AESTHETIC_LAYERS, Aesthetics, Embedder, convert_head
+
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def phantom(call_phantom):
+    return partial(call_phantom, "evaluate")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Folders of a CLIP and a DINO as a hub would give them, small and random; CLIP's space is as wide as ViT-L/14's."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("hub")
+    signs = [chr(c) for c in range(33, 127)]
+    words = [*signs, *[sign + "</w>" for sign in signs], "<|startoftext|>", "<|endoftext|>"]
+    text = {**SMALL, "vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": len(words) - 1}
+    vision = {**SMALL, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)).save_pretrained(folder / "clip")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder / "clip")
+    CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[], model_max_length=16).save_pretrained(folder / "clip")
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14)
+    Dinov2Model(config).save_pretrained(folder / "dino")
+    BitImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(folder / "dino")
+    head = {
+        f"layers.{i}.{part}": torch.randn(*((m, n) if part == "weight" else (m,)))
+        for i, n, m in AESTHETIC_LAYERS
+        for part in ("weight", "bias")
+    }
+    torch.save(head, folder / "head.pth")
+    save_file(head, folder / "head.safetensors")
+    return folder
+
+
+def wanted(hub, **more):
+    return Wanted(backend="hub", clip=str(hub / "clip"), dino=str(hub / "dino"), aesthetic=str(hub / "head.safetensors"), **more)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    case = next(c for c in emoji_cases(held_out(), 1) if c.kind == "unnamed")
+    return compose(case.spec, held_out())
+
+
+def test_the_hubs_metrics_are_what_their_definitions_say(hub, clip):
+    tools = instruments(wanted(hub))
+    found = score(clip.video, [clip.references[0]], ["toy"], "a toy", tools)
+    frames = [clip.video[i] for i in found.frames_looked_at]
+    embed = Embedder(hub / "clip")
+    likeness = [float(embed([frame])[0] @ embed([clip.references[0]])[0]) for frame in frames]  # one by one
+    subject = found.subjects[0]
+    assert subject.clip_i == pytest.approx(np.mean(likeness), abs=1e-5)
+    assert subject.clip_i_lowest == pytest.approx(min(likeness), abs=1e-5)
+    assert found.text == pytest.approx(np.mean([embed([f])[0] @ embed.words("a toy") for f in frames]), abs=1e-5)
+    assert all(np.isfinite([subject.clip_i_seg, subject.dino_i, subject.dino_i_seg, subject.dino_i_seg_lowest, found.aesthetic]))
+    row = as_json(found, {}, tools)
+    assert row["backend"] == "hub"
+    assert row["networks"]["clip_i"] == str(hub / "clip")
+    assert network_of("clip_i_seg_lowest", row["networks"]) == str(hub / "clip")
+    assert network_of("lowest", row["networks"]) == "efficientnet-lite0"
+    assert network_of("flicker", row["networks"]) == ""
+
+
+def test_a_video_is_fully_like_itself_by_every_network(hub, clip):
+    still = np.repeat(clip.video[:1], 4, 0)
+    found = score(still, [clip.video[0]], ["it"], "", instruments(wanted(hub)))
+    subject = found.subjects[0]
+    same = (
+        subject.whole,
+        subject.likeness,
+        subject.clip_i,
+        subject.clip_i_seg,
+        subject.dino_i,
+        subject.dino_i_seg,
+        subject.copy_paste,
+    )
+    np.testing.assert_allclose(same, 1, atol=1e-4)
+    assert found.not_measured["text"] == "no prompt was given"
+
+
+def test_the_aesthetic_head_is_five_plain_layers_on_unit_embeddings(hub):
+    picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
+    value = torch.from_numpy(Embedder(hub / "clip")([picture]))
+    state = load_file(hub / "head.safetensors")
+    for i, _, _ in AESTHETIC_LAYERS:
+        value = value @ state[f"layers.{i}.weight"].T + state[f"layers.{i}.bias"]
+    assert Aesthetics(hub / "clip", hub / "head.safetensors")([picture])[0] == pytest.approx(float(value), rel=1e-4)
+
+
+def test_the_published_head_is_converted_and_nothing_else(hub, tmp_path, call_phantom):
+    code, _ = call_phantom("models", "convert-aesthetic", hub / "head.pth", tmp_path / "head.safetensors")
+    assert code == 0
+    converted, original = load_file(tmp_path / "head.safetensors"), load_file(hub / "head.safetensors")
+    assert all((converted[name] == original[name]).all() for name in original)
+    torch.save({"layers.0.weight": torch.zeros(2)}, tmp_path / "part.pth")
+    torch.save(Path("x"), tmp_path / "code.pth")
+    for bad in ("part.pth", "code.pth", "none.pth"):
+        with pytest.raises(CheckpointError):
+            convert_head(tmp_path / bad, tmp_path / "out.safetensors")
+    save_file({"layers.0.weight": torch.zeros(2)}, tmp_path / "part.safetensors")
+    with pytest.raises(CheckpointError, match="no aesthetic head"):
+        Aesthetics(hub / "clip", tmp_path / "part.safetensors")
+    with pytest.raises(CheckpointError, match="reads no text"):
+        Embedder(hub / "dino").words("a")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"features": "eye"}, "features is 'eye'"), ({"backend": "cloud"}, "backend is 'cloud'"),
+        ({"reconstruct": "all"}, "reconstruct is 'all'"), ({"clip": "somewhere"}, "need --backend hub"),
+    ],
+)  # fmt: skip
+def test_bad_choices_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        instruments(Wanted(**options))
+
+
+def test_packaged_says_what_it_does_not_measure(phantom, clip, tmp_path):
+    media.write_video(tmp_path / "v.mp4", clip.video, 8)
+    media.write_picture(tmp_path / "r.png", clip.references[0])
+    code, _ = phantom(
+        "score", tmp_path / "v.mp4", "--reference", tmp_path / "r.png", "--prompt", "It moves.", "--out", tmp_path / "p.html"
+    )
+    assert code == 0
+    row = json.loads((tmp_path / "p.jsonl").read_text())
+    assert {"text", "clip_i", "dino_i", "aesthetic"} <= set(row["not_measured"])
+    assert row["text"] is row["subjects"][0]["clip_i"] is None
+    assert "not measured: its model comes from a hub" in (tmp_path / "p.html").read_text()
+
+
+# The autoencoder
+
+
+def test_reconstruction_of_reference_and_video(clip):
+    tools = instruments(Wanted(reconstruct="videos"))
+    found = score(clip.video, [clip.references[0]], ["toy"], "", tools)
+    assert 18 < found.subjects[0].reconstruction < 45
+    assert 18 < found.reconstruction < 45
+    given, out = tools.reconstruct(np.zeros((7, 90, 120, 3), np.uint8))
+    assert given.shape == out.shape == (5, 48, 64, 3)
+    assert np.isnan(score(clip.video, [], [], "", replace(tools, reconstruct_videos=False)).reconstruction)
+
+
+# What cannot be measured
+
+
+def test_one_frame_two_frames_and_no_reference_are_said():
+    tools = instruments(Wanted(features="phantom-mini"))
+    video = np.random.default_rng(0).integers(0, 255, (2, 40, 40, 3)).astype(np.uint8)
+    one, two = score(video[:1], [], [], "", tools), score(video, [], [], "", tools)
+    assert {"motion_fb", "frozen", "flicker", "smoothness", "subjects"} <= set(one.not_measured)
+    assert np.isnan([one.motion_fb, one.frozen, one.flicker, one.smoothness, one.likeness]).all()
+    assert {"flicker", "smoothness"} <= set(two.not_measured)
+    assert np.isfinite([two.motion_fb, two.frozen]).all()
+    assert json.dumps(as_json(one, {}, tools))
+
+
+def test_a_reference_without_a_subject_is_looked_for_in_whole_frames(clip):
+    tools = instruments(Wanted(features="phantom-mini"))
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    found = score(clip.video, [noise, clip.references[0]], ["noise", "toy"], "", tools)
+    assert any("nothing stands out in the reference of noise" in note for note in found.notes)
+    first, second = found.subjects
+    assert (first.seen, first.likeness) == (1.0, pytest.approx(first.whole))
+    alone = score(clip.video, [clip.references[0]], ["toy"], "", tools).subjects[0]
+    assert second.likeness == pytest.approx(alone.likeness)  # it takes no region from the other
+
+
+def test_candidates_are_ranked_by_their_subject(clip):
+    tools = instruments(Wanted(features="phantom-mini"))
+    other = compose(next(c for c in emoji_cases(held_out(), 3) if c.seed == 1002).spec, held_out())
+    right, wrong, empty = (
+        ranking_score(v, [clip.references[0]], tools) for v in (clip.video, other.video, np.full_like(clip.video, 90))
+    )
+    assert right > wrong > empty == 0
+
+
+# Faces
+
+
+def vectors(*levels):
+    return [np.array([level]) for level in levels]
+
+
+def test_faces_go_to_one_reference_each_and_no_face_is_no_number():
+    def alike(a, b):
+        return 1 - abs(float(a[0] - b[0]))
+
+    frames = [vectors(0.1, 0.9), vectors(0.85), [], vectors(0.2, 0.3, 0.9)]
+    found = metrics.face_similarity(frames, [*vectors(0.0), None, *vectors(1.0)], alike)
+    assert np.isnan(found[:, 1]).all()
+    np.testing.assert_allclose(found[:, 0], [0.9, np.nan, np.nan, 0.8])
+    np.testing.assert_allclose(found[:, 2], [0.9, 0.85, np.nan, 0.9])
+
+
+def portrait(name):
+    spec = importlib.util.find_spec("skimage")
+    return np.asarray(Image.open(Path(spec.submodule_search_locations[0]) / "data" / f"{name}.png").convert("RGB"))
+
+
+@pytest.mark.skipif(not people.fetched(), reason="phantom models fetch brings the files")
+def test_a_portrait_is_found_in_a_video_of_it_and_a_cat_has_no_face():
+    pytest.importorskip("dlib")
+    tools = instruments(Wanted())
+    face = portrait("astronaut")
+    video = np.stack([face, (face * 0.7).astype(np.uint8), face[:, ::-1], np.full_like(face, 120)])
+    found = score(video, [face, portrait("chelsea")], ["person", "cat"], "", tools)
+    person, cat = found.subjects
+    assert person.face > 0.7
+    assert person.face_seen == 0.75
+    assert person.face_lowest < person.face
+    assert np.isnan(cat.face)
+    assert found.not_measured["face of cat"] == "its reference shows no face"
+    none = score(np.full((4, *face.shape), 120, np.uint8), [face], ["person"], "", tools)
+    assert none.not_measured["face of person"].startswith("no frame that was looked at shows a face")
+
+
+def test_faces_that_cannot_be_looked_for_are_said(monkeypatch, clip):
+    monkeypatch.setattr(people, "fetched", lambda: False)
+    tools = instruments(Wanted(features="phantom-mini"))
+    assert "phantom models fetch" in tools.absent["face"]
+    assert np.isnan(score(clip.video, [clip.references[0]], ["toy"], "", tools).subjects[0].face)
+    assert isinstance(Faces("x", lambda p: [], lambda a, b: 0.0), Faces)

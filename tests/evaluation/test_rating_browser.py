@@ -1,0 +1,63 @@
+"""The raters' page in a real browser, against a real server."""
+
+import shutil
+import socket
+import sqlite3
+import threading
+import time
+
+import numpy as np
+import pytest
+import uvicorn
+from playwright.sync_api import sync_playwright
+
+from phantom_s2v import media
+from phantom_s2v.evaluation import rating
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The address of a server with two comparisons, and its votes."""
+    for system, shade in (("a", 40), ("b", 200)):
+        (tmp_path / system).mkdir()
+        for case in ("one", "two"):
+            media.write_video(tmp_path / system / f"{case}.mp4", np.full((8, 64, 64, 3), shade, np.uint8), 8)
+    pairs = rating.find_pairs([tmp_path / "a", tmp_path / "b"], {"one": ("A grey field.", ())})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = rating.application(pairs, tmp_path / "votes.sqlite")
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}", tmp_path / "votes.sqlite"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_rater_votes_in_a_browser(served):
+    address, file = served
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        page.get_by_label("Your name").fill("Ayşe")
+        page.get_by_role("button", name="Begin").click()
+        for number in (1, 2):
+            page.get_by_role("heading", name=f"Comparison {number} of 2").wait_for()
+            page.wait_for_function("[...document.querySelectorAll('video')].every(v => v.readyState >= 2)")
+            assert page.locator("video").count() == 2
+            page.get_by_role("button", name="Next").click()  # nothing chosen: the browser does not let it pass
+            page.get_by_role("heading", name=f"Comparison {number} of 2").wait_for()
+            page.locator("fieldset").first.get_by_label("right").check()
+            page.get_by_role("button", name="Next").click()
+        page.get_by_role("heading", name="Thank you").wait_for()
+        browser.close()
+    rows = sqlite3.connect(file).execute("select rater, case_id, choice from votes where question = 'better'").fetchall()
+    assert {(rater, case) for rater, case, _ in rows} == {("Ayşe", "one"), ("Ayşe", "two")}
+    assert all(choice in ("a", "b") for _, _, choice in rows)

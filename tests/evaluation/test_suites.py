@@ -1,0 +1,206 @@
+"""Suites of cases, from files to videos, scores and tables, as a user calls them."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from phantom_s2v import media
+from phantom_s2v.data.compose import compose
+from phantom_s2v.data.heldout import held_out, still_path
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation import emoji, robustness, suites
+from phantom_s2v.evaluation.instruments import Faces, Instruments, Thresholds
+
+
+@pytest.fixture
+def phantom(call_phantom):
+    return partial(call_phantom, "evaluate")
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A suite of two cases with pictures below it, and true clips of both as videos made elsewhere."""
+    folder, videos = tmp_path / "我的 suite", tmp_path / "system-a"
+    (folder / "pictures").mkdir(parents=True)
+    videos.mkdir()
+    lines = []
+    for number, case in enumerate(c for c in emoji.emoji_cases(held_out(), 2) if c.kind == "unnamed"):
+        media.write_picture(folder / "pictures" / f"{number}.png", media.read_picture(still_path(case.subjects[0].key))[0])
+        media.write_video(videos / f"case-{number}.mp4", compose(case.spec, held_out()).video, 8)
+        given = {"id": f"case-{number}", "prompt": "The subject moves.", "reference": [f"toy=pictures/{number}.png"], "seed": 4}
+        lines.append(json.dumps(given))
+    (folder / "cases.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder, videos
+
+
+def test_a_folder_of_ones_own_with_videos_made_elsewhere(phantom, own, tmp_path):
+    folder, videos = own
+    out = tmp_path / "out"
+    code, said = phantom("run", folder, "--videos", videos, "--out", out, "--features", "phantom-mini")
+    assert code == 0, said.err
+    facts = json.loads(said.out.splitlines()[-1])
+    likeness, control = (facts["by_kind"]["all"][name][0] for name in ("likeness", "control"))
+    assert likeness > 0.7 > control + 0.1  # true clips against their own subject, and against the other's
+    rows = suites.read_rows(out)
+    assert [row["id"] for row in rows] == ["case-0", "case-1"]
+    assert (out / "scores.html").is_file()
+    (videos / "case-1.mp4").unlink()
+    assert phantom("run", folder, "--videos", videos, "--out", out, "--features", "phantom-mini")[0] == 3
+    assert "unreadable" in suites.read_rows(out)[1]
+
+
+def test_videos_are_made_once(phantom, own, tmp_path, tiny):
+    folder, _ = own
+    out = tmp_path / "out"
+    for _ in range(2):
+        code, said = phantom("run", folder, "--model", tiny, "--out", out, "--limit", 1)
+        assert code == 0, said.err
+        made = out / "videos" / "case-0.mp4"
+        record = json.loads(made.with_suffix(".json").read_text(encoding="utf-8"))
+        assert record["request"]["seed"] == 4
+        stamp = made.stat().st_mtime_ns
+    assert made.stat().st_mtime_ns == stamp
+    assert [row["id"] for row in suites.read_rows(out)] == ["case-0"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[1]", "is no case"),
+        ('{"id": "a"}', "is no case"),
+        ('{"id": "../a", "prompt": "x"}', "file name without a folder"),
+        ('{"id": "a", "prompt": "x", "reference": ["../../secret.png"]}', "not below"),
+        ('{"id": "a", "prompt": "x", "reference": ["none.png"]}', "not a file"),
+        ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "stands once"),
+        ("", "holds no case"),
+    ],
+)
+def test_what_is_wrong_in_a_suite_is_one_sentence(tmp_path, line, said):
+    (tmp_path / "cases.jsonl").write_text(line)
+    with pytest.raises(InputError, match=said):
+        suites.read_own(tmp_path)
+
+
+def test_bad_suites_and_places_are_refused(phantom, tmp_path):
+    assert phantom("run", tmp_path / "none")[0] == 2
+    assert phantom("run", tmp_path)[0] == 2  # no cases.jsonl
+    assert phantom("run", "opens2v")[0] == 2
+    assert phantom("run", "robustness", tmp_path / "x.json")[0] == 2
+    (tmp_path / "x.json").write_text('{"singleobj_1": {"prompt": "a"}}')
+    code, said = phantom("run", "opens2v", tmp_path / "x.json", "--out", tmp_path / "o")
+    assert (code, len(said.err.strip().splitlines())) == (2, 1)
+    assert phantom("run", "emoji", "--limit", "0")[0] == 2
+
+
+# OpenS2V
+
+
+@pytest.fixture
+def opens2v(tmp_path):
+    """Three cases in the layout of OpenS2V-Eval, with pictures, and videos of two."""
+    rng = np.random.default_rng(0)
+    given = {
+        "singleobj_1": {"img_paths": ["Images/singleobject/cup/52.jpg"], "prompt": "A cup.", "class_label": ["Cup"]},
+        "faceobj_2": {"img_paths": ["Images/man/1.jpg", "Images/cup/2.jpg"], "prompt": "Two.", "class_label": ["Man", "Cup"]},
+        "multi_3": {"img_paths": ["Images/a.jpg", "Images/b.jpg"], "prompt": "Two cups.", "class_label": ["Cup", "Cup"]},
+    }  # fmt: skip
+    for path in {p for row in given.values() for p in row["img_paths"]}:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3)).astype(np.uint8)).save(tmp_path / path)
+    (tmp_path / "Open-Domain_Eval.json").write_text(json.dumps(given))
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("singleobj_1", "faceobj_2"):
+        media.write_video(videos / f"{name}.mp4", rng.integers(0, 255, (6, 48, 64, 3)).astype(np.uint8), 8)
+    return tmp_path / "Open-Domain_Eval.json", videos
+
+
+def test_opens2v_cases_keep_their_order_and_names(opens2v):
+    cases = suites.read_opens2v(opens2v[0])
+    assert [c.id for c in cases] == ["singleobj_1", "faceobj_2", "multi_3"]
+    assert [c.kind for c in cases] == ["singleobj", "faceobj", "multi"]
+    assert [name for name, _ in cases[2].references] == ["cup 1", "cup 2"]
+    assert [name for name, _ in cases[1].references] == ["man", "cup"]
+
+
+def test_opens2v_results_are_in_its_own_files(phantom, opens2v, tmp_path):
+    file, videos = opens2v
+    out = tmp_path / "out"
+    code, said = phantom("run", "opens2v", file, "--videos", videos, "--out", out)
+    assert code == 3  # one video is missing
+    assert "multi_3.mp4: not measured" in said.out
+    results = json.loads((out / "videos_output_json" / "motionscore.json").read_text())
+    assert set(results) == {"singleobj_1", "faceobj_2"}
+    video, _ = media.read_video(videos / "faceobj_2.mp4")
+    assert results["faceobj_2"] == {"motion_fb": pytest.approx(suites_motion(video))}
+    assert not (out / "videos_output_json" / "facesim.json").exists()  # no ArcFace here, and dlib's is another column
+
+
+def suites_motion(video):
+    from phantom_s2v.evaluation.metrics import motion_fb
+
+    return motion_fb(video)
+
+
+def test_opens2v_faces_and_aesthetics_come_from_32_frames_with_its_rules(opens2v):
+    case = suites.read_opens2v(opens2v[0])[1]
+    seen = []
+
+    def find(picture):
+        seen.append(picture)
+        level = float(picture.mean()) / 255
+        return [np.array([level, 1.0])] if len(seen) != 3 else []  # the second frame shows none
+
+    faces = Faces("arcface test", find, lambda a, b: float(a[0] - 0.5))
+    tools = Instruments("none", lambda p: np.zeros((len(p), 1)), Thresholds(), faces=faces)
+    frames = [np.full((4, 4, 3), v, np.uint8) for v in (0, 255, 255, 51)]
+    assert suites.arc_score(case, frames, tools) == pytest.approx((0 + 0.5 + 0) / 3)
+    other = suites.read_opens2v(opens2v[0])[0]
+    assert suites.arc_score(other, frames, tools) is None  # no people in it
+
+
+# Hard references
+
+
+def test_references_made_hard_differ_as_they_say():
+    picture = media.read_picture(still_path("1f427"))[0]
+    other = media.read_picture(still_path(emoji.evaluated(held_out())[3].key))[0]
+    made = {kind: robustness.hardened(kind, picture, other) for kind in robustness.ONE}
+    assert (made["plain"] == picture).all()
+    assert made["dark"].mean() < 0.35 * picture.mean()
+    assert made["cropped"].shape[1] < 0.6 * picture.shape[1]
+    assert made["small"].shape[0] == 4 * picture.shape[0]
+    assert max(made["turned"].shape[:2]) > max(picture.shape[:2])
+    assert made["turned"][0, 0].tolist() == [255, 255, 255]
+    inside = (picture < 250).any(-1)
+    assert made["backlit"][inside].mean() < 0.8 * picture[inside].mean()
+    assert np.abs(np.diff(made["blurred"].astype(int), axis=0)).max() < np.abs(np.diff(picture.astype(int), axis=0)).max() / 2
+    half = picture.shape[0] // 3
+    assert (made["overlapping"][:half, :half] == picture[:half, :half]).all()
+    assert (made["overlapping"] != picture).any()
+
+
+def test_robustness_holds_videos_against_clean_pictures(phantom, tmp_path, tiny):
+    out = tmp_path / "out"
+    code, said = phantom("run", "robustness", "--limit", 1, "--model", tiny, "--out", out, "--features", "phantom-mini")
+    assert code == 0, said.err
+    facts = json.loads(said.out.splitlines()[-1])
+    assert list(facts["by_kind"]) == list(robustness.KINDS)
+    assert facts["by_kind"]["true clip"]["likeness"][0] > 0.75
+    assert (out / "references" / "dark-1f31b.png").is_file() or len(list((out / "references").glob("dark-*.png"))) == 1
+
+
+def test_look_alikes_are_two_different_subjects(tmp_path):
+    def by_mean(pictures):
+        means = np.stack([p.reshape(-1, 3).mean(0) for p in pictures])
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    cases, clips = robustness.robustness_cases(tmp_path, by_mean, 2)
+    pair = next(c for c in cases if c.kind == "look-alikes")
+    (_, one), (_, other) = pair.references
+    assert one != other
+    assert len(clips) == 2
+    assert all(c.against for c in cases if c.kind in robustness.ONE)
