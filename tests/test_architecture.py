@@ -27,7 +27,7 @@ RULES = {
     "jobs": LOW | {"model", "generate", "request"},
     "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets", "request"},
     "data": LOW | {"data", "pages"},
-    "backends": LOW | {"data", "evaluation", "model", "presets"},
+    "backends": LOW | {"data", "evaluation", "model", "presets", "request"},
     "training": {"errors", "geometry", "flow", "model", "conditioning", "data", "training"},
     "evaluation": LOW | {"data", "pages", "generate", "model", "request", "evaluation"},
     "presets": {"errors", "geometry", "model", "sampling", "training"},
