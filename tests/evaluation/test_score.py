@@ -120,6 +120,18 @@ def test_found_missing_other_doubled_and_swapped():
     assert found_in(scene((RED, left), (RED, right)), count=1) == {"doubled": ["red square"]}
 
 
+def test_a_subject_that_fills_its_reference_is_looked_for_in_regions():
+    filled = np.full((96, 96, 3), 255, np.uint8)
+    filled[4:92, 4:92] = RED
+    assert subjects.cut_reference(filled) is filled
+    assert subjects.cut_reference(np.full((96, 96, 3), 255, np.uint8)) is None
+    limits = Thresholds(likeness=0.5, there=0.5, frozen=2.0)
+    tools = Instruments("colour", by_colour, limits)
+    assert faults(score(scene((RED, (36, 20))), [filled], ["red square"], "", tools), limits) == {}
+    missing = score(scene((GREEN, (36, 20))), [filled, REFERENCES[1]], NAMES, "", tools)
+    assert set(faults(missing, limits)) == {"missing", "other subject"}
+
+
 def test_the_lowest_frame_is_named():
     video = scene((RED, (36, 20)))
     square(GREEN, (36, 20), video[5:6])

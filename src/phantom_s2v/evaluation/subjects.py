@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from phantom_s2v.data.pipeline.config import Detection
-from phantom_s2v.data.pipeline.objects import detect_objects
+from phantom_s2v.data.pipeline.objects import detect_objects, fills
 from phantom_s2v.data.pipeline.subjects import cutout
 from phantom_s2v.evaluation.instruments import Embed
 from phantom_s2v.media import evenly_spaced
@@ -69,9 +69,14 @@ def find_subjects(
 
 
 def cut_reference(picture: np.ndarray) -> np.ndarray | None:
-    """A reference as regions of frames are: its largest object on white. None where nothing stands out in it."""
+    """A reference as regions of frames are: its largest object on white, or the whole picture where a subject fills it.
+
+    None where nothing stands out in it.
+    """
     found = _large(detect_objects([picture], [])[0])
-    return cutout(picture, max(found, key=lambda d: d.score)) if found else None
+    if found:
+        return cutout(picture, max(found, key=lambda d: d.score))
+    return picture if fills(picture) else None
 
 
 def _large(found: list[Detection]) -> list[Detection]:

@@ -27,21 +27,46 @@ GROUND = 0.35  # least share of the picture that the ground has to cover; else t
 
 def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:
     """Detections in every still, uint8 [H, W, 3]; phrases name them only where there is one phrase and one object."""
-    scale = min(1.0, WORKING_SIDE / min(stills[0].shape[:2]))
-    size = (round(stills[0].shape[1] * scale), round(stills[0].shape[0] * scale))
-    small = [cv2.resize(still, size, interpolation=cv2.INTER_AREA) if scale < 1 else still for still in stills]
-    common = ground_colours(small)
-    if common.sum() < COLOURS:
-        palette = ndimage.maximum_filter(common.astype(np.uint8), 3) > 0
-        parts = [foreground(picture, palette) for picture in small]
-    else:
-        parts = moved(small)
+    small = _small(stills)
+    palette = _palette(small)
+    parts = moved(small) if palette is None else [foreground(picture, palette) for picture in small]
     found = []
     for still, some in zip(stills, parts, strict=True):
         masks = [_enlarged(mask, still.shape) for mask in some]
         name = phrases[0] if len(phrases) == len(masks) == 1 else ""
         found.append([Detection(box_of(mask), mask, name, float(mask.mean())) for mask in masks])
     return found
+
+
+def fills(still: np.ndarray) -> bool:
+    """Whether a subject on a plain ground leaves so little of it that the picture is all subject; False on a ground of many colours."""
+    small = _small([still])
+    palette = _palette(small)
+    if palette is None:
+        return False
+    different = _different(small[0], palette)
+    return bool(_ring(different[..., None]).mean() < 0.5 and different.mean() > 1 - GROUND)
+
+
+def _small(stills: list[np.ndarray]) -> list[np.ndarray]:
+    scale = min(1.0, WORKING_SIDE / min(stills[0].shape[:2]))
+    size = (round(stills[0].shape[1] * scale), round(stills[0].shape[0] * scale))
+    return [cv2.resize(still, size, interpolation=cv2.INTER_AREA) if scale < 1 else still for still in stills]
+
+
+def _palette(pictures: list[np.ndarray]) -> np.ndarray | None:
+    """Ground colours and their neighbours; None where the border is of many colours."""
+    common = ground_colours(pictures)
+    return ndimage.maximum_filter(common.astype(np.uint8), 3) > 0 if common.sum() < COLOURS else None
+
+
+def _different(picture: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    lab = _bins(picture)
+    return ~palette[lab[..., 0], lab[..., 1], lab[..., 2]]
+
+
+def _ring(picture: np.ndarray) -> np.ndarray:
+    return border(picture, max(2, round(RING * min(picture.shape[:2]))))
 
 
 def _bins(picture: np.ndarray) -> np.ndarray:
@@ -53,15 +78,14 @@ def ground_colours(pictures: list[np.ndarray]) -> np.ndarray:
     count = 256 // STEP + 3
     table = np.zeros((count, count, count), np.float32)
     for picture in pictures:
-        ring = border(_bins(picture), max(2, round(RING * min(picture.shape[:2]))))
+        ring = _ring(_bins(picture))
         np.add.at(table, tuple(ring.T), 1)
     return table >= max(2, RARE * table.sum())
 
 
 def foreground(picture: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
     """Masks bool [H, W] of what is not ground; none where the ground covers too little to be trusted."""
-    lab = _bins(picture)
-    different = ~palette[lab[..., 0], lab[..., 1], lab[..., 2]]
+    different = _different(picture, palette)
     if different.mean() > 1 - GROUND:
         return []
     height, width = different.shape
