@@ -1,0 +1,109 @@
+"""Time of scoring a clip of 5 s, 30 fps and 480p by the packaged networks, and memory over a folder of videos.
+
+The clip is a photograph of a person that moves over another photograph, so faces are found as well. Loading stands apart, and so does
+OpenS2V's flow, which is computed on full frames. Memory is the peak of the resident set of `phantom evaluate score` over a folder of
+`--videos` small clips, in units of the peak over a tenth of them. Last line: one JSON object.
+
+    python benchmarks/score.py [--videos 1000]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from PIL import Image
+
+from phantom_s2v import media
+from phantom_s2v.backends import Wanted, instruments
+from phantom_s2v.evaluation import metrics
+from phantom_s2v.evaluation.run import Asked, score_one
+
+SECONDS, FPS, SIZE = 5, 30, (480, 854)
+SCORE = """
+import sys
+from pathlib import Path
+from phantom_s2v.cli import app
+folder, reference = sys.argv[1:]
+app.app(["evaluate", "score", folder, "--reference", "person=" + reference, "--out", folder + "/page.html"], standalone_mode=False)
+print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+"""
+
+
+def clip(size: tuple[int, int], frames: int) -> np.ndarray:
+    """A person's picture that goes from left to right over a table, uint8 [F, H, W, 3]."""
+    height, width = size
+    ground = np.asarray(Image.fromarray(skimage.data.coffee()).resize((width, height)))
+    side = int(height * 0.7)
+    person = np.asarray(Image.fromarray(skimage.data.astronaut()).resize((side, side)))
+    video = np.repeat(ground[None], frames, 0)
+    for frame, left in enumerate(np.linspace(0, width - side, frames).astype(int)):
+        video[frame, height - side :, left : left + side] = person
+    return video
+
+
+def seconds(work) -> float:
+    """Least of three runs."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def peak(folder: Path, reference: Path, videos: int) -> int:
+    """KiB of the largest resident set while `videos` clips are scored in a process of their own."""
+    folder.mkdir()
+    source = folder / "0000.mp4"
+    media.write_video(source, clip((120, 214), 25), FPS)
+    for number in range(1, videos):
+        (folder / f"{number:04d}.mp4").hardlink_to(source)
+    command = [sys.executable, "-c", SCORE, str(folder), str(reference)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return int(done.stdout.split()[-1])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--videos", type=int, default=1000)
+    videos = parser.parse_args().videos
+    with tempfile.TemporaryDirectory() as place:
+        folder, figures = Path(place), {}
+        reference, file = folder / "person.png", folder / "clip.mp4"
+        Image.fromarray(skimage.data.astronaut()).save(reference)
+        frames = clip(SIZE, SECONDS * FPS)
+        media.write_video(file, frames, FPS)
+        flow = seconds(lambda: metrics.motion_fb(frames))
+        for features in ("efficientnet-lite0", "phantom-mini"):
+            asked = Asked([("person", reference)], "A person moves to the right.", instruments(Wanted(features=features)))
+            score_one(file, asked)  # networks load
+            whole = seconds(lambda asked=asked: score_one(file, asked))
+            figures[features] = round(whole - flow, 2)
+            print(f"{features}: {whole - flow:.2f} s, and {flow:.2f} s for the flow, for {SECONDS} s of video")
+        tenth, peaked = (peak(folder / str(n), reference, n) for n in (max(1, videos // 10), videos))
+        print(f"peak over {videos // 10} videos {tenth / 1024:.0f} MiB, over {videos} {peaked / 1024:.0f} MiB")
+        slowest = max(figures.values())
+        print(
+            json.dumps(
+                {
+                    "seconds_without_flow": figures,
+                    "seconds_of_flow": round(flow, 2),
+                    "share_of_clip": round(slowest / SECONDS, 3),
+                    "memory_ratio": round(peaked / tenth, 4),
+                    "videos": videos,
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
