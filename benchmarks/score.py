@@ -1,8 +1,8 @@
 """Time of scoring a clip of 5 s, 30 fps and 480p by the packaged networks, and memory over a folder of videos.
 
-The clip is a photograph of a person that moves over another photograph, so faces are found as well. Loading stands apart, and so does
-OpenS2V's flow, which is computed on full frames. Memory is the peak of the resident set of `phantom evaluate score` over a folder of
-`--videos` small clips, in units of the peak over a tenth of them. Last line: one JSON object.
+The clip is a photograph of a person that moves over another photograph, so faces are found as well. Loading stands apart, and so
+does OpenS2V's flow, which is computed on full frames. Memory is the peak of the resident set of `phantom evaluate score` over a
+folder of `--videos` small clips, in units of the peak over a tenth of them. Last line: one JSON object.
 
     python benchmarks/score.py [--videos 1000]
 """
@@ -30,7 +30,8 @@ import sys
 from pathlib import Path
 from phantom_s2v.cli import app
 folder, reference = sys.argv[1:]
-app.app(["evaluate", "score", folder, "--reference", "person=" + reference, "--out", folder + "/page.html"], standalone_mode=False)
+arguments = ["evaluate", "score", folder, "--reference", "person=" + reference, "--out", folder + "/page.html"]
+app.app(arguments, standalone_mode=False)
 print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1])
 """
 
@@ -61,7 +62,7 @@ def peak(folder: Path, reference: Path, videos: int) -> int:
     """KiB of the largest resident set while `videos` clips are scored in a process of their own."""
     folder.mkdir()
     source = folder / "0000.mp4"
-    media.write_video(source, clip((120, 214), 25), FPS)
+    media.write_video(source, clip((72, 128), 13), FPS)
     for number in range(1, videos):
         (folder / f"{number:04d}.mp4").hardlink_to(source)
     command = [sys.executable, "-c", SCORE, str(folder), str(reference)]

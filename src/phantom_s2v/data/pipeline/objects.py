@@ -39,7 +39,7 @@ def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[De
 
 
 def fills(still: np.ndarray) -> bool:
-    """Whether a subject on a plain ground leaves so little of it that the picture is all subject; False on a ground of many colours."""
+    """Whether a subject leaves so little of its plain ground that the picture is all subject; False on many colours."""
     small = _small([still])
     palette = _palette(small)
     if palette is None:
