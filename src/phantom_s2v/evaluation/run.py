@@ -141,6 +141,11 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
 def _measured_by(tools: Instruments) -> list[str]:
     others = ", ".join(f"{metric} by {name}" for metric, name in tools.names.items())
     said = [f"Likeness is measured by {tools.features}, on what stands out in ten frames{'; ' + others if others else ''}."]
+    limits = tools.limits
+    said.append(
+        f"A picture counts as pasted from {limits.pasted:g} on, above which {100 * limits.pasted_alarms:.1f}% of true cross-pair "
+        "clips of emoji lie."
+    )
     return said + [f"{metric} was not measured: {why}." for metric, why in tools.absent.items()]
 
 
