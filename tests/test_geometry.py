@@ -1,9 +1,12 @@
+import itertools
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.geometry import VideoSize, fit_inside, latent_frames, parse_size, windows
+from phantom_s2v.geometry import VideoSize, covered, fit_inside, latent_frames, parse_size, squares, windows
 
 
 @given(st.integers(1, 60), st.integers(3, 14), st.integers(0, 8), st.booleans())
@@ -49,3 +52,25 @@ def test_fit_inside_truncates_as_released():
     assert fit_inside(1000, 333, 832, 480) == (832, 277)
     assert fit_inside(333, 1000, 832, 480) == (159, 480)
     assert fit_inside(1, 5000, 64, 64) == (1, 64)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60))
+def test_squares_cover_a_picture_and_lie_half_over_each_other(width, height, side):
+    side = min(side, width, height)
+    seen = np.zeros((height, width), bool)
+    boxes = squares(width, height, side)
+    for left, top, right, bottom in boxes:
+        assert right - left == bottom - top == side
+        assert min(left, top) >= 0
+        assert right <= width
+        assert bottom <= height
+        seen[top:bottom, left:right] = True
+    assert seen.all()
+    lefts = sorted({box[0] for box in boxes})
+    assert all(b - a <= max(1, -(-side // 2)) for a, b in itertools.pairwise(lefts))
+
+
+def test_covered_is_a_share_of_the_smaller_box():
+    assert covered((0, 0, 10, 10), (5, 5, 7, 9)) == 1
+    assert covered((0, 0, 4, 4), (2, 2, 6, 6)) == 0.25
+    assert covered((0, 0, 4, 4), (4, 0, 6, 6)) == 0

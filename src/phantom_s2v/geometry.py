@@ -105,3 +105,24 @@ def iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     shared = max(0, across) * max(0, down)
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def covered(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Intersection of two boxes (left, top, right, bottom) over the smaller of them, 0..1."""
+    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    least = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    return max(0, across) * max(0, down) / max(1, least)
+
+
+def squares(width: int, height: int, side: int) -> list[tuple[int, int, int, int]]:
+    """Boxes (left, top, right, bottom) of squares that cover a picture row by row, each at least half over the next.
+
+    >>> squares(6, 4, 4)
+    [(0, 0, 4, 4), (2, 0, 6, 4)]
+    """
+
+    def starts(length: int) -> list[int]:
+        steps = -(-2 * (length - side) // side)
+        return [(length - side) * i // max(1, steps) for i in range(steps + 1)]
+
+    return [(left, top, left + side, top + side) for top in starts(height) for left in starts(width)]

@@ -6,12 +6,14 @@ import re
 from dataclasses import replace
 from functools import partial
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
 from phantom_s2v import media
-from phantom_s2v.backends import embed_mini
+from phantom_s2v.backends import Wanted, embed_mini, instruments
 from phantom_s2v.data.heldout import held_out
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import metrics, selfcheck, subjects
@@ -130,6 +132,45 @@ def test_a_subject_that_fills_its_reference_is_looked_for_in_regions():
     assert faults(score(scene((RED, (36, 20))), [filled], ["red square"], "", tools), limits) == {}
     missing = score(scene((GREEN, (36, 20))), [filled, REFERENCES[1]], NAMES, "", tools)
     assert set(faults(missing, limits)) == {"missing", "other subject"}
+
+
+def photographed(*placed):
+    """Frames of smooth noise in all colours, as a photograph has them, with what is placed."""
+    rng = np.random.default_rng(3)
+    ground = cv2.resize(rng.integers(0, 255, (12, 16, 3)).astype(np.uint8), (256, 192), interpolation=cv2.INTER_CUBIC)
+    video = np.repeat(ground[None], 6, 0)
+    for picture, (top, left) in placed:
+        video[:, top : top + len(picture), left : left + picture.shape[1]] = picture
+    return video
+
+
+def test_on_a_photographed_ground_a_subject_is_found_in_a_window():
+    camera, cat = (
+        cv2.resize(p, (96, 96), interpolation=cv2.INTER_AREA) for p in (skimage.data.astronaut(), skimage.data.chelsea())
+    )
+    tools = instruments(Wanted())
+    video = photographed((camera, (96, 0)))
+    video[3:] = photographed((cat, (96, 0)))[:3]
+    found = score(video, [camera, cat], ["person", "cat"], "", tools)
+    person, other = found.subjects
+    assert found.in_windows
+    assert min(person.over_time[:3]) > 0.9 > 0.6 > max(person.over_time[3:])
+    assert min(other.over_time[3:]) > 0.9 > 0.6 > max(other.over_time[:3])
+    assert person.lowest_frame in (3, 4, 5)
+    assert np.isnan(person.doubled)
+    assert "doubled" in found.not_measured
+    assert any("many colours" in note for note in found.notes)
+
+
+def test_two_subjects_on_a_photographed_ground_are_told_by_their_sides():
+    person, cat = (
+        cv2.resize(p, (96, 96), interpolation=cv2.INTER_AREA) for p in (skimage.data.astronaut(), skimage.data.chelsea())
+    )
+    tools, asked = instruments(Wanted()), "The person at the left waits, and the cat at the right sleeps."
+    right = score(photographed((person, (96, 0)), (cat, (96, 160))), [person, cat], ["person", "cat"], asked, tools)
+    wrong = score(photographed((cat, (96, 0)), (person, (96, 160))), [person, cat], ["person", "cat"], asked, tools)
+    assert "swapped" not in faults(right, tools.limits)
+    assert "swapped" in faults(wrong, tools.limits)
 
 
 def test_the_lowest_frame_is_named():

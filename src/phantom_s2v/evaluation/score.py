@@ -10,6 +10,7 @@ import numpy as np
 from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.instruments import Embed, Instruments, Thresholds
 from phantom_s2v.evaluation.subjects import (
+    Found,
     Sighting,
     doubled,
     find_subjects,
@@ -34,7 +35,7 @@ class SubjectScore:
     whole_lowest: float
     whole_lowest_frame: int
     seen: float  # share of frames that have a region for it
-    doubled: float  # share of frames with a second one
+    doubled: float  # share of frames with a second one; nan in windows
     copy_paste: float
     flash: float
     flash_frames: list[int]
@@ -66,6 +67,7 @@ class VideoScore:
     smoothness: float
     sharpness: float
     frames_looked_at: list[int]
+    in_windows: bool = False  # likeness is of windows of photographed frames, and not of what stands out
     text: float = NAN  # cosine of prompt and frames
     aesthetic: float = NAN  # 1..10
     reconstruction: float = NAN  # dB, of the video through the autoencoder
@@ -82,7 +84,9 @@ def score(
     video: np.ndarray, references: Sequence[np.ndarray], names: Sequence[str], prompt: str, tools: Instruments
 ) -> VideoScore:
     """Scores of uint8 [F, H, W, 3] against reference pictures, each another subject, with what the prompt calls them."""
-    seen, cut, likeness = find_subjects(video, references, tools.embed)
+    looked = find_subjects(video, references, tools.embed)
+    seen, cut = looked.sightings, looked.cut
+    there = tools.limits.in_windows if looked.in_windows else tools.limits.there
     frames, small = [video[s.frame] for s in seen], shrunk(video)
     networks = {"whole": tools.embed, "clip_i": tools.clip, "dino_i": tools.dino}
     views = {name: embed(frames) for name, embed in networks.items() if embed and (references or name == "clip_i")}
@@ -90,7 +94,7 @@ def score(
     subjects = [
         SubjectScore(
             name=name,
-            **_seen(likeness[i], seen, doubled(seen, i, tools.limits.there)),
+            **_seen(looked.likeness[i], seen, NAN if looked.in_windows else doubled(seen, i, there)),
             **_pasted(small, references[i]),
             **_by_networks(networks, views, seen, i, references[i], cut[i]),
             **_face(faces[:, i], seen),
@@ -98,17 +102,18 @@ def score(
         )
         for i, name in enumerate(names)
     ]
-    absent, notes = _said(video, names, cut, known, subjects, tools)
+    absent, notes = _said(video, names, looked, known, subjects, tools)
     enough = len(video) > 1
     return VideoScore(
         subjects=subjects,
-        swapped=misplaced(seen, places_asked(prompt, names), tools.limits.there),
+        swapped=misplaced(seen, places_asked(prompt, names), there),
         motion_fb=metrics.motion_fb(video) if enough else NAN,
         frozen=metrics.frozen(small),
         flicker=metrics.flicker(small),
         smoothness=metrics.smoothness(small),
         sharpness=metrics.sharpness(video),
         frames_looked_at=[s.frame for s in seen],
+        in_windows=looked.in_windows,
         text=float(metrics.similarity(views["clip_i"], tools.words(prompt)).mean()) if tools.words and prompt else NAN,
         aesthetic=float(tools.aesthetic(frames).mean()) if tools.aesthetic else NAN,
         reconstruction=metrics.psnr(*tools.reconstruct(video)) if tools.reconstruct and tools.reconstruct_videos else NAN,
@@ -119,12 +124,12 @@ def score(
 
 def ranking_score(video: np.ndarray, references: Sequence[np.ndarray], tools: Instruments) -> float:
     """What candidates are ranked by: likeness, mean over subjects and frames looked at, 0 where there is no region; -1..1."""
-    return float(np.nan_to_num(find_subjects(video, references, tools.embed)[2]).mean())
+    return float(np.nan_to_num(find_subjects(video, references, tools.embed).likeness).mean())
 
 
 def stranger_likeness(video: np.ndarray, picture: np.ndarray, tools: Instruments) -> float | None:
     """The subject score of a picture that a video was never asked for: what chance gives. None where nothing stands out."""
-    mean, _, _ = _lowest(find_subjects(video, [picture], tools.embed)[2][0])
+    mean, _, _ = _lowest(find_subjects(video, [picture], tools.embed).likeness[0])
     return None if mean != mean else mean
 
 
@@ -206,7 +211,7 @@ def _face(values: np.ndarray, seen: list[Sighting]) -> dict[str, Any]:
 def _said(
     video: np.ndarray,
     names: Sequence[str],
-    cut: Sequence[np.ndarray | None],
+    looked: Found,
     faces: Sequence[np.ndarray | None],
     subjects: Sequence[SubjectScore],
     tools: Instruments,
@@ -220,7 +225,12 @@ def _said(
         absent |= dict.fromkeys(("motion_fb", "frozen"), "there is one frame, and it needs two")
     if not names:
         absent["subjects"] = "no reference was given"
-    for name, part, face, subject in zip(names, cut, faces, subjects, strict=True):
+    if looked.in_windows and names:
+        notes.append(
+            "the ground is of many colours, so likeness is of the windows of the frames that are most like the references"
+        )
+        absent["doubled"] = "two windows of a photographed frame may show one subject"
+    for name, part, face, subject in zip(names, looked.cut, faces, subjects, strict=True):
         if part is None:
             notes.append(f"nothing stands out in the reference of {name}; it is looked for in whole frames")
         if subject.seen == 0:
@@ -238,6 +248,7 @@ def faults(found: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
     A subject is missing where no region is left for it; where there is one that is unlike it, another stands in its place.
     """
     told: dict[str, list[str]] = {}
+    least = limits.in_windows if found.in_windows else limits.likeness
 
     def tell(fault: str, who: str, holds: bool) -> None:
         if holds:
@@ -246,7 +257,7 @@ def faults(found: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
     for subject in found.subjects:
         missing = subject.seen < limits.seen
         tell("missing", subject.name, missing)
-        tell("other subject", subject.name, not missing and subject.likeness < limits.likeness)
+        tell("other subject", subject.name, not missing and subject.likeness < least)
         tell("doubled", subject.name, subject.doubled > limits.doubled)
         tell("pasted", subject.name, subject.copy_paste > limits.pasted and not subject.flash_frames)
         tell("flashed", subject.name, subject.flash > limits.flashed)

@@ -8,13 +8,15 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from phantom_s2v.data.pipeline.config import Detection
-from phantom_s2v.data.pipeline.objects import detect_objects, fills
+from phantom_s2v.data.pipeline.objects import detect_objects, fills, plain_ground
 from phantom_s2v.data.pipeline.subjects import cutout
 from phantom_s2v.evaluation.instruments import Embed
+from phantom_s2v.geometry import covered, squares
 from phantom_s2v.media import evenly_spaced
 
 FRAMES = 10  # looked at, evenly spaced (facts 5.1)
 SMALLEST = 0.012  # share of a frame
+APART = 0.3  # share of the smaller of two windows that both may cover
 SIDES = ("left", "right", "top", "bottom")
 
 
@@ -29,9 +31,38 @@ class Sighting:
     given: dict[int, int]  # reference -> the region that is most likely its own
 
 
-def look(video: np.ndarray, references: Sequence[np.ndarray | None], embed: Embed, count: int = FRAMES) -> list[Sighting]:
-    """Sightings in `count` frames of uint8 [F, H, W, 3]; `references` are cut out, and None has no region and likeness -1."""
+@dataclass(frozen=True)
+class Found:
+    """Sightings of references in a video, and what they were held against."""
+
+    sightings: list[Sighting]
+    cut: list[np.ndarray | None]  # of every reference; None has nothing that stands out
+    likeness: np.ndarray  # over time, [references, frames], nan where not seen
+    in_windows: bool  # regions are windows of the frames, since the ground is of many colours
+
+
+def find_subjects(video: np.ndarray, pictures: Sequence[np.ndarray], embed: Embed, count: int = FRAMES) -> Found:
+    """Look for references, uint8 [h, w, 3], in `count` frames of uint8 [F, H, W, 3].
+
+    On a plain ground regions are what stands out, and references are cut out likewise; a reference in which nothing stands out
+    is looked for in whole frames, and always seen. On a ground of many colours, as photographed, nothing can be cut out without
+    a larger detector: there regions are the windows that are most like the references, and references are whole pictures.
+    """
     frames = evenly_spaced(len(video), count)
+    if not plain_ground([video[i] for i in frames]):
+        seen = [_look_in_windows(video[i], i, pictures, embed) for i in frames]
+        return Found(seen, list(pictures), _over_time(seen, len(pictures)), True)
+    cut = [cut_reference(picture) for picture in pictures]
+    seen = look(video, frames, cut, embed)
+    values = _over_time(seen, len(pictures))
+    for i, picture in enumerate(pictures):
+        if cut[i] is None:
+            values[i] = embed([video[f] for f in frames]) @ embed([picture])[0]
+    return Found(seen, cut, values, False)
+
+
+def look(video: np.ndarray, frames: Sequence[int], references: Sequence[np.ndarray | None], embed: Embed) -> list[Sighting]:
+    """What stands out in frames of uint8 [F, H, W, 3]; `references` are cut out, and None has no region and likeness -1."""
     found = [_large(each) for each in detect_objects([video[i] for i in frames], [])]
     cut = [[cutout(video[i], d) for d in each] for i, each in zip(frames, found, strict=True)]
     wanted = {i: picture for i, picture in enumerate(references) if picture is not None}
@@ -43,29 +74,36 @@ def look(video: np.ndarray, references: Sequence[np.ndarray | None], embed: Embe
     for frame, each, cuts in zip(frames, found, cut, strict=True):
         own = likeness[start : start + len(cuts)]
         start += len(cuts)
-        rows, columns = linear_sum_assignment(-own[:, list(wanted)])
-        given = {list(wanted)[c]: int(r) for r, c in zip(rows, columns, strict=True)}
-        sightings.append(Sighting(frame, _centres(each, video.shape), cuts, own, given))
+        boxes = np.array([d.box for d in each], float).reshape(-1, 4)
+        sightings.append(Sighting(frame, _centres(boxes, video.shape[1:]), cuts, own, _given(own, list(wanted))))
     return sightings
 
 
-def find_subjects(
-    video: np.ndarray, pictures: Sequence[np.ndarray], embed: Embed
-) -> tuple[list[Sighting], list[np.ndarray | None], np.ndarray]:
-    """Sightings of references in a video, their cutouts, and their likeness over time [references, frames], nan where not seen.
+def _look_in_windows(picture: np.ndarray, frame: int, references: Sequence[np.ndarray], embed: Embed) -> Sighting:
+    """The whole frame and squares of it, as high as it is and half; of those that overlap, the one most like a reference."""
+    height, width = picture.shape[:2]
+    sides = (min(height, width), min(height, width) // 2)
+    boxes = [(0, 0, width, height), *(box for side in sides for box in squares(width, height, max(1, side)))]
+    parts = [picture[top:bottom, left:right] for left, top, right, bottom in boxes]
+    likeness = embed(parts) @ embed(list(references)).T if references else np.zeros((len(boxes), 0))
+    kept: list[int] = []
+    for i in np.argsort(-likeness.max(1, initial=-1), kind="stable").tolist():
+        if all(covered(boxes[i], boxes[k]) < APART for k in kept):
+            kept.append(i)
+    own = likeness[kept]
+    centres = _centres(np.array([boxes[k] for k in kept], float), picture.shape)
+    return Sighting(frame, centres, [parts[k] for k in kept], own, _given(own, list(range(len(references)))))
 
-    A reference in which nothing stands out has no cutout: it is looked for in whole frames, and always seen.
-    """
-    cut = [cut_reference(picture) for picture in pictures]
-    seen = look(video, cut, embed)
-    values = np.full((len(pictures), len(seen)), np.nan)
-    whole = embed([video[s.frame] for s in seen]) if any(c is None for c in cut) else None
-    for i, picture in enumerate(pictures):
-        if cut[i] is None and whole is not None:
-            values[i] = whole @ embed([picture])[0]
-        else:
-            values[i] = [s.likeness[s.given[i], i] if i in s.given else np.nan for s in seen]
-    return seen, cut, values
+
+def _given(likeness: np.ndarray, wanted: list[int]) -> dict[int, int]:
+    """Reference -> region, so that the sum of likeness [regions, references] is the largest; `wanted` alone can be found."""
+    rows, columns = linear_sum_assignment(-likeness[:, wanted])
+    return {wanted[c]: int(r) for r, c in zip(rows, columns, strict=True)}
+
+
+def _over_time(sightings: list[Sighting], references: int) -> np.ndarray:
+    values = [[s.likeness[s.given[i], i] if i in s.given else np.nan for s in sightings] for i in range(references)]
+    return np.array(values, float).reshape(references, len(sightings))
 
 
 def cut_reference(picture: np.ndarray) -> np.ndarray | None:
@@ -83,9 +121,8 @@ def _large(found: list[Detection]) -> list[Detection]:
     return [d for d in found if d.mask.mean() >= SMALLEST]
 
 
-def _centres(found: list[Detection], shape: tuple[int, ...]) -> np.ndarray:
-    boxes = np.array([d.box for d in found], float).reshape(-1, 4)
-    return (boxes[:, :2] + boxes[:, 2:]) / 2 / [shape[2], shape[1]]
+def _centres(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2 / [shape[1], shape[0]]
 
 
 def doubled(sightings: list[Sighting], reference: int, least: float) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from phantom_s2v.errors import CheckpointError, DataError
+from phantom_s2v.geometry import covered, squares
 
 WHEEL = "mediapipe==0.10.21"
 FILES = {
@@ -126,19 +127,16 @@ def _found_faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], f
     kept: list[tuple[tuple[int, int, int, int], float, np.ndarray]] = []
     for row in rows[np.argsort(-rows[:, 0], kind="stable")]:
         left, top, right, bottom = np.clip(row[1:5], 0, [width, height, width, height]).round().astype(int).tolist()
-        if all(_shared((left, top, right, bottom), other) < 0.3 for other, _, _ in kept):
+        if all(covered((left, top, right, bottom), other) < 0.3 for other, _, _ in kept):
             kept.append(((left, top, right, bottom), float(row[0]), row[5:].reshape(6, 2)))
     return kept
 
 
 def _squares(height: int, width: int) -> list[tuple[int, int, int]]:
     """(top, left, side): the whole picture, then squares as high as it is and half as high, each half over the next."""
-    squares = [(0, 0, max(height, width))]
-    for side in dict.fromkeys((min(height, width), min(height, width) // 2)):
-        if side >= FACE_SIDE // 2 and side < max(height, width):
-            tops, lefts = (np.linspace(0, n - side, 1 + -(-2 * (n - side) // side)).round().astype(int) for n in (height, width))
-            squares += [(int(top), int(left), side) for top in tops for left in lefts]
-    return squares
+    sides = dict.fromkeys((min(height, width), min(height, width) // 2))
+    within = [box for side in sides if FACE_SIDE // 2 <= side < max(height, width) for box in squares(width, height, side)]
+    return [(0, 0, max(height, width)), *((top, left, right - left) for left, top, right, _ in within)]
 
 
 def _faces_in(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
@@ -169,13 +167,6 @@ def _anchors() -> np.ndarray:
         y, x = np.mgrid[:cells, :cells]
         rows.append(np.repeat((np.stack([x, y], -1).reshape(-1, 2) + 0.5) / cells, each, 0))
     return np.concatenate(rows)
-
-
-def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    """Intersection over the smaller of two boxes."""
-    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    least = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
-    return max(0, across) * max(0, down) / max(1, least)
 
 
 @lru_cache(maxsize=1)

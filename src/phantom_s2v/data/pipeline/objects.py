@@ -38,6 +38,11 @@ def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[De
     return found
 
 
+def plain_ground(stills: list[np.ndarray]) -> bool:
+    """Whether the borders of stills are of few colours, so that what stands out can be told; photographed film is not."""
+    return _palette(_small(stills)) is not None
+
+
 def fills(still: np.ndarray) -> bool:
     """Whether a subject leaves so little of its plain ground that the picture is all subject; False on many colours."""
     small = _small([still])
