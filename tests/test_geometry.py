@@ -54,11 +54,12 @@ def test_fit_inside_truncates_as_released():
     assert fit_inside(1, 5000, 64, 64) == (1, 64)
 
 
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60))
-def test_squares_cover_a_picture_and_lie_half_over_each_other(width, height, side):
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(1, 60))
+def test_squares_cover_a_picture_and_lie_a_step_apart(width, height, side, step):
     side = min(side, width, height)
+    step = min(step, side)
     seen = np.zeros((height, width), bool)
-    boxes = squares(width, height, side)
+    boxes = squares(width, height, side, step)
     for left, top, right, bottom in boxes:
         assert right - left == bottom - top == side
         assert min(left, top) >= 0
@@ -67,7 +68,7 @@ def test_squares_cover_a_picture_and_lie_half_over_each_other(width, height, sid
         seen[top:bottom, left:right] = True
     assert seen.all()
     lefts = sorted({box[0] for box in boxes})
-    assert all(b - a <= max(1, -(-side // 2)) for a, b in itertools.pairwise(lefts))
+    assert all(b - a <= step for a, b in itertools.pairwise(lefts))
 
 
 def test_covered_is_a_share_of_the_smaller_box():

@@ -114,15 +114,15 @@ def covered(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     return max(0, across) * max(0, down) / max(1, least)
 
 
-def squares(width: int, height: int, side: int) -> list[tuple[int, int, int, int]]:
-    """Boxes (left, top, right, bottom) of squares that cover a picture row by row, each at least half over the next.
+def squares(width: int, height: int, side: int, step: int) -> list[tuple[int, int, int, int]]:
+    """Boxes (left, top, right, bottom) of squares that cover a picture row by row, evenly, at most `step` apart.
 
-    >>> squares(6, 4, 4)
+    >>> squares(6, 4, 4, 2)
     [(0, 0, 4, 4), (2, 0, 6, 4)]
     """
 
     def starts(length: int) -> list[int]:
-        steps = -(-2 * (length - side) // side)
+        steps = -(-(length - side) // step)
         return [(length - side) * i // max(1, steps) for i in range(steps + 1)]
 
     return [(left, top, left + side, top + side) for top in starts(height) for left in starts(width)]

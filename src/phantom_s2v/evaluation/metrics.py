@@ -126,8 +126,8 @@ def smoothness(video: np.ndarray) -> float:
     """
     if len(video) < 3:
         return float("nan")
-    frames = video.astype(np.float32)
-    return float(1 - np.abs((frames[:-2] + frames[2:]) / 2 - frames[1:-1]).mean() / 255)
+    frames = video.astype(np.int16)
+    return float(1 - np.abs(frames[:-2] + frames[2:] - 2 * frames[1:-1]).mean() / 2 / 255)
 
 
 def sharpness(video: np.ndarray) -> float:

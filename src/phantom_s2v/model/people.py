@@ -135,7 +135,8 @@ def _found_faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], f
 def _squares(height: int, width: int) -> list[tuple[int, int, int]]:
     """(top, left, side): the whole picture, then squares as high as it is and half as high, each half over the next."""
     sides = dict.fromkeys((min(height, width), min(height, width) // 2))
-    within = [box for side in sides if FACE_SIDE // 2 <= side < max(height, width) for box in squares(width, height, side)]
+    sides = [side for side in sides if FACE_SIDE // 2 <= side < max(height, width)]
+    within = [box for side in sides for box in squares(width, height, side, side // 2)]
     return [(0, 0, max(height, width)), *((top, left, right - left) for left, top, right, _ in within)]
 
 
