@@ -286,6 +286,8 @@ def test_score_as_a_user_calls_it(phantom, tmp_path):
     assert "good 1.mp4: no fault" in said.out
     rows = {row["video"]: row for row in map(json.loads, (tmp_path / "page.jsonl").read_text().splitlines())}
     assert rows["frozen.mp4"]["faults"] == {"frozen": [""]}
+    assert rows["good 1.mp4"]["subjects"][0]["reconstruction"] > 18
+    assert rows["good 1.mp4"]["networks"]["reconstruction"] == "phantom-mini"
     page = (tmp_path / "page.html").read_text()
     assert page.index("frozen.mp4") < page.index("good 1.mp4")  # the worst first
     assert "not measured" in page

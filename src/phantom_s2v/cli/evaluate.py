@@ -57,7 +57,7 @@ def evaluate_run(
     dino: Dino = "",
     aesthetic: Aesthetic = "",
     arcface: Arcface = "",
-    reconstruct: Reconstruct = "none",
+    reconstruct: Reconstruct = "references",
     kpi: KpiFile = None,
 ) -> None:
     """Make and judge the videos of a suite; the last line is one JSON object.
@@ -191,7 +191,7 @@ def evaluate_score(
     dino: Dino = "",
     aesthetic: Aesthetic = "",
     arcface: Arcface = "",
-    reconstruct: Reconstruct = "none",
+    reconstruct: Reconstruct = "references",
     model: Annotated[str, typer.Option(help="Model whose autoencoder --reconstruct uses.")] = "phantom-mini",
     crop: Crop = "0,0,1,1",
     kpi: KpiFile = None,
