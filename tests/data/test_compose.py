@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantom_s2v.data.compose import MOTIONS, Cast, ClipSpec, Shot, compose, random_spec, trajectory
+from phantom_s2v.data.compose import MOTIONS, Cast, ClipSpec, Shot, compose, plain_spec, random_spec, trajectory
 from phantom_s2v.data.heldout import evaluated, held_out
 from phantom_s2v.data.looks import COLOURS, PATTERNS, Ground, Look, apply_look, colour_word, nearest_colour, paint
 from phantom_s2v.evaluation.metrics import background, direction
@@ -51,6 +51,16 @@ def test_a_seed_gives_the_same_triplet(seed, pictures, frames):
     assert len(first.references) == len(first.subject_of) == pictures
     assert len(set(first.subject_of)) <= 4
     assert list(first.subject_of) == sorted(first.subject_of)
+
+
+def test_plain_clips_show_one_large_subject_mostly_on_a_plain_ground():
+    sprites = held_out()
+    specs = [plain_spec(np.random.default_rng(i), sprites.subjects) for i in range(400)]
+    assert all(len(s.casts) == len(s.shots) == len(s.shots[0]) == 1 for s in specs)
+    assert all(0.66 <= s.casts[0].size <= 0.8 for s in specs)
+    assert 0.85 < np.mean([s.ground.kind == "plain" for s in specs]) < 0.95  # 0.8 and half of the rest
+    assert 0.66 < np.mean([not (s.casts[0].look.hue or s.casts[0].look.tint) for s in specs]) < 0.9
+    assert compose(specs[0], sprites).video.shape == (25, 64, 64, 3)
 
 
 def test_half_of_the_captions_say_only_the_subject():

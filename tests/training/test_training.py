@@ -138,6 +138,16 @@ def test_encoding_resumes_and_skips(shards, tiny_models):
     assert {p.name: p.stat().st_mtime_ns for p in shards.iterdir()} == before
 
 
+def test_a_share_of_shards_is_plain():
+    kinds = [encode.shard_kind(3, n, 0.7) for n in range(200)]
+    assert 0.6 < np.mean([plain for _, _, plain in kinds]) < 0.8
+    assert all(pictures == 1 for _, pictures, plain in kinds if plain)
+    before = [encode.shard_kind(3, n) for n in range(200)]
+    assert [k[:2] for k, b in zip(kinds, before, strict=True) if not k[2]] == [
+        b[:2] for k, b in zip(kinds, before, strict=True) if not k[2]
+    ]
+
+
 def test_missing_shards_are_named(tmp_path):
     with pytest.raises(DataError, match="0 shards of stills and 0 of clips"):
         Shards(tmp_path, config(tmp_path))

@@ -195,6 +195,9 @@ def data_encode(
     start: Annotated[int, typer.Option(help="Number of the first; two processes can share the work.")] = 0,
     stride: Annotated[int, typer.Option(help="Take every so many.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed composes other triplets.")] = 0,
+    plain_share: Annotated[
+        float, typer.Option(help="Share of shards of one large subject on a plain ground, 0 to 1: for the end of a training.")
+    ] = 0.0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
@@ -207,6 +210,8 @@ def data_encode(
     from phantom_s2v.training.encode import encode_shards
     from phantom_s2v.training.loop import pick_dtype
 
+    if not 0 <= plain_share <= 1:
+        raise InputError(f"plain-share is {plain_share}; it can be 0 to 1")
     torch.set_num_threads(threads)
     models = load_models(model_folder(model))
     if models.image_encoder is None:
@@ -223,6 +228,7 @@ def data_encode(
             numbers,
             pick_dtype("auto"),
             lambda name: bar.advance(task),
+            plain_share,
         )
 
 

@@ -6,6 +6,7 @@ A shard is a safetensors file of 64 triplets with one length and one number of p
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 
 from phantom_s2v.conditioning import encode_references
-from phantom_s2v.data.compose import Clip, compose, random_spec
+from phantom_s2v.data.compose import Clip, compose, plain_spec, random_spec
 from phantom_s2v.data.emoji import Sprites
 from phantom_s2v.geometry import SPACE_STRIDE, TIME_STRIDE
 from phantom_s2v.model.autoencoder import encode, to_pixels
@@ -27,10 +28,11 @@ PICTURES = (0, 1, 2, 3, 4, 6)
 PICTURES_SHARE = (0.04, 0.62, 0.22, 0.06, 0.04, 0.02)
 
 
-def shard_kind(seed: int, number: int) -> tuple[int, int]:
-    """(frames, pictures) of a shard: half are stills, half clips of 25 frames."""
+def shard_kind(seed: int, number: int, plain_share: float = 0.0) -> tuple[int, int, bool]:
+    """(frames, pictures, whether plain) of a shard: half are stills, half clips of 25 frames."""
     rng = np.random.default_rng([seed, 4, number])
-    return (1, 25)[number % 2], int(rng.choice(PICTURES, p=PICTURES_SHARE))
+    pictures, plain = int(rng.choice(PICTURES, p=PICTURES_SHARE)), bool(rng.random() < plain_share)
+    return (1, 25)[number % 2], 1 if plain else pictures, plain
 
 
 @torch.no_grad()
@@ -43,17 +45,19 @@ def encode_shards(
     numbers: range,
     dtype: torch.dtype,
     progress: Callable[[str], None],
+    plain_share: float = 0.0,
 ) -> None:
-    """Write the shards of `numbers` that `out` lacks."""
+    """Write the shards of `numbers` that `out` lacks, a share of them of one large subject on a plain ground."""
     out.mkdir(parents=True, exist_ok=True)
     text = TextEncoder()
     for number in numbers:
-        frames, pictures = shard_kind(seed, number)
+        frames, pictures, plain = shard_kind(seed, number, plain_share)
         path = out / f"{frames}f-{pictures}p-{number:06d}.safetensors"
         if path.exists():
             continue
         rng = np.random.default_rng([seed, 5, number])
-        clips = [compose(random_spec(rng, sprites.subjects, frames, pictures=pictures), sprites) for _ in range(ROWS)]
+        draw = plain_spec if plain else partial(random_spec, pictures=pictures)
+        clips = [compose(draw(rng, sprites.subjects, frames), sprites) for _ in range(ROWS)]
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             shard = encode_clips(clips, autoencoder, image_encoder, text)
         save_file(shard, path.with_suffix(".partial"))
