@@ -102,16 +102,22 @@ def fit_inside(width: int, height: int, box_width: int, box_height: int) -> tupl
 
 def iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     """Intersection of two boxes (left, top, right, bottom) over their union, 0..1."""
-    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, across) * max(0, down)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+    shared = _shared(a, b)
+    return shared / (_area(a) + _area(b) - shared)
 
 
 def covered(a: tuple[int, ...], b: tuple[int, ...]) -> float:
     """Intersection of two boxes (left, top, right, bottom) over the smaller of them, 0..1."""
+    return _shared(a, b) / max(1, min(_area(a), _area(b)))
+
+
+def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    least = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
-    return max(0, across) * max(0, down) / max(1, least)
+    return max(0, across) * max(0, down)
+
+
+def _area(box: tuple[int, ...]) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def squares(width: int, height: int, side: int, step: int) -> list[tuple[int, int, int, int]]:

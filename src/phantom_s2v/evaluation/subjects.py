@@ -50,7 +50,8 @@ def find_subjects(video: np.ndarray, pictures: Sequence[np.ndarray], embed: Embe
     """
     frames = evenly_spaced(len(video), count)
     if not plain_ground([video[i] for i in frames]):
-        seen = [_look_in_windows(video[i], i, pictures, embed) for i in frames]
+        known = embed(list(pictures)) if pictures else None
+        seen = [_look_in_windows(video[i], i, known, embed) for i in frames]
         return Found(seen, list(pictures), _over_time(seen, len(pictures)), True)
     cut = [cut_reference(picture) for picture in pictures]
     seen = look(video, frames, cut, embed)
@@ -79,7 +80,7 @@ def look(video: np.ndarray, frames: Sequence[int], references: Sequence[np.ndarr
     return sightings
 
 
-def _look_in_windows(picture: np.ndarray, frame: int, references: Sequence[np.ndarray], embed: Embed) -> Sighting:
+def _look_in_windows(picture: np.ndarray, frame: int, known: np.ndarray | None, embed: Embed) -> Sighting:
     """The whole frame and squares of it, as high as it is and half; of those that overlap, the one most like a reference.
 
     Neighbouring squares share a third: with a half, likeness rises by 0.02 and the time by a quarter (dev/LOG.md).
@@ -88,14 +89,14 @@ def _look_in_windows(picture: np.ndarray, frame: int, references: Sequence[np.nd
     sides = [max(2, min(height, width) // part) for part in (1, 2)]
     boxes = [(0, 0, width, height), *(box for side in sides for box in squares(width, height, side, 2 * side // 3))]
     parts = [picture[top:bottom, left:right] for left, top, right, bottom in boxes]
-    likeness = embed(parts) @ embed(list(references)).T if references else np.zeros((len(boxes), 0))
+    likeness = np.zeros((len(boxes), 0)) if known is None else embed(parts) @ known.T
     kept: list[int] = []
     for i in np.argsort(-likeness.max(1, initial=-1), kind="stable").tolist():
         if all(covered(boxes[i], boxes[k]) < APART for k in kept):
             kept.append(i)
     own = likeness[kept]
     centres = _centres(np.array([boxes[k] for k in kept], float), picture.shape)
-    return Sighting(frame, centres, [parts[k] for k in kept], own, _given(own, list(range(len(references)))))
+    return Sighting(frame, centres, [parts[k] for k in kept], own, _given(own, list(range(own.shape[1]))))
 
 
 def _given(likeness: np.ndarray, wanted: list[int]) -> dict[int, int]:

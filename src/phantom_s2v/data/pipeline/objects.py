@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from phantom_s2v.data.pipeline.config import Detection
+from phantom_s2v.geometry import covered
 from phantom_s2v.media import border
 
 STEP = 4  # of 255, width of a bin of Lab
@@ -129,7 +130,7 @@ def joined(masks: list[np.ndarray]) -> list[np.ndarray]:
     i = 0
     while i < len(masks):
         box = box_of(masks[i])
-        other = next((j for j in range(len(masks)) if j != i and _overlap(box, box_of(masks[j]))), None)
+        other = next((j for j in range(len(masks)) if j != i and covered(box, box_of(masks[j]))), None)
         if other is None:
             i += 1
         else:
@@ -137,10 +138,6 @@ def joined(masks: list[np.ndarray]) -> list[np.ndarray]:
             del masks[other]
             i = 0
     return masks
-
-
-def _overlap(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
