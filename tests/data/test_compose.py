@@ -61,6 +61,10 @@ def test_plain_clips_show_one_large_subject_mostly_on_a_plain_ground():
     assert 0.85 < np.mean([s.ground.kind == "plain" for s in specs]) < 0.95  # 0.8 and half of the rest
     assert 0.66 < np.mean([not (s.casts[0].look.hue or s.casts[0].look.tint) for s in specs]) < 0.9
     assert compose(specs[0], sprites).video.shape == (25, 64, 64, 3)
+    pairs = [plain_spec(np.random.default_rng(i), sprites.subjects, pictures=2) for i in range(100)]
+    assert all(sum(map(len, s.shots)) == 2 for s in pairs)
+    assert all(0.45 <= c.size <= 0.52 for s in pairs for c in s.casts if len(s.casts) == 2)
+    assert 0.7 < np.mean([len(s.casts) == 2 for s in pairs]) < 0.9
 
 
 def test_half_of_the_captions_say_only_the_subject():

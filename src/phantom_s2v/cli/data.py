@@ -196,7 +196,8 @@ def data_encode(
     stride: Annotated[int, typer.Option(help="Take every so many.")] = 1,
     seed: Annotated[int, typer.Option(help="Another seed composes other triplets.")] = 0,
     plain_share: Annotated[
-        float, typer.Option(help="Share of shards of one large subject on a plain ground, 0 to 1: for the end of a training.")
+        float,
+        typer.Option(help="Share of shards of one or two large subjects on a plain ground, 0 to 1: for the end of a training."),
     ] = 0.0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,

@@ -104,18 +104,26 @@ def random_spec(
     return ClipSpec(casts, shots, random_ground(rng), named, frames, side)
 
 
-def plain_spec(rng: np.random.Generator, pool: tuple[Subject, ...], frames: int = 25, side: int = 64) -> ClipSpec:
-    """A training clip as most users ask for it: one large subject, mostly in its own colours, going one way on a plain ground."""
+def plain_spec(
+    rng: np.random.Generator, pool: tuple[Subject, ...], frames: int = 25, side: int = 64, pictures: int = 1
+) -> ClipSpec:
+    """A training clip as most users ask for it: large subjects, mostly in their own colours, going one way on a plain ground.
+
+    `pictures` is 1 or 2: two are of two subjects side by side or, seldom, two views of one.
+    """
     moving = tuple(subject for subject in pool if subject.animated) or pool
-    spec = random_spec(rng, moving if rng.random() < 0.85 else pool, frames, side, pictures=1)
-    cast, shot = spec.casts[0], spec.shots[0][0]
+    spec = random_spec(rng, moving if rng.random() < 0.85 else pool, frames, side, pictures)
+    casts = tuple(_plain_cast(rng, cast, len(spec.casts)) for cast in spec.casts)
+    ground = replace(spec.ground, kind="plain") if rng.random() < 0.8 else spec.ground
+    shots = tuple(tuple(Shot() if rng.random() < 0.7 else shot for shot in of) for of in spec.shots)
+    return replace(spec, casts=casts, shots=shots, ground=ground)
+
+
+def _plain_cast(rng: np.random.Generator, cast: Cast, count: int) -> Cast:
     look = Look(mirrored=bool(rng.random() < 0.3)) if rng.random() < 0.6 else replace(cast.look, pattern="")
     motion = str(rng.choice(list(_DIRECTIONS))) if rng.random() < 0.8 else cast.motion
-    size, reach = float(rng.uniform(0.66, 0.8)), float(rng.uniform(0.13, 0.19))
-    ground = replace(spec.ground, kind="plain") if rng.random() < 0.8 else spec.ground
-    shot = Shot() if rng.random() < 0.7 else shot
-    casts = (replace(cast, look=look, motion=motion, size=size, reach=reach),)
-    return replace(spec, casts=casts, shots=((shot,),), ground=ground)
+    low, high, near, far = (0.66, 0.8, 0.13, 0.19) if count == 1 else (0.45, 0.52, 0.08, 0.11)
+    return replace(cast, look=look, motion=motion, size=float(rng.uniform(low, high)), reach=float(rng.uniform(near, far)))
 
 
 def _random_views(rng: np.random.Generator, pictures: int) -> list[int]:

@@ -32,7 +32,7 @@ def shard_kind(seed: int, number: int, plain_share: float = 0.0) -> tuple[int, i
     """(frames, pictures, whether plain) of a shard: half are stills, half clips of 25 frames."""
     rng = np.random.default_rng([seed, 4, number])
     pictures, plain = int(rng.choice(PICTURES, p=PICTURES_SHARE)), bool(rng.random() < plain_share)
-    return (1, 25)[number % 2], 1 if plain else pictures, plain
+    return (1, 25)[number % 2], min(2, max(1, pictures)) if plain else pictures, plain
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def encode_shards(
     progress: Callable[[str], None],
     plain_share: float = 0.0,
 ) -> None:
-    """Write the shards of `numbers` that `out` lacks, a share of them of one large subject on a plain ground."""
+    """Write the shards of `numbers` that `out` lacks, a share of them plain: one or two large subjects on a plain ground."""
     out.mkdir(parents=True, exist_ok=True)
     text = TextEncoder()
     for number in numbers:
@@ -56,7 +56,7 @@ def encode_shards(
         if path.exists():
             continue
         rng = np.random.default_rng([seed, 5, number])
-        draw = plain_spec if plain else partial(random_spec, pictures=pictures)
+        draw = partial(plain_spec if plain else random_spec, pictures=pictures)
         clips = [compose(draw(rng, sprites.subjects, frames), sprites) for _ in range(ROWS)]
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             shard = encode_clips(clips, autoencoder, image_encoder, text)
