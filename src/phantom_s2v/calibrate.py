@@ -52,7 +52,7 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
     running *= 1 if wan and placement.cache not in ONE_BATCH else branches  # phantom-mini's branches are one batch
     if placement.cache != "none":
         running += e.cache_bytes(transformer, tokens, width, placement.cache) * branches
-    decoding = e.autoencoder_bytes(autoencoder["base_dim"], request)
+    decoding = e.autoencoder_bytes(autoencoder.get("decoder_base_dim") or autoencoder["base_dim"], request)
     peak = RUNTIME_BYTES + peak_bytes(sizes, running, decoding, placement.offload, wan)
     seconds = flops / speed.blocks + coder / speed.convolutions
     return e.Estimate(tokens, branches * request.steps, flops, coder, sum(sizes.values()), peak, seconds, speed.name)
