@@ -53,7 +53,7 @@ def test_a_seed_gives_the_same_triplet(seed, pictures, frames):
     assert list(first.subject_of) == sorted(first.subject_of)
 
 
-def test_plain_clips_show_one_large_subject_mostly_on_a_plain_ground():
+def test_plain_clips_show_large_subjects_mostly_on_a_plain_ground():
     sprites = held_out()
     specs = [plain_spec(np.random.default_rng(i), sprites.subjects) for i in range(400)]
     assert all(len(s.casts) == len(s.shots) == len(s.shots[0]) == 1 for s in specs)

@@ -76,10 +76,9 @@ def lighten(network: nn.Module) -> None:
                 folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
                 setattr(module, convolution, folded)
                 setattr(module, norm, nn.Identity())
-    for module in network.modules():
+    for module in network.modules():  # anew, since folding copies convolutions
         padding = getattr(module, "static_padding", None)
-        if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
-            module.static_padding = nn.Identity()
-            setattr(module, "padding", padding.padding[:2])  # noqa: B010 - modules' attributes are tensors to the type checker
+        if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
+            module.padding, module.static_padding = padding.padding[:2], nn.Identity()
         elif isinstance(module, nn.ReLU6):
             module.inplace = True

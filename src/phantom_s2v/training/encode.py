@@ -29,7 +29,7 @@ PICTURES_SHARE = (0.04, 0.62, 0.22, 0.06, 0.04, 0.02)
 
 
 def shard_kind(seed: int, number: int, plain_share: float = 0.0) -> tuple[int, int, bool]:
-    """(frames, pictures, whether plain) of a shard: half are stills, half clips of 25 frames."""
+    """(frames, pictures, whether plain) of a shard: half are stills, half clips of 25 frames; plain ones have 1 or 2 pictures."""
     rng = np.random.default_rng([seed, 4, number])
     pictures, plain = int(rng.choice(PICTURES, p=PICTURES_SHARE)), bool(rng.random() < plain_share)
     return (1, 25)[number % 2], min(2, max(1, pictures)) if plain else pictures, plain
