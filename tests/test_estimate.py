@@ -154,3 +154,14 @@ def test_cards_are_computed_and_unknown_ones_named():
 
 def test_spelling():
     assert [estimate.spell(s) for s in (3, 150, 9000)] == ["3.0 s", "2.5 min", "2.5 h"]
+
+
+@pytest.mark.parametrize(("own", "width"), [(None, 24), (40, 40)])
+def test_memory_of_decoding_follows_the_decoders_width(monkeypatch, own, width):
+    folder = model_folder("phantom-mini")
+    transformer, autoencoder = calibrate.read_configs(folder)
+    monkeypatch.setattr(calibrate, "read_configs", lambda _: (transformer, {**autoencoder, "decoder_base_dim": own}))
+    monkeypatch.setattr(estimate, "autoencoder_bytes", lambda base, request: base * 1e12)  # above all else
+    preset = load_preset(folder)
+    found = calibrate.estimate(build_request({"prompt": "a"}, preset), preset, folder, Placement(), estimate.CARDS[0].name)
+    assert round(found.peak / 1e12) == width
