@@ -1,4 +1,4 @@
-"""Seconds a sample of composing, encoding and training, and of attention written out against the fused kernel.
+"""Seconds a sample of composing, encoding and training; attention written out against the fused kernel; stills without history.
 
 The last line is one JSON object. Ratios are of one run on one thread.
 """
@@ -15,6 +15,7 @@ from phantom_s2v.data.compose import compose, random_spec
 from phantom_s2v.data.heldout import evaluated, held_out
 from phantom_s2v.generate import load_models
 from phantom_s2v.model import attention
+from phantom_s2v.model.autoencoder import build_autoencoder, skip_empty_history
 from phantom_s2v.model.encoders import TextEncoder
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.presets import model_folder
@@ -35,6 +36,21 @@ def seconds(work: Callable[[], object], repeats: int = 3) -> float:
         work()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def still_seconds(dtype: torch.dtype, skip: bool) -> float:
+    """Forward and backward of the autoencoder on one still of a batch, with or without the empty history."""
+    model = build_autoencoder()
+    if skip:
+        skip_empty_history(model)
+    pixels = torch.rand(CLIPS, 3, 1, 64, 64) * 2 - 1
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = (model.decode(model.encode(pixels).latent_dist.mode()).sample.float() - pixels).square().mean()
+        loss.backward()
+
+    return seconds(step) / CLIPS
 
 
 def main() -> None:
@@ -66,6 +82,8 @@ def main() -> None:
     attention._attention = written
     result["fused_over_written"] = result["train_fused"] / result["train"]
     result["compose_and_encode_over_train"] = (result["compose"] + result["encode"]) / result["train"]
+    result["still"], result["still_with_history"] = still_seconds(dtype, True), still_seconds(dtype, False)
+    result["history_over_none"] = result["still_with_history"] / result["still"]
     for name, value in result.items():
         print(f"{name:32} {value if isinstance(value, str) else round(value, 4)}")
     print(json.dumps({k: v if isinstance(v, str) else round(v, 4) for k, v in result.items()}))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
 LATENT_CHANNELS = 32
 
@@ -27,6 +28,24 @@ def build_autoencoder() -> AutoencoderKLWan:
         latents_mean=[0.0] * LATENT_CHANNELS,
         latents_std=[1.0] * LATENT_CHANNELS,
     )
+
+
+class _CausalConv(WanCausalConv3d):
+    """diffusers' causal convolution, which on a frame without history multiplies two frames of zeros as well."""
+
+    def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
+        """Features [B, C, T, h, w] -> [B, D, T, h, w]; `cache_x` holds up to two frames before."""
+        if cache_x is not None or x.shape[2] != 1 or self._padding[4] != self.kernel_size[0] - 1 or self.stride != (1, 1, 1):
+            return super().forward(x, cache_x)
+        padded = torch.nn.functional.pad(x[:, :, 0], [int(side) for side in self._padding[:4]])
+        return torch.nn.functional.conv2d(padded, self.weight[:, :, -1], self.bias)[:, :, None]
+
+
+def skip_empty_history(autoencoder: AutoencoderKLWan) -> None:
+    """Convolve stills, references and first frames, which have no history, in two dimensions: the same numbers, sooner."""
+    for module in autoencoder.modules():
+        if type(module) is WanCausalConv3d:
+            module.__class__ = _CausalConv
 
 
 def to_pixels(video: np.ndarray) -> torch.Tensor:

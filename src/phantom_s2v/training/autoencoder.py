@@ -11,7 +11,7 @@ from torch import nn
 
 from phantom_s2v.data.compose import compose, random_spec
 from phantom_s2v.data.emoji import Sprites, subjects_hash
-from phantom_s2v.model.autoencoder import build_autoencoder, to_pixels
+from phantom_s2v.model.autoencoder import build_autoencoder, skip_empty_history, to_pixels
 from phantom_s2v.training.config import AutoencoderConfig
 from phantom_s2v.training.loop import Loss, train
 
@@ -55,6 +55,7 @@ def train_autoencoder(config: AutoencoderConfig, sprites: Sprites, out: Path, in
     """Train to the end of the config; the average, with its latent statistics measured, is saved in `out`/autoencoder."""
     torch.manual_seed(config.train.seed)
     model = AutoencoderKLWan.from_pretrained(init_from) if init_from else build_autoencoder()
+    skip_empty_history(model)
     if config.decoder_only:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
