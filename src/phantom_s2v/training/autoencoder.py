@@ -1,6 +1,6 @@
 """Training of the autoencoder on composed emoji: stills, then clips."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,44 +9,52 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import nn
 
-from phantom_s2v.data.compose import compose, random_spec
+from phantom_s2v.data.compose import ClipSpec, compose, random_spec
 from phantom_s2v.data.emoji import Sprites, subjects_hash
+from phantom_s2v.data.looks import TEXTURES
 from phantom_s2v.model.autoencoder import build_autoencoder, skip_empty_history, to_pixels
 from phantom_s2v.training.config import AutoencoderConfig
 from phantom_s2v.training.loop import Loss, train
+
+SMALLEST_ERROR = 1e-4  # 46 dB: what is better counts no more
 
 
 def batch(config: AutoencoderConfig, sprites: Sprites, step: int) -> dict[str, torch.Tensor]:
     """Pixels [B, 3, F, H, W] and the subjects' mask [B, 1, F, H, W] of a step: scenes and references, or clips."""
     rng = np.random.default_rng([config.train.seed, 1, step])
     clips = step >= config.still_steps and step % config.still_every != 0
-    frames, count = (config.clip_frames, config.clips) if clips else (1, config.stills // 2)
+    frames, count = (config.clip_frames, config.clips) if clips else (1, config.stills)
     videos, masks = [], []
     for _ in range(count):
-        clip = compose(random_spec(rng, sprites.subjects, frames, pictures=int(rng.integers(1, 3))), sprites)
-        videos.append(clip.video)
-        masks.append(clip.masks.max(0))
-        if not clips:
-            videos.append(clip.references[0][None])
-            masks.append(np.full_like(clip.masks[0, :1], 128))
+        clip = compose(_spec(rng, config, sprites, frames), sprites)
+        reference = not clips and rng.random() < config.references
+        videos.append(clip.references[0][None] if reference else clip.video)
+        masks.append(np.full_like(clip.masks[0], 128) if reference else clip.masks.max(0))
     return {"pixels": to_pixels(np.stack(videos)), "mask": torch.from_numpy(np.stack(masks)[:, None]).float() / 255}
 
 
+def _spec(rng: np.random.Generator, config: AutoencoderConfig, sprites: Sprites, frames: int) -> ClipSpec:
+    spec = random_spec(rng, sprites.subjects, frames, pictures=int(rng.integers(1, 3)))
+    if rng.random() >= config.textured:
+        return spec
+    return replace(spec, ground=replace(spec.ground, kind=str(rng.choice(TEXTURES))))
+
+
 def loss_of(config: AutoencoderConfig, model: nn.Module) -> Loss:
-    """Absolute and squared error, heavier on subjects, and a light pull of the posterior towards a unit normal."""
+    """Logarithm of the squared error, as PSNR has it, of frames and of their subjects, and a light pull towards a unit normal."""
     network: Any = model
 
     def loss(batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
-        pixels = batch["pixels"]
+        pixels, mask = batch["pixels"], batch["mask"]
         posterior = network.encode(pixels).latent_dist
         latents = posterior.mode() if config.decoder_only else posterior.sample()
-        error = (network.decode(latents).sample.float() - pixels).abs()
-        weight = 1 + config.subject_weight * batch["mask"]
-        mse = error.square().mean()
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
-        total = (weight * (error + 4 * error.square())).mean() / weight.mean() + config.kl * kl * (not config.decoder_only)
+        error = (network.decode(latents).sample.float() - pixels).square().mean(1, keepdim=True)
+        whole = error.mean((1, 2, 3, 4))
+        subject = (error * mask).sum((1, 2, 3, 4)) / mask.sum((1, 2, 3, 4)).clamp(min=1)
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        total = torch.stack([whole, subject]).add(SMALLEST_ERROR).log().mean() + config.kl * kl * (not config.decoder_only)
         name = "psnr_still" if pixels.shape[2] == 1 else "psnr_clip"
-        return {"loss": total, name: 10 * torch.log10(4 / mse.detach()), "kl": kl.detach()}
+        return {"loss": total, name: 10 * torch.log10(4 / whole.detach()).mean(), "kl": kl.detach()}
 
     return loss
 

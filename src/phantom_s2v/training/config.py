@@ -28,13 +28,14 @@ class AutoencoderConfig:
     """Autoencoder: stills first, then clips as well; then the encoder is frozen and the decoder goes on alone."""
 
     train: TrainConfig
-    stills: int = 8  # a batch
+    stills: int = 12  # a batch
     clips: int = 2  # a batch
     clip_frames: int = 17  # trained on 9, frames beyond come out 4 dB worse
-    still_steps: int = 3200  # before the first clip
-    still_every: int = 4  # afterwards one step in so many is of stills
-    kl: float = 2e-4  # weight of the posterior's divergence from a unit normal, per latent element
-    subject_weight: float = 2.0  # added weight of the subject's pixels
+    still_steps: int = 2500  # before the first clip
+    still_every: int = 5  # afterwards one step in so many is of stills
+    references: float = 0.4  # share of stills that are references
+    textured: float = 0.6  # share of grounds that are textured whatever the scene says: the hardest to keep
+    kl: float = 2.5e-5  # weight of the posterior's divergence from a unit normal, per latent element
     decoder_only: bool = False
 
 

@@ -1,0 +1,90 @@
+"""Training of the autoencoder: what a step sees, what the loss is, and what stays frozen."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import nn
+
+from phantom_s2v.data.emoji import Sprites
+from phantom_s2v.data.heldout import evaluated, held_out
+from phantom_s2v.training.autoencoder import batch, loss_of, train_autoencoder
+from phantom_s2v.training.config import AutoencoderConfig, TrainConfig
+
+CONFIG = AutoencoderConfig(
+    TrainConfig(3, workers=0, precision="float32"), stills=3, clips=2, clip_frames=5, still_steps=2, still_every=2
+)
+
+
+@pytest.fixture(scope="module")
+def sprites() -> Sprites:
+    store = held_out()
+    return replace(store, subjects=evaluated(store)[:4])
+
+
+def test_stills_come_first_then_clips_and_a_step_is_the_same_again(sprites):
+    shapes = [batch(CONFIG, sprites, step)["pixels"].shape for step in range(5)]
+    assert shapes == [(3, 3, 1, 64, 64)] * 3 + [(2, 3, 5, 64, 64), (3, 3, 1, 64, 64)]
+    one, other = batch(CONFIG, sprites, 3), batch(CONFIG, sprites, 3)
+    assert torch.equal(one["pixels"], other["pixels"])
+    assert not torch.equal(one["pixels"], batch(CONFIG, sprites, 5)["pixels"])
+    assert 0 < one["mask"].mean() < one["mask"].max() == 1
+
+
+@pytest.mark.parametrize("textured", [0.0, 1.0])
+def test_the_share_of_textured_grounds(sprites, textured):
+    """A plain or graded row of pixels has no steps; most rows of a texture have, but those along a stripe or between dots."""
+    config = replace(CONFIG, textured=textured, references=0.0, stills=24)
+    seen = batch(config, sprites, 0)
+    ring = seen["pixels"][:, :, 0, 0]
+    steps = (ring[:, :, 1:] - ring[:, :, :-1]).abs().amax(1).gt(0.05).float().mean(1)
+    assert (steps.gt(0.02).float().mean() > 0.5) == bool(textured)
+
+
+def test_references_have_a_mask_that_is_the_same_everywhere(sprites):
+    seen = batch(replace(CONFIG, references=1.0), sprites, 0)
+    assert seen["mask"].unique().tolist() == [pytest.approx(128 / 255)]
+
+
+class Off(nn.Module):
+    """Latents of mean 2 and variance 1, pixels off by 0.1, and by 0.3 where a subject is."""
+
+    def __init__(self, seen: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def encode(self, pixels: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(
+            latent_dist=DiagonalGaussianDistribution(torch.tensor([2.0, 0.0]).expand(len(pixels), 2)[..., None])
+        )
+
+    def decode(self, latents: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=self.seen["pixels"] + 0.1 + 0.2 * self.seen["mask"])
+
+
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_loss_is_the_mean_logarithm_of_both_errors_and_the_divergence(decoder_only):
+    mask = torch.zeros(1, 1, 1, 4, 4)
+    mask[..., :2] = 1
+    seen = {"pixels": torch.zeros(1, 3, 1, 4, 4), "mask": mask}
+    parts = loss_of(replace(CONFIG, kl=0.01, decoder_only=decoder_only), Off(seen))(seen, 0)
+    expected = (math.log(0.05 + 1e-4) + math.log(0.09 + 1e-4)) / 2
+    assert parts["loss"].item() == pytest.approx(expected + (0 if decoder_only else 0.01 * 2.0), abs=1e-5)
+    assert parts["psnr_still"].item() == pytest.approx(10 * math.log10(4 / 0.05), abs=1e-4)
+    assert parts["kl"].item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_decoder_alone_leaves_the_latents_as_they_were(tmp_path, tiny, sprites, decoder_only):
+    before = AutoencoderKLWan.from_pretrained(tiny / "autoencoder")
+    train_autoencoder(replace(CONFIG, decoder_only=decoder_only), sprites, tmp_path, tiny / "autoencoder")
+    after = AutoencoderKLWan.from_pretrained(tmp_path / "autoencoder")
+    old, new = before.state_dict(), after.state_dict()
+    same = {name: torch.equal(old[name], new[name]) for name in old}
+    assert all(same[name] for name in same if name.startswith(("encoder.", "quant_conv."))) == decoder_only
+    assert not any(same[name] for name in same if name.startswith("decoder.conv_in.weight"))
+    assert (after.config["latents_std"] == before.config["latents_std"]) == decoder_only
