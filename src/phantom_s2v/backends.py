@@ -20,7 +20,7 @@ from phantom_s2v.evaluation.judge import Judge
 from phantom_s2v.geometry import fit_inside, iou
 from phantom_s2v.media import letterbox
 from phantom_s2v.model import people
-from phantom_s2v.model.autoencoder import AutoencoderKLWan, decode, encode, to_pixels, to_video
+from phantom_s2v.model.autoencoder import AutoencoderKLWan, decode, encode, load_autoencoder, to_pixels, to_video
 from phantom_s2v.model.encoders import ImageEncoder
 from phantom_s2v.model.segment import subject_mask
 from phantom_s2v.model.vision import Aesthetics, Embedder, Grounder, Talker
@@ -152,7 +152,7 @@ def _reconstruction(model: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.n
     """Frames, at most as large as the model's videos and as many as its autoencoder takes, and what comes out of it."""
     folder = model_folder(model)
     preset = load_preset(folder)
-    autoencoder = load_part(AutoencoderKLWan, folder / ("vae" if preset.family == "wan" else "autoencoder"))
+    autoencoder = load_autoencoder(folder / ("vae" if preset.family == "wan" else "autoencoder"))
 
     @torch.no_grad()
     def reconstruct(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -204,7 +204,7 @@ def _covered(one: Detection, other: Detection) -> float:
 @lru_cache(maxsize=1)
 def _mini() -> tuple[ImageEncoder, AutoencoderKLWan]:
     folder = model_folder("phantom-mini")
-    return load_part(ImageEncoder, folder / "image_encoder"), load_part(AutoencoderKLWan, folder / "autoencoder")
+    return load_part(ImageEncoder, folder / "image_encoder"), load_autoencoder(folder / "autoencoder")
 
 
 def _pixels(pictures: list[np.ndarray]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from phantom_s2v import media
 from phantom_s2v.conditioning import Conditions, encode_references
 from phantom_s2v.geometry import VideoSize
-from phantom_s2v.model.autoencoder import decode, encode, skip_empty_history, to_pixels, to_video
+from phantom_s2v.model.autoencoder import decode, encode, load_autoencoder, to_pixels, to_video
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.model.placement import Placement, place_transformer, taking_turns
 from phantom_s2v.model.segment import subject_mask
@@ -65,12 +65,10 @@ def load_models(folder: Path, placement: Placement | None = None, calibrate: boo
     preset = load_preset(folder)
     if preset.family == "wan":
         return _load_wan(folder, preset, placement or Placement(), calibrate)
-    autoencoder = load_part(AutoencoderKLWan, folder / "autoencoder")
-    skip_empty_history(autoencoder)
     return Models(
         preset=preset,
         transformer=load_part(PhantomTransformer, folder / "transformer"),
-        autoencoder=autoencoder,
+        autoencoder=load_autoencoder(folder / "autoencoder"),
         image_encoder=load_part(ImageEncoder, folder / "image_encoder"),
         text_encoder=TextEncoder(),
         hash=weights_hash(folder),
@@ -95,8 +93,7 @@ def _load_wan(folder: Path, preset: Preset, placement: Placement, calibrate: boo
     transformer = load_part(WanTransformer3DModel, folder / "transformer", dtype)
     use_released_sinusoid(transformer)
     cache = place_transformer(transformer, placement, ratios)
-    autoencoder = load_part(AutoencoderKLWan, folder / "vae")
-    skip_empty_history(autoencoder)
+    autoencoder = load_autoencoder(folder / "vae")
     if placement.tiling:
         autoencoder.enable_tiling()
     reader = (torch.float32, torch.device("cpu")) if placement.text_on_cpu else (dtype, placement.torch_device())

@@ -4,12 +4,15 @@ Pixels are float32 in -1..1, [B, 3, F, H, W]; latents are normalised by the conf
 [B, C, T, h, w] with T = (F - 1) / 4 + 1, h = H / 8, w = W / 8. A still is a clip of one frame.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+from phantom_s2v.model.weights import load_part
 
 LATENT_CHANNELS = 32
 
@@ -39,6 +42,13 @@ class _CausalConv(WanCausalConv3d):
             return super().forward(x, cache_x)
         padded = torch.nn.functional.pad(x[:, :, 0], [int(side) for side in self._padding[:4]])
         return torch.nn.functional.conv2d(padded, self.weight[:, :, -1], self.bias)[:, :, None]
+
+
+def load_autoencoder(folder: Path) -> AutoencoderKLWan:
+    """An autoencoder from a diffusers folder, for inference, without empty history. Raises CheckpointError as load_part does."""
+    autoencoder = load_part(AutoencoderKLWan, folder)
+    skip_empty_history(autoencoder)
+    return autoencoder
 
 
 def skip_empty_history(autoencoder: AutoencoderKLWan) -> None:
