@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # Where pip would take a CUDA build of torch, PIP_EXTRA_INDEX_URL can name an index of CPU wheels; pip reads it itself.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PICTURE := src/phantom_s2v/assets/held-out/stills/1f413.webp
+PICTURE := src/phantom_s2v/assets/held-out/stills/1f984.webp
 
 .PHONY: demo test clean
 
