@@ -84,6 +84,22 @@ def test_bootstrap_covers_the_mean():
     assert all(np.isnan(metrics.bootstrap([])))
 
 
+@pytest.mark.parametrize(("count", "hits", "low", "high"), [(100, 0, 0, 0.0362), (200, 200, 0.9817, 1), (9, 0, 0, 0.3363)])
+def test_a_share_that_all_cases_agree_on_has_the_exact_bound(count, hits, low, high):
+    mean, lower, upper = metrics.share([1.0] * hits + [0.0] * (count - hits))
+    assert mean == hits / count
+    assert (lower, upper) == pytest.approx((low, high), abs=1e-4)
+    # the bound is where so extreme a count has a chance of 2.5%
+    edge = upper if hits == 0 else 1 - lower
+    assert (1 - edge) ** count == pytest.approx(0.025)
+
+
+def test_a_share_of_differing_cases_is_the_bootstrap():
+    hits = [1.0] * 30 + [0.0] * 70
+    assert metrics.share(hits) == metrics.bootstrap(hits)
+    assert all(np.isnan(metrics.share([])))
+
+
 def test_the_judge_names_true_clips_and_not_strangers(judge, bank):
     sprites = held_out()
     cases = [c for c in emoji.emoji_cases(sprites, 20) if c.kind == "unnamed"]

@@ -174,7 +174,7 @@ def summarise(rows: list[dict], true: list[dict], psnr: dict[str, list[float]]) 
     }
     figures: dict = {"cases": len(rows)}
     for name, values in samples.items():
-        mean, low, high = metrics.bootstrap(values)
+        mean, low, high = (metrics.bootstrap if name in psnr else metrics.share)(values)
         figures[name] = round(mean, 4)
         figures[f"{name}_interval"] = [round(low, 4), round(high, 4)]
     return figures

@@ -192,3 +192,15 @@ def bootstrap(hits: Sequence[float], seed: int = 0, draws: int = 2000) -> tuple[
         return float("nan"), float("nan"), float("nan")
     means = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
     return float(values.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def share(hits: Sequence[float]) -> tuple[float, float, float]:
+    """Share of hits (0 or 1) and its 95% interval: bootstrap, or the exact binomial bound (Clopper-Pearson) where all agree.
+
+    Cases that all agree say nothing of a bootstrap's width: none of 100 is [0, 0.036] and not [0, 0].
+    """
+    mean, low, high = bootstrap(hits)
+    if mean not in (0.0, 1.0):
+        return mean, low, high
+    bound = 0.025 ** (1 / len(hits))
+    return (mean, 0.0, 1 - bound) if mean == 0 else (mean, bound, 1.0)
