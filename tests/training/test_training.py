@@ -49,6 +49,15 @@ def test_adam_part_is_that_of_torch():
     torch.testing.assert_close(ours.weight, theirs.weight)
 
 
+def test_names_choose_who_moves_a_matrix_and_how_fast():
+    network = nn.ModuleDict({name: nn.Linear(32, 32) for name in ("head", "path", "branch")})
+    muon = Muon(list(network.named_parameters()), 0.1, 0.01, exclude=("head",), slow=("path",))
+    rates = {id(p): (group["lr"], group["muon"]) for group in muon.param_groups for p in group["params"]}
+    weights = {name: rates[id(network[name].weight)] for name in network}
+    assert weights == {"head": (0.01, False), "path": (pytest.approx(0.03), True), "branch": (0.1, True)}
+    assert all(rates[id(network[name].bias)] == (0.01, False) for name in network)
+
+
 def test_rate_warms_up_and_falls():
     values = [rate(step, 100, 10, 0.5) for step in range(100)]
     assert values[0] == 0.1

@@ -13,19 +13,20 @@ from phantom_s2v.cli.app import train
 @train.command("autoencoder")
 def train_autoencoder(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 12_000,
+    steps: Annotated[int, typer.Option(help="Optimizer steps, after those of the linear path.")] = 2_150,
     decoder_only: Annotated[bool, typer.Option(help="Keep the latents, train the decoder alone.")] = False,
     init_from: Annotated[Path | None, typer.Option(help="Folder of an autoencoder to start from.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
-    """Train the autoencoder: stills, then clips."""
+    """Train the autoencoder: its linear path, then the whole."""
     from phantom_s2v import presets
     from phantom_s2v.data.emoji import default_root, load_store
     from phantom_s2v.training import autoencoder
 
     config = (presets.mini_decoder if decoder_only else presets.mini_autoencoder)(steps)
-    config = replace(config, train=replace(config.train, threads=threads), still_steps=0 if init_from else config.still_steps)
+    linear = None if init_from or config.linear is None else replace(config.linear, threads=threads)
+    config = replace(config, train=replace(config.train, threads=threads), linear=linear)
     autoencoder.train_autoencoder(config, load_store(root or default_root()), out, init_from)
 
 

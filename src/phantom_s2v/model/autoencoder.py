@@ -14,13 +14,17 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
 from phantom_s2v.model.weights import load_part
 
-LATENT_CHANNELS = 32
+LATENT_CHANNELS = 48
 
 
 def build_autoencoder() -> AutoencoderKLWan:
-    """phantom-mini's autoencoder with random weights: 4.3 M parameters, 32 latent channels."""
+    """phantom-mini's autoencoder with random weights: 11.4 M parameters, 48 latent channels.
+
+    A still has 48 numbers where the encoder first halves it: a narrower one loses them there.
+    """
     return AutoencoderKLWan(
-        base_dim=24,
+        base_dim=48,
+        decoder_base_dim=32,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2, 4],
         num_res_blocks=1,

@@ -25,14 +25,11 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Autoencoder: stills first, then clips as well; then the encoder is frozen and the decoder goes on alone."""
+    """Autoencoder: its linear path first, then the whole; then the encoder is frozen and the decoder goes on alone."""
 
     train: TrainConfig
-    stills: int = 12  # a batch
-    clips: int = 2  # a batch
-    clip_frames: int = 17  # trained on 9, frames beyond come out 4 dB worse
-    still_steps: int = 2500  # before the first clip
-    still_every: int = 5  # afterwards one step in so many is of stills
+    linear: TrainConfig | None = None  # of the linear path; None where weights to start from are given
+    batches: tuple[tuple[int, int], ...] = ((17, 4), (9, 6), (17, 4), (9, 6), (1, 24))  # frames and clips a step, in turn
     references: float = 0.4  # share of stills that are references
     textured: float = 0.6  # share of grounds that are textured whatever the scene says: the hardest to keep
     kl: float = 2.5e-5  # weight of the posterior's divergence from a unit normal, per latent element

@@ -62,11 +62,12 @@ def train(
     facts: dict,
     on_sample: Callable[[nn.Module, int], None] | None = None,
     exclude: tuple[str, ...] = (),
+    slow: tuple[str, ...] = (),
 ) -> nn.Module:
     """Train `model` to `config.steps`, going on from `out`/state.safetensors where it exists; returns the average.
 
     Writes state.safetensors, log.jsonl and TensorBoard events under `out`. `on_sample(average, step)` is called every
-    `sample_minutes` and draws sheets. `exclude` names parameters (by prefix) that AdamW takes although they are matrices.
+    `sample_minutes` and draws sheets. `exclude` and `slow` name matrices as Muon has it.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
@@ -74,7 +75,7 @@ def train(
     device = next(model.parameters()).device
     ema = deepcopy(model).requires_grad_(False)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    optimizer = Muon(named, config.lr, config.adam_lr, dtype=dtype, exclude=exclude)
+    optimizer = Muon(named, config.lr, config.adam_lr, dtype=dtype, exclude=exclude, slow=slow)
     state, start = out / "state.safetensors", 0
     if state.exists():
         start = load_state(state, model, ema, optimizer)["step"]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
+SLOW = 0.3  # share of Muon's rate
 
 
 def orthogonalise(matrix: torch.Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> torch.Tensor:
@@ -26,7 +27,8 @@ def orthogonalise(matrix: torch.Tensor, dtype: torch.dtype = torch.float32, step
 class Muon(torch.optim.Optimizer):
     """Muon on the weights of hidden layers, AdamW on all else, at two rates.
 
-    Convolutions are treated as matrices [out, in * kernel]. The rate of a matrix is scaled by sqrt(max(1, R / C)).
+    Convolutions are treated as matrices [out, in * kernel]. The rate of a matrix is scaled by sqrt(max(1, R / C)). `exclude`
+    names matrices, by how their names begin, that AdamW takes; `slow` those, by a part of their names, that move at SLOW of `lr`.
     """
 
     def __init__(
@@ -38,15 +40,16 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.01,
         dtype: torch.dtype = torch.float32,
         exclude: tuple[str, ...] = (),
+        slow: tuple[str, ...] = (),
     ) -> None:
-        named = list(named)
-        is_matrix = {
-            name: p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16 and not name.startswith(exclude) for name, p in named
-        }
-        groups = [
-            {"params": [p for n, p in named if is_matrix[n]], "lr": lr, "base_lr": lr, "muon": True},
-            {"params": [p for n, p in named if not is_matrix[n]], "lr": adam_lr, "base_lr": adam_lr, "muon": False},
-        ]
+        quick, gentle, rest = [], [], []
+        for name, p in named:
+            if p.ndim < 2 or min(p.shape[0], p[0].numel()) < 16 or name.startswith(exclude):
+                rest.append(p)
+            else:
+                (gentle if any(part in name for part in slow) else quick).append(p)
+        rates = ((quick, lr, True), (gentle, lr * SLOW, True), (rest, adam_lr, False))
+        groups = [{"params": of, "lr": rate, "base_lr": rate, "muon": muon} for of, rate, muon in rates]
         self.dtype = dtype
         super().__init__(groups, {"momentum": momentum, "weight_decay": weight_decay, "betas": (0.9, 0.99)})
 
