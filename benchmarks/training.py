@@ -67,7 +67,7 @@ def main() -> None:
             seconds(lambda: encode_clips(clips, models.autoencoder, models.image_encoder, models.text_encoder)) / CLIPS
         )
     batch = {k: v.float() if v.dtype == torch.float16 else v for k, v in shard.items()}
-    network = PhantomTransformer()
+    network = PhantomTransformer(latent_channels=models.transformer.config.latent_channels)
     loss = loss_of(TransformerConfig(TrainConfig(1)), TextEncoder()([""]), network)
 
     def step() -> None:

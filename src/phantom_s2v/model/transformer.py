@@ -81,7 +81,7 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        latent_channels: int = 32,
+        latent_channels: int = 48,
         patch: int = 1,  # latent positions a token, per side
         dim: int = 192,
         depth: int = 8,
