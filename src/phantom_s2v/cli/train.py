@@ -25,7 +25,7 @@ def train_autoencoder(
     from phantom_s2v.training import autoencoder
 
     config = (presets.mini_decoder if decoder_only else presets.mini_autoencoder)(steps)
-    linear = None if init_from or config.linear is None else replace(config.linear, threads=threads)
+    linear = config.linear and replace(config.linear, threads=threads)
     config = replace(config, train=replace(config.train, threads=threads), linear=linear)
     autoencoder.train_autoencoder(config, load_store(root or default_root()), out, init_from)
 

@@ -74,7 +74,7 @@ def train_autoencoder(config: AutoencoderConfig, sprites: Sprites, out: Path, in
     if config.decoder_only:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
-    ema = _train(config, config.train, sprites, model, out, not config.decoder_only, False)
+    ema = _train(config, config.train, sprites, model, out)
     export_autoencoder(ema, config, sprites, out / "autoencoder")
     return ema
 
@@ -86,17 +86,17 @@ def _start(config: AutoencoderConfig, sprites: Sprites, out: Path) -> Autoencode
     torch.set_num_threads(config.linear.threads)
     linear, pixels = linear_path(), _measured(config, sprites)
     principal_start(linear, pixels)
-    return whole(_train(config, config.linear, sprites, linear, out, False, True), pixels)
+    return whole(_train(config, config.linear, sprites, linear, out), pixels)
 
 
-def _train(
-    config: AutoencoderConfig, run: TrainConfig, sprites: Sprites, model: nn.Module, out: Path, sampled: bool, linear: bool
-) -> AutoencoderKLWan:
+def _train(config: AutoencoderConfig, run: TrainConfig, sprites: Sprites, model: nn.Module, out: Path) -> AutoencoderKLWan:
+    """Train the whole network or its linear path, as `run` is one or the other of the config; returns the average."""
+    linear = run is config.linear
     ema = train(
         run,
         model,
         lambda step: batch(config, sprites, step),
-        lambda m: loss_of(config, m, sampled),
+        lambda m: loss_of(config, m, sampled=not linear and not config.decoder_only),
         out,
         {"subjects": subjects_hash(sprites.subjects), "config": asdict(config)},
         exclude=() if linear else HEADS,

@@ -28,7 +28,7 @@ class AutoencoderConfig:
     """Autoencoder: its linear path first, then the whole; then the encoder is frozen and the decoder goes on alone."""
 
     train: TrainConfig
-    linear: TrainConfig | None = None  # of the linear path; None where weights to start from are given
+    linear: TrainConfig | None = None  # of the linear path, where no weights to start from are given; None: random ones
     batches: tuple[tuple[int, int], ...] = ((17, 4), (9, 6), (17, 4), (9, 6), (1, 24))  # frames and clips a step, in turn
     references: float = 0.4  # share of stills that are references
     textured: float = 0.6  # share of grounds that are textured whatever the scene says: the hardest to keep
