@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from phantom_s2v.cli.app import train
+from phantom_s2v.errors import InputError
 
 
 @train.command("autoencoder")
@@ -55,6 +56,7 @@ def train_transformer(
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1_000_000,
     model: Annotated[str, typer.Option(help="Model whose other parts draw the sample sheets.")] = "phantom-mini",
     init_from: Annotated[Path | None, typer.Option(help="Folder of a transformer to start from, with a warm-up.")] = None,
+    fall: Annotated[float, typer.Option(help="Share of the run, at its end, over which the rates fall to zero, 0 to 1.")] = 0.0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
@@ -68,8 +70,10 @@ def train_transformer(
     from phantom_s2v.model.transformer import PhantomTransformer
     from phantom_s2v.training import transformer
 
+    if not 0 <= fall <= 1:
+        raise InputError(f"fall is {fall}; it can be 0 to 1")
     config = presets.mini_transformer(str(latents), steps)
-    config = replace(config, train=replace(config.train, threads=threads))
+    config = replace(config, train=replace(config.train, threads=threads, decay_share=fall))
     torch.manual_seed(config.train.seed)
     network = PhantomTransformer.from_pretrained(init_from) if init_from else PhantomTransformer()
     models = load_models(presets.model_folder(model))
@@ -81,6 +85,37 @@ def train_transformer(
         facts,
         lambda average, step: sample_sheet(replace(models, transformer=average), out / f"sheet-{step:07d}.png"),
     )
+
+
+@train.command("move")
+def train_move(
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    autoencoder: Annotated[Path, typer.Option(help="Folder of the autoencoder to move to.")],
+    model: Annotated[str, typer.Option(help="Model whose transformer is moved.")] = "phantom-mini",
+    clips: Annotated[int, typer.Option(help="Composed clips that the two autoencoders' latents are compared on.")] = 160,
+    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+) -> None:
+    """Fit a trained transformer to another autoencoder's latents, from which its training goes on."""
+    import tempfile
+
+    from phantom_s2v.data.emoji import default_root, load_store
+    from phantom_s2v.model.autoencoder import load_autoencoder
+    from phantom_s2v.model.transformer import PhantomTransformer
+    from phantom_s2v.model.weights import load_part, pack
+    from phantom_s2v.presets import MINI, model_folder
+    from phantom_s2v.training.autoencoder import composed
+    from phantom_s2v.training.move import move_transformer
+
+    folder = model_folder(model)
+    facts = json.loads((folder / "facts.json").read_text())
+    parts = {name: folder / name for name in ("transformer", "image_encoder")}
+    network, old = load_part(PhantomTransformer, parts["transformer"]), load_autoencoder(folder / "autoencoder")
+    pixels = composed(load_store(root or default_root()), 0, clips)
+    moved, shares = move_transformer(network, old, load_autoencoder(autoencoder), pixels)
+    with tempfile.TemporaryDirectory() as scratch:
+        moved.save_pretrained(scratch)
+        pack({**parts, "transformer": Path(scratch), "autoencoder": autoencoder}, MINI, facts, out)
+    print(json.dumps(shares))
 
 
 @train.command("pack")

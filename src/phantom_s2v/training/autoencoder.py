@@ -84,7 +84,7 @@ def _start(config: AutoencoderConfig, sprites: Sprites, out: Path) -> Autoencode
     if config.linear is None:
         return build_autoencoder()
     torch.set_num_threads(config.linear.threads)
-    linear, pixels = linear_path(), _measured(config, sprites)
+    linear, pixels = linear_path(), composed(sprites, config.train.seed)
     principal_start(linear, pixels)
     return whole(_train(config, config.linear, sprites, linear, out), pixels)
 
@@ -106,9 +106,9 @@ def _train(config: AutoencoderConfig, run: TrainConfig, sprites: Sprites, model:
     return ema
 
 
-def _measured(config: AutoencoderConfig, sprites: Sprites) -> torch.Tensor:
-    """Pixels [40, 3, 17, H, W] on which latents are measured."""
-    rngs = [np.random.default_rng([config.train.seed, 2, index]) for index in range(40)]
+def composed(sprites: Sprites, seed: int, count: int = 40) -> torch.Tensor:
+    """Pixels [N, 3, 17, H, W] on which latents are measured."""
+    rngs = [np.random.default_rng([seed, 2, index]) for index in range(count)]
     return torch.stack([to_pixels(compose(random_spec(rng, sprites.subjects, 17), sprites).video) for rng in rngs])
 
 
@@ -117,7 +117,7 @@ def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprit
     """Measure means and deviations of the latent channels on fresh scenes and save with them."""
     if not config.decoder_only:
         network: Any = model
-        latents = torch.cat([network.encode(pixels[None]).latent_dist.mode() for pixels in _measured(config, sprites)])
+        latents = torch.cat([network.encode(pixels[None]).latent_dist.mode() for pixels in composed(sprites, config.train.seed)])
         mean, deviation = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
         model.register_to_config(latents_mean=mean.tolist(), latents_std=deviation.tolist())
     model.save_pretrained(out)
