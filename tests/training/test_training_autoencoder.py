@@ -12,8 +12,9 @@ from torch import nn
 
 from phantom_s2v.data.emoji import Sprites
 from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.training.autoencoder import batch, loss_of, train_autoencoder
+from phantom_s2v.training.autoencoder import batch, channel_weight, loss_of, train_autoencoder
 from phantom_s2v.training.config import AutoencoderConfig, TrainConfig
+from phantom_s2v.training.linear import linear_path
 
 CONFIG = AutoencoderConfig(
     TrainConfig(3, workers=0, precision="float32"), TrainConfig(2, workers=0, precision="float32"), ((1, 3), (5, 2), (1, 3))
@@ -97,4 +98,21 @@ def test_without_weights_to_start_from_the_linear_path_comes_first(tmp_path, spr
     with torch.no_grad():
         error = (model.decode(model.encode(pixels).latent_dist.mode(), return_dict=False)[0] - pixels).square().mean()
     assert 10 * torch.log10(4 / error) > 18  # random weights: about 10
-    assert max(abs(v - 1) for v in AutoencoderKLWan.from_pretrained(tmp_path / "autoencoder").config["latents_std"]) < 0.5
+    deviations = torch.tensor(AutoencoderKLWan.from_pretrained(tmp_path / "autoencoder").config["latents_std"])
+    assert float(deviations.pow(-2).mean()) == pytest.approx(1, abs=0.5)  # variances of normalised latents, which are 1 before
+
+
+@torch.no_grad()
+def test_a_channel_weighs_what_its_column_of_a_linear_decoder_does():
+    torch.manual_seed(0)
+    model = linear_path()
+    model.decoder.conv_out.weight.mul_(0.1)  # diffusers cuts what is beyond -1 and 1
+    deviation = torch.linspace(0.1, 1, 48)
+    latents = torch.zeros(2, 48, 3, 8, 8)
+    columns = torch.zeros(48, 48, 3, 8, 8)
+    columns[range(48), range(48), 1, 4, 4] = 0.1 * deviation
+    exact = (model.decode(columns).sample - model.decode(columns * 0).sample).square().sum((1, 2, 3, 4))
+    got = channel_weight(model, latents, deviation)
+    assert float(got.sum()) == pytest.approx(1)
+    assert torch.corrcoef(torch.stack([got, exact / exact.sum()]))[0, 1] > 0.98
+    torch.testing.assert_close(got, exact / exact.sum(), rtol=0.4, atol=2e-3)

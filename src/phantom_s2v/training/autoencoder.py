@@ -18,6 +18,8 @@ from phantom_s2v.training.linear import linear_path, principal_start, whole
 from phantom_s2v.training.loop import Loss, train
 
 SMALLEST_ERROR = 1e-4  # 46 dB: what is better counts no more
+NUDGE = 0.3  # of a latent channel's deviation
+SPREAD = 0.5  # power of a channel's weight in its variance: 0 makes all variances 1
 LINEAR = ("resample", "time_conv", "conv_shortcut", "decoder.conv_in")  # layers that carry the linear path: they move slowly
 HEADS = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_out", "quant_conv", "post_quant_conv")  # AdamW takes them
 
@@ -114,10 +116,31 @@ def composed(sprites: Sprites, seed: int, count: int = 40) -> torch.Tensor:
 
 @torch.no_grad()
 def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprites: Sprites, out: Path) -> None:
-    """Measure means and deviations of the latent channels on fresh scenes and save with them."""
+    """Measure means and deviations of the latent channels on fresh scenes and save with them.
+
+    What the picture hangs on is left larger than the rest (SPREAD of its weight): noise then hides it last, as in coarse to fine.
+    """
     if not config.decoder_only:
         network: Any = model
-        latents = torch.cat([network.encode(pixels[None]).latent_dist.mode() for pixels in composed(sprites, config.train.seed)])
+        latents = torch.cat([network.encode(p[None]).latent_dist.mode() for p in composed(sprites, config.train.seed)])
         mean, deviation = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-        model.register_to_config(latents_mean=mean.tolist(), latents_std=deviation.tolist())
+        size = channel_weight(model, latents[:3], deviation).pow(SPREAD / 2)
+        size /= size.square().mean().sqrt()
+        model.register_to_config(latents_mean=mean.tolist(), latents_std=(deviation / size).tolist())
     model.save_pretrained(out)
+
+
+@torch.no_grad()
+def channel_weight(model: AutoencoderKLWan, latents: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+    """How much of the picture hangs on each latent channel, [C] with sum 1: the pixels' mean squared change where noise of NUDGE
+    of a channel's deviation is added to it in `latents` [N, C, T, h, w].
+    """
+    network: Any = model
+    generator = torch.Generator().manual_seed(0)
+    noise = NUDGE * torch.randn(latents[:, 0].shape, generator=generator)
+    before, changes = network.decode(latents).sample, []
+    for channel, size in enumerate(deviation):
+        moved = latents.clone()
+        moved[:, channel] += size * noise
+        changes.append((network.decode(moved).sample - before).square().mean())
+    return torch.stack(changes) / torch.stack(changes).sum()
