@@ -4,6 +4,8 @@ Patches of either autoencoder's latents are fitted as affine maps of the other's
 layer: what lies between keeps what it has learned. Where the fit is exact, so is the move (a test holds it).
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
@@ -26,7 +28,7 @@ def move_transformer(
     before, after = (_patches(encode(autoencoder, pixels), patch) for autoencoder in (old, new))
     read, read_shift, read_share = affine_fit(after, before)
     write, write_shift, write_share = affine_fit(before, after)
-    moved = PhantomTransformer.from_config({**transformer.config, "latent_channels": after.shape[1] // patch**2})
+    moved: Any = PhantomTransformer.from_config({**transformer.config, "latent_channels": after.shape[1] // patch**2})
     same = {k: v for k, v in transformer.state_dict().items() if not k.startswith(("patch_in.", "head."))}
     first, last = transformer.patch_in, transformer.head
     moved.load_state_dict({
