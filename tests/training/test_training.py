@@ -218,3 +218,10 @@ def test_the_loss_falls_on_one_batch(shards, tiny_models, monkeypatch):
         optimizer.step()
         values.append(value.item())
     assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
+
+
+def test_a_fall_beyond_the_run_is_refused(call_phantom, tmp_path):
+    code, said = call_phantom("train", "transformer", "--latents", tmp_path, "--out", tmp_path / "run", "--fall", "1.5")
+    assert code == 2
+    assert "fall is 1.5; it can be 0 to 1" in said.err
+    assert not (tmp_path / "run").exists()
