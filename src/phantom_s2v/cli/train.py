@@ -102,19 +102,19 @@ def train_move(
     from phantom_s2v.model.autoencoder import load_autoencoder
     from phantom_s2v.model.transformer import PhantomTransformer
     from phantom_s2v.model.weights import load_part, pack
-    from phantom_s2v.presets import MINI, model_folder
+    from phantom_s2v.presets import model_folder
     from phantom_s2v.training.autoencoder import composed
     from phantom_s2v.training.move import move_transformer
 
     folder = model_folder(model)
-    facts = json.loads((folder / "facts.json").read_text())
+    preset, facts = (json.loads((folder / name).read_text()) for name in ("preset.json", "facts.json"))
     parts = {name: folder / name for name in ("transformer", "image_encoder")}
     network, old = load_part(PhantomTransformer, parts["transformer"]), load_autoencoder(folder / "autoencoder")
     pixels = composed(load_store(root or default_root()), 0, clips)
     moved, shares = move_transformer(network, old, load_autoencoder(autoencoder), pixels)
     with tempfile.TemporaryDirectory() as scratch:
         moved.save_pretrained(scratch)
-        pack({**parts, "transformer": Path(scratch), "autoencoder": autoencoder}, MINI, facts, out)
+        pack({**parts, "transformer": Path(scratch), "autoencoder": autoencoder}, preset, facts, out)
     print(json.dumps(shares))
 
 

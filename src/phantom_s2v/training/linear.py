@@ -207,7 +207,7 @@ def _start_decoder(network: Any, stages: list[torch.Tensor]) -> None:
     pictures, fine, fine_pairs, coarse, _, coarse_pairs, latents = stages
     decoder, (first, second) = network.decoder, _ups(network)
     nn.init.normal_(decoder.conv_in.weight, std=0.02)
-    _set(decoder.conv_in, {(2, 1, 1): _ridge(_rows(latents), _rows(coarse_pairs))[: decoder.conv_in.out_channels]})
+    _set(decoder.conv_in, {(2, 1, 1): ridge(_rows(latents), _rows(coarse_pairs))[: decoder.conv_in.out_channels]})
     x = rearrange(decoder.conv_in(rearrange(latents, "n t c h w -> n c t h w")), "n c t h w -> n t c h w")
     x = _fit_up(first, _fit_split(first, x, coarse), fine_pairs)
     _fit_up(second, _fit_split(second, x, fine), pictures)
@@ -219,7 +219,7 @@ def _fit_split(up: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     nn.init.normal_(up.time_conv.weight, std=0.02)
     nn.init.zeros_(up.time_conv.bias)
     for half in (0, 1):
-        weight = _ridge(_rows(x[:, 1:]), _rows(target[:, 1 + half :: 2]))
+        weight = ridge(_rows(x[:, 1:]), _rows(target[:, 1 + half :: 2]))
         outputs = slice(half * up.dim, half * up.dim + len(weight))
         up.time_conv.weight[outputs] = 0
         up.time_conv.weight[outputs, :, 2, 0, 0] = weight
@@ -233,7 +233,7 @@ def _fit_up(up: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     large = nn.functional.interpolate(rearrange(x, "n t c h w -> (n t) c h w"), scale_factor=2.0, mode="nearest-exact")
     inputs = rearrange(nn.functional.unfold(large, 3, padding=1), "m k s -> (m s) k")
     rows = torch.linspace(0, len(inputs) - 1, min(ROWS, len(inputs))).long()
-    weight = _ridge(inputs[rows], _rows(target)[rows])
+    weight = ridge(inputs[rows], _rows(target)[rows])
     nn.init.normal_(convolution.weight, std=0.02)
     nn.init.zeros_(convolution.bias)
     convolution.weight[: len(weight)] = rearrange(weight, "d (c p q) -> d c p q", p=3, q=3)
@@ -276,8 +276,8 @@ def _pairs(x: torch.Tensor, differences: int) -> tuple[torch.Tensor, torch.Tenso
     return torch.cat([x[:, :1], _apply(of_earlier, earlier) + _apply(of_later, later)], 1), of_earlier, of_later
 
 
-def _ridge(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Weights [outputs, inputs] that give the targets with least squared error."""
+def ridge(inputs: torch.Tensor, targets: torch.Tensor, strength: float = RIDGE) -> torch.Tensor:
+    """Weights [D, C] that give targets [N, D] from inputs [N, C] with least squared error and a light pull to zero."""
     gram = (inputs.T @ inputs).double()
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    gram += strength * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     return torch.linalg.solve(gram, (inputs.T @ targets).double()).float().T

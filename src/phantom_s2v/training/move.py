@@ -12,6 +12,7 @@ from einops import rearrange
 
 from phantom_s2v.model.autoencoder import encode
 from phantom_s2v.model.transformer import PhantomTransformer
+from phantom_s2v.training.linear import ridge
 
 RIDGE = 1e-6  # of the mean squared deviation
 
@@ -20,7 +21,7 @@ RIDGE = 1e-6  # of the mean squared deviation
 def move_transformer(
     transformer: PhantomTransformer, old: AutoencoderKLWan, new: AutoencoderKLWan, pixels: torch.Tensor
 ) -> tuple[PhantomTransformer, dict[str, float]]:
-    """The transformer for `new`'s latents, fitted on clips [N, 3, F, H, W] in -1..1 with H and W multiples of 16.
+    """The transformer for `new`'s latents, fitted on clips [N, 3, F, H, W] in -1..1 whose latents divide into its patches.
 
     Also the shares of variance that the fits explain: `old_from_new`, which its input sees, and `new_from_old`, its output.
     """
@@ -48,9 +49,7 @@ def affine_fit(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tenso
     """
     x, y = inputs.double(), targets.double()
     deviation, aim = x - x.mean(0), y - y.mean(0)
-    gram = deviation.T @ deviation
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    weight = torch.linalg.solve(gram, deviation.T @ aim).T
+    weight = ridge(deviation, aim, RIDGE).double()
     share = 1 - (aim - deviation @ weight.T).square().sum() / aim.square().sum()
     return weight.float(), (y.mean(0) - weight @ x.mean(0)).float(), float(share)
 
