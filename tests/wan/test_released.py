@@ -285,5 +285,4 @@ def test_a_pipeline_of_loaded_parts_is_the_same(pipe, converted):
     pipe.models.text_encoder._load()
     whole = PhantomPipeline.from_parts(*parts, pipe.models.text_encoder.model, pipe.models.text_encoder.tokenizer)
     settings = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 1}
-    one, other = (each("A dog.", **settings).frames.astype(int) for each in (whole, pipe))
-    assert abs(one - other).max() <= 1  # the parts lie elsewhere in memory, which may change the last bit of a product
+    assert np.array_equal(whole("A dog.", **settings).frames, pipe("A dog.", **settings).frames)
