@@ -9,7 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)
+THREADS = 2
+torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """A training sets the threads of its process; what comes after a test has those of before."""
+    yield
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
