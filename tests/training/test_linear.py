@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from einops import rearrange
 
 from phantom_s2v.data.compose import compose, random_spec
 from phantom_s2v.data.heldout import evaluated, held_out
 from phantom_s2v.model.autoencoder import to_pixels
-from phantom_s2v.training.linear import linear_path, principal_start, whole
+from phantom_s2v.training.linear import _neighbourhoods, linear_path, principal_start, whole
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,12 @@ def test_the_start_keeps_the_picture(linear, clips):
     coarse = torch.nn.functional.interpolate(means, scale_factor=(1, 4, 4))
     assert psnr(through(linear, clips), clips) > psnr(coarse, clips) + 0.5
     assert psnr(through(linear_path(), clips), clips) < psnr(coarse, clips) - 5
+
+
+def test_neighbourhoods_are_rows_of_the_unfolded_picture():
+    x, rows = torch.randn(5, 3, 8, 6), torch.tensor([0, 5, 47, 48, 100, 239])
+    everywhere = rearrange(torch.nn.functional.unfold(x, 3, padding=1), "m k s -> (m s) k")
+    assert torch.equal(_neighbourhoods(x, rows), everywhere[rows])
 
 
 @pytest.mark.parametrize("frames", [1, 9])

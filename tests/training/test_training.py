@@ -1,6 +1,8 @@
 """Training: resuming is exact, Muon orthogonalises, dropping makes the branches of guidance."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,12 @@ from phantom_s2v.conditioning import Conditions, null
 from phantom_s2v.data.emoji import Sprites
 from phantom_s2v.data.heldout import evaluated, held_out
 from phantom_s2v.errors import CheckpointError, DataError
+from phantom_s2v.model.parallel import world
 from phantom_s2v.training import encode
 from phantom_s2v.training.checkpoint import load_state
 from phantom_s2v.training.config import TrainConfig, TransformerConfig
 from phantom_s2v.training.loop import pick_dtype, train
-from phantom_s2v.training.optim import Muon, orthogonalise, rate, update_ema
+from phantom_s2v.training.optim import Muon, orthogonalise, rate_at, update_ema
 from phantom_s2v.training.transformer import Shards, drop, loss_of, permute_subjects
 
 
@@ -59,12 +62,12 @@ def test_names_choose_who_moves_a_matrix_and_how_fast():
 
 
 def test_rate_warms_up_and_falls():
-    values = [rate(step, 100, 10, 0.5) for step in range(100)]
+    values = [rate_at(step, 100, 10, 0.5) for step in range(100)]
     assert values[0] == 0.1
     assert values[20] == 1.0
     assert values[75] == pytest.approx(0.5)
     assert values[99] == pytest.approx(0.02)
-    assert [rate(step, 100, 10, 0.0) for step in (50, 99)] == [1.0, 1.0]
+    assert [rate_at(step, 100, 10, 0.0) for step in (50, 99)] == [1.0, 1.0]
 
 
 def test_ema_is_the_recursion():
@@ -75,16 +78,18 @@ def test_ema_is_the_recursion():
     assert ema.weight.item() == pytest.approx(0.1)
 
 
-def run(out, steps, save=1e9):
+def run(out, steps, rows=slice(None), noise=1.0):
+    """Train on `rows`, of which every process takes its share, of the same four at every step."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))
-    config = TrainConfig(steps, workers=0, log_steps=2, save_minutes=save, warmup=2, precision="float32")
+    config = TrainConfig(steps, workers=0, log_steps=2, save_minutes=1e9, warmup=2, precision="float32")
 
-    def make(step):
-        return torch.from_numpy(np.random.default_rng(step).normal(size=(4, 16)).astype(np.float32))
+    def make(step, rank):
+        batch = torch.from_numpy(np.random.default_rng(step).normal(size=(4, 16)).astype(np.float32))
+        return batch[rows].chunk(world())[rank]
 
     def loss(network):
-        return lambda batch, step: {"loss": (network(batch + torch.randn(batch.shape)) - batch).square().mean()}
+        return lambda batch, step: {"loss": (network(batch + noise * torch.randn(batch.shape)) - batch).square().mean()}
 
     return train(config, model, make, loss, out, {"subjects": "x"})
 
@@ -97,6 +102,25 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path):
     with safe_open(tmp_path / "parts" / "state.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["facts"])
     assert (facts["step"], facts["subjects"]) == (12, "x")
+
+
+def test_two_processes_learn_as_one_on_both_their_batches(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        __file__,
+        str(tmp_path / "two"),
+    ]
+    subprocess.run(command, check=True, timeout=120)
+    one, half = run(tmp_path / "one", 6, noise=0.0), run(tmp_path / "half", 6, slice(2), noise=0.0)
+    with safe_open(tmp_path / "two" / "state.safetensors", "pt") as file:
+        two = [file.get_tensor(f"ema.{name}") for name, _ in one.named_parameters()]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one.parameters(), two, strict=True))
+    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(half.parameters(), two, strict=True))
+    assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 3  # one process writes
 
 
 def test_a_foreign_state_is_refused(tmp_path):
@@ -225,3 +249,7 @@ def test_a_fall_beyond_the_run_is_refused(call_phantom, tmp_path):
     assert code == 2
     assert "fall is 1.5; it can be 0 to 1" in said.err
     assert not (tmp_path / "run").exists()
+
+
+if __name__ == "__main__":  # a process of the test above that needs two
+    run(Path(sys.argv[1]), 6, noise=0.0)

@@ -91,9 +91,12 @@ def test_decoder_alone_leaves_the_latents_as_they_were(tmp_path, tiny, sprites, 
     assert (after.config["latents_std"] == before.config["latents_std"]) == decoder_only
 
 
-def test_without_weights_to_start_from_the_linear_path_comes_first(tmp_path, sprites):
+def test_without_weights_to_start_from_the_linear_path_comes_first(tmp_path, sprites, monkeypatch):
     model = train_autoencoder(CONFIG, sprites, tmp_path, None)
     assert (tmp_path / "linear" / "state.safetensors").exists()
+    monkeypatch.delattr("phantom_s2v.training.autoencoder.principal_start")  # what has its state already needs no start
+    again = train_autoencoder(CONFIG, sprites, tmp_path, None).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
     pixels = batch(CONFIG, sprites, 7)["pixels"]
     with torch.no_grad():
         latents = model.encode(pixels).latent_dist.mode()

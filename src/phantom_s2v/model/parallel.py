@@ -1,4 +1,5 @@
-"""Several processes under torchrun that split the sequence (Ulysses, ring) or the weights (FSDP), by torch and diffusers."""
+"""Several processes under torchrun: they split the sequence (Ulysses, ring) or the weights (FSDP), by torch and diffusers, or a
+training's batches."""
 
 import os
 from typing import Any
@@ -15,9 +16,14 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Number of this process under torchrun, from 0; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main() -> bool:
     """Whether this process writes files and talks to the user."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -27,12 +33,28 @@ def own_device(device: torch.device) -> torch.device:
     return device
 
 
+def join(device: torch.device) -> None:
+    """Enter the group of torchrun's processes, unless this one is alone or has entered."""
+    if world() > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Give every process the mean of all processes' gradients; a parameter without one has none in every process."""
+    if world() < 2:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    distributed.all_reduce(flat)
+    for gradient, mean in zip(gradients, (flat / world()).split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
 def parallelise(transformer: Any, kind: str, device: torch.device) -> None:
     """Split the work ("ulysses", "ring") or the weights ("fsdp") of a transformer over the processes of torchrun."""
     if world() < 2:
         raise InputError(f"parallel is {kind!r} in a single process; start with torchrun --nproc-per-node=N -m phantom_s2v")
-    if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    join(device)
     if kind == "fsdp":
         from torch.distributed.fsdp import fully_shard
 

@@ -13,6 +13,7 @@ from phantom_s2v.data.compose import ClipSpec, compose, random_spec
 from phantom_s2v.data.emoji import Sprites, subjects_hash
 from phantom_s2v.data.looks import TEXTURES
 from phantom_s2v.model.autoencoder import build_autoencoder, skip_empty_history, to_pixels
+from phantom_s2v.model.parallel import is_main
 from phantom_s2v.training.config import AutoencoderConfig, TrainConfig
 from phantom_s2v.training.linear import linear_path, principal_start, whole
 from phantom_s2v.training.loop import Loss, train
@@ -24,9 +25,10 @@ LINEAR = ("resample", "time_conv", "conv_shortcut", "decoder.conv_in")  # layers
 HEADS = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_out", "quant_conv", "post_quant_conv")  # AdamW takes them
 
 
-def batch(config: AutoencoderConfig, sprites: Sprites, step: int) -> dict[str, torch.Tensor]:
-    """Pixels [B, 3, F, H, W] and the subjects' mask [B, 1, F, H, W] of a step: clips, or scenes and references."""
-    rng = np.random.default_rng([config.train.seed, 1, step])
+def batch(config: AutoencoderConfig, sprites: Sprites, step: int, rank: int = 0) -> dict[str, torch.Tensor]:
+    """Pixels [B, 3, F, H, W] and the subjects' mask [B, 1, F, H, W] of a process at a step: clips, or scenes and
+    references."""
+    rng = np.random.default_rng([config.train.seed, 1, step, rank])
     frames, count = config.batches[step % len(config.batches)]
     videos, masks = [], []
     for _ in range(count):
@@ -77,13 +79,14 @@ def train_autoencoder(config: AutoencoderConfig, sprites: Sprites, out: Path, in
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
     ema = _train(config, config.train, sprites, model, out)
-    export_autoencoder(ema, config, sprites, out / "autoencoder")
+    if is_main():
+        export_autoencoder(ema, config, sprites, out / "autoencoder")
     return ema
 
 
 def _start(config: AutoencoderConfig, sprites: Sprites, out: Path) -> AutoencoderKLWan:
-    """Random weights but for the linear path, which is fitted first."""
-    if config.linear is None:
+    """Random weights but for the linear path, which is fitted first; a run that goes on brings its own."""
+    if config.linear is None or (out.parent / "state.safetensors").exists():
         return build_autoencoder()
     torch.set_num_threads(config.linear.threads)
     linear, pixels = linear_path(), composed(sprites, config.train.seed)
@@ -97,7 +100,7 @@ def _train(config: AutoencoderConfig, run: TrainConfig, sprites: Sprites, model:
     ema = train(
         run,
         model,
-        lambda step: batch(config, sprites, step),
+        lambda step, rank: batch(config, sprites, step, rank),
         lambda m: loss_of(config, m, sampled=not linear and not config.decoder_only),
         out,
         {"subjects": subjects_hash(sprites.subjects), "config": asdict(config)},

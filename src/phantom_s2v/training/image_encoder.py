@@ -12,13 +12,14 @@ from phantom_s2v.data.emoji import Sprites, subjects_hash
 from phantom_s2v.data.looks import random_ground, random_look
 from phantom_s2v.model.autoencoder import to_pixels
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
+from phantom_s2v.model.parallel import is_main
 from phantom_s2v.training.config import ImageEncoderConfig
 from phantom_s2v.training.loop import Loss, train
 
 
-def batch(config: ImageEncoderConfig, sprites: Sprites, step: int) -> dict:
+def batch(config: ImageEncoderConfig, sprites: Sprites, step: int, rank: int = 0) -> dict:
     """Two renderings [B, 3, 64, 64] of each look and its caption. Every subject comes in two looks: hard negatives."""
-    rng = np.random.default_rng([config.train.seed, 3, step])
+    rng = np.random.default_rng([config.train.seed, 3, step, rank])
     chosen = rng.choice(len(sprites.subjects), config.batch // 2, replace=False).repeat(2)
     views: tuple[list, list] = ([], [])
     captions = []
@@ -84,12 +85,13 @@ def train_image_encoder(config: ImageEncoderConfig, sprites: Sprites, out: Path,
     ema = train(
         config.train,
         model,
-        lambda step: batch(config, sprites, step),
+        lambda step, rank: batch(config, sprites, step, rank),
         lambda m: loss_of(config, text, m),
         out,
         facts,
         exclude=("body.0", "temperature"),
     )
     assert isinstance(ema, ImageEncoder)
-    ema.save_pretrained(out / "image_encoder")
+    if is_main():
+        ema.save_pretrained(out / "image_encoder")
     return ema

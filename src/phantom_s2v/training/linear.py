@@ -231,13 +231,20 @@ def _fit_up(up: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Fit the convolution after nearest neighbours; the features that it gives."""
     convolution = up.resample[1]
     large = nn.functional.interpolate(rearrange(x, "n t c h w -> (n t) c h w"), scale_factor=2.0, mode="nearest-exact")
-    inputs = rearrange(nn.functional.unfold(large, 3, padding=1), "m k s -> (m s) k")
-    rows = torch.linspace(0, len(inputs) - 1, min(ROWS, len(inputs))).long()
-    weight = ridge(inputs[rows], _rows(target)[rows])
+    places = len(large) * large[0, 0].numel()
+    rows = torch.linspace(0, places - 1, min(ROWS, places), dtype=torch.float64).long()
+    weight = ridge(_neighbourhoods(large, rows), _rows(target)[rows])
     nn.init.normal_(convolution.weight, std=0.02)
     nn.init.zeros_(convolution.bias)
     convolution.weight[: len(weight)] = rearrange(weight, "d (c p q) -> d c p q", p=3, q=3)
     return rearrange(convolution(large), "(n t) c h w -> n t c h w", n=len(x))
+
+
+def _neighbourhoods(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The 3x3 inputs [R, C * 9] of a convolution of x [M, C, H, W] at places `rows` of its M * H * W outputs."""
+    frame, y, column = torch.unravel_index(rows, (len(x), *x.shape[2:]))
+    padded = nn.functional.pad(x, (1, 1, 1, 1))
+    return torch.stack([padded[frame, :, y + p, column + q] for p in range(3) for q in range(3)], 2).flatten(1)
 
 
 def _set(convolution: Any, taps: dict[tuple[int, ...], torch.Tensor]) -> None:

@@ -1,9 +1,9 @@
-"""The one training loop: batches by step, loss by function, resumable at any step."""
+"""The one training loop: batches by step, loss by function, resumable at any step, on one process or torchrun's many."""
 
 import json
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
+from phantom_s2v.model.parallel import average_gradients, is_main, join, leave, rank
 from phantom_s2v.training.checkpoint import load_state, save_state
 from phantom_s2v.training.config import TrainConfig
-from phantom_s2v.training.optim import Muon, rate, update_ema
+from phantom_s2v.training.optim import Muon, rate_at, update_ema
 
 Loss = Callable[[Any, int], dict[str, torch.Tensor]]  # batch, step -> {"loss": scalar, ...}
 
@@ -56,7 +57,7 @@ def pick_dtype(precision: str) -> torch.dtype:
 def train(
     config: TrainConfig,
     model: nn.Module,
-    make_batch: Callable[[int], Any],
+    make_batch: Callable[[int, int], Any],
     loss_of: Callable[[nn.Module], Loss],
     out: Path,
     facts: dict,
@@ -66,31 +67,35 @@ def train(
 ) -> nn.Module:
     """Train `model` to `config.steps`, going on from `out`/state.safetensors where it exists; returns the average.
 
-    Writes state.safetensors, log.jsonl and TensorBoard events under `out`. `on_sample(average, step)` is called every
+    `make_batch(step, rank)` is the batch of a process; gradients are averaged over torchrun's, of which the first writes. It
+    writes state.safetensors, log.jsonl and TensorBoard events under `out`. `on_sample(average, step)` is called every
     `sample_minutes` and draws sheets. `exclude` and `slow` name matrices as Muon has it.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     dtype = pick_dtype(config.precision)
     device = next(model.parameters()).device
+    join(device)
     ema = deepcopy(model).requires_grad_(False)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     optimizer = Muon(named, config.lr, config.adam_lr, dtype=dtype, exclude=exclude, slow=slow)
     state, start = out / "state.safetensors", 0
     if state.exists():
         start = load_state(state, model, ema, optimizer)["step"]
-    loader = _loader(config, make_batch, start)
+    loader = _loader(config, lambda step: make_batch(step, rank()), start)
     loss_fn, facts = loss_of(model), {**facts, "train": asdict(config)}
     saved = sampled = time.monotonic()
-    with closing(_Log(out, config.log_steps)) as log:
+    with closing(_Log(out, config.log_steps)) if is_main() else nullcontext() as log:
         for step, batch in enumerate(loader, start):
-            torch.manual_seed(config.seed * 1_000_003 + step)  # a resumed run draws the noise of an unbroken one
+            torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))  # a resumed run draws the noise of an unbroken one
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 parts = loss_fn(batch, step)
             norm = _update(
-                optimizer, parts["loss"], rate(step, config.steps, config.warmup, config.decay_share), config.clip_norm
+                optimizer, parts["loss"], rate_at(step, config.steps, config.warmup, config.decay_share), config.clip_norm
             )
             update_ema(ema, model, config.ema_decay, step)
+            if log is None:
+                continue
             log.add(step, {**parts, "grad_norm": norm})
             now, last = time.monotonic(), step + 1 == config.steps
             if now - saved > config.save_minutes * 60 or last:
@@ -99,6 +104,7 @@ def train(
             if on_sample and (now - sampled > config.sample_minutes * 60 or last):
                 on_sample(ema, step + 1)
                 sampled = time.monotonic()
+    leave()
     return ema
 
 
@@ -112,7 +118,9 @@ def _update(optimizer: Muon, loss: torch.Tensor, factor: float, clip_norm: float
     """One optimizer step at `factor` of the base rates; returns the gradient's norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    average_gradients(parameters)
+    norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     optimizer.step()

@@ -93,7 +93,7 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> Non
         target.copy_(source)
 
 
-def rate(step: int, steps: int, warmup: int, decay_share: float) -> float:
+def rate_at(step: int, steps: int, warmup: int, decay_share: float) -> float:
     """Factor on the learning rate: linear warm-up, constant, then linearly to zero over the last share of the run."""
     falling = max(1, int(steps * decay_share))
     return min(1.0, (step + 1) / max(1, warmup), max(0.0, (steps - step) / falling) if decay_share else 1.0)

@@ -14,6 +14,7 @@ from phantom_s2v.errors import DataError
 from phantom_s2v.flow import interpolate, sample_t, velocity_loss, velocity_target
 from phantom_s2v.geometry import MAX_SUBJECTS
 from phantom_s2v.model.encoders import TextEncoder
+from phantom_s2v.model.parallel import is_main
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.training.config import TransformerConfig
 from phantom_s2v.training.encode import ROWS
@@ -34,11 +35,12 @@ class Shards:
         if (1 in lengths and not self.stills) or (lengths - {1} and not self.clips):
             raise DataError(f"{folder} has {len(self.stills)} shards of stills and {len(self.clips)} of clips; both are needed")
 
-    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+    def __call__(self, step: int, rank: int = 0) -> dict[str, torch.Tensor]:
         """Tensors of a batch; latents are cut to the drawn length (the autoencoder is causal, so a prefix is a clip)."""
         rng = np.random.default_rng([self.config.train.seed, 6, step])
         lengths, shares = zip(*self.config.lengths, strict=True)
-        length = int(rng.choice(lengths, p=np.array(shares) / sum(shares)))
+        length = int(rng.choice(lengths, p=np.array(shares) / sum(shares)))  # the same in every process: none waits
+        rng = rng if rank == 0 else np.random.default_rng([self.config.train.seed, 6, step, rank])
         names = self.stills if length == 1 else self.clips
         count = self.config.stills if length == 1 else self.config.clips
         rows = np.sort(rng.choice(ROWS, count, replace=False)).tolist()
@@ -113,5 +115,6 @@ def train_transformer(
         exclude=ADAM,
     )
     assert isinstance(ema, PhantomTransformer)
-    ema.save_pretrained(out / "transformer")
+    if is_main():
+        ema.save_pretrained(out / "transformer")
     return ema
