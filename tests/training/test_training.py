@@ -244,10 +244,15 @@ def test_the_loss_falls_on_one_batch(shards, tiny_models, monkeypatch):
     assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
 
 
-def test_a_fall_beyond_the_run_is_refused(call_phantom, tmp_path):
-    code, said = call_phantom("train", "transformer", "--latents", tmp_path, "--out", tmp_path / "run", "--fall", "1.5")
+@pytest.mark.parametrize(("option", "value", "said"), [
+    ("--fall", "1.5", "fall is 1.5; it can be 0 to 1"),
+    ("--clips", "0", "a batch of 0 clips or 24 stills; it can be 1 to 64, which a shard holds"),
+    ("--stills", "65", "a batch of 8 clips or 65 stills; it can be 1 to 64, which a shard holds"),
+])  # fmt: skip
+def test_options_beyond_their_range_are_refused(call_phantom, tmp_path, option, value, said):
+    code, out = call_phantom("train", "transformer", "--latents", tmp_path, "--out", tmp_path / "run", option, value)
     assert code == 2
-    assert "fall is 1.5; it can be 0 to 1" in said.err
+    assert said in " ".join(out.err.split())
     assert not (tmp_path / "run").exists()
 
 

@@ -57,6 +57,8 @@ def train_transformer(
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1_000_000,
     model: Annotated[str, typer.Option(help="Model whose other parts draw the sample sheets.")] = "phantom-mini",
     init_from: Annotated[Path | None, typer.Option(help="Folder of a transformer to start from, with a warm-up.")] = None,
+    clips: Annotated[int, typer.Option(help="Clips a batch, of each process under torchrun.")] = 8,
+    stills: Annotated[int, typer.Option(help="Stills a batch, of each process under torchrun.")] = 24,
     fall: Annotated[float, typer.Option(help="Share of the run, at its end, over which the rates fall to zero, 0 to 1.")] = 0.0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
@@ -70,11 +72,14 @@ def train_transformer(
     from phantom_s2v.generate import load_models
     from phantom_s2v.model.transformer import PhantomTransformer
     from phantom_s2v.training import transformer
+    from phantom_s2v.training.encode import ROWS
 
     if not 0 <= fall <= 1:
         raise InputError(f"fall is {fall}; it can be 0 to 1")
+    if not (1 <= clips <= ROWS and 1 <= stills <= ROWS):
+        raise InputError(f"a batch of {clips} clips or {stills} stills; it can be 1 to {ROWS}, which a shard holds")
     config = presets.mini_transformer(str(latents), steps)
-    config = replace(config, train=replace(config.train, threads=threads, decay_share=fall))
+    config = replace(config, clips=clips, stills=stills, train=replace(config.train, threads=threads, decay_share=fall))
     torch.manual_seed(config.train.seed)
     network = PhantomTransformer.from_pretrained(init_from) if init_from else PhantomTransformer()
     models = load_models(presets.model_folder(model))
