@@ -116,14 +116,16 @@ def check_shapes(source: Path, got: dict[str, tuple[int, ...]], wanted: dict[str
 def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], out: Path) -> None:
     """Write a model folder in float16 from one folder of each part, with its defaults and facts beside.
 
-    `parts` names transformer, autoencoder and image_encoder; a part may be its own place in `out` already.
+    `parts` names transformer, autoencoder and image_encoder; a part may be its own place in `out` already. Where a part was
+    loaded from, which diffusers notes in its config, is a path of this machine and stays behind.
     """
     for name, folder in parts.items():
         state = {key: value.half() for key, value in load_file(folder / FILE).items()}
-        config = (folder / "config.json").read_text()
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("_name_or_path", None)
         (out / name).mkdir(parents=True, exist_ok=True)
         save_file(state, out / name / FILE)
-        (out / name / "config.json").write_text(config)
+        (out / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (out / "preset.json").write_text(json.dumps(preset, indent=1) + "\n")
     (out / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
