@@ -79,17 +79,23 @@ def test_ema_is_the_recursion():
 
 
 def run(out, steps, rows=slice(None), noise=1.0):
-    """Train on `rows`, of which every process takes its share, of the same four at every step."""
+    """Train on `rows` of the same four at every step, of which every process takes its share; the last two take a branch."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16))
+    model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16))
     config = TrainConfig(steps, workers=0, log_steps=2, save_minutes=1e9, warmup=2, precision="float32")
 
     def make(step, rank):
         batch = torch.from_numpy(np.random.default_rng(step).normal(size=(4, 16)).astype(np.float32))
+        batch[2:, 0] = 3
         return batch[rows].chunk(world())[rank]
 
     def loss(network):
-        return lambda batch, step: {"loss": (network(batch + noise * torch.randn(batch.shape)) - batch).square().mean()}
+        def value(batch, step):
+            x, branch = batch + noise * torch.randn(batch.shape), batch[:, :1] == 3
+            got = network[:2](x)
+            return {"loss": ((got + branch * network[2](x) if branch.any() else got) - batch).square().mean()}
+
+        return value
 
     return train(config, model, make, loss, out, {"subjects": "x"})
 

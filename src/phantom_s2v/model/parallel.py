@@ -40,14 +40,16 @@ def join(device: torch.device) -> None:
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Give every process the mean of all processes' gradients; a parameter without one has none in every process."""
+    """Give every process the mean of all processes' gradients; a parameter that a batch did not touch counts as zero there."""
     if world() < 2:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
+    touched = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
+    distributed.all_reduce(touched)
+    touching = [p for p, count in zip(parameters, touched.tolist(), strict=True) if count]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in touching])
     distributed.all_reduce(flat)
-    for gradient, mean in zip(gradients, (flat / world()).split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for p, mean in zip(touching, (flat / world()).split([p.numel() for p in touching]), strict=True):
+        p.grad = mean.view_as(p).clone()
 
 
 def parallelise(transformer: Any, kind: str, device: torch.device) -> None:
