@@ -107,6 +107,15 @@ def test_without_weights_to_start_from_the_linear_path_comes_first(tmp_path, spr
     assert float((deviations * size / size.square().mean().sqrt() - 1).abs().max()) < 0.5
 
 
+@pytest.mark.parametrize(("options", "seed"), [((), 0), (("--decoder-only",), 1), (("--decoder-only", "--seed", "7"), 7)])
+def test_the_seed_is_the_configurations_unless_one_is_given(call_phantom, tmp_path, sprites, monkeypatch, options, seed):
+    seen = []
+    monkeypatch.setattr("phantom_s2v.data.emoji.load_store", lambda root: sprites)
+    monkeypatch.setattr("phantom_s2v.training.autoencoder.train_autoencoder", lambda config, *_: seen.append(config))
+    assert call_phantom("train", "autoencoder", "--out", tmp_path, *options)[0] == 0
+    assert [config.train.seed for config in seen] == [seed]
+
+
 @torch.no_grad()
 def test_a_channel_weighs_what_its_column_of_a_linear_decoder_does():
     torch.manual_seed(0)

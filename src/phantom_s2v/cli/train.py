@@ -17,7 +17,7 @@ def train_autoencoder(
     steps: Annotated[int, typer.Option(help="Optimizer steps, after those of the linear path.")] = 2_150,
     decoder_only: Annotated[bool, typer.Option(help="Keep the latents, train the decoder alone.")] = False,
     init_from: Annotated[Path | None, typer.Option(help="Folder of an autoencoder to start from.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the clips: another one where training goes on from weights.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the clips: another one where training goes on from weights.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
@@ -28,7 +28,8 @@ def train_autoencoder(
 
     config = (presets.mini_decoder if decoder_only else presets.mini_autoencoder)(steps)
     linear = config.linear and replace(config.linear, threads=threads)
-    config = replace(config, train=replace(config.train, threads=threads, seed=seed), linear=linear)
+    run = replace(config.train, threads=threads, seed=config.train.seed if seed is None else seed)
+    config = replace(config, train=run, linear=linear)
     autoencoder.train_autoencoder(config, load_store(root or default_root()), out, init_from)
 
 
