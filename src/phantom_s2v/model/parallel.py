@@ -39,17 +39,23 @@ def join(device: torch.device) -> None:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
+def summed(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The sums of every process's tensors, in one message; themselves in a process that is alone."""
+    if world() < 2 or not tensors:
+        return tensors
+    flat = torch.cat([t.flatten() for t in tensors])
+    distributed.all_reduce(flat)
+    return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+
+
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Give every process the mean of all processes' gradients; a parameter that a batch did not touch counts as zero there."""
     if world() < 2:
         return
     touched = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
-    distributed.all_reduce(touched)
-    touching = [p for p, count in zip(parameters, touched.tolist(), strict=True) if count]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in touching])
-    distributed.all_reduce(flat)
-    for p, mean in zip(touching, (flat / world()).split([p.numel() for p in touching]), strict=True):
-        p.grad = mean.view_as(p).clone()
+    touching = [p for p, count in zip(parameters, summed([touched])[0].tolist(), strict=True) if count]
+    for p, total in zip(touching, summed([torch.zeros_like(p) if p.grad is None else p.grad for p in touching]), strict=True):
+        p.grad = total / world()
 
 
 def parallelise(transformer: Any, kind: str, device: torch.device) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from phantom_s2v.model.parallel import rank, summed, world
+
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 SLOW = 0.3  # share of Muon's rate
 
@@ -29,6 +31,7 @@ class Muon(torch.optim.Optimizer):
 
     Convolutions are treated as matrices [out, in * kernel]. The rate of a matrix is scaled by sqrt(max(1, R / C)). `exclude`
     names matrices, by how their names begin, that AdamW takes; `slow` those, by a part of their names, that move at SLOW of `lr`.
+    Under torchrun every process orthogonalises its share of the matrices, so all need the same gradients.
     """
 
     def __init__(
@@ -57,19 +60,29 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients."""
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    (self._muon if group["muon"] else self._adam)(p, p.grad, group)
+            touched = [p for p in group["params"] if p.grad is not None]
+            if group["muon"]:
+                self._muon(touched, group)
+            else:
+                for p in touched:
+                    self._adam(p, p.grad, group)
 
-    def _muon(self, p: torch.Tensor, grad: torch.Tensor, group: dict) -> None:
+    def _muon(self, params: list[torch.Tensor], group: dict) -> None:
+        updates = [self._momentum(p, p.grad, group["momentum"]) for p in params]
+        mine = [
+            orthogonalise(update, self.dtype) if number % world() == rank() else torch.zeros_like(update)
+            for number, update in enumerate(updates)
+        ]
+        for p, direction in zip(params, summed(mine), strict=True):
+            scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
+            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction.view_as(p), alpha=group["lr"] * scale)
+
+    def _momentum(self, p: torch.Tensor, grad: torch.Tensor, momentum: float) -> torch.Tensor:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        buffer = state["momentum"].lerp_(grad, 1 - group["momentum"])
-        update = grad.lerp(buffer, group["momentum"]).flatten(1)
-        direction = orthogonalise(update, self.dtype)
-        scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
-        p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction.view_as(p), alpha=group["lr"] * scale)
+        buffer = state["momentum"].lerp_(grad, 1 - momentum)
+        return grad.lerp(buffer, momentum).flatten(1)
 
     def _adam(self, p: torch.Tensor, grad: torch.Tensor, group: dict) -> None:
         state, (b1, b2) = self.state[p], group["betas"]
