@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from phantom_s2v.cli.train import parse_lengths
 from phantom_s2v.conditioning import Conditions, null
 from phantom_s2v.data.emoji import Sprites
 from phantom_s2v.data.heldout import evaluated, held_out
@@ -254,12 +255,19 @@ def test_the_loss_falls_on_one_batch(shards, tiny_models, monkeypatch):
     ("--fall", "1.5", "fall is 1.5; it can be 0 to 1"),
     ("--clips", "0", "a batch of 0 clips or 24 stills; it can be 1 to 64, which a shard holds"),
     ("--stills", "65", "a batch of 8 clips or 65 stills; it can be 1 to 64, which a shard holds"),
+    ("--lengths", "1:0.4,8:0.6", "lengths is '1:0.4,8:0.6'; it can be pairs such as 1:0.4,3:0.3,7:0.3"),
+    ("--lengths", "7", "lengths is '7'; it can be"),
+    ("--lengths", "1:0,7:0.0", "lengths is '1:0,7:0.0'; it can be"),
 ])  # fmt: skip
 def test_options_beyond_their_range_are_refused(call_phantom, tmp_path, option, value, said):
     code, out = call_phantom("train", "transformer", "--latents", tmp_path, "--out", tmp_path / "run", option, value)
     assert code == 2
     assert said in " ".join(out.err.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_lengths_are_read():
+    assert parse_lengths("1:0.3,3:.1,7:6") == ((1, 0.3), (3, 0.1), (7, 6.0))
 
 
 if __name__ == "__main__":  # a process of the test above that needs two

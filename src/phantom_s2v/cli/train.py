@@ -1,6 +1,7 @@
 """phantom train."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +61,9 @@ def train_transformer(
     init_from: Annotated[Path | None, typer.Option(help="Folder of a transformer to start from, with a warm-up.")] = None,
     clips: Annotated[int, typer.Option(help="Clips a batch, of each process under torchrun.")] = 8,
     stills: Annotated[int, typer.Option(help="Stills a batch, of each process under torchrun.")] = 24,
+    lengths: Annotated[
+        str, typer.Option(help="LATENT_FRAMES:SHARE of the batches, 1 latent frame (stills) to 7 (whole clips).")
+    ] = "1:0.4,3:0.3,7:0.3",
     fall: Annotated[float, typer.Option(help="Share of the run, at its end, over which the rates fall to zero, 0 to 1.")] = 0.0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
@@ -80,7 +84,8 @@ def train_transformer(
     if not (1 <= clips <= ROWS and 1 <= stills <= ROWS):
         raise InputError(f"a batch of {clips} clips or {stills} stills; it can be 1 to {ROWS}, which a shard holds")
     config = presets.mini_transformer(str(latents), steps)
-    config = replace(config, clips=clips, stills=stills, train=replace(config.train, threads=threads, decay_share=fall))
+    run = replace(config.train, threads=threads, decay_share=fall)
+    config = replace(config, clips=clips, stills=stills, lengths=parse_lengths(lengths), train=run)
     torch.manual_seed(config.train.seed)
     network = PhantomTransformer.from_pretrained(init_from) if init_from else PhantomTransformer()
     models = load_models(presets.model_folder(model))
@@ -92,6 +97,16 @@ def train_transformer(
         facts,
         lambda average, step: sample_sheet(replace(models, transformer=average), out / f"sheet-{step:07d}.png"),
     )
+
+
+def parse_lengths(text: str) -> tuple[tuple[int, float], ...]:
+    """(latent frames, share of batches) of LATENT_FRAMES:SHARE,... Raises InputError for anything else."""
+    found = re.fullmatch(r"[1-7]:\d*\.?\d+(,[1-7]:\d*\.?\d+)*", text)
+    pairs = [pair.split(":") for pair in text.split(",")] if found else []
+    lengths = tuple((int(length), float(share)) for length, share in pairs)
+    if not sum(share for _, share in lengths):
+        raise InputError(f"lengths is {text!r}; it can be pairs such as 1:0.4,3:0.3,7:0.3, of 1 to 7 latent frames and a share")
+    return lengths
 
 
 @train.command("move")
