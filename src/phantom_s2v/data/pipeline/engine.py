@@ -171,10 +171,9 @@ def build(
 
     What was done before is not done again; files that changed are. Raises DataError where nothing could be read at all.
     """
-    summary, bank = Summary(), Bank(bank_of(out))
+    bank, own = Bank(bank_of(out)), cache(make)  # the models of this process
     done, looked = bank.done(), mark(before_pairing(config))
     todo = [str(path) for path in paths if done.get(str(path)) != (_stamp(path), looked)]
-    own = cache(make)  # the models of this process
     if ray:
         films = on_ray(todo, config, make, workers, ray)
     elif workers > 1:
@@ -187,7 +186,21 @@ def build(
         bank.add(film)
         report("films", number, len(paths))
     bank.flush()
-    wanted = {str(path) for path in paths}
+    summary = _counted(bank, paths)
+    start = time.process_time()
+    repeated = pair.repeats(bank, config)
+    summary.pairs = list(judge(bank, config, own, repeated, report))
+    summary.seconds["pair, verify"] = time.process_time() - start
+    start = time.process_time()
+    triplets = write.run(summary.pairs, repeated, bank, rights)
+    summary.new, summary.triplets = _replace(TripletStore.create(out), bank, triplets, require_licence)
+    summary.seconds["write"] = time.process_time() - start
+    return summary
+
+
+def _counted(bank: Bank, paths: list[Path]) -> Summary:
+    """What the bank knows of these films. Raises DataError where none of them could be read."""
+    summary, wanted = Summary(), {str(path) for path in paths}
     for row in (film for film in bank.films() if film["path"] in wanted):
         summary.films += 1
         if row["drop"]:
@@ -197,21 +210,19 @@ def build(
     if paths and len(summary.left_behind) >= len(wanted):
         path, reason = next(iter(summary.left_behind.items()))
         raise DataError(f"none of {len(paths)} files could be read; {Path(path).name}: {reason}")
-    start = time.process_time()
-    repeated = pair.repeats(bank, config)
-    summary.pairs = list(judge(bank, config, own, repeated, report))
-    summary.seconds["pair, verify"] = time.process_time() - start
-    start = time.process_time()
-    store = TripletStore.create(out)
-    before, now = bank.written(), set[str]()
-    summary.new = store.write(noted(write.run(summary.pairs, repeated, bank, rights), now), require_licence)
-    store.remove(sorted(before - now))  # what this run, with other thresholds, would not write
-    bank.note_written(now)
-    summary.triplets, summary.seconds["write"] = len(store), time.process_time() - start
     return summary
 
 
-def noted(triplets: Iterable[Triplet], ids: set[str]) -> Iterator[Triplet]:
+def _replace(store: TripletStore, bank: Bank, triplets: Iterable[Triplet], require_licence: bool) -> tuple[int, int]:
+    """Write triplets, and remove those of earlier runs that are not among them; how many are new, and how many there are."""
+    before, now = bank.written(), set[str]()
+    new = store.write(_noted(triplets, now), require_licence)
+    store.remove(sorted(before - now))
+    bank.note_written(now)
+    return new, len(store)
+
+
+def _noted(triplets: Iterable[Triplet], ids: set[str]) -> Iterator[Triplet]:
     """Triplets as they come, their ids added to `ids`."""
     for triplet in triplets:
         ids.add(triplet.id)
