@@ -60,20 +60,20 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients."""
         for group in self.param_groups:
-            touched = [p for p in group["params"] if p.grad is not None]
+            touched = [(p, p.grad) for p in group["params"] if p.grad is not None]
             if group["muon"]:
                 self._muon(touched, group)
             else:
-                for p in touched:
-                    self._adam(p, p.grad, group)
+                for p, grad in touched:
+                    self._adam(p, grad, group)
 
-    def _muon(self, params: list[torch.Tensor], group: dict) -> None:
-        updates = [self._momentum(p, p.grad, group["momentum"]) for p in params]
+    def _muon(self, touched: list[tuple[torch.Tensor, torch.Tensor]], group: dict) -> None:
+        updates = [self._momentum(p, grad, group["momentum"]) for p, grad in touched]
         mine = [
             orthogonalise(update, self.dtype) if number % world() == rank() else torch.zeros_like(update)
             for number, update in enumerate(updates)
         ]
-        for p, direction in zip(params, summed(mine), strict=True):
+        for (p, _), direction in zip(touched, summed(mine), strict=True):
             scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
             p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction.view_as(p), alpha=group["lr"] * scale)
 
