@@ -295,3 +295,10 @@ def test_best_of_needs_something_to_rank_by(phantom, tiny, tmp_path, more, said)
     code, _, told = phantom("generate", "--model", tiny, "--prompt", "a", "--out", tmp_path / "v.mp4", *more)
     assert code == 2
     assert said in told
+
+
+def test_a_path_that_cannot_be_used_is_one_sentence(call_phantom, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("phantom_s2v.cli.app.app", lambda **_: (tmp_path / "file" / "run").mkdir())
+    code, out = call_phantom("train")
+    assert (code, out.err) == (2, f"phantom: {tmp_path / 'file' / 'run'}: Not a directory\n")

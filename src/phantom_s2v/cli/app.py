@@ -29,6 +29,11 @@ def main() -> None:
     except PhantomError as error:
         print(f"phantom: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # not about a file that the user named
+            raise
+        print(f"phantom: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
