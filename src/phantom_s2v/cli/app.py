@@ -30,7 +30,7 @@ def main() -> None:
         print(f"phantom: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:  # not about a file that the user named
+        if error.filename is None:  # no path to name
             raise
         print(f"phantom: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
