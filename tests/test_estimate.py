@@ -48,9 +48,10 @@ def test_operations_of_mini_are_nearly_those_of_torchs_counter(picture, frames, 
     t, h, w = VideoSize(frames, 64, 64).latent
     with torch.device("meta"):
         model, ones = PhantomTransformer(**config), torch.ones(1, pictures, dtype=torch.bool)
+        channels = config["latent_channels"]
         arguments = (
-            torch.zeros(1, 32, t, h, w), torch.ones(1), torch.zeros(1, 24, 384), torch.ones(1, 24, dtype=torch.bool),
-            torch.zeros(1, pictures, 32, h, w), torch.zeros(1, pictures, 16, 192), ones, ones.long(),
+            torch.zeros(1, channels, t, h, w), torch.ones(1), torch.zeros(1, 24, 384), torch.ones(1, 24, dtype=torch.bool),
+            torch.zeros(1, pictures, channels, h, w), torch.zeros(1, pictures, 16, 192), ones, ones.long(),
         )  # fmt: skip
         real = counted(lambda: model(*arguments))
     assert estimate.mini_flops(config, request) == pytest.approx(real, rel=0.01)
@@ -160,7 +161,7 @@ def test_spelling():
 def test_memory_of_decoding_follows_the_decoders_width(monkeypatch, own, width):
     folder = model_folder("phantom-mini")
     transformer, autoencoder = calibrate.read_configs(folder)
-    monkeypatch.setattr(calibrate, "read_configs", lambda _: (transformer, {**autoencoder, "decoder_base_dim": own}))
+    monkeypatch.setattr(calibrate, "read_configs", lambda _: (transformer, {**autoencoder, "base_dim": 24, "decoder_base_dim": own}))
     monkeypatch.setattr(estimate, "autoencoder_bytes", lambda base, request: base * 1e12)  # above all else
     preset = load_preset(folder)
     found = calibrate.estimate(build_request({"prompt": "a"}, preset), preset, folder, Placement(), estimate.CARDS[0].name)
