@@ -13,7 +13,7 @@ MINI = {  # defaults of phantom-mini, written beside its weights
     "width": 64,
     "frames": 25,
     "fps": 8,
-    "steps": 16,
+    "steps": 32,
     "solver": "euler",
     "shift": 1.0,
     "guidance_image": 3.5,
