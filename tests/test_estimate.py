@@ -161,7 +161,9 @@ def test_spelling():
 def test_memory_of_decoding_follows_the_decoders_width(monkeypatch, own, width):
     folder = model_folder("phantom-mini")
     transformer, autoencoder = calibrate.read_configs(folder)
-    monkeypatch.setattr(calibrate, "read_configs", lambda _: (transformer, {**autoencoder, "base_dim": 24, "decoder_base_dim": own}))
+    monkeypatch.setattr(
+        calibrate, "read_configs", lambda _: (transformer, {**autoencoder, "base_dim": 24, "decoder_base_dim": own})
+    )
     monkeypatch.setattr(estimate, "autoencoder_bytes", lambda base, request: base * 1e12)  # above all else
     preset = load_preset(folder)
     found = calibrate.estimate(build_request({"prompt": "a"}, preset), preset, folder, Placement(), estimate.CARDS[0].name)
