@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PICTURE := src/phantom_s2v/assets/held-out/stills/1f984.webp
 
-.PHONY: demo test clean
+# One thread a worker: on two cores more threads only wait for each other. A file's tests stay in one worker, which makes its fixtures once.
+WORKERS ?= 2
+
+.PHONY: demo test test-long clean
 
 demo: $(VENV)/demo.stamp
 	@mkdir -p outputs
@@ -17,7 +20,11 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest --quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses $(WORKERS) --dist loadfile -m "not long"
+	OMP_NUM_THREADS=2 $(BIN)/pytest --quiet -m "threads and not long"
+
+test-long: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses $(WORKERS) --timeout 1800 -m long
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

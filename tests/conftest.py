@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-THREADS = 2
-torch.set_num_threads(THREADS)
+THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or torch's own choice: `make test` runs with one and with two
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,8 @@ from phantom_s2v.generate import generate
 from phantom_s2v.jobs import build_request
 from phantom_s2v.presets import model_folder
 
+pytestmark = pytest.mark.threads
+
 
 def test_the_pipeline_is_the_command_lines_path(tiny_models, picture):
     pipe = PhantomPipeline(tiny_models)

@@ -335,6 +335,7 @@ def test_a_pool_and_ray_give_the_same_rows(films, built, tmp_path):
     assert rows(tmp_path / "ray.lance") == rows(built[0])
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_twenty_times_loses_and_doubles_nothing(films, built, tmp_path):
     """At random moments; where a run comes to its end in spite of it, another one is begun."""
     rng, kills, number = random.Random(5), 0, 0

@@ -25,18 +25,16 @@ def served(tmp_path):
         for case in ("one", "two"):
             media.write_video(tmp_path / system / f"{case}.mp4", np.full((8, 64, 64, 3), shade, np.uint8), 8)
     pairs = rating.find_pairs([tmp_path / "a", tmp_path / "b"], {"one": ("A grey field.", ())})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     app = rating.application(pairs, tmp_path / "votes.sqlite")
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}", tmp_path / "votes.sqlite"
-    server.should_exit = True
-    thread.join()
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # a port that nobody else can take before the server has it
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", tmp_path / "votes.sqlite"
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

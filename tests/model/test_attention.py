@@ -1,5 +1,6 @@
 """Window attention against plain attention and against a slow loop over queries."""
 
+import pytest
 import torch
 from einops import rearrange
 from torch.nn.functional import scaled_dot_product_attention
@@ -7,6 +8,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from phantom_s2v.geometry import windows
 from phantom_s2v.model.attention import Seen, Tokens, window_attention
 from phantom_s2v.model.layers import rotary_table, rotate
+
+pytestmark = pytest.mark.threads
 
 B, H, S, E, M = 2, 2, 4, 12, 6
 

@@ -5,6 +5,8 @@ import torch
 
 from phantom_s2v.model.autoencoder import build_autoencoder, skip_empty_history
 
+pytestmark = pytest.mark.threads
+
 
 @pytest.mark.parametrize("frames", [1, 5, 9])
 def test_skipping_the_empty_history_changes_neither_numbers_nor_gradients(frames):

@@ -4,6 +4,8 @@ import torch
 from phantom_s2v.errors import InputError
 from phantom_s2v.model.transformer import SMALLEST_T, PhantomTransformer
 
+pytestmark = pytest.mark.threads
+
 SIZES = {"latent_channels": 4, "dim": 48, "depth": 3, "heads": 2, "text_dim": 16, "image_dim": 8, "image_tokens": 4}
 
 

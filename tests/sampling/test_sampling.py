@@ -7,6 +7,8 @@ from phantom_s2v.sampling.guidance import combine, guided, guided_by, weights
 from phantom_s2v.sampling.schedules import uniform
 from phantom_s2v.sampling.solvers import SOLVERS, euler, unipc
 
+pytestmark = pytest.mark.threads
+
 
 def branches():
     torch.manual_seed(0)

@@ -25,6 +25,8 @@ from phantom_s2v.training.loop import pick_dtype, train
 from phantom_s2v.training.optim import Muon, orthogonalise, rate_at, update_ema
 from phantom_s2v.training.transformer import Shards, drop, loss_of, permute_subjects
 
+pytestmark = pytest.mark.threads
+
 
 @pytest.mark.parametrize("shape", [(20, 20), (16, 40), (64, 24)])
 def test_orthogonalise_is_near_the_polar_factor(shape):

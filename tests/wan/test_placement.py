@@ -21,6 +21,8 @@ from phantom_s2v.jobs import parse_loras
 from phantom_s2v.model.placement import Placement
 from phantom_s2v.model.step_cache import ONE_BATCH, RATIOS
 
+pytestmark = pytest.mark.threads
+
 SETTINGS = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 6, "seed": 0, "output_type": "latent"}
 
 

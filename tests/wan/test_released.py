@@ -18,6 +18,8 @@ from phantom_s2v.model.wan import Sinusoid, clean_text, pad_text
 from phantom_s2v.request import WAN_NEGATIVE, wan_preset
 from phantom_s2v.sampling.schedules import uniform
 
+pytestmark = pytest.mark.threads
+
 STATE = native.transformer()
 
 
