@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "phantom_s2v"
-LOW = {"errors", "geometry", "media"}
+LOW = {"errors", "geometry", "media", "untrusted"}
 RULES = {
     "errors": set(),
+    "untrusted": {"errors"},
     "flow": set(),
     "geometry": {"errors"},
-    "media": {"errors", "geometry"},
+    "media": {"errors", "geometry", "untrusted"},
     "pages": {"media"},
-    "model": {"errors", "geometry", "model"},
+    "model": {"errors", "geometry", "model", "untrusted"},
     "conditioning": {"errors", "geometry", "model"},
     "sampling": {"errors", "geometry", "flow", "conditioning", "sampling"},
-    "request": {"errors", "geometry"},
-    "record": {"errors", "request"},
+    "request": {"errors", "geometry", "untrusted"},
+    "record": {"errors", "request", "untrusted"},
     "prompts": LOW,
     "estimate": LOW | {"request"},
     "calibrate": LOW | {"model", "request", "estimate", "sampling"},

@@ -2,13 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
 import av
 import numpy as np
+from av.container import InputContainer
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from phantom_s2v.errors import InputError
@@ -19,6 +20,56 @@ LONGEST_ASPECT = 8
 WHITE = (255, 255, 255)
 GROUND_TOLERANCE = 24  # of 255, in every channel: what still counts as the colour of a plain ground
 GROUND_SHARE = 0.9  # of a picture's border that must have it
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # what Pillow may try: others, such as EPS, start programs
+CONTAINERS = ("mov", "matroska", "webm", "avi", "mpeg", "mpegts", "gif")  # ffmpeg's names; playlists open other files
+MOST_FRAME_PIXELS = 8192 * 4320  # 8K
+MOST_VIDEO_BYTES = 4 << 30  # of decoded frames that are held at once: 17 s of 1080p at 40 frames a second
+
+
+def open_picture(source: Path | BinaryIO, formats: tuple[str, ...] = PICTURE_FORMATS) -> Image.Image:
+    """The picture of a file or an open stream, in one of the documented formats and no other, whatever its name says.
+
+    Raises UnidentifiedImageError for any other content, and DecompressionBombWarning beyond Pillow's limit of pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(source, formats=formats)
+
+
+def open_video(source: Path | BinaryIO) -> InputContainer:
+    """A video of a file or an open stream, in one of the documented containers and no other.
+
+    A name is a file's and never a protocol's (concat:, http:), and what the content names is not opened (playlists). Frames
+    beyond 8K are refused, also where the size changes later. Raises InputError, and av.FFmpegError for what is no video.
+    """
+    if isinstance(source, Path) and not source.is_file():
+        raise InputError(f"{source} is not a file")
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": ",".join(CONTAINERS),
+        "max_pixels": str(MOST_FRAME_PIXELS),
+    }
+    name = f"file:{source}" if isinstance(source, Path) else source
+    container = av.open(name, "r", options=options, metadata_errors="replace")
+    for stream in container.streams.video:
+        if stream.width * stream.height > MOST_FRAME_PIXELS:
+            container.close()
+            raise InputError(f"{source} is {stream.width}x{stream.height}; at most {MOST_FRAME_PIXELS:,} pixels are read")
+        stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
+    return container
+
+
+def bounded(frames: Iterable[av.VideoFrame], name: object) -> Iterator[av.VideoFrame]:
+    """Decoded frames as they come, for those who keep all. Raises InputError beyond `MOST_VIDEO_BYTES`, as RGB.
+
+    A file of some kilobytes can decode to any size.
+    """
+    size = 0
+    for number, frame in enumerate(frames, 1):
+        size += 3 * frame.width * frame.height
+        if size > MOST_VIDEO_BYTES:
+            raise InputError(f"{name} is more than {MOST_VIDEO_BYTES >> 30} GB decoded, at frame {number}; cut or shrink it")
+        yield frame
 
 
 def read_picture(
@@ -38,7 +89,7 @@ def read_picture(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 image.load()
                 if released:
                     picture, notices = np.asarray(image.convert("RGB")).copy(), []
@@ -163,9 +214,9 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
 def read_video(path: Path | BinaryIO) -> tuple[np.ndarray, float]:
     """Frames uint8 [F, H, W, 3] and frames a second, of a file or an open stream. Raises InputError where it is no video."""
     try:
-        with av.open(str(path) if isinstance(path, Path) else path, "r") as container:
+        with open_video(path) as container:
             stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            frames = [frame.to_ndarray(format="rgb24") for frame in bounded(container.decode(stream), path)]
             rate = float(stream.average_rate or 0)
     except (av.FFmpegError, IndexError, OSError) as error:
         raise InputError(f"{path} is not a video that can be read ({error})") from error

@@ -141,8 +141,10 @@ def _ask_model(prompt: str, pictures: list[np.ndarray], folder: Path) -> str:
     if not folder.is_dir():
         raise InputError(f"rephrase is {str(folder)!r}; legal are URL#MODEL of an OpenAI-compatible endpoint and a folder")
     try:
-        processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"{folder} is no model for pictures and text ({str(error).splitlines()[0]})") from error
     content: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(p)} for p in pictures]

@@ -87,7 +87,11 @@ def train_transformer(
     run = replace(config.train, threads=threads, decay_share=fall)
     config = replace(config, clips=clips, stills=stills, lengths=parse_lengths(lengths), train=run)
     torch.manual_seed(config.train.seed)
-    network = PhantomTransformer.from_pretrained(init_from) if init_from else PhantomTransformer()
+    network = (
+        PhantomTransformer.from_pretrained(init_from, local_files_only=True, use_safetensors=True)
+        if init_from
+        else PhantomTransformer()
+    )
     models = load_models(presets.model_folder(model))
     facts = {"subjects": subjects_hash(load_store(root or default_root()).subjects)}
     transformer.train_transformer(

@@ -6,6 +6,7 @@ out because the two packages exchange the tones of some of them, and then the st
 The store is two files: `sprites.npy`, uint8 [N, 96, 96, 4] premultiplied RGBA, and `subjects.json`.
 """
 
+import base64
 import hashlib
 import io
 import json
@@ -23,14 +24,25 @@ import numpy as np
 from PIL import Image
 
 from phantom_s2v.errors import DataError
+from phantom_s2v.media import open_picture
+from phantom_s2v.untrusted import without_credentials
 
-PACKAGES = (
-    "@lobehub/fluent-emoji-3d@1.1.0",
-    "@lobehub/fluent-emoji-anim-1@1.0.0",
-    "@lobehub/fluent-emoji-anim-2@1.0.0",
-    "@lobehub/fluent-emoji-anim-3@1.0.0",
-    "@lobehub/fluent-emoji-anim-4@1.0.0",
-)
+PACKAGES = {  # package -> SHA-512 of its archive, base64, as npm's registry has it under dist.integrity
+    "@lobehub/fluent-emoji-3d@1.1.0": "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
+    "@lobehub/fluent-emoji-anim-1@1.0.0": (
+        "/4m31vAuZEQ4aUJ5pxcOU5PVkuJya55GRxUZL7+zgLlxZXpzzE8jPqpDyhZICE3n47nS/Y9M5/vLdizi8201QA=="
+    ),
+    "@lobehub/fluent-emoji-anim-2@1.0.0": (
+        "S6yzf0RZXrQbXdxCWuHA9BAoLdBRk2flX+ne4TPGEH/qApwisCAKHoAAGjKSlTY3OVeZ9b7t/NEbmpjawnQYJA=="
+    ),
+    "@lobehub/fluent-emoji-anim-3@1.0.0": (
+        "UzRSUDMjdfdt9vER5bhjHkPqgc3EEgfGtYs6ndvizOTvQOxYQ57ow2RTkWSDZxwW30X4EYBi2eWTS7CXDDoFsg=="
+    ),
+    "@lobehub/fluent-emoji-anim-4@1.0.0": (
+        "IIkl5ztSd1HrzvIDt/uGsFoC1WODXRdYq5uROrnkyqi9DbToEcJ1nlY86PnoUXeFS9nBCnHfiYk3ouSEGThFmA=="
+    ),
+}
+PATIENCE = 1800  # seconds that npm may take for one archive of 150 MB
 SPRITE = 96  # pixels a side
 CLIP_FRAMES = 36  # every second frame of the usual 72
 HELD_OUT = 200
@@ -138,7 +150,7 @@ def fetch(root: Path, held_out: Set[str], progress: Callable[[str], None]) -> No
     """
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as scratch:
-        archives = [_npm_pack(package, Path(scratch), progress) for package in PACKAGES]
+        archives = [_npm_pack(package, digest, Path(scratch), progress) for package, digest in PACKAGES.items()]
         progress("reading pictures")
         entries = ((key, still, clip) for key, still, clip in read_packages(archives) if family_of(key) not in held_out)
         write_store(Path(scratch) / "store", entries)
@@ -146,15 +158,30 @@ def fetch(root: Path, held_out: Set[str], progress: Callable[[str], None]) -> No
             os.replace(file, root / file.name)
 
 
-def _npm_pack(package: str, folder: Path, progress: Callable[[str], None]) -> Path:
+def _npm_pack(package: str, digest: str, folder: Path, progress: Callable[[str], None]) -> Path:
+    """A package's archive, which has to be the one that is pinned.
+
+    npm runs in an empty folder of its own, so that it reads the user's settings and not those of the current folder.
+    """
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm is not installed; `phantom data emoji` fetches the emoji packages with `npm pack`")
     progress(f"fetching {package}")
-    done = subprocess.run([npm, "pack", "--silent", "--pack-destination", str(folder), package], capture_output=True, text=True)
-    if done.returncode:
-        raise DataError(f"npm pack {package} failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-    return folder / done.stdout.strip().splitlines()[-1]
+    own = folder / f"{len(list(folder.iterdir()))}"
+    own.mkdir()
+    asked = [npm, "pack", "--silent", "--ignore-scripts", "--prefix", str(own), "--pack-destination", str(own), package]
+    try:
+        done = subprocess.run(asked, cwd=own, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"npm pack {package} took more than {PATIENCE} s; try again") from error
+    found = list(own.glob("*.tgz"))
+    if done.returncode or len(found) != 1:
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise DataError(f"npm pack {package} failed: {without_credentials(said)}")
+    with found[0].open("rb") as file:
+        if base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode() != digest:
+            raise DataError(f"the archive of {package} is not the one that is pinned; nothing was kept of it")
+    return found[0]
 
 
 def read_packages(archives: list[Path]) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
@@ -176,7 +203,7 @@ def read_packages(archives: list[Path]) -> Iterator[tuple[str, np.ndarray, np.nd
 
 def decode_sprites(data: bytes, limit: int) -> np.ndarray:
     """Up to `limit` frames of a WebP, evenly spaced, as premultiplied RGBA uint8 [k, 96, 96, 4]."""
-    image = Image.open(io.BytesIO(data))
+    image = open_picture(io.BytesIO(data), ("WEBP",))
     count = getattr(image, "n_frames", 1)
     frames = []
     for index in np.linspace(0, count, min(limit, count), endpoint=False).astype(int):

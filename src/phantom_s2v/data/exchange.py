@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from phantom_s2v import media
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
 
 SHARD = 1000  # triplets a tar
-SUFFIX = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
 Files = dict[str, bytes]  # name after the id and its dot -> content
 
@@ -64,7 +64,7 @@ def from_files(name: str, files: Files) -> Triplet:
 
 def _suffix(picture: bytes) -> str:
     try:
-        with Image.open(io.BytesIO(picture)) as image:
+        with media.open_picture(io.BytesIO(picture), tuple(SUFFIX)) as image:
             return SUFFIX[str(image.format)]
     except (UnidentifiedImageError, KeyError) as error:
         raise DataError("a reference is neither PNG, JPEG nor WebP") from error

@@ -26,6 +26,7 @@ from phantom_s2v.data.emoji import (
     split,
     write_store,
 )
+from phantom_s2v.media import open_picture
 
 ASSETS = Path(__file__).parents[1] / "assets" / "held-out"
 EVALUATED = 100
@@ -80,7 +81,9 @@ def build(archives: list[Path], scratch: Path) -> None:
     packaged = {s.key for s in evaluated(Sprites(tuple(kept), np.empty(0)))}
     stills = _originals(archives)
     for subject in kept:
-        image = Image.open(io.BytesIO(stills[subject.key])).convert("RGBA").resize((160, 160), Image.Resampling.LANCZOS)
+        image = (
+            open_picture(io.BytesIO(stills[subject.key]), ("WEBP",)).convert("RGBA").resize((160, 160), Image.Resampling.LANCZOS)
+        )
         image.save(still_path(subject.key), quality=88, method=4)
         clip = clips[subject.key]
         if subject.key in packaged and clip is not None:

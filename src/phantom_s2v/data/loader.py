@@ -4,7 +4,6 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from phantom_s2v import media
 from phantom_s2v.data.triplets import Triplet, TripletStore
@@ -47,6 +46,6 @@ class TripletLoader:
 def decode(triplet: Triplet) -> Sample:
     """A triplet's video and pictures as arrays."""
     video, _ = media.read_video(io.BytesIO(triplet.video))
-    pictures = tuple(np.asarray(Image.open(io.BytesIO(r.picture)).convert("RGB")) for r in triplet.references)
+    pictures = tuple(np.asarray(media.open_picture(io.BytesIO(r.picture)).convert("RGB")) for r in triplet.references)
     names = list(dict.fromkeys(r.subject for r in triplet.references))
     return Sample(triplet.id, video, pictures, tuple(names.index(r.subject) for r in triplet.references), triplet.caption)

@@ -20,7 +20,7 @@ from phantom_s2v.data.looks import COLOURS, Ground
 from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.judge import Judge
 from phantom_s2v.generate import Models, generate
-from phantom_s2v.media import letterbox, read_picture
+from phantom_s2v.media import letterbox, open_picture, read_picture
 from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
 from phantom_s2v.request import Reference, Request, with_defaults
 
@@ -202,7 +202,7 @@ def write_sheet(out: Path, cases: list[Case], sprites: Sprites, rows: int = 16) 
     for case in [c for c in cases if c.kind == "unnamed"][:rows]:
         clip = compose(case.spec, sprites)
         true = np.concatenate([clip.video[i] for i in (0, 12, 24)], 1)
-        with Image.open(out / "frames" / f"{case.id}.png") as image:
+        with open_picture(out / "frames" / f"{case.id}.png") as image:
             made = image.convert("RGB").resize((5 * case.spec.side, case.spec.side))
         strips.append(np.concatenate([clip.references[0], true, np.asarray(made)], 1))
     sheet = Image.fromarray(np.concatenate(strips))

@@ -26,8 +26,10 @@ class TextEncoder:
     def __init__(self) -> None:
         disable_progress_bar()
         folder = text_encoder_folder()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.model = (
+            AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval().requires_grad_(False)
+        )
         for parameter in self.model.parameters():  # out of the mapped file, whose alignment changes the last bits
             parameter.data = parameter.data.clone()
 

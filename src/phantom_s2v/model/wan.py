@@ -146,7 +146,7 @@ class WanTextEncoder:
         if self.tokenizer is None:
             folder = self._root() / "tokenizer"
             try:
-                self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{folder} is no tokenizer; it needs umT5's tokenizer files") from error
 
@@ -166,7 +166,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     disable_progress_bar()
     try:
         loaded: Any = UMT5EncoderModel.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is no umT5 encoder that can be read: {str(error).splitlines()[0]}") from error

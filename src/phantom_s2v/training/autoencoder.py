@@ -73,7 +73,11 @@ def train_autoencoder(config: AutoencoderConfig, sprites: Sprites, out: Path, in
     Without `init_from` it starts from the linear path, which is trained in `out`/linear.
     """
     torch.manual_seed(config.train.seed)
-    model = AutoencoderKLWan.from_pretrained(init_from) if init_from else _start(config, sprites, out / "linear")
+    model = (
+        AutoencoderKLWan.from_pretrained(init_from, local_files_only=True, use_safetensors=True)
+        if init_from
+        else _start(config, sprites, out / "linear")
+    )
     skip_empty_history(model)
     if config.decoder_only:
         model.encoder.requires_grad_(False)

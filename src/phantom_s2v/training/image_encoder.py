@@ -79,7 +79,7 @@ def _contrast(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
 def train_image_encoder(config: ImageEncoderConfig, sprites: Sprites, out: Path, init_from: Path | None) -> ImageEncoder:
     """Train to the end of the config; the average is saved in `out`/image_encoder."""
     torch.manual_seed(config.train.seed)
-    model = ImageEncoder.from_pretrained(init_from) if init_from else ImageEncoder()
+    model = ImageEncoder.from_pretrained(init_from, local_files_only=True, use_safetensors=True) if init_from else ImageEncoder()
     facts = {"subjects": subjects_hash(sprites.subjects), "config": asdict(config)}
     text = TextEncoder()
     ema = train(

@@ -11,6 +11,7 @@ import av
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.frames import cut
+from phantom_s2v.errors import InputError
 
 LONGEST_PHRASE = 6  # words
 _OPENERS = {"a", "an", "the", "his", "her", "its", "their", "two", "three", "four", "one", "another"}
@@ -32,7 +33,7 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             continue
         try:
             video, stills = cut(record, record["begins"], record["stop"] - record["start"], config.instants, config.longest_side)
-        except (av.FFmpegError, OSError) as error:
+        except (av.FFmpegError, OSError, InputError) as error:
             yield {**record, "drop": f"cannot be cut out ({getattr(error, 'strerror', error)})"}
             continue
         caption = models.caption(stills) if models.caption else record["caption"]

@@ -3,11 +3,13 @@
 import io
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 
 from phantom_s2v.data.pipeline.config import Record
+from phantom_s2v.media import open_video
 
 
 def fit(height: int, width: int, shorter: int = 0, longer: int = 0) -> tuple[int, int]:
@@ -19,7 +21,7 @@ def fit(height: int, width: int, shorter: int = 0, longer: int = 0) -> tuple[int
 def stream_frames(film: Record, shorter: int) -> Iterator[tuple[float, np.ndarray]]:
     """(seconds, uint8 [h, w, 3]) of every frame, upright, the shorter side at most `shorter`."""
     height, width = fit(film["height"], film["width"], shorter=shorter)
-    with av.open(str(film["path"])) as container:
+    with open_video(Path(film["path"])) as container:
         for frame in container.decode(container.streams.video[0]):
             yield _seconds(frame), _upright(frame, height, width)
 
@@ -62,7 +64,7 @@ def cut(film: Record, begins: float, count: int, instants: tuple[float, ...], lo
 def _resampled(film: Record, begins: float, count: int, height: int, width: int) -> Iterator[np.ndarray]:
     """The frame on the screen at each of `count` moments."""
     step, given, shown = 1 / film["fps"], 0, None
-    with av.open(str(film["path"])) as container:
+    with open_video(Path(film["path"])) as container:
         stream = container.streams.video[0]
         if begins > 1 and stream.time_base:
             container.seek(int(begins / stream.time_base), stream=stream)

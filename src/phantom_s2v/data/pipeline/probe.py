@@ -8,6 +8,8 @@ from pathlib import Path
 import av
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.errors import InputError
+from phantom_s2v.media import open_video
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 LARGE = 4320  # lines of 8K
@@ -44,7 +46,7 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         film = {"kind": "film", "film": "", "name": path.name, "notices": [], "drop": "", "clips": 0, **record}
         try:
             film |= {"stamp": stamp(path), **_look(path)}
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError, InputError) as error:
             film["drop"] = _reason(error)
         yield film
 
@@ -58,7 +60,7 @@ def _look(path: Path) -> Record:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
     found: Record = {"film": digest}
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         if not container.streams.video:
             raise ValueError("no video, only sound" if container.streams.audio else "no video")
         stream = container.streams.video[0]

@@ -12,6 +12,7 @@ import numpy as np
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.frames import stream_frames
+from phantom_s2v.errors import InputError
 
 WINDOW, CONTEXT = 100, 25  # frames that TransNetV2 sees at once, and on either side of those that it judges
 DETECTORS = ("scenedetect", "transnet", "both")
@@ -29,7 +30,7 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             for clip in _clips(film, config, models):
                 count += 1
                 yield clip
-        except (av.FFmpegError, OSError) as error:
+        except (av.FFmpegError, OSError, InputError) as error:
             film = {**film, "drop": f"breaks off ({getattr(error, 'strerror', error)})"}
         yield {**film, "clips": count}
 
