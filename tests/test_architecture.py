@@ -8,19 +8,20 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "phantom_s2v"
-LOW = {"errors", "geometry", "media", "untrusted"}
+LOW = {"errors", "files", "geometry", "media", "untrusted"}
 RULES = {
     "errors": set(),
     "untrusted": {"errors"},
+    "files": {"errors", "untrusted"},
     "flow": set(),
     "geometry": {"errors"},
-    "media": {"errors", "geometry", "untrusted"},
-    "pages": {"media"},
-    "model": {"errors", "geometry", "model", "untrusted"},
+    "media": {"errors", "files", "geometry", "untrusted"},
+    "pages": {"files", "media"},
+    "model": {"errors", "files", "geometry", "model", "untrusted"},
     "conditioning": {"errors", "geometry", "model"},
     "sampling": {"errors", "geometry", "flow", "conditioning", "sampling"},
-    "request": {"errors", "geometry", "untrusted"},
-    "record": {"errors", "request", "untrusted"},
+    "request": {"errors", "files", "geometry", "untrusted"},
+    "record": {"errors", "files", "request", "untrusted"},
     "prompts": LOW,
     "estimate": LOW | {"request"},
     "calibrate": LOW | {"model", "request", "estimate", "sampling"},
@@ -29,7 +30,7 @@ RULES = {
     "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets", "request"},
     "data": LOW | {"data", "pages"},
     "backends": LOW | {"data", "evaluation", "model", "presets", "request"},
-    "training": {"errors", "geometry", "flow", "model", "conditioning", "data", "training"},
+    "training": {"errors", "files", "geometry", "flow", "model", "conditioning", "data", "training"},
     "evaluation": LOW | {"data", "pages", "generate", "model", "request", "evaluation"},
     "presets": {"errors", "geometry", "model", "sampling", "training"},
 }
@@ -79,6 +80,7 @@ def test_public_names():
 
     assert {name for name in phantom_s2v.__all__ if getattr(phantom_s2v, name) is None} == set()
     assert set(phantom_s2v.__all__) == {
-        "__version__", "CheckpointError", "DataError", "InputError", "Models", "Output", "PhantomError", "PhantomPipeline",
+        "__version__", "CheckpointError", "DataError", "InputError", "Models", "Output", "OutputError", "PhantomError",
+        "PhantomPipeline",
         "PhantomTransformer", "Placement", "Reference", "Request", "load_models", "model_folder",
     }  # fmt: skip

@@ -44,9 +44,9 @@ def test_generate_writes_video_sheet_and_record(phantom, tiny, picture, tmp_path
     assert (code, said.strip()) == (0, str(out))
     frames, fps = media.read_video(out)
     assert (frames.shape, fps) == ((9, 32, 32, 3), 8)
-    with Image.open(out.with_suffix(".png")) as sheet:
+    with Image.open(out.with_suffix(".sheet.png")) as sheet:
         assert sheet.height == 128
-    record = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    record = json.loads(out.with_suffix(".metadata.json").read_text(encoding="utf-8"))
     assert record["request"]["prompt"] == "The subject moves up."
     assert list(record["files"]) == [str(picture)]
 
@@ -64,15 +64,15 @@ def test_from_record_makes_it_again_and_says_what_changed(phantom, tiny, picture
     phantom(
         "generate", "--model", tiny, "--reference", picture, "--prompt", "It moves.", "--out", tmp_path / "a.mp4", "--seed", 5
     )
-    code, _, err = phantom("generate", "--model", tiny, "--from", tmp_path / "a.json", "--out", tmp_path / "b.mp4")
+    code, _, err = phantom("generate", "--model", tiny, "--from", tmp_path / "a.metadata.json", "--out", tmp_path / "b.mp4")
     assert code == 0
     assert "nothing has changed" in err
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     Image.new("RGB", (30, 30), "blue").save(picture)
-    _, _, err = phantom("generate", "--model", tiny, "--from", tmp_path / "a.json", "--out", tmp_path / "c.mp4")
+    _, _, err = phantom("generate", "--model", tiny, "--from", tmp_path / "a.metadata.json", "--out", tmp_path / "c.mp4")
     assert f"{picture} has changed" in err
     picture.unlink()
-    code, _, err = phantom("generate", "--model", tiny, "--from", tmp_path / "a.json", "--out", tmp_path / "d.mp4")
+    code, _, err = phantom("generate", "--model", tiny, "--from", tmp_path / "a.metadata.json", "--out", tmp_path / "d.mp4")
     assert code == 2
     assert "missing" in err
 
@@ -275,11 +275,13 @@ def test_the_best_of_candidates_is_kept_and_its_record_makes_it_again(phantom, t
     ask = ("--model", tiny, "--reference", picture, "--prompt", "It moves.")
     code, _, said = phantom("generate", *ask, "--best-of", 3, "--seed", 5, "--out", out)
     assert code == 0, said
-    record = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    record = json.loads(out.with_suffix(".metadata.json").read_text(encoding="utf-8"))
     best = record["best_of"]
     assert (best["count"], best["by"], set(best["scores"])) == (3, "likeness by efficientnet-lite0", {"5", "6", "7"})
     assert record["request"]["seed"] == int(max(best["scores"], key=best["scores"].get))
-    assert phantom("generate", "--from", out.with_suffix(".json"), "--model", tiny, "--out", tmp_path / "again.mp4")[0] == 0
+    assert (
+        phantom("generate", "--from", out.with_suffix(".metadata.json"), "--model", tiny, "--out", tmp_path / "again.mp4")[0] == 0
+    )
     assert (tmp_path / "again.mp4").read_bytes() == out.read_bytes()
 
 

@@ -143,16 +143,6 @@ def test_the_same_frames_give_the_same_bytes(tmp_path):
     assert len(written) == 1
 
 
-def test_nothing_half_written_is_left(tmp_path):
-    def fail(scratch):
-        scratch.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        media.write_beside(tmp_path / "out.png", fail)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_reading_no_video(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(InputError, match="not a video"):

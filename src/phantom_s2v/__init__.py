@@ -9,6 +9,7 @@ _HOMES = {
     "CheckpointError": "errors",
     "DataError": "errors",
     "InputError": "errors",
+    "OutputError": "errors",
     "PhantomError": "errors",
     "Models": "generate",
     "Output": "generate",

@@ -3,7 +3,8 @@
     PhantomError                 exit code 2: one sentence that says what was got and what is legal
     ├── InputError               a picture, a prompt or an argument
     ├── CheckpointError          a weight file: missing, truncated, of another shape, or a pickle
-    └── DataError                a data set: not fetched, incomplete, or of another split
+    ├── DataError                a data set: not fetched, incomplete, or of another split
+    └── OutputError              a file that cannot be written: the disk is full, or something foreign is there
 
 Anything else that escapes is a defect of ours and keeps its traceback.
 """
@@ -23,3 +24,7 @@ class CheckpointError(PhantomError):
 
 class DataError(PhantomError):
     """A data set is missing, incomplete, or not the one that was asked for."""
+
+
+class OutputError(PhantomError):
+    """A file cannot be written."""

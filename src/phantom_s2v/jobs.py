@@ -10,6 +10,7 @@ import numpy as np
 
 from phantom_s2v import media
 from phantom_s2v.errors import InputError, PhantomError
+from phantom_s2v.files import beside, check_outputs, write_json
 from phantom_s2v.generate import Models, OnStep, Output, decode_latents, generate, read_pictures
 from phantom_s2v.geometry import parse_size
 from phantom_s2v.model.autoencoder import to_video
@@ -19,6 +20,7 @@ DEFAULTED = ("frames", "fps", "steps", "solver", "guidance_image", "guidance_tex
 FILES = ("first_frame", "background", "segmenter")
 SWITCHES = ("untrained_size", "cutout", "several_views", "released_behaviour")
 OPTIONS = {"prompt", "reference", "size", "seed", "out", *DEFAULTED, *FILES, *SWITCHES}
+SHEET, METADATA, PREVIEW = "sheet.png", "metadata.json", "preview.png"  # what is written beside a video, fox.sheet.png of fox.mp4
 Job = tuple[Request, Path]  # a request and the .mp4 that it becomes
 
 
@@ -58,7 +60,7 @@ def parse_loras(texts: list[str]) -> tuple[tuple[str, float], ...]:
 
 def check_job(request: Request, target: Path) -> None:
     """Raise InputError for a picture or an output that cannot be used, before anything loads."""
-    media.check_writable(target)
+    check_outputs([target, *(beside(target, rest) for rest in (SHEET, METADATA, PREVIEW))], force=True)
     if target.suffix.lower() != ".mp4":
         raise InputError(f"the output is {target.name}; videos are written as .mp4")
     read_pictures(request)
@@ -118,12 +120,12 @@ def make(
     def on_step(done: int, steps: int, clean: Any) -> None:
         report(done)
         if preview and write and done % max(1, steps // 6) == 0:
-            _preview(models, clean, target.with_suffix(".preview.png"))
+            _preview(models, clean, beside(target, PREVIEW))
 
     output = _best(request, models, on_step, best_of) if best_of else generate(request, models, on_step)
     if write:
         _write(output, request, target)
-    target.with_suffix(".preview.png").unlink(missing_ok=True)
+    beside(target, PREVIEW).unlink(missing_ok=True)
     return output.notices
 
 
@@ -148,7 +150,6 @@ def _preview(models: Models, clean: Any, path: Path) -> None:
 
 def _write(output: Output, request: Request, target: Path) -> None:
     """Sheet and record first, the video last: where there is a video, all of it is there."""
-    media.write_picture(target.with_suffix(".png"), media.contact_sheet(output.references, output.video))
-    text = json.dumps(output.record, ensure_ascii=False, indent=1)
-    media.write_beside(target.with_suffix(".json"), lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    media.write_picture(beside(target, SHEET), media.contact_sheet(output.references, output.video))
+    write_json(beside(target, METADATA), output.record, sealed=True)
     media.write_video(target, output.video, request.fps)

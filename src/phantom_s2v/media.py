@@ -1,6 +1,6 @@
-"""Pictures and videos: files <-> uint8 arrays [H, W, 3] and [F, H, W, 3]. Every file is written beside and then renamed."""
+"""Pictures and videos: files <-> uint8 arrays [H, W, 3] and [F, H, W, 3]."""
 
-import os
+import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -13,6 +13,7 @@ from av.container import InputContainer
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from phantom_s2v.errors import InputError
+from phantom_s2v.files import writing
 from phantom_s2v.geometry import fit_inside
 
 Segment = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> bool [H, W]
@@ -173,42 +174,25 @@ def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary name in the same folder, then rename: never a half-written file under `path`."""
-    scratch = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        write(scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def check_writable(path: Path) -> None:
-    """Raise InputError where the folder of an output is missing or cannot be written, before anything long starts."""
-    folder = path.parent
-    if not folder.is_dir():
-        raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
-    if path.is_dir():
-        raise InputError(f"the output {path} is a folder; a file name is needed")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"the folder {folder} of the output cannot be written; choose another")
+def encode_video(frames: np.ndarray, fps: int) -> bytes:
+    """H.264 in mp4, nearly lossless; sides must be even. The same frames give the same bytes."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp4") as container:
+        # With macroblock-tree rate control x264 gives other bits for the same small frames from run to run.
+        options = {"crf": "12", "threads": "1", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return target.getvalue()
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
-    """H.264 in mp4, nearly lossless; sides must be even. The same frames give the same bytes."""
-
-    def write(scratch: Path) -> None:
-        with av.open(str(scratch), "w", format="mp4") as container:
-            # With macroblock-tree rate control x264 gives other bits for the same small frames from run to run.
-            options = {"crf": "12", "threads": "1", "x264-params": "mbtree=0"}
-            stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-            container.mux(stream.encode())
-
-    write_beside(path, write)
+    """Write `encode_video` to a file that is sealed as ours."""
+    with writing(path, sealed=True) as file:
+        file.write(encode_video(frames, fps))
 
 
 def read_video(path: Path | BinaryIO) -> tuple[np.ndarray, float]:
@@ -226,8 +210,9 @@ def read_video(path: Path | BinaryIO) -> tuple[np.ndarray, float]:
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] in the format of the name."""
-    write_beside(path, lambda scratch: Image.fromarray(picture).save(scratch))
+    """Write uint8 [H, W, 3] as PNG, to a file that is sealed as ours."""
+    with writing(path, sealed=True) as file:
+        Image.fromarray(picture).save(file, "PNG")
 
 
 def contact_sheet(references: list[np.ndarray], frames: np.ndarray, columns: int = 7, side: int = 128) -> np.ndarray:

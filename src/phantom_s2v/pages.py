@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from phantom_s2v import media
+from phantom_s2v.files import write_text
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}td.n{text-align:right}
@@ -24,9 +24,8 @@ def page(title: str, parts: Iterable[str], style: str = "") -> str:
 
 
 def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
-    """Write a page of HTML `parts` below its title."""
-    text = page(title, parts)
-    media.write_beside(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    """Write a page of HTML `parts` below its title, to a file that is sealed as ours."""
+    write_text(path, page(title, parts), sealed=True)
 
 
 def figure(pictures: Iterable[np.ndarray], words: str) -> str:

@@ -116,7 +116,7 @@ def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
 
 def check_out(videos: Path, out: Path, workers: int) -> None:
     """Raise InputError for what cannot be used, before anything starts."""
-    from phantom_s2v import media
+    from phantom_s2v.files import check_outputs
 
     if not videos.exists():
         raise InputError(f"{videos} does not exist; give a folder of videos, or a video")
@@ -124,7 +124,7 @@ def check_out(videos: Path, out: Path, workers: int) -> None:
         raise InputError(f"the output is {out.name}; a dataset is written as NAME.lance")
     if workers < 1:
         raise InputError(f"workers is {workers}; it can be 1 or more")
-    media.check_writable(out.with_suffix(".html"))
+    check_outputs([out.with_suffix(".html")], force=True)
 
 
 @data.command("films")
@@ -314,11 +314,11 @@ def models_convert_aesthetic(
     out: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
 ) -> None:
     """Turn the published head of the aesthetic predictor into safetensors, for phantom evaluate --aesthetic."""
-    from phantom_s2v import media
+    from phantom_s2v.files import check_outputs
     from phantom_s2v.model.vision import convert_head
 
-    media.check_writable(out)
-    media.write_beside(out, lambda scratch: convert_head(source, scratch))
+    check_outputs([out], [source])
+    convert_head(source, out)
     print(out)
 
 

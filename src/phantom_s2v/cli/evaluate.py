@@ -223,13 +223,13 @@ def evaluate_compare(
     """Compare systems on the same cases: paired bootstrap intervals, wins and losses; the last line is one JSON object."""
     from phantom_s2v.evaluation import compare
     from phantom_s2v.evaluation.suites import read_rows
-    from phantom_s2v.media import check_writable
+    from phantom_s2v.files import check_outputs
 
     names = [path.resolve().name if path.is_dir() else path.stem for path in systems]
     if len(set(names)) < len(names):
         names = [f"{name} {number}" for number, name in enumerate(names, 1)]
     if out:
-        check_writable(out)
+        check_outputs([out], force=True)
     found, notes = compare.compare(dict(zip(names, map(read_rows, systems), strict=True)))
     if out:
         compare.write_comparison(out, found, notes)
@@ -253,9 +253,9 @@ def evaluate_rate(
     except ImportError as error:
         raise InputError(f"{error.name} is missing; the page needs phantom-s2v[web]") from error
     from phantom_s2v.evaluation.suites import read_own
-    from phantom_s2v.media import check_writable
+    from phantom_s2v.files import check_folder
 
-    check_writable(votes)
+    check_folder(votes.parent)
     told = {case.id: (case.prompt, tuple(path for _, path in case.references)) for case in (read_own(suite) if suite else [])}
     pairs = find_pairs(systems, told)
     app = application(pairs, votes)
@@ -301,9 +301,9 @@ def evaluate_calibrate(
     options = dict(locals())
     from phantom_s2v.evaluation import calibration
     from phantom_s2v.evaluation.run import Asked, find_videos, name_references, parse_crop, score_one
-    from phantom_s2v.media import check_writable, write_beside
+    from phantom_s2v.files import check_outputs, write_text
 
-    check_writable(out)
+    check_outputs([out], force=True)
     box, paths = parse_crop(crop), {"good": find_videos(good), "bad": find_videos(bad)}
     asked = Asked(name_references(reference or []), prompt, chosen(options), box)
     scores: dict[str, list[Any]] = {"good": [], "bad": []}
@@ -317,7 +317,7 @@ def evaluate_calibrate(
                 scores[kind].append(scored.score)
                 told(kind, number, len(files))
     bounds = calibration.calibrate(scores["good"], scores["bad"], asked.tools)
-    write_beside(out, lambda scratch: scratch.write_text(calibration.as_toml(bounds), encoding="utf-8"))
+    write_text(out, calibration.as_toml(bounds), sealed=True)
     for bound in bounds:
         side = "least" if bound.low else "most"
         print(

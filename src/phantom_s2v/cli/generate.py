@@ -25,9 +25,10 @@ def generate(
     reference: Annotated[
         list[str] | None, typer.Option(help="[NAME=]PATH of a picture; the same NAME again is another view.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The video, .mp4; a sheet .png and a record .json are written beside it.")] = Path(
-        "video.mp4"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(help="The video, NAME.mp4. Also writes a contact sheet (NAME.sheet.png) and metadata (NAME.metadata.json)."),
+    ] = Path("video.mp4"),
     first_frame: Annotated[Path | None, typer.Option(help="A picture that the video starts from (phantom-mini).")] = None,
     background: Annotated[Path | None, typer.Option(help="A picture of the place, kept whole.")] = None,
     cutout: Annotated[bool, typer.Option(help="Remove the ground of the references: transparency, or one plain colour.")] = False,
@@ -53,7 +54,7 @@ def generate(
     ] = False,
     preview: Annotated[bool, typer.Option(help="Write frames on the way to OUT.preview.png.")] = False,
     requests: Annotated[Path | None, typer.Option(help="JSON lines, one request each: the same names as these options.")] = None,
-    from_: Annotated[Path | None, typer.Option("--from", help="Make the video of a record .json again.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", help="Reproduce a video from its .metadata.json.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1 (Phantom-Wan).")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16 (Phantom-Wan).")] = "auto",
     offload: Annotated[str, typer.Option(help="none, model or group: what waits in main memory.")] = "none",
@@ -329,7 +330,7 @@ def calibrate_magcache(
     untrained_size: Annotated[bool, typer.Option(help="Let sizes pass that the model was not trained at.")] = False,
 ) -> None:
     """Measure what `--cache magcache` needs to know of a model's weights, while one video is made, and write it beside them."""
-    from phantom_s2v import media
+    from phantom_s2v.files import check_outputs, write_json
     from phantom_s2v.generate import generate as make_video
     from phantom_s2v.generate import load_models
     from phantom_s2v.jobs import build_request
@@ -344,12 +345,11 @@ def calibrate_magcache(
         raise InputError(f"{preset.name} has no step caches; ratios are measured of Phantom-Wan")
     asked = {"prompt": prompt, "reference": reference, "size": size, "frames": frames, "steps": steps, "seed": seed}
     request = build_request({**asked, "untrained_size": untrained_size}, preset)
-    media.check_writable(folder / RATIOS)
+    check_outputs([folder / RATIOS], force=True)
     models = load_models(folder, Placement(device=device, dtype=dtype, offload=offload, cache="magcache"), calibrate=True)
     with progress() as bar:
         task = bar.add_task("steps", total=request.steps)
         make_video(request, models, lambda done, *_: bar.update(task, completed=done))
     assert models.step_cache
-    text = json.dumps({"ratios": models.step_cache.measured(), "weights": models.hash, "prompt": prompt})
-    media.write_beside(folder / RATIOS, lambda scratch: scratch.write_text(text + "\n", encoding="utf-8"))
+    write_json(folder / RATIOS, {"ratios": models.step_cache.measured(), "weights": models.hash, "prompt": prompt}, sealed=True)
     print(folder / RATIOS)

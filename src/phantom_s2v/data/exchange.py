@@ -9,7 +9,6 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from PIL import UnidentifiedImageError
 from phantom_s2v import media
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
+from phantom_s2v.files import writing
 
 SHARD = 1000  # triplets a tar
 SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
@@ -77,7 +77,8 @@ def export_folder(triplets: Iterable[Triplet], folder: Path) -> int:
     for triplet in triplets:
         files = to_files(triplet)
         for rest in sorted(files, key=lambda r: r == "mp4"):
-            media.write_beside(folder / f"{triplet.id}.{rest}", partial(Path.write_bytes, data=files[rest]))
+            with writing(folder / f"{triplet.id}.{rest}") as file:
+                file.write(files[rest])
         count += 1
     return count
 

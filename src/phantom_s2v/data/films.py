@@ -5,7 +5,6 @@ another look, or another emoji in the same colour), a near-duplicate of a shot, 
 Everything follows from a seed. `write_films` writes NAME.mp4 and its truth NAME.truth.json.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from phantom_s2v import media
 from phantom_s2v.data.compose import Cast, ClipSpec, compose
 from phantom_s2v.data.emoji import Sprites, Subject
 from phantom_s2v.data.looks import COLOURS, Look, apply_look, colour_word, random_ground, random_look
+from phantom_s2v.files import write_json
 
 SIDE = 128  # pixels
 FPS = 12
@@ -178,6 +178,6 @@ def write_films(folder: Path, sprites: Sprites, count: int, seed: int, progress:
         if not (path.exists() and truth.exists()):
             rng = np.random.default_rng([seed, 9, number])
             film = render(rng, *random_film(rng, sprites), sprites)
-            media.write_beside(truth, lambda p, film=film: p.write_text(json.dumps(film.truth)))
+            write_json(truth, film.truth, sealed=True, indent=None)
             media.write_video(path, film.frames, FPS)
         progress()

@@ -10,7 +10,6 @@ cut clip): in-pair references. Of things of one name the one that fits its name 
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -189,7 +188,4 @@ def _named(rights: Rights, source: str) -> Rights:
 
 def _mp4(frames: np.ndarray, rate: float) -> bytes:
     height, width = (side // 2 * 2 for side in frames.shape[1:3])
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "clip.mp4"
-        media.write_video(path, frames[:, :height, :width], max(1, round(rate)))
-        return path.read_bytes()
+    return media.encode_video(frames[:, :height, :width], max(1, round(rate)))

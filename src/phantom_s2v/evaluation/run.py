@@ -14,6 +14,7 @@ from phantom_s2v.evaluation.instruments import Instruments, network_of
 from phantom_s2v.evaluation.kpi import Kpi, judge
 from phantom_s2v.evaluation.page import Scored, ScorePage
 from phantom_s2v.evaluation.score import VideoScore, as_json, faults, mean_of, score, stranger_likeness
+from phantom_s2v.files import check_outputs, write_text
 from phantom_s2v.request import split_reference
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
@@ -106,7 +107,7 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
     Raises InputError where none can be read.
     """
     if out:
-        media.check_writable(out)
+        check_outputs([out, out.with_suffix(".jsonl")], force=True)
     found, page, rows = Found(), ScorePage(), []
     tools = todo[0][1].tools
     for number, (path, asked) in enumerate(todo, 1):
@@ -124,7 +125,7 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
         raise InputError(f"none of {len(todo)} videos could be read; {found.lines[0]}")
     if out:
         page.write(out, _measured_by(tools))
-        media.write_beside(out.with_suffix(".jsonl"), lambda scratch: scratch.write_text("".join(rows), encoding="utf-8"))
+        write_text(out.with_suffix(".jsonl"), "".join(rows), sealed=True)
     found.summary = {
         "videos": len(todo),
         "unreadable": found.unreadable,

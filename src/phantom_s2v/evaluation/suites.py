@@ -19,6 +19,7 @@ from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.kpi import Kpi
 from phantom_s2v.evaluation.metrics import bootstrap
 from phantom_s2v.evaluation.run import Asked, Found, score_all
+from phantom_s2v.files import write_json
 from phantom_s2v.request import split_reference
 
 OPENS2V_FRAMES = 32  # that OpenS2V looks at for faces and aesthetics
@@ -196,9 +197,8 @@ def write_opens2v(cases: Sequence[Case], videos: Path, tools: Instruments, out: 
     written = []
     for name, values in columns.items():
         if values:
-            text = json.dumps(values, indent=4)
             written.append(out / f"{name}.json")
-            media.write_beside(written[-1], lambda scratch, text=text: scratch.write_text(text, encoding="utf-8"))
+            write_json(written[-1], values, indent=4)
     return written
 
 

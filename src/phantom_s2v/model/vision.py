@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.files import writing
 from phantom_s2v.geometry import iou
 
 CAPTION = (
@@ -121,7 +122,8 @@ def convert_head(source: Path, target: Path) -> None:
             raise CheckpointError(
                 f"{source} holds {', '.join(sorted(state)[:4])}; an aesthetic head holds {', '.join(sorted(wanted)[:4])}, ..."
             )
-        save_file({name: value.contiguous() for name, value in state.items()}, target)
+        with writing(target) as file:
+            file.write(save({name: value.contiguous() for name, value in state.items()}))
     except (OSError, pickle.UnpicklingError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is no pickle of tensors ({str(error).splitlines()[0]})") from error
 

@@ -1,15 +1,15 @@
-"""State of a run on disk: one safetensors file, written beside and then renamed, so that a kill loses minutes at most."""
+"""State of a run on disk: one safetensors file, written whole or not at all, so that a kill loses minutes at most."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.files import writing
 
 
 def save_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
@@ -19,11 +19,9 @@ def save_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.op
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, p in enumerate(parameters):
         tensors |= {f"optimizer.{index}.{k}": v for k, v in optimizer.state[p].items()}
-    scratch = path.with_suffix(".partial")
-    save_file(
-        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch, metadata={"facts": json.dumps(facts)}
-    )
-    os.replace(scratch, path)
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    with writing(path) as file:
+        file.write(save(tensors, {"facts": json.dumps(facts)}))
 
 
 def load_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict:

@@ -4,7 +4,6 @@ A shard is a safetensors file of 64 triplets with one length and one number of p
 `FRAMESf-PICTURESp-NUMBER.safetensors`. Shard i follows from the seed and i alone, so a killed run goes on where it was.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,11 +12,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from phantom_s2v.conditioning import encode_references
 from phantom_s2v.data.compose import Clip, compose, plain_spec, random_spec
 from phantom_s2v.data.emoji import Sprites
+from phantom_s2v.files import writing
 from phantom_s2v.geometry import SPACE_STRIDE, TIME_STRIDE
 from phantom_s2v.model.autoencoder import encode, to_pixels
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
@@ -60,8 +60,8 @@ def encode_shards(
         clips = [compose(draw(rng, sprites.subjects, frames), sprites) for _ in range(ROWS)]
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             shard = encode_clips(clips, autoencoder, image_encoder, text)
-        save_file(shard, path.with_suffix(".partial"))
-        os.replace(path.with_suffix(".partial"), path)
+        with writing(path) as file:
+            file.write(save(shard))
         progress(path.name)
 
 

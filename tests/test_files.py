@@ -1,0 +1,202 @@
+"""Writing whole or not at all, never over what is not ours; text in any Unicode encoding."""
+
+import errno
+import json
+import os
+import stat
+
+import pytest
+
+from phantom_s2v import files
+from phantom_s2v.errors import InputError, OutputError
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_nothing_half_written_is_left(tmp_path, error, before):
+    path = tmp_path / "out.bin"
+    if before:
+        path.write_bytes(before)
+    with pytest.raises(error), files.writing(path) as file:  # noqa: PT012
+        file.write(b"half")
+        raise error
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([before] if before else [])
+    with pytest.raises(error), files.writing_folder(tmp_path / "folder") as folder:  # noqa: PT012
+        (folder / "a").mkdir()
+        raise error
+    assert not (tmp_path / "folder").exists()
+    assert len(list(tmp_path.iterdir())) == bool(before)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_files_have_the_mode_of_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        files.write_text(tmp_path / "a.html", "x", sealed=True)
+        with files.writing_folder(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.html").stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~mask
+
+
+def test_the_scratch_file_follows_no_link_and_cannot_be_foreseen(tmp_path, monkeypatch):
+    (tmp_path / "victim").write_text("mine")
+    names = set()
+    for _ in range(3):
+        with files.writing(tmp_path / "out.bin"):
+            names |= {p.name for p in tmp_path.iterdir()}
+    assert len(names) >= 4
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "known")
+    (tmp_path / ".known.partial").symlink_to(tmp_path / "victim")
+    with (
+        pytest.raises(OutputError, match=r"out\.bin cannot be written: File exists"),
+        files.writing(tmp_path / "out.bin") as file,
+    ):
+        file.write(b"through the link")
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("code", "said"), [
+    (errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "quota"), (errno.EFBIG, "larger than this system"), (errno.EIO, "Input"),
+])  # fmt: skip
+def test_a_full_disk_is_one_sentence_with_the_name(tmp_path, monkeypatch, code, said):
+    def full(_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=rf"a\.json cannot be written: .*{said}.*nothing half-written was left"):
+        files.write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(InputError, match=f"{tmp_path.name} of the output cannot be written: .*{said}"):
+        files.check_outputs([tmp_path / "a.json"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_room_is_said_before_work(tmp_path):
+    with pytest.raises(InputError, match=r"MB free; 1000000000000\.0 MB are needed"):
+        files.check_folder(tmp_path, 10**18)
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"), files.writing(tmp_path / "out.bin"):
+        (tmp_path / "nowhere" / "x").chmod(0o600)
+
+
+def test_long_names_are_told_before_work_and_the_longest_can_be_written(tmp_path):
+    longest = tmp_path / ("x" * 250 + ".toml")
+    files.check_outputs([longest])
+    files.write_text(longest, "a = 1", sealed=True)
+    assert files.ours(longest)
+    with pytest.raises(InputError, match="its name is too long"):
+        files.check_outputs([tmp_path / ("x" * 256)])
+    with pytest.raises(OutputError, match="its name is too long"):
+        files.write_text(tmp_path / ("x" * 256), "a")
+
+
+CONTENTS = {
+    "a.html": "<!doctype html><p>x", "a.toml": "[likeness]\nleast = 0.5\n", "a.json": '{"a": {"b": 1}}',
+    "a.jsonl": '{"a": 1}\n{"a": {"b": 2}}\n', "a.png": "x" * 500, "a.mp4": "y" * 500, "a.tar": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_our_own_is_known_by_its_seal_and_only_unchanged(tmp_path, name):
+    path = tmp_path / name
+    files.write_text(path, CONTENTS[name], sealed=True)
+    assert files.ours(path)
+    whole = path.read_bytes()
+    assert files.SEALS.keys() >= {path.suffix}
+    for place in {0, len(whole) // 2, len(whole) - 70, len(whole) - 1}:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert not files.ours(path)
+        with pytest.raises(OutputError, match="was not written by phantom, or was changed"):
+            files.write_text(path, CONTENTS[name], sealed=True)
+    for changed in (whole + b"\n", whole[:-1], b"", b"x" * 40):
+        path.write_bytes(changed)
+        assert not files.ours(path)
+    path.write_bytes(whole)
+    files.write_text(path, CONTENTS[name], sealed=True)  # ours is replaced
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert not files.ours(path)
+
+
+def test_sealed_text_still_says_what_it_said(tmp_path):
+    for name, text in CONTENTS.items():
+        files.write_text(tmp_path / name, text, sealed=True)
+    assert files.read_json(tmp_path / "a.json")["a"] == {"b": 1}
+    rows = [json.loads(line) for line in files.text_lines(tmp_path / "a.jsonl")]
+    assert rows[0] == {"a": 1}
+    assert rows[1].pop("seal").startswith("phantom-s2v sha256 ")
+    assert rows[1] == {"a": {"b": 2}}
+    import tomllib
+
+    assert tomllib.loads(files.read_text(tmp_path / "a.toml")) == {"likeness": {"least": 0.5}}
+
+
+def test_outputs_are_refused_before_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "a.html"
+
+    def refused(said, *outputs, **more):
+        with pytest.raises(InputError, match=said):
+            files.check_outputs(outputs, **more)
+
+    refused("folder .*nowhere of the output does not exist", tmp_path / "nowhere" / "a.html")
+    refused("would be written twice", here, tmp_path / "b.html", tmp_path / ".." / tmp_path.name / "a.html")
+    files.check_outputs([here], [tmp_path / "none"])
+    here.write_text("mine")
+    refused("phantom did not write it", here)
+    refused("phantom did not write it", here, force=True)
+    here.unlink()
+    files.write_text(here, "ours", sealed=True)
+    refused("exists already; .* --force", here)
+    files.check_outputs([here], force=True)
+    (tmp_path / "link").symlink_to(here)
+    refused("is also an input", here, inputs=[tmp_path / "link"], force=True)
+    refused("phantom did not write it", tmp_path / "link", force=True)
+    refused("is a folder", tmp_path)
+    (tmp_path / "dangling.html").symlink_to("nothing")
+    refused("phantom did not write it", tmp_path / "dangling.html", force=True)
+    with pytest.raises(OutputError, match="was not written by phantom"):
+        files.write_text(tmp_path / "dangling.html", "x", sealed=True)
+
+
+TEXT = 'Grüße, 狐 \u2028 "\u0085" \U0001f98a\nzweite Zeile\n'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_text_of_any_unicode_encoding(tmp_path, encoding, end):
+    path = tmp_path / "a.txt"
+    path.write_bytes(TEXT.replace("\n", end).encode(encoding))
+    assert list(files.text_lines(path)) == TEXT.split("\n")[:2]
+    assert files.read_text(path) == TEXT.strip("\n")
+    mark = "" if encoding in ("utf-16", "utf-32", "utf-8-sig") else "\ufeff"  # those write one themselves
+    path.write_bytes(f'{mark}{{"a": "狐"}}'.encode(encoding))
+    assert files.read_json(path) == {"a": "狐"}
+
+
+@pytest.mark.parametrize("content", ["Grüße".encode("latin-1"), "狐".encode("shift-jis"), b"\xff\xfe\x00", b"ab\x80"])
+def test_other_text_is_one_sentence(tmp_path, content):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.txt is no Unicode text \(byte 0x.. after line 0\); save it as UTF-8"):
+        files.read_text(path)
+
+
+def test_what_is_no_text_or_json_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        files.read_text(tmp_path / "none")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        files.read_text(tmp_path)
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="is no JSON that can be read"):
+        files.read_json(tmp_path / "a.json")
+    assert files.read_text(tmp_path / "a.json")
+
+
+def test_a_name_that_is_not_utf_8_can_be_written_down(tmp_path):
+    files.write_json(tmp_path / "a.json", {"path": os.fsdecode(b"a\xff.png")}, sealed=True)
+    assert os.fsencode(files.read_json(tmp_path / "a.json")["path"]) == b"a\xff.png"
