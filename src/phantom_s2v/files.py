@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from phantom_s2v.errors import InputError, OutputError
+from phantom_s2v.untrusted import parse_json
 
 MARK = b"phantom-s2v sha256 "
 SEAL = len(MARK) + 64
@@ -258,6 +259,6 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """The value of a JSON file. Raises InputError where it is none."""
     try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        return parse_json(read_text(path))
+    except ValueError as error:
         raise InputError(f"{path} is no JSON that can be read ({error})") from error
