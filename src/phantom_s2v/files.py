@@ -133,8 +133,9 @@ def _seal(file: BinaryIO, suffix: str) -> None:
             raise ValueError(f"only JSON objects can be sealed, not what ends in {tail[-20:]!r}")
         body = max(0, end - 64) + len(tail[:-1].rstrip())
         file.truncate(body)
+    length = file.seek(0, os.SEEK_END)
     file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _digest(file, length)
     file.seek(0, os.SEEK_END)
     file.write(before + MARK + digest.encode() + after)
 
@@ -225,8 +226,9 @@ def _encoding(head: bytes) -> str:
     for mark, encoding in BOMS:
         if head.startswith(mark):
             return encoding
-    zeros = [byte == 0 for byte in head[:2]]
-    return {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get(tuple(zeros), "utf-8")
+    if len(head) > 1 and 0 in head[:2] and any(head[:2]):
+        return "utf-16-be" if head[0] == 0 else "utf-16-le"
+    return "utf-8"
 
 
 def text_lines(path: Path) -> Iterator[str]:
