@@ -52,6 +52,21 @@ def tiny_models(tiny):
     return load_models(tiny)
 
 
+@pytest.fixture(scope="session")
+def misplace():
+    """Writes a file as the safetensors package does, whose tensors lie at 8 mod 16 where their sizes let them."""
+    from safetensors.torch import save_file
+
+    def write(state: dict[str, torch.Tensor], file: Path) -> None:
+        for padding in range(0, 16, 8):
+            save_file(state, file, metadata={"padding": "x" * padding})
+            if int.from_bytes(file.read_bytes()[:8], "little") % 16 == 0:
+                return
+        raise AssertionError("no header has such a length")
+
+    return write
+
+
 @pytest.fixture
 def picture(tmp_path) -> Path:
     """A small PNG with a name in another script."""

@@ -22,7 +22,7 @@ RULES = {
     "sampling": {"errors", "geometry", "flow", "conditioning", "sampling"},
     "request": {"errors", "files", "geometry", "untrusted"},
     "record": {"errors", "files", "request", "untrusted"},
-    "prompts": LOW,
+    "prompts": LOW | {"model"},
     "estimate": LOW | {"request"},
     "calibrate": LOW | {"model", "request", "estimate", "sampling"},
     "generate": LOW | {"model", "conditioning", "sampling", "request", "record"},

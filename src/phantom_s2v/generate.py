@@ -17,11 +17,11 @@ from phantom_s2v.conditioning import Conditions, encode_references
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.model.autoencoder import decode, encode, load_autoencoder, to_pixels, to_video
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
-from phantom_s2v.model.placement import Placement, place_transformer, taking_turns
+from phantom_s2v.model.placement import Placement, evaluating, place_transformer, taking_turns
 from phantom_s2v.model.segment import subject_mask
 from phantom_s2v.model.step_cache import StepCache, read_ratios
 from phantom_s2v.model.transformer import PhantomTransformer
-from phantom_s2v.model.wan import WanTextEncoder, check_parts_agree, pad_text, use_released_sinusoid, wan_velocity
+from phantom_s2v.model.wan import WanTextEncoder, check_parts_agree, pad_text, wan_velocity
 from phantom_s2v.model.weights import check_part, load_part, weights_hash
 from phantom_s2v.record import record_of
 from phantom_s2v.request import Preset, Request, check, load_preset
@@ -91,7 +91,6 @@ def _load_wan(folder: Path, preset: Preset, placement: Placement, calibrate: boo
     ratios = read_ratios(folder) if placement.cache == "magcache" and not calibrate else None
     dtype = placement.torch_dtype()
     transformer = load_part(WanTransformer3DModel, folder / "transformer", dtype)
-    use_released_sinusoid(transformer)
     cache = place_transformer(transformer, placement, ratios)
     autoencoder = load_autoencoder(folder / "vae")
     if placement.tiling:
@@ -264,7 +263,7 @@ def sample(
 
     times = uniform(request.steps, request.shift, 1.0 if request.solver == "euler" else 0.999)
     report = (lambda done, clean: on_step(done, request.steps, clean)) if on_step else None
-    with taking_turns(models.transformer, models.placement):
+    with taking_turns(models.transformer, models.placement), evaluating(models.transformer):
         return SOLVERS[request.solver](velocity if models.preset.family == "wan" else framewise, x, times, report)
 
 

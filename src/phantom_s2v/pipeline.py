@@ -23,9 +23,10 @@ from phantom_s2v.generate import (
     wan_references,
 )
 from phantom_s2v.media import letterbox
-from phantom_s2v.model.autoencoder import to_video
+from phantom_s2v.model.autoencoder import for_inference, to_video
 from phantom_s2v.model.placement import Placement
-from phantom_s2v.model.wan import WanTextEncoder, use_released_sinusoid
+from phantom_s2v.model.tensors import align, save_part
+from phantom_s2v.model.wan import WanTextEncoder
 from phantom_s2v.presets import model_folder
 from phantom_s2v.request import Reference, Request, check, wan_preset, with_defaults
 
@@ -51,11 +52,16 @@ class PhantomPipeline:
     def from_parts(
         cls, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, text_encoder: Any = None, tokenizer: Any = None
     ) -> "PhantomPipeline":
-        """Phantom-Wan of parts that are loaded already; without text encoder and tokenizer it takes `prompt_embeds` alone."""
+        """Phantom-Wan of parts that are loaded already; without text encoder and tokenizer it takes `prompt_embeds` alone.
+
+        It computes on the device of the transformer. The parts stay as they are, but for tensors that a file was mapped to at odd
+        addresses, which are moved with the same values (`model.tensors.align`). The autoencoder is a copy with the same weights.
+        """
         config = {**transformer.config, "_class_name": type(transformer).__name__}
-        use_released_sinusoid(transformer)
-        encoder = WanTextEncoder.of(text_encoder, tokenizer)
-        return cls(Models(wan_preset(config), transformer.eval(), vae.eval(), None, encoder, "of parts"))
+        encoder = WanTextEncoder.of(text_encoder if text_encoder is None else align(text_encoder), tokenizer)
+        placement = Placement(device=str(transformer.device))
+        models = Models(wan_preset(config), align(transformer), for_inference(vae), None, encoder, "of parts", placement)
+        return cls(models)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, placement: Placement | None = None) -> "PhantomPipeline":
@@ -68,14 +74,14 @@ class PhantomPipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder that `from_pretrained` and the command line read."""
         target, models = Path(folder), self.models
-        models.transformer.save_pretrained(target / "transformer")
+        save_part(models.transformer, target / "transformer")
         if isinstance(models.text_encoder, WanTextEncoder):
-            models.autoencoder.save_pretrained(target / "vae")
+            save_part(models.autoencoder, target / "vae")
             models.text_encoder.save_pretrained(target)
             return
         assert models.image_encoder is not None
-        models.autoencoder.save_pretrained(target / "autoencoder")
-        models.image_encoder.save_pretrained(target / "image_encoder")
+        save_part(models.autoencoder, target / "autoencoder")
+        save_part(models.image_encoder, target / "image_encoder")
         (target / "preset.json").write_text(json.dumps(asdict(models.preset), indent=1) + "\n")
 
     def __call__(

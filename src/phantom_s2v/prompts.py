@@ -138,6 +138,8 @@ def _data_url(picture: np.ndarray) -> str:
 def _ask_model(prompt: str, pictures: list[np.ndarray], folder: Path) -> str:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from phantom_s2v.model.tensors import align
+
     if not folder.is_dir():
         raise InputError(f"rephrase is {str(folder)!r}; legal are URL#MODEL of an OpenAI-compatible endpoint and a folder")
     try:
@@ -152,5 +154,5 @@ def _ask_model(prompt: str, pictures: list[np.ndarray], folder: Path) -> str:
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    out = model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    out = align(model).generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)
     return processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -278,6 +278,8 @@ def test_a_pipeline_of_loaded_parts_is_the_same(pipe, converted):
     from phantom_s2v.errors import CheckpointError
 
     parts = WanTransformer3DModel.from_pretrained(converted / "transformer"), AutoencoderKLWan.from_pretrained(converted / "vae")
+    parts[0].train(), parts[1].train()
+    before = [[(name, type(module), module.training) for name, module in part.named_modules()] for part in parts]
     bare = PhantomPipeline.from_parts(*parts)
     inputs = tensors(2)
     assert torch.equal(ours(bare, *inputs, 5, 0), ours(pipe, *inputs, 5, 0))
@@ -288,3 +290,25 @@ def test_a_pipeline_of_loaded_parts_is_the_same(pipe, converted):
     whole = PhantomPipeline.from_parts(*parts, pipe.models.text_encoder.model, pipe.models.text_encoder.tokenizer)
     settings = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 1}
     assert np.array_equal(whole("A dog.", **settings).frames, pipe("A dog.", **settings).frames)
+    after = [[(name, type(module), module.training) for name, module in part.named_modules()] for part in parts]
+    assert after == before  # the caller's own modules stay as they were
+    assert all(parameter.requires_grad for part in parts for parameter in part.parameters())
+
+
+def test_both_ways_load_the_same_autoencoder(pipe, converted):
+    """Convolutions of first frames in two or in three dimensions add the same numbers in another order."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    from phantom_s2v import PhantomPipeline
+
+    vae = AutoencoderKLWan.from_pretrained(converted / "vae")
+    parts = PhantomPipeline.from_parts(WanTransformer3DModel.from_pretrained(converted / "transformer"), vae).models.autoencoder
+    loaded = pipe.models.autoencoder
+    kinds = [[(name, type(module)) for name, module in model.named_modules()] for model in (parts, loaded)]
+    assert kinds[0] == kinds[1]
+    assert [type(module) for module in vae.modules()] != [kind for _, kind in kinds[0]]
+    pixels = torch.rand(1, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert all(torch.equal(one, other) for one, other in zip(parts.parameters(), loaded.parameters(), strict=True))
+    assert torch.equal(parts.encode(pixels).latent_dist.parameters, loaded.encode(pixels).latent_dist.parameters)
+    shared = {p.untyped_storage().data_ptr() for p in vae.parameters() if p.data_ptr() % 64 == 0}
+    assert shared <= {p.untyped_storage().data_ptr() for p in parts.parameters()}  # no second set of weights

@@ -75,6 +75,7 @@ def train_transformer(
     from phantom_s2v.data.emoji import default_root, load_store, subjects_hash
     from phantom_s2v.evaluation.emoji import sample_sheet
     from phantom_s2v.generate import load_models
+    from phantom_s2v.model.tensors import align
     from phantom_s2v.model.transformer import PhantomTransformer
     from phantom_s2v.training import transformer
     from phantom_s2v.training.encode import ROWS
@@ -88,7 +89,7 @@ def train_transformer(
     config = replace(config, clips=clips, stills=stills, lengths=parse_lengths(lengths), train=run)
     torch.manual_seed(config.train.seed)
     network = (
-        PhantomTransformer.from_pretrained(init_from, local_files_only=True, use_safetensors=True)
+        align(PhantomTransformer.from_pretrained(init_from, local_files_only=True, use_safetensors=True))
         if init_from
         else PhantomTransformer()
     )
@@ -126,6 +127,7 @@ def train_move(
 
     from phantom_s2v.data.emoji import default_root, load_store
     from phantom_s2v.model.autoencoder import load_autoencoder
+    from phantom_s2v.model.tensors import save_part
     from phantom_s2v.model.transformer import PhantomTransformer
     from phantom_s2v.model.weights import load_part, pack
     from phantom_s2v.presets import model_folder
@@ -139,7 +141,7 @@ def train_move(
     pixels = composed(load_store(root or default_root()), 0, clips)
     moved, shares = move_transformer(network, old, load_autoencoder(autoencoder), pixels)
     with tempfile.TemporaryDirectory() as scratch:
-        moved.save_pretrained(scratch)
+        save_part(moved, Path(scratch))
         pack({**parts, "transformer": Path(scratch), "autoencoder": autoencoder}, preset, facts, out)
     print(json.dumps(shares))
 
@@ -155,13 +157,14 @@ def train_pack(
 ) -> None:
     """Put trained parts together as a model folder in float16."""
     from phantom_s2v.data.emoji import default_root, load_store, subjects_hash
+    from phantom_s2v.model.tensors import save_part
     from phantom_s2v.model.transformer import PhantomTransformer
     from phantom_s2v.model.weights import pack
     from phantom_s2v.presets import MINI
 
     if transformer is None:
         transformer = out / "transformer"
-        PhantomTransformer().save_pretrained(transformer)
+        save_part(PhantomTransformer(), transformer)
     seen = load_store(root or default_root()).subjects
     facts = {"subjects": subjects_hash(seen), "subject_count": len(seen), "transformer_samples": samples}
     pack({"autoencoder": autoencoder, "image_encoder": image_encoder, "transformer": transformer}, MINI, facts, out)

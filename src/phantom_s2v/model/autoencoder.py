@@ -4,6 +4,7 @@ Pixels are float32 in -1..1, [B, 3, F, H, W]; latents are normalised by the conf
 [B, C, T, h, w] with T = (F - 1) / 4 + 1, h = H / 8, w = W / 8. A still is a clip of one frame.
 """
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
+from phantom_s2v.model.tensors import align
 from phantom_s2v.model.weights import load_part
 
 LATENT_CHANNELS = 48
@@ -49,10 +51,17 @@ class _CausalConv(WanCausalConv3d):
 
 
 def load_autoencoder(folder: Path) -> AutoencoderKLWan:
-    """An autoencoder from a diffusers folder, for inference, without empty history. Raises CheckpointError as load_part does."""
-    autoencoder = load_part(AutoencoderKLWan, folder)
-    skip_empty_history(autoencoder)
-    return autoencoder
+    """An autoencoder from a diffusers folder, for inference. Raises CheckpointError as load_part does."""
+    return for_inference(load_part(AutoencoderKLWan, folder))
+
+
+def for_inference(autoencoder: AutoencoderKLWan) -> AutoencoderKLWan:
+    """A copy that skips empty history and takes no gradients; the weights are shared, and the given one stays as it is."""
+    shared = {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in autoencoder.parameters()}
+    shared |= {id(b): b.detach() for b in autoencoder.buffers()}
+    copy = align(deepcopy(autoencoder, shared)).eval()
+    skip_empty_history(copy)
+    return copy
 
 
 def skip_empty_history(autoencoder: AutoencoderKLWan) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.model.tensors import align
 
 TEXT_DIM = 384
 TEXT_TOKENS = 64  # longest prompt, in tokens; what is beyond is cut
@@ -27,11 +28,8 @@ class TextEncoder:
         disable_progress_bar()
         folder = text_encoder_folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        self.model = (
-            AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval().requires_grad_(False)
-        )
-        for parameter in self.model.parameters():  # out of the mapped file, whose alignment changes the last bits
-            parameter.data = parameter.data.clone()
+        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.model = align(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

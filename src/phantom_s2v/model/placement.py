@@ -16,6 +16,7 @@ from torch import nn
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.model.parallel import own_device, parallelise
 from phantom_s2v.model.step_cache import CACHES, StepCache
+from phantom_s2v.model.tensors import aligned
 
 LEGAL = {
     "offload": ("none", "model", "group"),
@@ -123,6 +124,18 @@ def taking_turns(part: Any, placement: Placement) -> Iterator[None]:
             part.to("cpu")
 
 
+@contextmanager
+def evaluating(part: nn.Module) -> Iterator[None]:
+    """A part in evaluation mode, without dropout, and afterwards in the mode of before: it may be the caller's own."""
+    training = [module for module in part.modules() if module.training]
+    part.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def add_lora(transformer: Any, file: Path, name: str) -> None:
     """Add a LoRA in peft's names, in native Wan names (diffusion_model.blocks...) or in musubi's (lora_unet_...).
 
@@ -139,7 +152,7 @@ def add_lora(transformer: Any, file: Path, name: str) -> None:
     foreign = [key for key in state if key.removeprefix(prefix).split(".lora_")[0] not in known or ".lora_" not in key]
     if foreign or not state:
         raise CheckpointError(f"{file} has {len(foreign)} keys that fit nowhere in this transformer ({', '.join(foreign[:3])})")
-    state = {key if key.startswith(prefix) else prefix + key: value for key, value in state.items()}
+    state = {key if key.startswith(prefix) else prefix + key: aligned(value) for key, value in state.items()}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what was asked for

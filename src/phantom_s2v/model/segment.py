@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.model.tensors import align
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which SAM2 was trained with
 MARGIN = 0.02  # share of the picture that is left outside the box
@@ -25,7 +26,7 @@ def load_segmenter(folder: Path) -> Any:
         model: Any = Sam2Model.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is no SAM2 model in transformers' layout ({str(error).splitlines()[0]})") from error
-    return model.eval().requires_grad_(False)
+    return align(model).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -2,6 +2,9 @@
 
 The safetensors package reads lazily but writes whole files from memory; a 14B model in float32 is 56 GB, so files are
 written here: eight bytes of length, a JSON header, the tensors one after the other.
+
+Tensors of a file are mapped, and matrix products in MKL have other last bits where float32 weights lie at 8 mod 16. So what is
+written here lies at multiples of 64 bytes, as torch's own memory does, and what a foreign file puts elsewhere is copied.
 """
 
 import gc
@@ -12,11 +15,14 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.files import writing
 
 WIDTH = {
     "F64": 8,
@@ -39,10 +45,19 @@ TORCH = {
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 CHUNK = 16 << 20  # bytes read at once
 REOPEN = 128 << 20  # bytes read from a mapped pickle before its pages are given back
+ALIGNMENT = 64  # bytes
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -114,36 +129,24 @@ class Tensors:
         yield value.view(torch.uint8).numpy().data
 
     def _raw(self, entry: Entry) -> Iterator[memoryview]:
-        if entry.start < 0:
-            yield from self._from_pickle(entry)
-            return
-        left = math.prod(entry.shape) * WIDTH[entry.dtype]
-        with entry.file.open("rb", buffering=0) as file:
-            file.seek(entry.start)
-            while left:
-                part = file.read(min(CHUNK, left))
-                if not part:
-                    raise CheckpointError(f"{entry.file} ends within {entry.name}; it is truncated")
-                left -= len(part)
-                yield memoryview(part)
+        yield from self._from_pickle(entry) if entry.start < 0 else _stored(entry)
 
     def _from_pickle(self, entry: Entry) -> Iterator[memoryview]:
         if self.mapped is None or self.mapped[0] != entry.file or self.used > REOPEN:
             self.mapped = None
             gc.collect()  # unmaps the file, so that its pages no longer count as memory
             self.mapped, self.used = (entry.file, _load_pickle(entry.file)), 0
-        value = self.mapped[1][entry.name].contiguous().flatten()
-        flat = value.view(torch.uint8) if value.numel() else value
-        self.used += flat.numel()
-        for start in range(0, flat.numel(), CHUNK):
-            yield flat[start : start + CHUNK].numpy().data
+        flat = _bytes(self.mapped[1][entry.name])
+        self.used += flat.nbytes
+        for start in range(0, flat.nbytes, CHUNK):
+            yield flat[start : start + CHUNK]
 
 
 def _entries(file: Path) -> dict[str, Entry]:
     if file.suffix != ".safetensors":
         found = {}
         for name, value in _load_pickle(file).items():
-            if value.dtype not in TORCH:
+            if not value.is_floating_point() or value.dtype not in TORCH:
                 raise CheckpointError(f"{file} holds {name} as {value.dtype}; legal are floating point types")
             found[name] = Entry(file, name, TORCH[value.dtype], tuple(value.shape))
         return found
@@ -163,6 +166,19 @@ def _entries(file: Path) -> dict[str, Entry]:
     }
 
 
+def _stored(entry: Entry) -> Iterator[memoryview]:
+    """The bytes of a tensor of a safetensors file, in parts."""
+    left = math.prod(entry.shape) * WIDTH[entry.dtype]
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        while left:
+            part = file.read(min(CHUNK, left))
+            if not part:
+                raise CheckpointError(f"{entry.file} ends within {entry.name}; it is truncated")
+            left -= len(part)
+            yield memoryview(part)
+
+
 def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
     """A state dict out of a .pth, mapped and not read, by weights_only: nothing in it is executed."""
     try:
@@ -178,6 +194,51 @@ def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def aligned(value: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy of it where it does not lie at a multiple of 64 bytes."""
+    return value.clone() if value.data_ptr() % ALIGNMENT else value
+
+
+def align(model: M) -> M:
+    """The model, whose parameters and buffers now lie at multiples of 64 bytes: after a library has mapped them from a file."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if type(tensor.data) is torch.Tensor:  # quantised and distributed ones are no plain memory
+            tensor.data = aligned(tensor.data)
+    return model
+
+
+def read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors, aligned, and metadata of a safetensors file. Raises SafetensorError or OSError where it cannot be read."""
+    with safe_open(file, "pt") as opened:
+        return {name: aligned(opened.get_tensor(name)) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors, of any device and strides, to a safetensors file."""
+    entries = [(name, TORCH[value.dtype], tuple(value.shape)) for name, value in tensors.items()]
+
+    def read(name: str) -> Iterator[memoryview]:
+        yield _bytes(tensors[name].detach().cpu())
+
+    _write_file(file, entries, read, lambda done: None, metadata)
+
+
+def save_part(model: Any, folder: Path) -> None:
+    """Save a model of diffusers or transformers by its own save_pretrained, with its tensors at multiples of 64 bytes."""
+    model.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        entries = _entries(file)
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        order = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
+        _write_file(file, order, lambda name, entries=entries: _stored(entries[name]), lambda done: None, metadata)
+
+
+def _bytes(value: torch.Tensor) -> memoryview:
+    flat = value.contiguous().flatten()
+    return (flat.view(torch.uint8) if flat.numel() else flat.byte()).numpy().data
+
+
 def write_sharded(
     folder: Path,
     name: str,
@@ -190,7 +251,7 @@ def write_sharded(
 
     Returns SHA-256 by file name. `report` is told bytes done and in all.
     """
-    sizes = {key: math.prod(shape) * WIDTH[dtype] for key, dtype, shape in entries}
+    sizes = {entry[0]: _size(entry) for entry in entries}
     shards: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
     for entry in entries:
         if shards[-1] and sum(sizes[e[0]] for e in shards[-1]) + sizes[entry[0]] > shard_bytes:
@@ -207,7 +268,7 @@ def write_sharded(
         def told(written: int, before: int = before) -> None:
             report(before + written, total)
 
-        hashes[file] = _write_file(folder / file, shard, sizes, read, told)
+        hashes[file] = _write_file(folder / file, shard, read, told)
         done += sum(sizes[e[0]] for e in shard)
     if len(shards) > 1:
         where = {entry[0]: file for file, shard in zip(files, shards, strict=True) for entry in shard}
@@ -219,18 +280,24 @@ def write_sharded(
 def _write_file(
     path: Path,
     entries: list[tuple[str, str, tuple[int, ...]]],
-    sizes: dict[str, int],
     read: Callable[[str], Iterator[memoryview]],
     report: Callable[[int], None],
+    metadata: dict[str, str] | None = None,
 ) -> str:
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    """Write one file and return its SHA-256.
+
+    The format has no room between tensors, so those whose size is no multiple of 64 bytes, small ones, come last.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
+    sizes, end = {entry[0]: _size(entry) for entry in entries}, 0
+    entries = sorted(entries, key=lambda entry: sizes[entry[0]] % ALIGNMENT > 0)
     for key, dtype, shape in entries:
-        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + sizes[key]]}  # type: ignore[dict-item]
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + sizes[key]]}
         end += sizes[key]
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
     digest, written = hashlib.sha256(), 0
-    with path.open("wb") as file:
+    with writing(path) as file:
         for part in (len(text).to_bytes(8, "little"), text):
             file.write(part)
             digest.update(part)
@@ -245,3 +312,8 @@ def _write_file(
                 raise CheckpointError(f"{key} gave {count} bytes; its type and shape need {sizes[key]}")
             written += count
     return digest.hexdigest()
+
+
+def _size(entry: tuple[str, str, tuple[int, ...]]) -> int:
+    """Bytes of a tensor (name, stored type, shape)."""
+    return math.prod(entry[2]) * WIDTH[entry[1]]

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
-from phantom_s2v.files import writing
 from phantom_s2v.geometry import iou
+from phantom_s2v.model.tensors import align, read_tensors, save_tensors
 
 CAPTION = (
     "These are frames of one clip, in order. Describe in one or two sentences what happens. Name every subject with its looks, "
@@ -49,7 +48,7 @@ def _load(kind: str, folder: Path) -> tuple[Any, Any]:
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"{folder} is no {kind} of transformers that loads here: {str(error).splitlines()[0]}") from error
-    return prepare, model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    return prepare, align(model).eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Embedder:
@@ -95,7 +94,7 @@ class Aesthetics:
     def __init__(self, folder: Path, head: Path) -> None:
         self.embed = Embedder(folder)
         try:
-            state = load_file(head)
+            state, _ = read_tensors(head)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{head} is no safetensors file ({error})") from error
         self.layers = nn.ModuleDict({f"layers-{i}": nn.Linear(n, m) for i, n, m in AESTHETIC_LAYERS})
@@ -122,8 +121,7 @@ def convert_head(source: Path, target: Path) -> None:
             raise CheckpointError(
                 f"{source} holds {', '.join(sorted(state)[:4])}; an aesthetic head holds {', '.join(sorted(wanted)[:4])}, ..."
             )
-        with writing(target) as file:
-            file.write(save({name: value.contiguous() for name, value in state.items()}))
+        save_tensors(state, target)
     except (OSError, pickle.UnpicklingError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is no pickle of tensors ({str(error).splitlines()[0]})") from error
 

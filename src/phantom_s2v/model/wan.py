@@ -7,6 +7,8 @@ import gc
 import html
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,8 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.model.placement import evaluating
+from phantom_s2v.model.tensors import align, save_part
 
 TEXT_PLACES = 512
 TIMESTEPS = 1000
@@ -40,10 +44,18 @@ class Sinusoid(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], 1).float()
 
 
-def use_released_sinusoid(transformer: WanTransformer3DModel) -> None:
-    """Replace diffusers' float32 sinusoid, whose angles near t = 1000 are off by 1e-4."""
-    embedder: Any = transformer.condition_embedder
-    embedder.timesteps_proj = Sinusoid(cast(Any, transformer.config)["freq_dim"])
+@contextmanager
+def released_sinusoid(transformer: WanTransformer3DModel) -> Iterator[None]:
+    """Within it, a Sinusoid gives what diffusers' float32 one gives else, whose angles near t = 1000 are off by 1e-4.
+
+    A hook does it, so that a transformer of the caller's is afterwards what it was.
+    """
+    sinusoid, embedder = Sinusoid(cast(Any, transformer.config)["freq_dim"]), cast(Any, transformer.condition_embedder)
+    hook = embedder.timesteps_proj.register_forward_hook(lambda _, inputs, __: sinusoid(inputs[0]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def wan_velocity(
@@ -58,9 +70,10 @@ def wan_velocity(
     dtype = network.patch_embedding.bias.dtype  # kept by layerwise casting and by quantisation
     timestep = (t.double() * TIMESTEPS).long().expand(len(x))
     places = torch.cat([x, references.to(x)], 2)
-    out = network(
-        hidden_states=places.to(dtype), timestep=timestep, encoder_hidden_states=text.to(x.device, dtype), return_dict=False
-    )
+    with released_sinusoid(transformer):
+        out = network(
+            hidden_states=places.to(dtype), timestep=timestep, encoder_hidden_states=text.to(x.device, dtype), return_dict=False
+        )
     return out[0][:, :, : x.shape[2]].float()
 
 
@@ -113,7 +126,8 @@ class WanTextEncoder:
         if prompt not in self.known:
             self._load()
             ids = torch.tensor([self._tokens(prompt)[0]], device=self.device)
-            features = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            with evaluating(self.model):
+                features = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
             self.known[prompt] = pad_text(features.float())
         return self.known[prompt]
 
@@ -124,7 +138,7 @@ class WanTextEncoder:
     def save_pretrained(self, folder: Path) -> None:
         """Write model and tokenizer beside the other parts of a model folder."""
         self._load()
-        self.model.save_pretrained(folder / "text_encoder")
+        save_part(self.model, folder / "text_encoder")
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
     def drop(self) -> None:
@@ -178,7 +192,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     ]
     if faults:
         raise CheckpointError(f"{folder} does not fit its configuration: {', '.join(faults)}")
-    return model.eval().requires_grad_(False)
+    return align(model).eval().requires_grad_(False)
 
 
 def clean_text(text: str) -> str:

@@ -9,10 +9,10 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.model.tensors import aligned, read_tensors, save_tensors
 
 M = TypeVar("M", bound=ModelMixin)
 FILE = "diffusion_pytorch_model.safetensors"
@@ -40,7 +40,7 @@ def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32) -
     """A model of `kind` from a diffusers folder, whole or in shards, for inference; strict as `check_part`.
 
     It is built without memory and takes the stored tensors one by one, so that no second set of weights ever exists; tensors
-    stored in `dtype` stay in the mapped file until they are used. Parts that diffusers keeps in float32 stay so.
+    stored in `dtype` and aligned stay in the mapped file until they are used. Parts that diffusers keeps in float32 stay so.
     """
     model, files = check_part(kind, folder)
     exact = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
@@ -48,7 +48,7 @@ def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32) -
         with safe_open(file, "pt") as tensors:
             for name in names:
                 target = torch.float32 if any(part in name.split(".") for part in exact) else dtype
-                _assign(model, name, tensors.get_tensor(name).to(target))
+                _assign(model, name, aligned(tensors.get_tensor(name).to(target)))
     return cast(Any, model).eval().requires_grad_(False)
 
 
@@ -120,11 +120,11 @@ def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], 
     loaded from, which diffusers notes in its config, is a path of this machine and stays behind.
     """
     for name, folder in parts.items():
-        state = {key: value.half() for key, value in load_file(folder / FILE).items()}
+        state = {key: value.half() for key, value in read_tensors(folder / FILE)[0].items()}
         config = json.loads((folder / "config.json").read_text())
         config.pop("_name_or_path", None)
         (out / name).mkdir(parents=True, exist_ok=True)
-        save_file(state, out / name / FILE)
+        save_tensors(state, out / name / FILE)
         (out / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (out / "preset.json").write_text(json.dumps(preset, indent=1) + "\n")
     (out / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")

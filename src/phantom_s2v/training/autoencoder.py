@@ -14,6 +14,7 @@ from phantom_s2v.data.emoji import Sprites, subjects_hash
 from phantom_s2v.data.looks import TEXTURES
 from phantom_s2v.model.autoencoder import build_autoencoder, skip_empty_history, to_pixels
 from phantom_s2v.model.parallel import is_main
+from phantom_s2v.model.tensors import align, save_part
 from phantom_s2v.training.config import AutoencoderConfig, TrainConfig
 from phantom_s2v.training.linear import linear_path, principal_start, whole
 from phantom_s2v.training.loop import Loss, train
@@ -74,7 +75,7 @@ def train_autoencoder(config: AutoencoderConfig, sprites: Sprites, out: Path, in
     """
     torch.manual_seed(config.train.seed)
     model = (
-        AutoencoderKLWan.from_pretrained(init_from, local_files_only=True, use_safetensors=True)
+        align(AutoencoderKLWan.from_pretrained(init_from, local_files_only=True, use_safetensors=True))
         if init_from
         else _start(config, sprites, out / "linear")
     )
@@ -134,7 +135,7 @@ def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprit
         size = channel_weight(model, latents[:3], deviation).pow(SPREAD / 2)
         size /= size.square().mean().sqrt()
         model.register_to_config(latents_mean=mean.tolist(), latents_std=(deviation / size).tolist())
-    model.save_pretrained(out)
+    save_part(model, out)
 
 
 @torch.no_grad()

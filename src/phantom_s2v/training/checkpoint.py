@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
-from phantom_s2v.files import writing
+from phantom_s2v.model.tensors import read_tensors, save_tensors
 
 
 def save_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
@@ -19,17 +17,14 @@ def save_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.op
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, p in enumerate(parameters):
         tensors |= {f"optimizer.{index}.{k}": v for k, v in optimizer.state[p].items()}
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with writing(path) as file:
-        file.write(save(tensors, {"facts": json.dumps(facts)}))
+    save_tensors(tensors, path, {"facts": json.dumps(facts)})
 
 
 def load_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """Restore what save_state wrote, in place; returns its facts. Raises CheckpointError where it does not fit."""
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - not a dict
-            facts = json.loads(file.metadata()["facts"])
+        tensors, metadata = read_tensors(path)
+        facts = json.loads(metadata["facts"])
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         ema.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
     except Exception as error:

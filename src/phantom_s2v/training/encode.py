@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
-from safetensors.torch import save
 
 from phantom_s2v.conditioning import encode_references
 from phantom_s2v.data.compose import Clip, compose, plain_spec, random_spec
 from phantom_s2v.data.emoji import Sprites
-from phantom_s2v.files import writing
 from phantom_s2v.geometry import SPACE_STRIDE, TIME_STRIDE
 from phantom_s2v.model.autoencoder import encode, to_pixels
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
+from phantom_s2v.model.tensors import save_tensors
 
 ROWS = 64
 TEXT_PLACES = 48  # stored tokens a caption; composed captions of four subjects fit
@@ -60,8 +59,7 @@ def encode_shards(
         clips = [compose(draw(rng, sprites.subjects, frames), sprites) for _ in range(ROWS)]
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             shard = encode_clips(clips, autoencoder, image_encoder, text)
-        with writing(path) as file:
-            file.write(save(shard))
+        save_tensors(shard, path)
         progress(path.name)
 
 

@@ -13,6 +13,7 @@ from phantom_s2v.data.looks import random_ground, random_look
 from phantom_s2v.model.autoencoder import to_pixels
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.model.parallel import is_main
+from phantom_s2v.model.tensors import align, save_part
 from phantom_s2v.training.config import ImageEncoderConfig
 from phantom_s2v.training.loop import Loss, train
 
@@ -79,7 +80,11 @@ def _contrast(scores: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
 def train_image_encoder(config: ImageEncoderConfig, sprites: Sprites, out: Path, init_from: Path | None) -> ImageEncoder:
     """Train to the end of the config; the average is saved in `out`/image_encoder."""
     torch.manual_seed(config.train.seed)
-    model = ImageEncoder.from_pretrained(init_from, local_files_only=True, use_safetensors=True) if init_from else ImageEncoder()
+    model = (
+        align(ImageEncoder.from_pretrained(init_from, local_files_only=True, use_safetensors=True))
+        if init_from
+        else ImageEncoder()
+    )
     facts = {"subjects": subjects_hash(sprites.subjects), "config": asdict(config)}
     text = TextEncoder()
     ema = train(
@@ -93,5 +98,5 @@ def train_image_encoder(config: ImageEncoderConfig, sprites: Sprites, out: Path,
     )
     assert isinstance(ema, ImageEncoder)
     if is_main():
-        ema.save_pretrained(out / "image_encoder")
+        save_part(ema, out / "image_encoder")
     return ema

@@ -15,6 +15,7 @@ from phantom_s2v.flow import interpolate, sample_t, velocity_loss, velocity_targ
 from phantom_s2v.geometry import MAX_SUBJECTS
 from phantom_s2v.model.encoders import TextEncoder
 from phantom_s2v.model.parallel import is_main
+from phantom_s2v.model.tensors import save_part
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.training.config import TransformerConfig
 from phantom_s2v.training.encode import ROWS
@@ -116,5 +117,5 @@ def train_transformer(
     )
     assert isinstance(ema, PhantomTransformer)
     if is_main():
-        ema.save_pretrained(out / "transformer")
+        save_part(ema, out / "transformer")
     return ema
