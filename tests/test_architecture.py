@@ -8,29 +8,31 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "phantom_s2v"
-LOW = {"errors", "files", "geometry", "media", "untrusted"}
+LOW = {"errors", "files", "geometry", "hashes", "media", "reuse", "untrusted"}
 RULES = {
     "errors": set(),
     "untrusted": {"errors"},
     "files": {"errors", "untrusted"},
     "flow": set(),
+    "hashes": set(),
+    "reuse": {"errors", "files", "hashes"},
     "geometry": {"errors"},
     "media": {"errors", "files", "geometry", "untrusted"},
     "pages": {"files", "media"},
-    "model": {"errors", "files", "geometry", "model", "untrusted"},
+    "model": {"errors", "files", "geometry", "hashes", "model", "untrusted"},
     "conditioning": {"errors", "geometry", "model"},
     "sampling": {"errors", "geometry", "flow", "conditioning", "sampling"},
     "request": {"errors", "files", "geometry", "untrusted"},
-    "record": {"errors", "files", "request", "untrusted"},
+    "record": {"errors", "files", "hashes", "request", "reuse", "untrusted"},
     "prompts": LOW | {"model"},
     "estimate": LOW | {"request"},
     "calibrate": LOW | {"model", "request", "estimate", "sampling"},
     "generate": LOW | {"model", "conditioning", "sampling", "request", "record"},
-    "jobs": LOW | {"model", "generate", "request"},
+    "jobs": LOW | {"model", "generate", "record", "request"},
     "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets", "request"},
     "data": LOW | {"data", "pages"},
     "backends": LOW | {"data", "evaluation", "model", "presets", "request"},
-    "training": {"errors", "files", "geometry", "flow", "model", "conditioning", "data", "training"},
+    "training": {"errors", "files", "geometry", "flow", "hashes", "model", "conditioning", "data", "reuse", "training"},
     "evaluation": LOW | {"data", "pages", "generate", "model", "request", "evaluation"},
     "presets": {"errors", "geometry", "model", "sampling", "training"},
 }

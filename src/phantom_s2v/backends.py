@@ -22,6 +22,7 @@ from phantom_s2v.media import letterbox
 from phantom_s2v.model import people
 from phantom_s2v.model.autoencoder import AutoencoderKLWan, decode, encode, load_autoencoder, to_pixels, to_video
 from phantom_s2v.model.encoders import ImageEncoder
+from phantom_s2v.model.finite import check_finite
 from phantom_s2v.model.segment import subject_mask
 from phantom_s2v.model.vision import Aesthetics, Embedder, Grounder, Talker
 from phantom_s2v.model.weights import load_part
@@ -215,7 +216,9 @@ def _pixels(pictures: list[np.ndarray]) -> torch.Tensor:
 def embed_mini(pictures: list[np.ndarray]) -> np.ndarray:
     """Embeddings float32 [n, 384], of length one, of cutouts on white, by phantom-mini's image encoder."""
     encoder = _mini()[0]
-    return encoder.embed(encoder(_pixels(pictures)[:, :, 0])).numpy()
+    vectors = encoder.embed(encoder(_pixels(pictures)[:, :, 0]))
+    check_finite(vectors, "the embedding by phantom-mini")
+    return vectors.numpy()
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@
     ├── InputError               a picture, a prompt or an argument
     ├── CheckpointError          a weight file: missing, truncated, of another shape, or a pickle
     ├── DataError                a data set: not fetched, incomplete, or of another split
-    └── OutputError              a file that cannot be written: the disk is full, or something foreign is there
+    ├── OutputError              a file that cannot be written: the disk is full, or something foreign is there
+    └── NotFiniteError           a computation gave NaN or infinity; what it was making was not written
 
 Anything else that escapes is a defect of ours and keeps its traceback.
 """
@@ -28,3 +29,7 @@ class DataError(PhantomError):
 
 class OutputError(PhantomError):
     """A file cannot be written."""
+
+
+class NotFiniteError(PhantomError):
+    """A computation gave values that are not finite: latents, embeddings, a loss or a score."""

@@ -14,9 +14,11 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from phantom_s2v import media
 from phantom_s2v.conditioning import Conditions, encode_references
+from phantom_s2v.errors import NotFiniteError
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.model.autoencoder import decode, encode, load_autoencoder, to_pixels, to_video
-from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
+from phantom_s2v.model.encoders import ImageEncoder, TextEncoder, text_encoder_folder
+from phantom_s2v.model.finite import all_finite, check_finite, first_not_finite
 from phantom_s2v.model.placement import Placement, evaluating, place_transformer, taking_turns
 from phantom_s2v.model.segment import subject_mask
 from phantom_s2v.model.step_cache import StepCache, read_ratios
@@ -42,7 +44,7 @@ class Models:
     autoencoder: AutoencoderKLWan
     image_encoder: ImageEncoder | None  # phantom-mini alone
     text_encoder: TextEncoder | WanTextEncoder
-    hash: str  # SHA-256 over the weight files
+    hash: str  # of the contents of weights and configurations, see `model_hash`
     placement: Placement = field(default_factory=Placement)
     step_cache: StepCache | None = None  # Phantom-Wan alone
 
@@ -71,8 +73,16 @@ def load_models(folder: Path, placement: Placement | None = None, calibrate: boo
         autoencoder=load_autoencoder(folder / "autoencoder"),
         image_encoder=load_part(ImageEncoder, folder / "image_encoder"),
         text_encoder=TextEncoder(),
-        hash=weights_hash(folder),
+        hash=model_hash(folder),
     )
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 over the contents of everything that `load_models` reads of a model, the packaged text encoder among it."""
+    if load_preset(folder).family == "wan":
+        return weights_hash(*(folder / part for part in ("transformer", "vae", "text_encoder", "tokenizer")))
+    own = (folder / part for part in ("transformer", "autoencoder", "image_encoder"))
+    return weights_hash(*own, text_encoder_folder())
 
 
 def check_models(folder: Path) -> None:
@@ -88,7 +98,8 @@ def check_models(folder: Path) -> None:
 
 def _load_wan(folder: Path, preset: Preset, placement: Placement, calibrate: bool) -> Models:
     check_parts_agree(folder)
-    ratios = read_ratios(folder) if placement.cache == "magcache" and not calibrate else None
+    weights = model_hash(folder)
+    ratios = read_ratios(folder, weights) if placement.cache == "magcache" and not calibrate else None
     dtype = placement.torch_dtype()
     transformer = load_part(WanTransformer3DModel, folder / "transformer", dtype)
     cache = place_transformer(transformer, placement, ratios)
@@ -97,7 +108,7 @@ def _load_wan(folder: Path, preset: Preset, placement: Placement, calibrate: boo
         autoencoder.enable_tiling()
     reader = (torch.float32, torch.device("cpu")) if placement.text_on_cpu else (dtype, placement.torch_device())
     encoder = WanTextEncoder(folder, *reader)
-    return Models(preset, transformer, autoencoder, None, encoder, weights_hash(folder), placement, cache)
+    return Models(preset, transformer, autoencoder, None, encoder, weights, placement, cache)
 
 
 def read_prompts(requests: list[Request], models: Models) -> None:
@@ -110,7 +121,10 @@ def read_prompts(requests: list[Request], models: Models) -> None:
 
 
 def generate(request: Request, models: Models, on_step: OnStep | None = None) -> Output:
-    """Make the video of a request. The same request, weights and machine give the same bits."""
+    """Make the video of a request. The same request, weights and machine give the same bits.
+
+    Raises NotFiniteError where values that are not finite first arise, and names the step and the block, or the embedding.
+    """
     check(request, models.preset)
     pictures, notices = read_pictures(request)
     prepared = [media.letterbox(p, request.height, request.width) for p in pictures]
@@ -148,6 +162,7 @@ def velocity_of(request: Request, models: Models, pictures: list[np.ndarray], pr
         none = conditions.references.new_zeros(1, 0, conditions.references.shape[2], *shape[1:])
         conditions = replace(conditions, references=none)
     negative = models.text_encoder([request.negative_prompt])
+    check_finite(negative[0], "the embedding of the negative prompt")
     return guided(models.transformer, conditions, negative, request.guidance_image, request.guidance_text)
 
 
@@ -177,6 +192,10 @@ def wan_guided(
     """
     transformer, device = models.transformer, models.placement.torch_device()
     assert isinstance(transformer, WanTransformer3DModel)
+    check_finite(text, "the embedding of the prompt")
+    check_finite(negative, "the embedding of the negative prompt")
+    for place, latent in enumerate(references.unbind(2) if references is not None else (), 1):
+        check_finite(latent, f"the latent of reference {place}")
     shape = VideoSize(request.frames, request.height, request.width).latent
     some = references if references is not None else torch.zeros(1, transformer.config["in_channels"], 0, *shape[1:])
     some, text, negative = (part.to(device) for part in (some, pad_text(text), pad_text(negative)))
@@ -221,6 +240,10 @@ def condition(
     else:
         latents = torch.zeros(0, config.latent_channels, 1, 1)
         tokens = torch.zeros(0, config.image_tokens, config.image_dim)
+    check_finite(text, "the embedding of the prompt")
+    for place, parts in enumerate(zip(latents, tokens, strict=True), 1):
+        for part, what in zip(parts, ("latent", "image tokens"), strict=True):
+            check_finite(part, f"the {what} of reference {place}")
     seen = torch.ones(1, n, dtype=torch.bool)
     return Conditions(text, mask, latents[None], tokens[None], seen, torch.tensor([subjects], dtype=torch.int64))
 
@@ -263,8 +286,32 @@ def sample(
 
     times = uniform(request.steps, request.shift, 1.0 if request.solver == "euler" else 0.999)
     report = (lambda done, clean: on_step(done, request.steps, clean)) if on_step else None
+    watched = watch(velocity if models.preset.family == "wan" else framewise, models, request.steps)
     with taking_turns(models.transformer, models.placement), evaluating(models.transformer):
-        return SOLVERS[request.solver](velocity if models.preset.family == "wan" else framewise, x, times, report)
+        latents = SOLVERS[request.solver](watched, x, times, report)
+    check_finite(latents, f"the latents after step {request.steps}, the last")
+    return latents
+
+
+def watch(velocity: Velocity, models: Models, steps: int) -> Velocity:
+    """The same velocity, which raises NotFiniteError at the first step that is not finite. The block is found by a second
+    forward, so that a sound step costs two sums over the latents.
+    """
+    numbers = count(1)
+
+    def watched(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        step = f"step {next(numbers)} of {steps}"
+        check_finite(x, f"the latents before {step}")
+        v = velocity(x, t)
+        if not all_finite(v):
+            block = first_not_finite(models.transformer, lambda: velocity(x, t))
+            where = f"first in {block} of the transformer" if block else "and no block of the transformer shows it again"
+            narrow = models.placement.torch_dtype() == torch.float16
+            advice = "; float16 may be too narrow for this model, bfloat16 is not" if narrow else ""
+            raise NotFiniteError(f"{step}: the velocity is not finite, {where}; no video was written{advice}")
+        return v
+
+    return watched
 
 
 @torch.no_grad()

@@ -122,10 +122,12 @@ def make(
         if preview and write and done % max(1, steps // 6) == 0:
             _preview(models, clean, beside(target, PREVIEW))
 
-    output = _best(request, models, on_step, best_of) if best_of else generate(request, models, on_step)
-    if write:
-        _write(output, request, target)
-    beside(target, PREVIEW).unlink(missing_ok=True)
+    try:
+        output = _best(request, models, on_step, best_of) if best_of else generate(request, models, on_step)
+        if write:
+            _write(output, request, target)
+    finally:
+        beside(target, PREVIEW).unlink(missing_ok=True)
     return output.notices
 
 

@@ -1,6 +1,5 @@
 """The record of a video: everything that made it, as JSON, and what has changed since."""
 
-import hashlib
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from phantom_s2v.errors import InputError
+from phantom_s2v.hashes import content_hash
 from phantom_s2v.request import Reference, Request
 
 
@@ -21,15 +21,9 @@ def record_of(request: Request, model: str, weights: str, placement: dict[str, A
         "model": model,
         "weights": weights,
         "placement": placement,
-        "files": {path: digest(Path(path)) for path in files},
+        "files": {path: content_hash(Path(path)) for path in files},
         "versions": versions(),
     }
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, read in parts."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -53,11 +47,11 @@ def request_from(record: dict[str, Any]) -> Request:
 
 def changes(record: dict[str, Any], weights: str) -> list[str]:
     """What is no longer as it was when the record was written; `weights` is the hash of those loaded now."""
-    said = [] if record.get("weights") == weights else ["the weights are not those of the record"]
+    said = [] if record.get("weights") == weights else ["the model's weights or configuration are not those of the record"]
     for path, before in record.get("files", {}).items():
         if not Path(path).is_file():
             raise InputError(f"{path}, which the record names, is missing")
-        if digest(Path(path)) != before:
+        if content_hash(Path(path)) != before:
             said.append(f"{path} has changed")
     for name, value in versions().items():
         if record.get("versions", {}).get(name) != value:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from phantom_s2v import PhantomPipeline
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.generate import model_hash
 from phantom_s2v.model.convert import convert
 from phantom_s2v.model.tensors import Tensors
 
@@ -204,6 +205,33 @@ def test_native_names_stream_as_they_are(tmp_path):
         for name in ("patch_embedding.weight", "head.modulation"):
             raw = b"".join(source.read(name))
             assert raw == STATE[name].numpy().tobytes()
+
+
+def test_a_converted_shard_with_doubled_values_has_another_hash(converted, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(converted, folder)
+    before = model_hash(folder)
+    assert before == model_hash(converted)
+    for file in (sorted((folder / "transformer").glob("*-00002-of-*.safetensors"))[0], folder / "text_encoder" / "config.json"):
+        kept = file.read_bytes()
+        if file.suffix == ".json":
+            file.write_text(file.read_text().replace("24", "25"))
+        else:
+            save_file({name: 2 * value for name, value in load_file(file).items()}, file)
+        assert model_hash(folder) != before
+        file.write_bytes(kept)
+    (folder / "facts.json").write_text("{}")
+    assert model_hash(folder) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_source_that_is_not_finite_is_not_converted(checkpoint, tmp_path, dtype):
+    value = STATE["blocks.1.ffn.2.bias"].clone()
+    value[-1] = float("inf")
+    torch.save({k: v.to(dtype) for k, v in (STATE | {"blocks.1.ffn.2.bias": value}).items()}, tmp_path / "source.pth")
+    with pytest.raises(CheckpointError, match=r"the weight blocks.1.ffn.2.bias of .*source.pth is not finite"):
+        convert(checkpoint[0], tmp_path / "source.pth", tmp_path / "out", quiet)
+    assert [p.name for p in tmp_path.iterdir()] == ["source.pth"]
 
 
 def test_the_command_line_converts_generates_and_refuses(checkpoint, tmp_path, monkeypatch, capsys):

@@ -11,12 +11,12 @@ from pathlib import Path
 import native
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from phantom_s2v import PhantomPipeline
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.estimate import KEPT, cache_bytes
-from phantom_s2v.generate import load_models
+from phantom_s2v.generate import load_models, model_hash
 from phantom_s2v.jobs import parse_loras
 from phantom_s2v.model.placement import Placement
 from phantom_s2v.model.step_cache import ONE_BATCH, RATIOS
@@ -90,7 +90,7 @@ def with_ratios(converted, tmp_path_factory):
     """The model and, beside its weights, ratios that differ from 1."""
     folder = tmp_path_factory.mktemp("ratios") / "model"
     shutil.copytree(converted, folder)
-    (folder / RATIOS).write_text(json.dumps({"ratios": [1.0, 1.02, 0.99, 1.01]}))
+    (folder / RATIOS).write_text(json.dumps({"ratios": [1.0, 1.02, 0.99, 1.01], "weights": model_hash(folder)}))
     return folder
 
 
@@ -174,6 +174,26 @@ def test_magcache_needs_ratios(converted, with_ratios, tmp_path):
     (damaged / RATIOS).write_text("{}")
     with pytest.raises(CheckpointError, match="damaged"):
         placed(damaged, cache="magcache")
+    (damaged / RATIOS).write_text((with_ratios / RATIOS).read_text().replace("1.02", "NaN"))
+    with pytest.raises(CheckpointError, match="is not finite"):
+        placed(damaged, cache="magcache")
+    (damaged / RATIOS).write_text((with_ratios / RATIOS).read_text())
+    placed(damaged, cache="magcache")
+    file = next((damaged / "vae").glob("*.safetensors"))
+    save_file({name: 2 * value for name, value in load_file(file).items()}, file)
+    with pytest.raises(CheckpointError, match=r"measured of the weights \w{12}, and these are \w{12}"):
+        placed(damaged, cache="magcache")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_lora_that_is_not_finite_is_named(converted, tmp_path, value):
+    state, _ = lora_state(FORMS["peft"])
+    state[FORMS["peft"][1]][3, 1] = value
+    save_file(state, tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match=r"lora_B.weight of .*lora.safetensors is not finite"):
+        placed(converted, loras=((str(tmp_path / "lora.safetensors"), 1.0),))
+    with pytest.raises(InputError, match="scale of a LoRA is not finite"):
+        Placement(loras=(("a.safetensors", value),))
 
 
 RANK = 3

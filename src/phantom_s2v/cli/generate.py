@@ -302,6 +302,7 @@ def convert(
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
 ) -> None:
     """Convert the released Phantom-Wan weights to a model folder in diffusers' layout."""
+    from phantom_s2v.generate import model_hash
     from phantom_s2v.model.convert import convert as run
     from phantom_s2v.presets import source_path
 
@@ -311,8 +312,8 @@ def convert(
         def report(part: str, done: int, total: int) -> None:
             told(f"{part}, MB", done >> 20, total >> 20)
 
-        facts = run(source_path(wan), source_path(phantom), out, report)
-    print(json.dumps({"out": str(out), "weights": facts["weights"]}))
+        run(source_path(wan), source_path(phantom), out, report)
+    print(json.dumps({"out": str(out), "weights": model_hash(out)}))
 
 
 @app.command()

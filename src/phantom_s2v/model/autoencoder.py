@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
+from phantom_s2v.model.finite import check_finite
 from phantom_s2v.model.tensors import align
 from phantom_s2v.model.weights import load_part
 
@@ -82,16 +83,22 @@ def to_video(pixels: torch.Tensor) -> np.ndarray:
 
 
 def encode(autoencoder: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
-    """Normalised latent mean of pixels [B, 3, F, H, W]: no sampling, so the same picture gives the same latent."""
+    """Normalised latent mean of pixels [B, 3, F, H, W]: no sampling, so the same picture gives the same latent.
+
+    Raises NotFiniteError, as decoding does.
+    """
     mean, deviation = latent_statistics(autoencoder, pixels)
     output: Any = autoencoder.encode(pixels)
-    return (output.latent_dist.mode() - mean) / deviation
+    latents = (output.latent_dist.mode() - mean) / deviation
+    check_finite(latents, "what the autoencoder encodes")
+    return latents
 
 
 def decode(autoencoder: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     """Pixels in -1..1 of normalised latents [B, C, T, h, w]."""
     mean, deviation = latent_statistics(autoencoder, latents)
     output: Any = autoencoder.decode(latents * deviation + mean)
+    check_finite(output.sample, "what the autoencoder decodes")
     return output.sample.clamp(-1, 1)
 
 

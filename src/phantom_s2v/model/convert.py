@@ -4,7 +4,6 @@ Sources: native Wan layout (facts 2.2) as .pth, as safetensors whole or in shard
 encoder, tokenizer and autoencoder in native files or in a Wan2.1 folder of diffusers. Every key is accounted for.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -18,6 +17,7 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from transformers import UMT5Config, UMT5EncoderModel
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.hashes import remember_hash
 from phantom_s2v.model.tensors import Tensors, write_sharded
 from phantom_s2v.model.weights import FILE, check_shapes, shapes_of, shard_files
 
@@ -52,12 +52,13 @@ def convert(wan: Path, phantom: Path, out: Path, report: Report, shard_bytes: in
         hashes |= _text_encoder(wan, scratch / "text_encoder", config, report, shard_bytes)
         _tokenizer(wan, scratch / "tokenizer")
         _diffusers_index(scratch)
-        weights = hashlib.sha256("".join(hashes[name] for name in sorted(hashes)).encode()).hexdigest()
-        facts = {"weights": weights, "files": hashes, "source": phantom.name}
+        facts = {"files": hashes, "source": phantom.name}
         (scratch / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
         scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    for name, value in hashes.items():
+        remember_hash(out / name, value)  # so that the first use need not read all of it again
     return facts
 
 
@@ -257,6 +258,6 @@ def _write(
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     entries = [(new, source.stored(old), source.shape(old)) for new, old in names.items()]
     hashes = write_sharded(
-        out, file, entries, lambda new: source.read(names[new]), shard_bytes, lambda done, total: report(part, done, total)
+        out, file, entries, lambda new: source.read_finite(names[new]), shard_bytes, lambda done, total: report(part, done, total)
     )
     return {f"{part}/{name}": value for name, value in hashes.items()}

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.model.finite import check_weights
 from phantom_s2v.model.tensors import align
 
 TEXT_DIM = 384
@@ -29,7 +30,7 @@ class TextEncoder:
         folder = text_encoder_folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        self.model = align(model).eval().requires_grad_(False)
+        self.model = check_weights(align(model), "the text encoder").eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

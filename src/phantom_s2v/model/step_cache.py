@@ -22,6 +22,7 @@ from diffusers.hooks.mag_cache import nearest_interp
 from diffusers.utils import logging as diffusers_logging
 
 from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.model.finite import check_finite
 
 CACHES = ("none", "first-block", "taylorseer", "magcache", "seacache", "pab", "fastercache")
 ONE_BATCH = ("pab", "fastercache")
@@ -104,8 +105,10 @@ class StepCache:
         return torch.tensor([state.calibration_ratios for state in states]).mean(0).tolist()
 
 
-def read_ratios(folder: Path) -> list[float]:
-    """What `phantom calibrate-magcache` wrote beside the weights. Raises where it did not, or where the file is damaged."""
+def read_ratios(folder: Path, weights: str) -> list[float]:
+    """What `phantom calibrate-magcache` measured of these weights, which are given by their hash. Raises where it did not, where
+    it measured other weights, and where the file is damaged.
+    """
     file = folder / RATIOS
     if not file.is_file():
         raise InputError(
@@ -113,6 +116,14 @@ def read_ratios(folder: Path) -> list[float]:
             "phantom calibrate-magcache writes it while it makes one video"
         )
     try:
-        return [float(ratio) for ratio in json.loads(file.read_text())["ratios"]]
+        known = json.loads(file.read_text())
+        ratios, measured = [float(ratio) for ratio in known["ratios"]], str(known["weights"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); phantom calibrate-magcache writes it anew") from error
+    if measured != weights:
+        raise CheckpointError(
+            f"{file} was measured of the weights {measured[:12]}, and these are {weights[:12]}; phantom calibrate-magcache "
+            "measures them anew"
+        )
+    check_finite(torch.tensor(ratios), f"what {file} holds", CheckpointError)
+    return ratios

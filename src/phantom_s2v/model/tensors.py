@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -53,6 +54,7 @@ TORCH = {
     torch.bool: "BOOL",
 }
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+EXPONENT = {"F64": 0x7FF0_0000_0000_0000, "F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}  # all of its bits
 CHUNK = 16 << 20  # bytes read at once
 REOPEN = 128 << 20  # bytes read from a mapped pickle before its pages are given back
 ALIGNMENT = 64  # bytes
@@ -127,6 +129,18 @@ class Tensors:
             scale = float(torch.frombuffer(bytearray(b"".join(self._raw(scale_entry))), dtype=kind)[0])
         value = (raw.float() * scale).bfloat16()
         yield value.view(torch.uint8).numpy().data
+
+    def read_finite(self, name: str) -> Iterator[memoryview]:
+        """The same bytes. Raises CheckpointError for a tensor that is not finite: in its bits the exponent is all ones."""
+        dtype = self.stored(name)
+        for part in self.read(name):
+            if dtype in EXPONENT:
+                bits = np.frombuffer(part, f"u{WIDTH[dtype]}")
+                if ((bits & EXPONENT[dtype]) == EXPONENT[dtype]).any():
+                    raise CheckpointError(
+                        f"the weight {name} of {self.entries[name].file} is not finite; it holds NaN or infinity"
+                    )
+            yield part
 
     def _raw(self, entry: Entry) -> Iterator[memoryview]:
         yield from self._from_pickle(entry) if entry.start < 0 else _stored(entry)

@@ -16,6 +16,7 @@ from torch import nn
 
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.geometry import iou
+from phantom_s2v.model.finite import check_finite, check_weights
 from phantom_s2v.model.tensors import align, read_tensors, save_tensors
 
 CAPTION = (
@@ -48,7 +49,8 @@ def _load(kind: str, folder: Path) -> tuple[Any, Any]:
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"{folder} is no {kind} of transformers that loads here: {str(error).splitlines()[0]}") from error
-    return prepare, align(model).eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = check_weights(align(model), str(folder)).eval().requires_grad_(False)
+    return prepare, model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Embedder:
@@ -68,6 +70,7 @@ class Embedder:
         features = (
             out if isinstance(out, torch.Tensor) else out.pooler_output if run is not self.model else out.last_hidden_state[:, 0]
         )
+        check_finite(features, f"the embedding by {self.folder}")
         return nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
 
     @torch.no_grad()
@@ -81,6 +84,7 @@ class Embedder:
         inputs = tokens([text], padding="max_length", truncation=True, return_tensors="pt").to(self.model.device)
         out = self.model.get_text_features(**inputs)
         features = out if isinstance(out, torch.Tensor) else out.pooler_output
+        check_finite(features, f"the embedding of a text by {self.folder}")
         return nn.functional.normalize(features.float(), dim=-1)[0].cpu().numpy()
 
 
@@ -97,6 +101,8 @@ class Aesthetics:
             state, _ = read_tensors(head)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{head} is no safetensors file ({error})") from error
+        for name, value in state.items():
+            check_finite(value, f"the weight {name} of {head}", CheckpointError)
         self.layers = nn.ModuleDict({f"layers-{i}": nn.Linear(n, m) for i, n, m in AESTHETIC_LAYERS})
         try:
             self.layers.load_state_dict({name.replace("layers.", "layers-"): value.float() for name, value in state.items()})
@@ -109,6 +115,7 @@ class Aesthetics:
         values = torch.from_numpy(self.embed(pictures))
         for layer in self.layers.values():
             values = layer(values)
+        check_finite(values, "the aesthetic score")
         return values[:, 0].numpy()
 
 
@@ -142,6 +149,7 @@ class Grounder:
         found = self.prepare.post_process_grounded_object_detection(
             self.model(**inputs), threshold=self.threshold, target_sizes=[picture.shape[:2]], text_labels=[phrases]
         )[0]
+        check_finite(found["scores"], "the score of a detection")
         height, width = picture.shape[:2]
         rows: list[tuple[tuple[int, int, int, int], str, float]] = []
         for i in found["scores"].argsort(descending=True).tolist():

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.model.finite import check_weights
 from phantom_s2v.model.placement import evaluating
 from phantom_s2v.model.tensors import align, save_part
 
@@ -192,7 +193,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     ]
     if faults:
         raise CheckpointError(f"{folder} does not fit its configuration: {', '.join(faults)}")
-    return align(model).eval().requires_grad_(False)
+    return check_weights(align(model), str(folder)).eval().requires_grad_(False)
 
 
 def clean_text(text: str) -> str:

@@ -1,6 +1,5 @@
 """Loading of weights: strictly, safetensors only, with one sentence where they do not fit."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,11 +11,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.hashes import combined_hash, folder_hash
+from phantom_s2v.model.finite import check_finite
 from phantom_s2v.model.tensors import aligned, read_tensors, save_tensors
 
 M = TypeVar("M", bound=ModelMixin)
 FILE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{FILE}.index.json"
+MADE_OF = (".safetensors", ".json", ".model", ".txt")  # what loaders read: weights, configurations, tokenizers
 
 
 def check_part(kind: type[M], folder: Path) -> tuple[M, dict[Path, list[str]]]:
@@ -41,6 +43,7 @@ def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32) -
 
     It is built without memory and takes the stored tensors one by one, so that no second set of weights ever exists; tensors
     stored in `dtype` and aligned stay in the mapped file until they are used. Parts that diffusers keeps in float32 stay so.
+    Raises CheckpointError for a weight that is not finite.
     """
     model, files = check_part(kind, folder)
     exact = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
@@ -48,7 +51,9 @@ def load_part(kind: type[M], folder: Path, dtype: torch.dtype = torch.float32) -
         with safe_open(file, "pt") as tensors:
             for name in names:
                 target = torch.float32 if any(part in name.split(".") for part in exact) else dtype
-                _assign(model, name, aligned(tensors.get_tensor(name).to(target)))
+                value = tensors.get_tensor(name)
+                check_finite(value, f"the weight {name} of {file}", CheckpointError)
+                _assign(model, name, aligned(value.to(target)))
     return cast(Any, model).eval().requires_grad_(False)
 
 
@@ -130,14 +135,9 @@ def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], 
     (out / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the weight files of a model folder; of a converted one as its conversion wrote it down."""
-    facts = folder / "facts.json"
-    if facts.is_file() and "weights" in (known := json.loads(facts.read_text())):
-        return known["weights"]
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            while part := file.read(1 << 24):
-                digest.update(part)
-    return digest.hexdigest()
+def weights_hash(*folders: Path) -> str:
+    """SHA-256 over the contents of all weights and configurations in the folders of a model's parts, and in theirs.
+
+    What is measured of the weights or told of them (magcache.json, facts.json) and diffusers' own index are no part of it.
+    """
+    return combined_hash((folder.name, folder_hash(folder, MADE_OF)) for folder in folders)
