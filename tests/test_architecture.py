@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "phantom_s2v"
-LOW = {"errors", "files", "geometry", "hashes", "media", "reuse", "untrusted"}
+LOW = {"errors", "files", "geometry", "hashes", "media", "reuse", "untrusted", "videos"}
 RULES = {
     "errors": set(),
     "untrusted": {"errors"},
@@ -17,7 +17,9 @@ RULES = {
     "hashes": set(),
     "reuse": {"errors", "files", "hashes"},
     "geometry": {"errors"},
-    "media": {"errors", "files", "geometry", "untrusted"},
+    "colour": set(),
+    "videos": {"errors", "geometry", "colour"},
+    "media": {"errors", "files", "geometry", "videos", "untrusted"},
     "pages": {"files", "media"},
     "model": {"errors", "files", "geometry", "hashes", "model", "untrusted"},
     "conditioning": {"errors", "geometry", "model"},

@@ -35,7 +35,7 @@ def test_transparency_goes_on_white(tmp_path):
     path = save(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), tmp_path / "clear.png")
     picture, notices = media.read_picture(path)
     assert (picture == 255).all()
-    assert notices == ["clear.png: transparent, put on white"]
+    assert notices == ["clear.png: transparency composited on white"]
 
 
 def test_exif_rotation_is_applied(tmp_path):

@@ -2,28 +2,27 @@
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from fractions import Fraction
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import av
 import numpy as np
-from av.container import InputContainer
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.files import writing
 from phantom_s2v.geometry import fit_inside
+from phantom_s2v.videos import Video, encode, orientation
 
 Segment = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> bool [H, W]
 LONGEST_ASPECT = 8
 WHITE = (255, 255, 255)
 GROUND_TOLERANCE = 24  # of 255, in every channel: what still counts as the colour of a plain ground
 GROUND_SHARE = 0.9  # of a picture's border that must have it
+SAME_COLOUR = 2  # of 255: a profile that changes no more is sRGB's
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # what Pillow may try: others, such as EPS, start programs
-CONTAINERS = ("mov", "matroska", "webm", "avi", "mpeg", "mpegts", "gif")  # ffmpeg's names; playlists open other files
-MOST_FRAME_PIXELS = 8192 * 4320  # 8K
+CRF = 12  # of x264: what we write is nearly lossless
 MOST_VIDEO_BYTES = 4 << 30  # of decoded frames that are held at once: 17 s of 1080p at 40 frames a second
 
 
@@ -37,101 +36,140 @@ def open_picture(source: Path | BinaryIO, formats: tuple[str, ...] = PICTURE_FOR
         return Image.open(source, formats=formats)
 
 
-def open_video(source: Path | BinaryIO) -> InputContainer:
-    """A video of a file or an open stream, in one of the documented containers and no other.
-
-    A name is a file's and never a protocol's (concat:, http:), and what the content names is not opened (playlists). Frames
-    beyond 8K are refused, also where the size changes later. Raises InputError, and av.FFmpegError for what is no video.
-    """
-    if isinstance(source, Path) and not source.is_file():
-        raise InputError(f"{source} is not a file")
-    options = {
-        "protocol_whitelist": "file",
-        "format_whitelist": ",".join(CONTAINERS),
-        "max_pixels": str(MOST_FRAME_PIXELS),
-    }
-    name = f"file:{source}" if isinstance(source, Path) else source
-    container = av.open(name, "r", options=options, metadata_errors="replace")
-    for stream in container.streams.video:
-        if stream.width * stream.height > MOST_FRAME_PIXELS:
-            container.close()
-            raise InputError(f"{source} is {stream.width}x{stream.height}; at most {MOST_FRAME_PIXELS:,} pixels are read")
-        stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
-    return container
-
-
-def bounded(frames: Iterable[av.VideoFrame], name: object) -> Iterator[av.VideoFrame]:
-    """Decoded frames as they come, for those who keep all. Raises InputError beyond `MOST_VIDEO_BYTES`, as RGB.
-
-    A file of some kilobytes can decode to any size.
-    """
-    size = 0
-    for number, frame in enumerate(frames, 1):
-        size += 3 * frame.width * frame.height
-        if size > MOST_VIDEO_BYTES:
-            raise InputError(f"{name} is more than {MOST_VIDEO_BYTES >> 30} GB decoded, at frame {number}; cut or shrink it")
-        yield frame
-
-
 def read_picture(
-    path: Path, released: bool = False, cutout: bool = False, segment: Segment | None = None
+    source: Path | bytes,
+    released: bool = False,
+    cutout: bool = False,
+    segment: Segment | None = None,
+    name: str = "a picture",
 ) -> tuple[np.ndarray, list[str]]:
-    """A picture as RGB uint8 [H, W, 3], and notices of what was done to it.
+    """A picture as sRGB uint8 [H, W, 3], upright and composited on white, and notices of what was converted.
 
-    Transparency goes on white, EXIF rotation is applied, of an animation the first frame is taken, 16 bits become 8.
-    `released`: as the released code reads it, alpha dropped and EXIF ignored (facts 2.3). `cutout`: the ground is removed,
-    by `segment` (picture -> mask) where it is neither transparent nor plain.
-    Raises InputError for a file that is missing, empty, truncated, no picture, beyond Pillow's limit or a sliver.
+    `source` is a file, or a file's content under a `name`. EXIF orientation and ICC profile are obeyed, of an animation the first
+    frame is taken, 16 bits and floating point become 8 bits. `released`: as the released code reads it, alpha dropped, EXIF and
+    profile ignored (facts 2.3). `cutout`: the ground is removed, by `segment` (picture -> mask) where it is neither transparent
+    nor plain. Raises InputError for what is missing, empty, truncated, no picture, beyond Pillow's limit or a sliver.
     """
-    if not path.is_file():
-        raise InputError(f"{path} is not a file; a reference is a PNG, JPEG, WebP or other picture file")
-    if not path.stat().st_size:
-        raise InputError(f"{path} is empty; a reference is a PNG, JPEG, WebP or other picture file")
+    name = str(source) if isinstance(source, Path) else name
+    if isinstance(source, Path) and not source.is_file():
+        raise InputError(f"{name} is not a file; a reference is a PNG, JPEG, WebP or other picture file")
+    if not (source.stat().st_size if isinstance(source, Path) else source):
+        raise InputError(f"{name} is empty; a reference is a PNG, JPEG, WebP or other picture file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open_picture(path) as image:
-                image.load()
-                if released:
-                    picture, notices = np.asarray(image.convert("RGB")).copy(), []
-                else:
-                    picture, notices = _to_rgb(image)
-                if cutout:
-                    picture, said = _cut_out(image, picture, segment)
-                    notices.append(said)
+            picture, notices = _decoded(source, released, cutout, segment)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else "the limit"
-        raise InputError(f"{path} has too many pixels; at most {limit} are read") from error
+        raise InputError(f"{name} has too many pixels; at most {limit} are read") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not a picture that can be read; PNG, JPEG, WebP, GIF, BMP and TIFF are") from error
+        raise InputError(f"{name} is not a picture that can be read; PNG, JPEG, WebP, GIF, BMP and TIFF are") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is damaged or truncated ({error}); save it again as PNG or JPEG") from error
+        raise InputError(f"{name} is damaged or truncated ({error}); save it again as PNG or JPEG") from error
     height, width = picture.shape[:2]
     if max(height, width) > LONGEST_ASPECT * min(height, width):
-        raise InputError(f"{path} is {width}x{height}; the longer side may be at most {LONGEST_ASPECT} times the shorter")
-    return picture, [f"{path.name}: {notice}" for notice in notices]
+        raise InputError(f"{name} is {width}x{height}; the longer side may be at most {LONGEST_ASPECT} times the shorter")
+    shown = source.name if isinstance(source, Path) else name
+    return picture, [f"{shown}: {notice}" for notice in notices]
+
+
+def _decoded(source: Path | bytes, released: bool, cutout: bool, segment: Segment | None) -> tuple[np.ndarray, list[str]]:
+    """The picture of a file, and what was done to it."""
+    file = source if isinstance(source, Path) else io.BytesIO(source)
+    try:
+        image, notices = open_picture(file), list[str]()
+    except UnidentifiedImageError:
+        image, notices = _open_float_tiff(file)
+    with image:
+        if released:
+            picture = np.asarray(image.convert("RGB")).copy()
+        else:
+            picture, said = _to_rgb(image)
+            notices += said
+        if cutout:
+            picture, how = _cut_out(image, picture, segment)
+            notices.append(how)
+    return picture, notices
+
+
+def _open_float_tiff(file: Path | BinaryIO) -> tuple[Image.Image, list[str]]:
+    """A TIFF of several floating-point channels, which ffmpeg reads and Pillow does not, upright and as 8 bits.
+
+    Raises UnidentifiedImageError for anything else.
+    """
+    try:
+        with av.open(f"file:{file}" if isinstance(file, Path) else file, "r", format="tiff_pipe") as container:
+            stream = container.streams.video[0]
+            stream.codec_context.options = {"max_pixels": str(Image.MAX_IMAGE_PIXELS or 2**31 - 1)}
+            frame = next(container.decode(stream))
+    except (av.FFmpegError, IndexError, StopIteration, OSError) as error:
+        raise UnidentifiedImageError from error
+    if frame.format.name.removeprefix("rgba").removeprefix("rgb") not in ("f32le", "f32be"):
+        raise UnidentifiedImageError
+    turn, mirrored = orientation(frame)
+    values = _to_bytes(frame.to_ndarray(), "F")
+    upright = np.rot90(values[:, ::-1] if mirrored else values, turn)
+    said = ["rotated according to EXIF"] if turn or mirrored else []
+    return Image.fromarray(np.ascontiguousarray(upright)), ["more than 8 bits, reduced to 8", *said]
 
 
 def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
+    """The picture in sRGB, upright and on white, and what was done to it."""
     notices = []
-    if getattr(image, "n_frames", 1) > 1:
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a photograph with its previews
         image.seek(0)
         notices.append("animation, the first frame is used")
     if image.getexif().get(0x0112, 1) != 1:
-        notices.append("turned as its EXIF data say")
+        notices.append("rotated according to EXIF")
+    deep = any(
+        "16" in str(getattr(tile, "args", "")) for tile in getattr(image, "tile", ())
+    )  # Pillow itself reduces what has three channels
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
-        values = np.asarray(upright, np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0
-        upright = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
+        upright, deep = Image.fromarray(_to_bytes(np.asarray(upright, np.float64), upright.mode)), True
+    if deep:
         notices.append("more than 8 bits, reduced to 8")
     if upright.mode == "CMYK":
         notices.append("CMYK, converted to RGB")
-    if upright.has_transparency_data:
-        ground = Image.new("RGBA", upright.size, (*WHITE, 255))
-        upright = Image.alpha_composite(ground, upright.convert("RGBA"))
-        notices.append("transparent, put on white")
-    return np.asarray(upright.convert("RGB")).copy(), notices
+    alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+    opaque, said = _in_srgb(upright)
+    notices += said
+    if alpha:
+        opaque.paste(Image.new("RGB", opaque.size, WHITE), mask=ImageChops.invert(alpha))
+        notices.append("transparency composited on white")
+    return np.asarray(opaque).copy(), notices
+
+
+def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
+    """Values of 16 or 32 bits or floating point (Pillow's `mode` I;16, I or F) as uint8. Raises ValueError for NaN and infinity.
+
+    Of floating point 1 is white where nothing is above 16 (what is brighter is clipped), else 255 or 65,535.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    tops = {"F": ((16.0, 1.0), (255.0, 255.0)), "I": ((255.0, 255.0),)}.get(mode, ())  # at most, then white
+    white = next((white for most, white in tops if values.max() <= most), 65535.0)
+    return np.clip(values / white * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def _in_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """The colours of a picture, without alpha, as RGB in sRGB, by its ICC profile where it has one, and what was done."""
+    lab, profile = image.mode == "LAB", image.info.get("icc_profile")
+    flat = image if image.mode in ("L", "CMYK", "LAB") else image.convert("L" if image.mode == "LA" else "RGB")
+    if not profile and not lab:
+        return flat.convert("RGB"), []
+    try:
+        source = ImageCms.createProfile("LAB") if lab else ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
+        target = ImageCms.createProfile("sRGB")
+        done = ImageCms.profileToProfile(flat, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
+        assert done
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return flat.convert("RGB"), ["its colour profile cannot be used and is ignored"]
+    if flat.mode in ("L", "RGB"):
+        plain = flat.convert("RGB")
+        if np.abs(np.asarray(plain, np.int16) - np.asarray(done)).max() <= SAME_COLOUR:
+            return plain, []  # sRGB by another name
+    return done, ["colour profile converted to sRGB"]
 
 
 def _cut_out(image: Image.Image, picture: np.ndarray, segment: Segment | None) -> tuple[np.ndarray, str]:
@@ -174,39 +212,33 @@ def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def encode_video(frames: np.ndarray, fps: int) -> bytes:
-    """H.264 in mp4, nearly lossless; sides must be even. The same frames give the same bytes."""
+def encode_video(frames: np.ndarray, fps: float) -> bytes:
+    """H.264 in mp4, nearly lossless, with BT.709's colour tags; sides must be even. The same frames give the same bytes."""
     target = io.BytesIO()
-    with av.open(target, "w", format="mp4") as container:
-        # With macroblock-tree rate control x264 gives other bits for the same small frames from run to run.
-        options = {"crf": "12", "threads": "1", "x264-params": "mbtree=0"}
-        stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
+    encode(target, frames, fps, CRF)
     return target.getvalue()
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
-    """Write `encode_video` to a file that is sealed as ours."""
+def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Write what `encode_video` gives to a file that is sealed as ours, without holding it in memory."""
     with writing(path, sealed=True) as file:
-        file.write(encode_video(frames, fps))
+        encode(file, frames, fps, CRF)
 
 
-def read_video(path: Path | BinaryIO) -> tuple[np.ndarray, float]:
-    """Frames uint8 [F, H, W, 3] and frames a second, of a file or an open stream. Raises InputError where it is no video."""
-    try:
-        with open_video(path) as container:
-            stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in bounded(container.decode(stream), path)]
-            rate = float(stream.average_rate or 0)
-    except (av.FFmpegError, IndexError, OSError) as error:
-        raise InputError(f"{path} is not a video that can be read ({error})") from error
-    if not frames:
-        raise InputError(f"{path} holds no frame")
-    return np.stack(frames), rate
+def read_video(source: Path | BinaryIO, name: str = "a video") -> tuple[np.ndarray, float]:
+    """All frames, uint8 [F, H, W, 3], and frames a second, as `Video` gives them one by one. Raises InputError where it is none.
+
+    A file of some kilobytes can decode to any size, so more than `MOST_VIDEO_BYTES` are refused.
+    """
+    video = Video(source, name)
+    frames, size = [], 0
+    for _, frame in video.frames():
+        size += frame.nbytes
+        if size > MOST_VIDEO_BYTES:
+            limit = f"{MOST_VIDEO_BYTES >> 30} GB"
+            raise InputError(f"{video.name} is more than {limit} decoded, at frame {len(frames) + 1}; cut or shrink it")
+        frames.append(frame)
+    return np.stack(frames), video.facts.fps
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

@@ -10,16 +10,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.container import InputContainer
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 
 from phantom_s2v import colour
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import fit_inside
 
+CONTAINERS = ("mov", "matroska", "webm", "avi", "mpeg", "mpegts", "gif")  # ffmpeg's names; playlists open other files
+MOST_FRAME_PIXELS = 8192 * 4320  # 8K
 JUMP = 10.0  # seconds: a longer step between two frames is a fault of the timestamps, unless all are as long
 DISORDER = 1.0  # seconds that a timestamp may lie before the last one without being a restart
 UNEVEN = 0.25  # of a frame's time: a step that differs by more is of a variable rate
@@ -32,11 +36,15 @@ Timed = tuple[float, np.ndarray]
 
 
 class UnreadableVideoError(InputError):
-    """A file that holds no video which can be read; `reason` is the same for all files that it is wrong with."""
+    """A file that holds no video which can be read; `reason` is its sentence without the name."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} is not a video that can be read ({reason})")
+        super().__init__(f"{name} {'has' if reason.startswith('no ') else 'is'} {reason}")
         self.reason = reason
+
+
+class _Unfit(ValueError):  # noqa: N818 - its text is a reason
+    """A reason that needs no more words."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,33 @@ class VideoFacts:
     playable: bool  # H.264 in an MP4 as browsers and our own stores take it, with nothing to convert
 
 
+def open_video(source: Path | BinaryIO) -> InputContainer:
+    """A video of a file or an open stream, in one of the documented containers and no other.
+
+    A name is a file's and never a protocol's (concat:, http:), and what the content names is not opened (playlists). Frames
+    beyond 8K are refused, also where the size changes later. Raises ValueError, OSError, and av.FFmpegError for what is no video.
+    """
+    if isinstance(source, Path) and not source.is_file():
+        raise _Unfit("not a file")
+    if isinstance(source, Path) and not source.stat().st_size:
+        raise _Unfit("empty; MP4, MOV, MKV, WebM, AVI, MPEG and GIF are read")
+    if not isinstance(source, Path):
+        source.seek(0)
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": ",".join(CONTAINERS),
+        "max_pixels": str(MOST_FRAME_PIXELS),
+    }
+    name = f"file:{source}" if isinstance(source, Path) else source
+    container = av.open(name, "r", options=options, metadata_errors="replace")
+    for stream in container.streams.video:
+        if stream.width * stream.height > MOST_FRAME_PIXELS:
+            container.close()
+            raise _Unfit(f"{stream.width}x{stream.height}; at most {MOST_FRAME_PIXELS:,} pixels are read")
+        stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
+    return container
+
+
 class Video:
     """A file that can be gone through again and again, with one frame in memory at a time.
 
@@ -64,28 +99,20 @@ class Video:
         self.source, self.name = source, name or str(source)
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[Any, Any]]:
+    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         """Container and stream; what ffmpeg raises on the way becomes UnreadableVideoError."""
-        source = self.source
         try:
-            if isinstance(source, Path):
-                if not source.is_file():
-                    raise UnreadableVideoError(self.name, "not a file")
-                if not source.stat().st_size:
-                    raise UnreadableVideoError(self.name, "empty")
-            else:
-                source.seek(0)
-            place = f"file:{source}" if isinstance(source, Path) else source  # a name like concat:a is a name
-            with av.open(place, "r", metadata_errors="replace") as container:
+            with open_video(self.source) as container:
                 stream = container.streams.best("video")
-                if stream is None:
-                    sound = " (audio only)" if container.streams.audio else ""
-                    raise UnreadableVideoError(self.name, f"no video stream{sound}")
+                if not isinstance(stream, VideoStream):
+                    raise _Unfit(f"no video stream{' (audio only)' if container.streams.audio else ''}")
                 yield container, stream
         except PermissionError as error:
-            raise UnreadableVideoError(self.name, "no permission to read") from error
+            raise UnreadableVideoError(self.name, "no file that may be read") from error
+        except _Unfit as error:
+            raise UnreadableVideoError(self.name, str(error)) from error
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise UnreadableVideoError(self.name, getattr(error, "strerror", None) or str(error)) from error
+            raise UnreadableVideoError(self.name, f"not a video that can be read ({_said(error)})") from error
 
     @cached_property
     def facts(self) -> VideoFacts:
@@ -93,7 +120,7 @@ class Video:
         with self._opened() as (container, stream):
             first = next(_decoded(container, stream), None)
             if first is None:
-                raise UnreadableVideoError(self.name, "no frame")
+                raise _Unfit("no frame")
             look, notices = _Look(first, stream.sample_aspect_ratio), _notices(first, stream.sample_aspect_ratio)
             codec, form = stream.codec_context.name, container.format.name
             origin = _seconds(first) or 0.0
@@ -109,7 +136,7 @@ class Video:
         """Packets, frames a second, whether they are equally long, and whether timestamps rise."""
         with self._opened() as (container, stream):
             rate = stream.average_rate or stream.guessed_rate
-            base, clock, steps = float(stream.time_base), _Clock(1 / float(rate) if rate else 1 / 25), _Steps()
+            base, clock, steps = float(stream.time_base or 0), _Clock(1 / float(rate) if rate else 1 / 25), _Steps()
             ordered = True
             for packet in container.demux(stream):
                 if not packet.size:
@@ -133,16 +160,22 @@ class Video:
         height, width = size or (facts.height, facts.width)
         with self._opened() as (container, stream):
             clock = _Clock(1 / facts.fps if facts.fps else 1 / 25, facts.origin)
-            if begins > 1 and facts.ordered:
+            if begins > 1 and facts.ordered and stream.time_base:
                 container.seek(int((begins + facts.origin) / stream.time_base), stream=stream)
             painter = _Painter((height, width), (facts.height, facts.width), stream.sample_aspect_ratio)
-            for frame in _decoded(container, stream):
-                now = clock.at(_seconds(frame))
-                if now >= begins - 1e-4:
-                    yield now, painter(frame)
+            try:
+                for frame in _decoded(container, stream):
+                    if clock.at(_seconds(frame)) >= begins - 1e-4:
+                        yield clock.now, painter(frame)
+            except av.FFmpegError as error:
+                raise _Unfit(f"broken after {clock.now:.1f} s ({_said(error)})") from error
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
+def _said(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     """Frames of a stream. FFmpeg's own decoder of VP9 passes over alpha, so there libvpx decodes."""
     if stream.metadata.get("alpha_mode") != "1" or stream.codec_context.name not in ("vp8", "vp9"):
         yield from container.decode(stream)
@@ -205,7 +238,7 @@ class _Look:
     """How a frame has to be shown: its size upright and with square pixels, its turn, and what its colours are."""
 
     def __init__(self, frame: av.VideoFrame, pixel: Fraction | None) -> None:
-        self.turn, self.mirrored = _orientation(frame)
+        self.turn, self.mirrored = orientation(frame)
         self.pixel = Fraction(pixel) if pixel and Fraction(1, LONGEST_PIXEL) <= pixel <= LONGEST_PIXEL else Fraction(1)
         height, width = round(frame.height / min(self.pixel, 1)), round(frame.width * max(self.pixel, 1))
         self.shape = (width, height) if self.turn % 2 else (height, width)
@@ -217,8 +250,10 @@ class _Look:
         self.matrix = colour.guess_matrix(frame.height, frame.width) if unknown else frame.colorspace
         self.transfer, self.primaries = frame.color_trc, frame.color_primaries
         self.wide = colour.needs_conversion(self.transfer, self.primaries)
+        if height * width > MOST_FRAME_PIXELS:
+            raise _Unfit(f"{width}x{height}; at most {MOST_FRAME_PIXELS:,} pixels are read")
         if self.coded and self.matrix not in colour.MATRICES:
-            raise ValueError(f"its colour matrix, number {self.matrix} of ITU-T H.273, is not supported")
+            raise _Unfit(f"coded with colour matrix {self.matrix} of ITU-T H.273, which is not supported")
 
 
 def _notices(frame: av.VideoFrame, pixel: Fraction | None) -> list[str]:
@@ -241,7 +276,7 @@ def _transparent(frame: av.VideoFrame) -> bool:
     return bool((frame.reformat(format="rgba").to_ndarray()[..., 3] < 255).any())
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
+def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     """(quarter turns anticlockwise, whether it is mirrored left to right before them), by the display matrix."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
@@ -328,7 +363,7 @@ def encode(target: Path | BinaryIO, frames: Iterable[np.ndarray], fps: float, cr
     """
     # With macroblock-tree rate control x264 gives other bits for the same small frames from run to run.
     options = {"crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
-    place = str(target) if isinstance(target, Path) else target
+    place = f"file:{target}" if isinstance(target, Path) else target
     with av.open(place, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(60_060), options=options)
         stream.pix_fmt, coder = "yuv420p", stream.codec_context
@@ -341,7 +376,12 @@ def encode(target: Path | BinaryIO, frames: Iterable[np.ndarray], fps: float, cr
                 stream.height, stream.width = height, width
             rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
             frame = scaler.reformat(
-                rgb, format="yuv420p", dst_colorspace="ITU709", dst_color_range=LIMITED, interpolation=ALL_PIXELS, threads=1
+                rgb,
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=LIMITED,
+                interpolation=ALL_PIXELS,
+                threads=1,
             )
             frame.pts = None
             container.mux(stream.encode(frame))

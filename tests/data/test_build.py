@@ -174,8 +174,9 @@ def brightness(content):
 def test_a_clip_holds_the_frames_of_its_span(tmp_path):
     write_with_times(tmp_path / "a.mp4", ramp(60), range(60))
     film = through((probe,), tmp_path / "a.mp4")[0]
-    video, stills = cut(film, 30 / 25, 20, (0.05, 0.5, 0.95), 1280)
+    video, stills, count = cut(film, 30 / 25, 50 / 25, (0.05, 0.5, 0.95), 1280)
     off = brightness(video) - np.arange(30, 50)
+    assert count == 20
     assert np.abs(off).max() < 0.6
     assert [(float(s.mean()) - 10) / 4 for s in stills] == pytest.approx([31, 40, 48], abs=0.6)
 
@@ -185,7 +186,7 @@ def test_a_varying_rate_is_resampled_to_its_mean(tmp_path):
     write_with_times(tmp_path / "v.mp4", ramp(60), times)
     film = through((probe,), tmp_path / "v.mp4")[0]
     assert any("variable" in notice for notice in film["notices"])
-    shown = brightness(cut(film, 0.0, 50, (0.5,), 1280)[0])
+    shown = brightness(cut(film, 0.0, 50 / film["fps"], (0.5,), 1280)[0])
     step = 1 / film["fps"]
     on_screen = [max(i for i, t in enumerate(times) if t / 25 <= (n + 0.5) * step + 1e-9) for n in range(50)]
     assert np.abs(shown - on_screen).max() <= 1.2
@@ -203,7 +204,7 @@ def test_a_turned_film_is_upright(tmp_path):
     turned.write_bytes(content[:track] + content[track:].replace(matrix, quarter, 1))
     film = through((probe,), turned)[0]
     assert (film["height"], film["width"]) == (64, 48)
-    still = cut(film, 0.0, 20, (0.5,), 1280)[1][0]
+    still = cut(film, 0.0, 20 / 24, (0.5,), 1280)[1][0]
     assert still.shape == (64, 48, 3)
     assert still[:, 30:].mean() > 200 > 100 > still[:, :18].mean()  # what was above is right, after a quarter clockwise
     assert next(stream_frames(film, 128))[1].shape == (64, 48, 3)
@@ -384,9 +385,9 @@ def test_what_cannot_be_read_is_named_and_left_behind(films, tmp_path, monkeypat
     assert set(found) == {*contents, "sound.mp4", "encrypted.mp4"}
     assert found["un film à nous 映画.mp4"]["drop"] == ""
     assert found["empty.mp4"]["drop"] == "empty"
-    assert found["sound.mp4"]["drop"] == "no video, only sound"
+    assert found["sound.mp4"]["drop"] == "no video stream (audio only)"
     for name in ("text.mp4", "broken.mp4", "hole.mp4", "encrypted.mp4"):
-        assert "not a video" in found[name]["drop"] or "breaks off" in found[name]["drop"]
+        assert "not a video" in found[name]["drop"] or "broken after" in found[name]["drop"]
     summary = run(folder, tmp_path / "t.lance")
     assert (summary.films, len(summary.left_behind)) == (7, 6)
     assert summary.triplets > 0
@@ -403,7 +404,7 @@ def test_ten_bits_and_large_pictures_are_read_and_told(tmp_path):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p10le")))
         out.mux(stream.encode())
     film = through((probe,), tmp_path / "ten.mp4")[0]
-    assert film["notices"] == ["10 bits: read as 8"]
+    assert film["notices"] == ["10 bits reduced to 8"]
     assert abs(float(next(stream_frames(film, 48))[1].mean()) - 10) < 3
 
 
@@ -414,7 +415,7 @@ def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "iterdir", refuse)
     (tmp_path / "locked").mkdir()
     assert list(probe.find(tmp_path / "locked")) == [tmp_path / "locked"]
-    assert process(str(tmp_path / "locked"), CONFIG, MODELS)[-1]["drop"] == "not a file that can be read"
+    assert process(str(tmp_path / "locked"), CONFIG, MODELS)[-1]["drop"] == "not a file"
 
 
 def test_rights_and_captions_lie_beside_a_film(films, tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phantom_s2v import media, prompts
+from phantom_s2v import media, prompts, videos
 from phantom_s2v.data import emoji
 from phantom_s2v.errors import CheckpointError, DataError, InputError
 from phantom_s2v.model import people, vision
@@ -220,7 +220,7 @@ def test_every_documented_container_is_read(tmp_path, suffix):
 
 def test_frames_beyond_the_limit_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     video(tmp_path / "a.mp4", 128)
-    monkeypatch.setattr(media, "MOST_FRAME_PIXELS", 100 * 100)
+    monkeypatch.setattr(videos, "MOST_FRAME_PIXELS", 100 * 100)
     with pytest.raises(InputError, match="is 128x128; at most 10,000 pixels"):
         media.read_video(tmp_path / "a.mp4")
 
@@ -230,8 +230,8 @@ def test_a_size_that_grows_within_the_file_is_refused(tmp_path, monkeypatch):
     video(tmp_path / "a.ts", 64)
     video(tmp_path / "b.ts", 256)
     (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
-    monkeypatch.setattr(media, "MOST_FRAME_PIXELS", 128 * 128)
-    with media.open_video(tmp_path / "c.ts") as container:
+    monkeypatch.setattr(videos, "MOST_FRAME_PIXELS", 128 * 128)
+    with videos.open_video(tmp_path / "c.ts") as container:
         sizes = []
         with pytest.raises(av.FFmpegError):
             sizes += [frame.width for frame in container.decode(container.streams.video[0])]

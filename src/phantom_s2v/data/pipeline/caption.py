@@ -11,7 +11,7 @@ import av
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.frames import cut
-from phantom_s2v.errors import InputError
+from phantom_s2v.videos import UnreadableVideoError
 
 LONGEST_PHRASE = 6  # words
 _OPENERS = {"a", "an", "the", "his", "her", "its", "their", "two", "three", "four", "one", "another"}
@@ -26,15 +26,15 @@ _PLACES = frozenset({"background", "left", "right", "top", "bottom", "side", "fr
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
-    """Adds video, stills, caption and phrases to clips."""
+    """Adds video, frames (how many it has), stills, caption and phrases to clips."""
     for record in records:
         if record["kind"] != "clip" or record["drop"]:
             yield record
             continue
         try:
-            video, stills = cut(record, record["begins"], record["stop"] - record["start"], config.instants, config.longest_side)
-        except (av.FFmpegError, OSError, InputError) as error:
-            yield {**record, "drop": f"cannot be cut out ({getattr(error, 'strerror', error)})"}
+            video, stills, count = cut(record, record["begins"], record["ends"], config.instants, config.longest_side)
+        except (av.FFmpegError, UnreadableVideoError) as error:
+            yield {**record, "drop": f"cannot be cut out ({getattr(error, 'reason', error)})"}
             continue
         caption = models.caption(stills) if models.caption else record["caption"]
         phrases = (models.phrases or noun_phrases)(caption) if caption else []
@@ -43,6 +43,7 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             **record,
             "video": video,
             "stills": stills,
+            "frames": count,
             "caption": caption,
             "phrases": phrases,
             "height": height,

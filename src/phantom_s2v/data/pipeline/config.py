@@ -4,10 +4,10 @@ A record is a dict. Every stage is `run(records, config, models) -> Iterator[rec
 records with a reason in "drop", and the film's own record, which comes after those of its clips. Keys that stages add:
 
     probe     kind "film", path, name, film (SHA-256 of the content), fps, height, width, caption, rights, notices
-    shots     kind "clip", clip (id), start, stop (frames), begins (seconds), work (uint8 [n, h, w, 3], small), drop ""
+    shots     kind "clip", clip (id), start, stop (frames), begins, ends (seconds), work (uint8 [n, h, w, 3], small), drop ""
     quality   scores, signature (float32 [64]), drop
-    caption   caption, phrases
-    subjects  video (mp4 bytes), subjects: a list of dicts, see subjects.py
+    caption   video (mp4 bytes), frames (of the mp4), stills, caption, phrases
+    subjects  subjects: a list of dicts, see subjects.py
     embed     vector, context and, where there is a face, face in each subject
 """
 

@@ -2,14 +2,14 @@
 
 import io
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 
 from phantom_s2v.data.pipeline.config import Record
-from phantom_s2v.media import open_video
+from phantom_s2v.videos import Timed, Video, encode, resampled
+
+CRF = 14  # of clips: nearly lossless
 
 
 def fit(height: int, width: int, shorter: int = 0, longer: int = 0) -> tuple[int, int]:
@@ -18,65 +18,37 @@ def fit(height: int, width: int, shorter: int = 0, longer: int = 0) -> tuple[int
     return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
 
 
-def stream_frames(film: Record, shorter: int) -> Iterator[tuple[float, np.ndarray]]:
-    """(seconds, uint8 [h, w, 3]) of every frame, upright, the shorter side at most `shorter`."""
-    height, width = fit(film["height"], film["width"], shorter=shorter)
-    with open_video(Path(film["path"])) as container:
-        for frame in container.decode(container.streams.video[0]):
-            yield _seconds(frame), _upright(frame, height, width)
+def stream_frames(film: Record, shorter: int) -> Iterator[Timed]:
+    """(seconds, uint8 [h, w, 3]) of every frame, as it is shown, the shorter side at most `shorter`."""
+    return Video(Path(film["path"])).frames(size=fit(film["height"], film["width"], shorter=shorter))
 
 
-def _seconds(frame: av.VideoFrame) -> float:
-    return float(frame.time) if frame.time is not None else 0.0
+def cut(
+    film: Record, begins: float, ends: float, instants: tuple[float, ...], longer: int
+) -> tuple[bytes, list[np.ndarray], int]:
+    """The frames from `begins` to before `ends` (seconds) at the film's mean rate: an mp4, stills, and how many frames it has.
 
-
-def _upright(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """RGB at a size, turned as the film's flag says."""
-    quarter = frame.rotation // 90 % 4
-    if quarter % 2:
-        height, width = width, height
-    small = frame.reformat(width, height, "rgb24", interpolation="AREA")
-    return np.rot90(small.to_ndarray(), quarter) if quarter else small.to_ndarray()
-
-
-def cut(film: Record, begins: float, count: int, instants: tuple[float, ...], longer: int) -> tuple[bytes, list[np.ndarray]]:
-    """`count` frames at the film's mean rate from `begins` seconds on: an mp4, and the stills at `instants` (shares of it).
-
-    Frames go straight into the encoder, so memory does not grow with the clip. Where the rate varies, each moment shows the frame
-    that was on the screen.
+    Only frames of that span are shown, whatever the rate of this part of the film. `instants` of the stills are shares of the
+    clip. Frames go straight into the encoder, so memory does not grow with the clip.
     """
-    height, width = fit(film["height"], film["width"], longer=longer)
+    size, fps = fit(film["height"], film["width"], longer=longer), film["fps"]
+    count = max(1, round((ends - begins) * fps))
     wanted = {round(instant * (count - 1)) for instant in instants}
     stills: dict[int, np.ndarray] = {}
-    target = io.BytesIO()
-    rate = Fraction(film["fps"]).limit_denominator(1001 * 60)
-    with av.open(target, "w", format="mp4") as out:
-        encoder = out.add_stream("libx264", rate=rate, options={"crf": "14", "threads": "1", "x264-params": "mbtree=0"})
-        encoder.height, encoder.width, encoder.pix_fmt = height, width, "yuv420p"
-        for number, picture in enumerate(_resampled(film, begins, count, height, width)):
+
+    def shown() -> Iterator[np.ndarray]:
+        for number, picture in enumerate(resampled(_span(film, begins, ends, size), begins, count, fps)):
             if number in wanted:
                 stills[number] = picture
-            out.mux(encoder.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-        out.mux(encoder.encode())
-    return target.getvalue(), [stills[number] for number in sorted(stills)]
+            yield picture
+
+    target = io.BytesIO()
+    encode(target, shown(), fps, CRF)
+    return target.getvalue(), [stills[number] for number in sorted(stills)], count
 
 
-def _resampled(film: Record, begins: float, count: int, height: int, width: int) -> Iterator[np.ndarray]:
-    """The frame on the screen at each of `count` moments."""
-    step, given, shown = 1 / film["fps"], 0, None
-    with open_video(Path(film["path"])) as container:
-        stream = container.streams.video[0]
-        if begins > 1 and stream.time_base:
-            container.seek(int(begins / stream.time_base), stream=stream)
-        for frame in container.decode(stream):
-            time = _seconds(frame) - begins
-            while shown is not None and given < count and time > (given + 0.5) * step:
-                yield shown
-                given += 1
-            if given == count:
-                return
-            if time > -0.5 * step:
-                shown = _upright(frame, height, width)
-        while shown is not None and given < count:
-            yield shown
-            given += 1
+def _span(film: Record, begins: float, ends: float, size: tuple[int, int]) -> Iterator[Timed]:
+    for now, picture in Video(Path(film["path"])).frames(begins, size):
+        if now >= ends - 1e-4:
+            return
+        yield now, picture

@@ -5,11 +5,8 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import av
-
 from phantom_s2v.data.pipeline.config import Config, Models, Record
-from phantom_s2v.errors import InputError
-from phantom_s2v.media import open_video
+from phantom_s2v.videos import UnreadableVideoError, Video
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 LARGE = 4320  # lines of 8K
@@ -46,42 +43,26 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         film = {"kind": "film", "film": "", "name": path.name, "notices": [], "drop": "", "clips": 0, **record}
         try:
             film |= {"stamp": stamp(path), **_look(path)}
-        except (av.FFmpegError, OSError, ValueError, InputError) as error:
-            film["drop"] = _reason(error)
+        except UnreadableVideoError as error:
+            film["drop"] = error.reason
+        except (OSError, ValueError) as error:
+            film["drop"] = getattr(error, "strerror", None) or str(error)
         yield film
 
 
 def _look(path: Path) -> Record:
-    """The facts of a file; ValueError with the reason where it holds no video."""
-    if not path.is_file():
-        raise ValueError("not a file that can be read")
-    if not path.stat().st_size:
-        raise ValueError("empty")
+    """The facts of a file; UnreadableVideoError where it holds no video."""
+    facts = Video(path).facts
+    if not facts.fps:
+        raise ValueError("no frame rate")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-    found: Record = {"film": digest}
-    with open_video(path) as container:
-        if not container.streams.video:
-            raise ValueError("no video, only sound" if container.streams.audio else "no video")
-        stream = container.streams.video[0]
-        first = next(container.decode(stream), None)
-        if first is None:
-            raise ValueError("no frame")
-        turned = first.rotation % 180 != 0
-        height, width = (first.width, first.height) if turned else (first.height, first.width)
-        rate, base = stream.average_rate, stream.base_rate or stream.guessed_rate
-        if not rate:
-            raise ValueError("no frame rate")
-        notices = []
-        if base and abs(float(base) / float(rate) - 1) > 0.02:
-            notices.append("variable frame rate: clips are resampled to its mean")
-        if first.rotation:
-            notices.append(f"turned by {-first.rotation % 360} degrees, as its flag says")
-        if first.format.components[0].bits > 8:
-            notices.append(f"{first.format.components[0].bits} bits: read as 8")
-        if max(height, width) >= LARGE:
-            notices.append(f"{width}x{height}: scaled down")
-        found |= {"fps": float(rate), "height": height, "width": width, "rotation": first.rotation, "notices": notices}
+    notices = list(facts.notices)
+    if not facts.steady:
+        notices.append(f"clips have its mean rate, {facts.fps:.3g}")
+    if max(facts.height, facts.width) >= LARGE:
+        notices.append(f"{facts.width}x{facts.height}: scaled down")
+    found: Record = {"film": digest, "fps": facts.fps, "height": facts.height, "width": facts.width, "notices": notices}
     return found | _beside(path)
 
 
@@ -100,12 +81,3 @@ def _beside(path: Path) -> Record:
     elif text.is_file():
         said["caption"] = text.read_text(encoding="utf-8", errors="replace").strip()
     return said
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong with a file, in a few words that are the same for all files that it is wrong with."""
-    if isinstance(error, PermissionError):
-        return "no permission to read"
-    if isinstance(error, av.FFmpegError):
-        return f"not a video that can be read ({error.strerror})"
-    return str(error)

@@ -6,17 +6,15 @@ PySceneDetect's adaptive detector finds hard cuts and TransNetV2 gradual ones to
 import hashlib
 from collections.abc import Iterable, Iterator
 
-import av
 import cv2
 import numpy as np
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.frames import stream_frames
-from phantom_s2v.errors import InputError
+from phantom_s2v.videos import Timed, UnreadableVideoError
 
 WINDOW, CONTEXT = 100, 25  # frames that TransNetV2 sees at once, and on either side of those that it judges
 DETECTORS = ("scenedetect", "transnet", "both")
-Timed = tuple[float, np.ndarray]
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
@@ -30,38 +28,40 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             for clip in _clips(film, config, models):
                 count += 1
                 yield clip
-        except (av.FFmpegError, OSError, InputError) as error:
-            film = {**film, "drop": f"breaks off ({getattr(error, 'strerror', error)})"}
+        except UnreadableVideoError as error:
+            film = {**film, "drop": error.reason}
         yield {**film, "clips": count}
 
 
 def _clips(film: Record, config: Config, models: Models) -> Iterator[Record]:
     """The clips of a film, cut at its cuts and where they would be too long."""
-    longest = max(2, int(config.longest * film["fps"]))
+    most, step = max(2, int(config.longest * film["fps"])), 1 / film["fps"]
     shot: list[Timed] = []
     start = number = 0
     for number, (timed, is_cut) in enumerate(_with_cuts(stream_frames(film, config.work_side), config, models)):
-        if shot and (is_cut or len(shot) == longest):
-            yield _record(film, start, shot, config)
+        full = len(shot) == most or (shot and timed[0] - shot[0][0] > config.longest - step / 2)
+        if shot and (is_cut or full):
+            yield _record(film, start, shot, timed[0], config)
             shot, start = [], number
         shot.append(timed)
     if shot:
-        yield _record(film, start, shot, config)
+        yield _record(film, start, shot, shot[-1][0] + step, config)
 
 
-def _record(film: Record, start: int, shot: list[Timed], config: Config) -> Record:
-    """A clip's record; its id follows from the film's content and its place in it."""
+def _record(film: Record, start: int, shot: list[Timed], ends: float, config: Config) -> Record:
+    """A clip's record; its id follows from the film's content and its place in it. It `ends` where the next frame begins."""
     clip = hashlib.sha256(f"{film['film']} {start} {start + len(shot)}".encode()).hexdigest()[:32]
-    short = len(shot) < config.shortest * film["fps"]
+    begins = shot[0][0]
     return {
         **film,
         "kind": "clip",
         "clip": clip,
         "start": start,
         "stop": start + len(shot),
-        "begins": shot[0][0],
+        "begins": begins,
+        "ends": ends,
         "work": np.stack([frame for _, frame in shot]),
-        "drop": "too short" if short else "",
+        "drop": "too short" if ends - begins < config.shortest - 1e-6 else "",
     }
 
 

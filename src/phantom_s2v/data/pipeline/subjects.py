@@ -34,8 +34,7 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             sift(each, still.shape[:2], config)
             for each, still in zip(models.detect(stills, record["phrases"]), stills, strict=True)
         ]
-        count = record["stop"] - record["start"]
-        frames = sorted({round(instant * (count - 1)) for instant in config.instants})
+        frames = sorted({round(instant * (record["frames"] - 1)) for instant in config.instants})
         subjects = [_subject(record, track, stills, frames) for track in follow(found, stills)[: config.most_subjects]]
         rest = {k: v for k, v in record.items() if k not in ("work", "stills")}
         if not subjects:

@@ -55,7 +55,7 @@ def _triplet(
         caption=facts["caption"],
         references=tuple(references[:MAX_PICTURES]),
         fps=facts["fps"],
-        frames=facts["stop"] - facts["start"],
+        frames=facts["frames"],
         height=facts["height"],
         width=facts["width"],
         scores=facts["scores"],
