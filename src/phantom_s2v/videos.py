@@ -71,7 +71,7 @@ def open_video(source: Path | BinaryIO) -> InputContainer:
     if isinstance(source, Path) and not source.is_file():
         raise _Unfit("not a file")
     if isinstance(source, Path) and not source.stat().st_size:
-        raise _Unfit("empty; MP4, MOV, MKV, WebM, AVI, MPEG and GIF are read")
+        raise _Unfit("empty")
     if not isinstance(source, Path):
         source.seek(0)
     options = {

@@ -21,6 +21,7 @@ from phantom_s2v.files import writing
 
 SHARD = 1000  # triplets a tar
 SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
+PICTURES = ("PNG", "JPEG", "WEBP")  # an MPO is a JPEG with more behind it, and Pillow opens it as one
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
 Files = dict[str, bytes]  # name after the id and its dot -> content
 
@@ -64,7 +65,7 @@ def from_files(name: str, files: Files) -> Triplet:
 
 def _suffix(picture: bytes) -> str:
     try:
-        with media.open_picture(io.BytesIO(picture), tuple(SUFFIX)) as image:
+        with media.open_picture(io.BytesIO(picture), PICTURES) as image:
             return SUFFIX[str(image.format)]
     except (UnidentifiedImageError, KeyError) as error:
         raise DataError("a reference is neither PNG, JPEG nor WebP") from error
