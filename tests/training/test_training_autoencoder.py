@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from phantom_s2v.data.emoji import Sprites
 from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.training.autoencoder import SPREAD, batch, channel_weight, loss_of, train_autoencoder
+from phantom_s2v.training.autoencoder import SPREAD, batch, channel_weight, composed, loss_of, train_autoencoder
 from phantom_s2v.training.config import AutoencoderConfig, TrainConfig
 from phantom_s2v.training.linear import linear_path
 
@@ -92,6 +93,7 @@ def test_decoder_alone_leaves_the_latents_as_they_were(tmp_path, tiny, sprites, 
 
 
 def test_without_weights_to_start_from_the_linear_path_comes_first(tmp_path, sprites, monkeypatch):
+    monkeypatch.setattr("phantom_s2v.training.autoencoder.composed", partial(composed, count=12))
     model = train_autoencoder(CONFIG, sprites, tmp_path, None)
     assert (tmp_path / "linear" / "state.safetensors").exists()
     monkeypatch.delattr("phantom_s2v.training.autoencoder.principal_start")  # what has its state already needs no start

@@ -139,9 +139,12 @@ def test_no_branch_gets_the_attention_of_another(with_ratios):
 
 
 @pytest.mark.parametrize("cache", KEPT)
-def test_the_estimate_counts_what_a_cache_keeps(with_ratios, cache):
+def test_the_estimate_counts_what_a_cache_keeps(with_ratios, cache, request):
     pipe = placed(with_ratios, cache=cache)
     tokens, kept = 16, []
+
+    gc.freeze()  # what is there already is no state of the cache, and looking through all of it takes seconds
+    request.addfinalizer(gc.unfreeze)
 
     def count(*_):
         gc.collect()
