@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,9 +26,8 @@ from phantom_s2v.training.loop import pick_dtype, train
 from phantom_s2v.training.optim import Muon, orthogonalise, rate_at, update_ema
 from phantom_s2v.training.transformer import Shards, drop, loss_of, permute_subjects
 
-pytestmark = pytest.mark.threads
 
-
+@pytest.mark.threads
 @pytest.mark.parametrize("shape", [(20, 20), (16, 40), (64, 24)])
 def test_orthogonalise_is_near_the_polar_factor(shape):
     torch.manual_seed(0)
@@ -85,7 +85,8 @@ def run(out, steps, rows=slice(None), noise=1.0):
     """Train on `rows` of the same four at every step, of which every process takes its share; the last two take a branch."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16))
-    config = TrainConfig(steps, workers=0, log_steps=2, save_minutes=1e9, warmup=2, precision="float32")
+    threads = torch.get_num_threads()
+    config = TrainConfig(steps, threads=threads, workers=0, log_steps=2, save_minutes=1e9, warmup=2, precision="float32")
 
     def make(step, rank):
         batch = torch.from_numpy(np.random.default_rng(step).normal(size=(4, 16)).astype(np.float32))
@@ -103,6 +104,7 @@ def run(out, steps, rows=slice(None), noise=1.0):
     return train(config, model, make, loss, out, {"subjects": "x"})
 
 
+@pytest.mark.threads
 def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path):
     whole = run(tmp_path / "whole", 12)
     run(tmp_path / "parts", 5)
@@ -139,8 +141,13 @@ def test_a_foreign_state_is_refused(tmp_path):
         load_state(tmp_path / "state.safetensors", other, other, torch.optim.SGD(other.parameters(), 0.1))
 
 
-def test_dtype_is_measured():
-    assert pick_dtype("auto") in (torch.float32, torch.bfloat16)
+@pytest.mark.parametrize(("bfloat16", "float32"), [(1.0, 2.0), (2.0, 1.0)])
+def test_dtype_is_measured(monkeypatch, bfloat16, float32):
+    """By a clock on which products take as long as given, so that neither this CPU nor what else it does matters."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    clock = iter(np.cumsum([1.0, bfloat16] * 4 + [1.0, float32] * 4).tolist())
+    monkeypatch.setattr("phantom_s2v.training.loop.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert pick_dtype("auto") is (torch.bfloat16 if bfloat16 < float32 else torch.float32)
     assert pick_dtype("float32") is torch.float32
 
 
@@ -216,6 +223,7 @@ def test_drop_rates_are_those_of_the_config():
     assert (~dropped.image_seen[:, 0]).float().mean() == pytest.approx(1 - 0.6 * 0.9, abs=0.04)
 
 
+@pytest.mark.threads
 def test_everything_dropped_is_the_null_branch_of_sampling():
     rates = TransformerConfig(TrainConfig(1), drop_all=1.0)
     c = conditions(3)

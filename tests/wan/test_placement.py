@@ -21,8 +21,6 @@ from phantom_s2v.jobs import parse_loras
 from phantom_s2v.model.placement import Placement
 from phantom_s2v.model.step_cache import ONE_BATCH, RATIOS
 
-pytestmark = pytest.mark.threads
-
 SETTINGS = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 6, "seed": 0, "output_type": "latent"}
 
 
@@ -45,6 +43,7 @@ def placed(converted, **options):
     return PhantomPipeline.from_pretrained(converted, Placement(**options))
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize(
     "options",
     [{"cache_text": True}, {"offload": "model", "device": "cpu"}, {"offload": "group", "device": "cpu"}, {"tiling": True}],
@@ -64,6 +63,7 @@ def test_keys_and_values_of_the_text_are_computed_once_a_video(converted):
     assert len(calls) == 4
 
 
+@pytest.mark.threads
 def test_tiles_decode_to_nearly_the_same_pixels(converted, pipe):
     """Tiles blend their borders; inside a single tile they are exact."""
     first, second = (latents(p, output_type="np") for p in (pipe, placed(converted, tiling=True)))
@@ -94,6 +94,7 @@ def with_ratios(converted, tmp_path_factory):
     return folder
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize(
     ("options", "fewer"),
     [
@@ -120,6 +121,7 @@ def test_step_caches_skip_work(with_ratios, plain, options, fewer):
     assert latents(pipe, num_inference_steps=9).isfinite().all()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("cache", ONE_BATCH)
 def test_branches_in_one_batch_are_the_branches_in_turn(converted, cache):
     """At the first step nothing is skipped yet."""
@@ -129,6 +131,7 @@ def test_branches_in_one_batch_are_the_branches_in_turn(converted, cache):
     )
 
 
+@pytest.mark.threads
 def test_no_branch_gets_the_attention_of_another(with_ratios):
     """With guidance (0, 0) only the null branch counts, so what the others would have left behind cannot matter."""
     for cache in ("pab", "fastercache", "magcache", "seacache", "taylorseer"):
@@ -155,6 +158,7 @@ def test_the_estimate_counts_what_a_cache_keeps(with_ratios, cache, request):
     assert max(kept) == 3 * cache_bytes(pipe.models.transformer.config, tokens, 4, cache)
 
 
+@pytest.mark.threads
 def test_magcache_measures_the_growth_of_the_residual(converted):
     models = load_models(converted, Placement(cache="magcache"), calibrate=True)
     blocks, seen = models.transformer.blocks, []
@@ -232,6 +236,7 @@ FORMS = {
 }
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("form", FORMS)
 def test_a_lora_is_its_product_added_to_the_weight(converted, tmp_path, form):
     state, product = lora_state(FORMS[form])
