@@ -8,16 +8,19 @@ import base64
 import io
 import json
 import os
+import queue
 import re
-import urllib.error
-import urllib.request
+import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 from PIL import Image
 
 from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.untrusted import parse_json, without_credentials
 
 INSTRUCTION = (
     "You rewrite prompts for a video model that sees the attached reference pictures, in their order. Rewrite the prompt so that "
@@ -26,7 +29,9 @@ INSTRUCTION = (
     "Answer with the rewritten prompt alone."
 )
 KEY = "PHANTOM_REPHRASE_KEY"  # environment variable with the endpoint's key
-PATIENCE = 120  # seconds until an endpoint must have answered
+PATIENCE = 120  # seconds until an endpoint must have answered in full
+MOST_ANSWER = 1 << 20  # bytes of an answer
+LONGEST_PROMPT = 10_000  # characters of a rewritten prompt; 400 tokens are some 2,000
 ANSWER_TOKENS = 400
 ARTICLES = r"a|an|the|one|another|this|that|his|her|its|their|my|our|two|three|four"
 STOP = re.compile(  # what ends a noun phrase: verbs of being and doing that are common in prompts, prepositions, conjunctions
@@ -98,33 +103,96 @@ def rephrase(prompt: str, pictures: list[np.ndarray], where: str) -> str:
     of a transformers model for pictures and text. Nothing is sent anywhere else. Raises InputError where no prompt comes back.
     """
     answer = _ask_endpoint(prompt, pictures, where) if "://" in where else _ask_model(prompt, pictures, Path(where))
-    text = re.sub(r"\s+", " ", answer).strip().strip('"')
-    if not text:
-        raise InputError(f"{where} gave back no prompt; use the prompt as it is, or another rephraser")
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", answer).strip().strip('"')
+    if not text or len(text) > LONGEST_PROMPT:
+        said = f"a prompt of {len(text):,} characters" if text else "no prompt"
+        raise InputError(f"{without_credentials(where)} gave back {said}; use the prompt as it is, or another rephraser")
     return text
 
 
 def _ask_endpoint(prompt: str, pictures: list[np.ndarray], where: str) -> str:
     url, _, model = where.partition("#")
-    if not url.startswith(("http://", "https://")) or not model:
-        raise InputError(f"rephrase is {where!r}; legal are URL#MODEL of an OpenAI-compatible endpoint and a folder")
+    place = _shown(url)
+    if place is None or not model:
+        raise InputError(
+            f"rephrase is {without_credentials(where)!r}; legal are URL#MODEL of an OpenAI-compatible endpoint and a folder"
+        )
     content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(p)}} for p in pictures]
     content.append({"type": "text", "text": prompt})
     messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": content}]
     body = json.dumps({"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS}).encode()
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
     if key := os.environ.get(KEY):
         headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", body, headers)
+    answer = _post(url, body, headers, place)
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-            return str(json.load(response)["choices"][0]["message"]["content"] or "")
-    except urllib.error.HTTPError as error:
-        raise InputError(
-            f"the endpoint {url} refused with status {error.code}; look at its address, its model and {KEY}"
-        ) from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"the endpoint {url} gave no answer that could be read ({type(error).__name__})") from error
+        text = parse_json(answer)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"the endpoint {place} gave no answer that could be read ({type(error).__name__})") from error
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"the endpoint {place} gave no answer that could be read (no text)")
+    return text or ""
+
+
+def _shown(url: str) -> str | None:
+    """An endpoint's address as errors show it: without user, password, query and fragment. None where it is no address."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return None
+    return (
+        f"{parts.scheme}://{parts.hostname}{port}{parts.path}" if parts.scheme in ("http", "https") and parts.hostname else None
+    )
+
+
+def _post(url: str, body: bytes, headers: dict[str, str], place: str) -> bytes:
+    """What a server answers, within `PATIENCE` seconds from its name to the last byte, and at most `MOST_ANSWER` bytes.
+
+    Redirects are not followed: the key belongs to the host that was named. Raises InputError, which calls the server `place`.
+    """
+    answers: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_exchange(client, url, body, headers, place))
+        except Exception as error:  # told in the thread that waits
+            answers.put(error)
+
+    with httpx.Client(timeout=PATIENCE, follow_redirects=False) as client:  # its end closes what still waits
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            answer = answers.get(timeout=PATIENCE)
+        except queue.Empty as error:
+            raise InputError(f"the endpoint {place} gave no whole answer within {PATIENCE} s") from error
+    if isinstance(answer, InputError):
+        raise answer
+    if isinstance(answer, Exception):  # httpx's own, and what sockets and odd addresses raise
+        raise InputError(f"the endpoint {place} gave no answer that could be read ({type(answer).__name__})") from answer
+    return answer
+
+
+def _exchange(client: httpx.Client, url: str, body: bytes, headers: dict[str, str], place: str) -> bytes:
+    """One request; the answer is read as it comes, so that a large one is not held. Raises InputError."""
+    address = httpx.URL(url)
+    address = address.copy_with(path=f"{address.path.rstrip('/')}/chat/completions")
+    if "Authorization" in headers:
+        address = address.copy_with(userinfo=b"")  # which httpx would send instead
+    with client.stream("POST", address, content=body, headers=headers) as response:
+        if response.is_redirect:
+            raise InputError(f"the endpoint {place} redirects elsewhere (status {response.status_code}); give its own address")
+        if response.status_code != 200:
+            raise InputError(
+                f"the endpoint {place} refused with status {response.status_code}; look at its address, its model and {KEY}"
+            )
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise InputError(f"the endpoint {place} gave no answer that could be read (it is compressed, unasked)")
+        answer = bytearray()
+        for part in response.iter_raw():
+            answer += part
+            if len(answer) > MOST_ANSWER:
+                raise InputError(f"the endpoint {place} answered with more than {MOST_ANSWER >> 20} MB; a prompt is shorter")
+    return bytes(answer)
 
 
 def _data_url(picture: np.ndarray) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 # Control characters (ESC begins a terminal's commands), lone surrogates (names that are not UTF-8), marks that turn the direction
 # of writing, and the separators that some readers take for the end of a line.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
-_CREDENTIALS = re.compile(r"(\w+://)[^\s/@]*@")
+_CREDENTIALS = re.compile(r"(\w+://)[^\s/]*@")
+_QUERY = re.compile(r"(\w+://[^\s?#]*)\?[^\s#]*")
 
 
 def printable(text: object) -> str:
@@ -26,12 +27,12 @@ def printable(text: object) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """A text without the user names and passwords of the addresses in it.
+    """A text without the user names, passwords and queries of the addresses in it.
 
-    >>> without_credentials("no answer of https://me:secret@example.org/v1")
-    'no answer of https://***@example.org/v1'
+    >>> without_credentials("no answer of https://me:secret@example.org/v1?key=secret#model")
+    'no answer of https://***@example.org/v1?***#model'
     """
-    return _CREDENTIALS.sub(r"\1***@", text)
+    return _QUERY.sub(r"\1?***", _CREDENTIALS.sub(r"\1***@", text))
 
 
 def parse_json(text: str | bytes) -> Any:
