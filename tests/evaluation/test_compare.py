@@ -182,26 +182,32 @@ def pairs(tmp_path):
     return rating.find_pairs([tmp_path / "secret-a", tmp_path / "secret-b" / "videos"], told)
 
 
+def client_of(pairs, file):
+    """A browser on the loopback that sends what browsers send."""
+    address = "http://127.0.0.1:8765"
+    return TestClient(rating.application(pairs, file), base_url=address, headers={"Origin": address})
+
+
 def test_a_rater_sees_no_names_and_votes_reach_the_right_system(pairs, tmp_path):
     file = tmp_path / "votes.sqlite"
-    client = TestClient(rating.application(pairs, file))
-    assert "Your name" in client.get("/").text
+    client = client_of(pairs, file)
+    first, second = (f"/rate/{secret}" for secret in rating.links(file, ["Zoë & co", "another"]).values())
     sides = set()
     for done in range(6):
-        page = client.get("/next", params={"rater": "Zoë & co"}).text
+        page = client.get(first).text
         assert f"Comparison {done + 1} of 6" in page
-        assert "secret" not in page
+        assert "secret-" not in page
         assert "<fox>" not in page
         number = int(re.search(r"/vote/(\d+)", page)[1])
-        shown = [client.get(f"/video/{number}/{side}", params={"rater": "Zoë & co"}) for side in (0, 1)]
-        assert all("secret" not in str(s.headers) for s in shown)
+        shown = [client.get(f"{first}/video/{number}/{side}") for side in (0, 1)]
+        assert all("secret-" not in str(s.headers) for s in shown)
         brighter = shown.index(max(shown, key=lambda s: media.read_video(as_file(s.content))[0].mean()))
         sides.add(brighter)
-        said = {"rater": "Zoë & co", "better": ("left", "right")[brighter], "logo": "equal"}
-        assert client.post(f"/vote/{number}", data=said, follow_redirects=False).status_code == 303
+        said = {"better": ("left", "right")[brighter], "logo": "equal"}
+        assert client.post(f"{first}/vote/{number}", data=said, follow_redirects=False).status_code == 303
     assert sides == {0, 1}  # both systems stood at both sides
-    assert "All 6 comparisons are done" in client.get("/next", params={"rater": "Zoë & co"}).text
-    assert "Comparison 1 of 6" in client.get("/next", params={"rater": "another"}).text
+    assert "All 6 comparisons are done" in client.get(first).text
+    assert "Comparison 1 of 6" in client.get(second).text
     better, logo = rating.results(file)
     assert (better["first_wins"], better["second_wins"], better["second_share"]) == (0, 6, 1.0)
     assert (logo["question"], logo["equal"], logo["second_share"]) == ("logo", 6, 0.5)
@@ -214,12 +220,13 @@ def as_file(content):
 
 
 def test_bad_votes_and_places_are_refused(pairs, tmp_path):
-    client = TestClient(rating.application(pairs, tmp_path / "votes.sqlite"))
-    assert client.post("/vote/0", data={"rater": "a", "better": "secret-a"}).status_code == 422
-    assert client.post("/vote/99", data={"rater": "a", "better": "left"}).status_code == 422
-    assert client.post("/vote/0", data={"better": "left"}).status_code == 422
-    assert client.get("/video/0/7", params={"rater": "a"}).status_code == 404
-    assert client.get("/video/-1/0", params={"rater": "a"}).status_code == 404
+    client = client_of(pairs, tmp_path / "votes.sqlite")
+    link = f"/rate/{rating.links(tmp_path / 'votes.sqlite', ['a'])['a']}"
+    assert client.post(f"{link}/vote/0", data={"better": "secret-a"}).status_code == 422
+    assert client.post(f"{link}/vote/99", data={"better": "left"}).status_code == 422
+    assert client.post(f"{link}/vote/0", data={"logo": "left"}).status_code == 422
+    assert client.get(f"{link}/video/0/7").status_code == 404
+    assert client.get(f"{link}/video/-1/0").status_code == 404
     with pytest.raises(InputError, match="holds no vote yet"):
         rating.results(tmp_path / "votes.sqlite")
     with pytest.raises(InputError, match="not a file"):

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from phantom_s2v.errors import PhantomError
+from phantom_s2v.untrusted import printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True, help="Fetch and encode what training learns from.")
@@ -27,29 +28,49 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)  # click turns Exit and Ctrl-C into a code
     except PhantomError as error:
-        print(f"phantom: {error}", file=sys.stderr)
+        tell(error)
         sys.exit(2)
     except OSError as error:
         if error.filename is None:  # no path to name
             raise
-        print(f"phantom: {error.filename}: {error.strerror}", file=sys.stderr)
+        tell(f"{error.filename}: {error.strerror}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         if not hasattr(error, "exit_code"):  # click's usage errors have one
             raise
-        error.show()  # type: ignore[attr-defined]
+        _usage(error)
         sys.exit(2)
     if code == 130:
-        print("phantom: interrupted; nothing half-written was left", file=sys.stderr)
+        tell("interrupted; nothing half-written was left")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Any) -> None:
+    """Say what is wrong with the arguments; without any, click shows the help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "phantom"
+    tell(f"{error.format_message()} ({path} --help lists what is legal)")
+
+
+def say(*lines: object) -> None:
+    """Print each on one line of stdout. Names, captions and answers in them are others', and command no terminal."""
+    for line in lines:
+        print(printable(line), flush=True)
+
+
+def tell(line: object) -> None:
+    """Print a notice or an error on one line of stderr, as `say` does."""
+    print(f"phantom: {printable(line)}", file=sys.stderr)
 
 
 def progress(shown: bool = True) -> Progress:
     """A bar with time left, on stderr."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
@@ -78,5 +99,5 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
     if show:
         from phantom_s2v import __version__
 
-        print(__version__)
+        say(__version__)
         raise typer.Exit

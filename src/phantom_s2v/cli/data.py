@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import by_stage, data, err, models, progress
+from phantom_s2v.cli.app import by_stage, data, models, progress, say, tell
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def data_build(
     page = out.with_suffix(".html")
     report.write_report(page, Bank(engine.bank_of(out)), done.pairs, done.triplets, done.seconds, settings)
     for path, reason in done.left_behind.items():
-        err.print(f"phantom: left behind: {path}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        tell(f"left behind: {path}: {reason}")
     kept = sum(not p["drop"] for p in done.pairs)
     facts = {"films": done.films, "left_behind": len(done.left_behind), "triplets": done.triplets, "new": done.new, "pairs": kept}
-    print(json.dumps({**facts, "report": str(page)}))
+    say(json.dumps({**facts, "report": str(page)}))
     if done.left_behind:
         raise typer.Exit(3)
 
@@ -143,7 +143,7 @@ def data_films(
     with progress() as bar:
         task = bar.add_task("films", total=films)
         write_films(out, sprites, films, seed, lambda: bar.advance(task))
-    print(json.dumps({"films": films, "out": str(out)}))
+    say(json.dumps({"films": films, "out": str(out)}))
 
 
 @data.command("check")
@@ -173,7 +173,7 @@ def data_check(
         raise InputError("films were left behind that were composed just now; see above") from left
     bank, settings = Bank(engine.bank_of(dataset)), read_config(None, {"detector": detector})
     facts = check(bank, paths, bank.all_pairs(), settings)
-    print(json.dumps({name: round(value, 4) for name, value in facts.items()}))
+    say(json.dumps({name: round(value, 4) for name, value in facts.items()}))
 
 
 @data.command("emoji")
@@ -183,8 +183,8 @@ def data_emoji(root: Annotated[Path | None, typer.Option(help="Where to keep the
     from phantom_s2v.data.heldout import held_out_families
 
     target = root or default_root()
-    fetch(target, held_out_families(), lambda line: err.print(line))
-    print(json.dumps({"subjects": len(load_store(target).subjects), "root": str(target)}))
+    fetch(target, held_out_families(), tell)
+    say(json.dumps({"subjects": len(load_store(target).subjects), "root": str(target)}))
 
 
 @data.command("encode")
@@ -245,11 +245,11 @@ def data_show(
 
     triplets = TripletStore(store, version)
     for triplet in triplets.take(list(range(start, min(start + limit, len(triplets))))):
-        print(f"{triplet.id}  {triplet.width}x{triplet.height}, {triplet.frames} frames at {triplet.fps:g}  {triplet.caption}")
+        say(f"{triplet.id}  {triplet.width}x{triplet.height}, {triplet.frames} frames at {triplet.fps:g}  {triplet.caption}")
         for reference in triplet.references:
             licence = reference.rights.licence or "no licence"
-            print(f"    {reference.pairing} of {reference.subject}, similarity {reference.score:.2f}, {licence}")
-    print(json.dumps({"triplets": len(triplets), "versions": [n for n, _ in triplets.versions()]}))
+            say(f"    {reference.pairing} of {reference.subject}, similarity {reference.score:.2f}, {licence}")
+    say(json.dumps({"triplets": len(triplets), "versions": [n for n, _ in triplets.versions()]}))
 
 
 @data.command("export")
@@ -266,7 +266,7 @@ def data_export(
     with progress() as bar:
         shown = bar.track(triplets, total=len(triplets), description="triplets")
         count = (export_webdataset if webdataset else export_folder)(shown, out)
-    print(json.dumps({"triplets": count, "out": str(out)}))
+    say(json.dumps({"triplets": count, "out": str(out)}))
 
 
 @data.command("import")
@@ -302,8 +302,8 @@ def data_import(
     store = TripletStore.create(out)
     new = store.write(found, require_licence)
     for line in left:
-        err.print(f"phantom: left out: {line}", markup=False, highlight=False, soft_wrap=True)
-    print(json.dumps({"new": new, "triplets": len(store), "left_out": len(left)}))
+        tell(f"left out: {line}")
+    say(json.dumps({"new": new, "triplets": len(store), "left_out": len(left)}))
     if left:
         raise typer.Exit(3)
 
@@ -319,7 +319,7 @@ def models_convert_aesthetic(
 
     check_outputs([out], [source])
     convert_head(source, out)
-    print(out)
+    say(out)
 
 
 @models.command("fetch")
@@ -328,4 +328,4 @@ def models_fetch() -> None:
     from phantom_s2v.model import people
 
     for path in people.fetch(people.folder()):
-        print(path)
+        say(path)

@@ -1,6 +1,7 @@
 """phantom evaluate."""
 
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import by_stage, evaluate, progress
+from phantom_s2v.cli.app import by_stage, evaluate, progress, say
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def run_cases(options: dict[str, Any], target: Path) -> None:
             cases, made, tools, target / f"{Path(model).name if not videos else videos.name}_output_json"
         )
         found.lines += [f"wrote {file}" for file in written]
-    print("\n".join([*found.lines, *suites.kind_lines(found.summary["by_kind"])]))
+    say(*found.lines, *suites.kind_lines(found.summary["by_kind"]))
     finish(found, {"suite": suite, "model": None if videos else model})
 
 
@@ -112,8 +113,8 @@ def run_emoji_suite(model: str, out: Path, limit: int | None) -> None:
     with progress() as bar:
         task = bar.add_task("videos", total=None)
         figures = run_emoji(models, out, limit, lambda done, total: bar.update(task, completed=done, total=total))
-    print(table(figures))
-    print(json.dumps(figures | {"model": models.preset.name, "weights": models.hash}))
+    say(*table(figures).splitlines())
+    say(json.dumps(figures | {"model": models.preset.name, "weights": models.hash}))
 
 
 def cases_of(
@@ -161,7 +162,7 @@ def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], video
 
 def finish(found: "Found", said: dict[str, Any]) -> None:
     """The last line, and the exit code."""
-    print(json.dumps({**said, **found.summary}, ensure_ascii=False))
+    say(json.dumps({**said, **found.summary}, ensure_ascii=False))
     if found.missed:
         raise typer.Exit(1)
     if found.unreadable:
@@ -177,7 +178,7 @@ def evaluate_autoencoder(model: Annotated[str, typer.Option(help="Name or folder
     from phantom_s2v.presets import model_folder
 
     values = autoencoder_psnr(load_models(model_folder(model)), held_out())
-    print(json.dumps({name: [round(v, 3) for v in bootstrap(each)] for name, each in values.items()}))
+    say(json.dumps({name: [round(v, 3) for v in bootstrap(each)] for name, each in values.items()}))
 
 
 @evaluate.command("score")
@@ -211,7 +212,7 @@ def evaluate_score(
     asked = Asked(named, prompt, tools, box, kpis)
     with progress() as bar:
         found = score_all([(path, asked) for path in paths], out, partial(by_stage(bar), "videos"))
-    print("\n".join(found.lines))
+    say(*found.lines)
     finish(found, {})
 
 
@@ -233,8 +234,8 @@ def evaluate_compare(
     found, notes = compare.compare(dict(zip(names, map(read_rows, systems), strict=True)))
     if out:
         compare.write_comparison(out, found, notes)
-    print("\n".join([*compare.lines(found), *notes]))
-    print(json.dumps({"comparisons": compare.as_rows(found), "notes": notes}, ensure_ascii=False))
+    say(*compare.lines(found), *notes)
+    say(json.dumps({"comparisons": compare.as_rows(found), "notes": notes}, ensure_ascii=False))
 
 
 @evaluate.command("rate")
@@ -242,25 +243,45 @@ def evaluate_rate(
     systems: Annotated[list[Path], typer.Argument(help="Folders of videos of two systems or more, the same names in each.")],
     suite: Annotated[Path | None, typer.Option(help="Folder with cases.jsonl, whose prompts and references are shown.")] = None,
     votes: Annotated[Path, typer.Option(help="SQLite file that keeps the votes.")] = Path("votes.sqlite"),
-    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets others on the network vote.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to serve at.")] = 8765,
+    rater: Annotated[
+        list[str] | None, typer.Option(help="Name of a rater, who gets a link of their own; can be given again.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to serve at; any but this machine's own needs --allow-remote.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to serve at.", min=1, max=65535)] = 8765,
+    allow_remote: Annotated[
+        bool, typer.Option(help="Serve to other machines: without encryption, to everybody who has a rater's link.")
+    ] = False,
 ) -> None:
-    """Serve a page on which people say which of two videos is better, without knowing whose they are."""
+    """Serve a page on which people say which of two videos is better, without knowing whose they are.
+
+    Every rater has a secret link. Links stay the same as long as the votes' file does.
+    """
     try:
         import uvicorn
 
-        from phantom_s2v.evaluation.rating import application, find_pairs
+        from phantom_s2v.evaluation.rating import application, find_pairs, is_loopback, links
     except ImportError as error:
         raise InputError(f"{error.name} is missing; the page needs phantom-s2v[web]") from error
     from phantom_s2v.evaluation.suites import read_own
     from phantom_s2v.files import check_folder
 
+    if not is_loopback(host) and not allow_remote:
+        raise InputError(
+            f"host is {host}, which other machines reach; --allow-remote lets them: traffic is not encrypted, and whoever has a "
+            "rater's link, or listens on the way, sees the videos and votes as that rater"
+        )
+
     check_folder(votes.parent)
     told = {case.id: (case.prompt, tuple(path for _, path in case.references)) for case in (read_own(suite) if suite else [])}
     pairs = find_pairs(systems, told)
-    app = application(pairs, votes)
-    print(f"{len(pairs)} comparisons at http://{host}:{port}/ (Ctrl-C ends it; votes are kept in {votes})", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    app = application(pairs, votes, host)
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    say(f"{len(pairs)} comparisons (Ctrl-C ends it; votes are kept in {votes}). A link for each rater, to be kept secret:")
+    for name, secret in links(votes, rater or ["rater 1"]).items():
+        say(f"{name}: http://{shown}:{port}/rate/{secret}")
+    uvicorn.run(app, host=host, port=port, log_level="warning", limit_concurrency=256, server_header=False)
 
 
 @evaluate.command("votes")
@@ -275,11 +296,11 @@ def evaluate_votes(votes: Annotated[Path, typer.Argument(help="SQLite file of ph
     for row in rows:
         share = "" if row["second_share"] is None else f"; {row['second']} preferred {row['second_share']:.2f} {row['interval']}"
         agreed = "not measured (no case has two raters, or all say the same)" if row["agreement"] is None else row["agreement"]
-        print(
+        say(
             f"{row['question']}: {row['first']} {row['first_wins']}, {row['second']} {row['second_wins']}, equal {row['equal']} "
             f"({row['cases']} cases, {row['raters']} raters){share}; agreement {agreed}"
         )
-    print(json.dumps({"questions": rows}, ensure_ascii=False))
+    say(json.dumps({"questions": rows}, ensure_ascii=False))
 
 
 @evaluate.command("calibrate")
@@ -320,11 +341,11 @@ def evaluate_calibrate(
     write_text(out, calibration.as_toml(bounds), sealed=True)
     for bound in bounds:
         side = "least" if bound.low else "most"
-        print(
+        say(
             f"{bound.metric:18} {side} {bound.bound:.4g}   refuses {bound.good_refused} of {bound.good} good, passes "
             f"{bound.bad_passed} of {bound.bad} bad"
         )
-    print(json.dumps({"out": str(out), "kpis": calibration.as_rows(bounds)}, ensure_ascii=False))
+    say(json.dumps({"out": str(out), "kpis": calibration.as_rows(bounds)}, ensure_ascii=False))
 
 
 @evaluate.command("self-check")
@@ -348,8 +369,8 @@ def evaluate_self_check(
     rows = selfcheck.table(found, tools.limits)
     for fault, row in rows.items():
         (hit, low, high), (alarm, least, most) = row["detection"], row["false_alarm"]
-        print(
+        say(
             f"{fault:14} found {100 * hit:5.1f}% [{100 * low:.1f}, {100 * high:.1f}]   "
             f"false alarms {100 * alarm:4.1f}% [{100 * least:.1f}, {100 * most:.1f}]"
         )
-    print(json.dumps({fault: {name: values[0] for name, values in row.items()} for fault, row in rows.items()}))
+    say(json.dumps({fault: {name: values[0] for name, values in row.items()} for fault, row in rows.items()}))

@@ -2,15 +2,15 @@
 
 import inspect
 import json
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import app, by_stage, progress
+from phantom_s2v.cli.app import app, by_stage, progress, say, tell
 from phantom_s2v.errors import InputError
+from phantom_s2v.untrusted import printable
 
 if TYPE_CHECKING:
     from phantom_s2v.generate import Models
@@ -104,8 +104,8 @@ def estimate(card: str | None, **options: Any) -> None:
     jobs = requested(options, preset)
     count = len(jobs) * options["best_of"]
     found = calculate(jobs[0][0], preset, model_folder(options["model"]), placement, card)
-    print(found.sentence() + (f", for each of {count} videos" if count > 1 else ""))
-    print(json.dumps(asdict(found)))
+    say(found.sentence() + (f", for each of {count} videos" if count > 1 else ""))
+    say(json.dumps(asdict(found)))
 
 
 CARD = Annotated[str | None, typer.Option(help="A card of the table instead of this machine, such as rtx-4090; computed.")]
@@ -174,12 +174,12 @@ def worded(jobs: list["Job"], rephrase: str | None, preset: "Preset") -> list["J
     if not rephrase:
         for request, _ in jobs[:1] if preset.family == "wan" else []:
             for line in prompts.check(request.prompt, request.subjects()):
-                print(f"phantom: {line}", file=sys.stderr)
+                tell(line)
         return jobs
     done = []
     for request, target in jobs:
         text = prompts.rephrase(request.prompt, read_pictures(request)[0], rephrase)
-        print(f"phantom: the prompt is now: {text}", file=sys.stderr)
+        tell(f"the prompt is now: {text}")
         done.append((replace(request, prompt=text, asked_prompt=request.prompt), target))
     return done
 
@@ -199,7 +199,7 @@ def head(jobs: list["Job"], model: str, placement: "Placement", budget: str | No
     found = calculate(jobs[0][0], preset, folder, placement)
     count = len(jobs) * candidates
     if is_main():
-        print(f"phantom: {found.sentence()}" + (f", for each of {count} videos" if count > 1 else ""), file=sys.stderr)
+        tell(f"{found.sentence()}" + (f", for each of {count} videos" if count > 1 else ""))
     if limit:
         within(limit, found, jobs[0][0], count, preset, folder, placement)
 
@@ -230,12 +230,12 @@ def run_jobs(
     main_process = is_main()  # under torchrun the others compute and stay silent
     with progress(main_process) as bar:
         for request, target in jobs:
-            task = bar.add_task(target.name, total=request.steps * candidates)
+            task = bar.add_task(printable(target.name), total=request.steps * candidates)
             told = make(request, models, target, preview, lambda _, task=task: bar.advance(task), main_process, best)
             for notice in told if main_process else []:
-                print(f"phantom: {notice}", file=sys.stderr)
+                tell(notice)
     for _, target in jobs if main_process else []:
-        print(target)
+        say(target)
     leave()
 
 
@@ -267,7 +267,7 @@ def _many(
     if jobs:
         run_jobs(worded(jobs, rephrase, preset), model, preview, placement, budget=budget, best=best)
     for fault in faults:
-        print(f"phantom: not made: {fault}", file=sys.stderr)
+        tell(f"not made: {fault}")
     if faults:
         raise typer.Exit(3)
 
@@ -291,7 +291,7 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
     models = load_models(model_folder(model), placement)
     said = changes(record, models.hash)
     for line in said or ["nothing has changed; the video will be the same"]:
-        print(f"phantom: {line}", file=sys.stderr)
+        tell(line)
     run_jobs([(request, out)], model, preview, placement, models, budget)
 
 
@@ -313,7 +313,7 @@ def convert(
             told(f"{part}, MB", done >> 20, total >> 20)
 
         run(source_path(wan), source_path(phantom), out, report)
-    print(json.dumps({"out": str(out), "weights": model_hash(out)}))
+    say(json.dumps({"out": str(out), "weights": model_hash(out)}))
 
 
 @app.command()
@@ -353,4 +353,4 @@ def calibrate_magcache(
         make_video(request, models, lambda done, *_: bar.update(task, completed=done))
     assert models.step_cache
     write_json(folder / RATIOS, {"ratios": models.step_cache.measured(), "weights": models.hash, "prompt": prompt}, sealed=True)
-    print(folder / RATIOS)
+    say(folder / RATIOS)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from phantom_s2v.cli.app import train
+from phantom_s2v.cli.app import say, train
 from phantom_s2v.errors import InputError
 
 
@@ -143,7 +143,7 @@ def train_move(
     with tempfile.TemporaryDirectory() as scratch:
         save_part(moved, Path(scratch))
         pack({**parts, "transformer": Path(scratch), "autoencoder": autoencoder}, preset, facts, out)
-    print(json.dumps(shares))
+    say(json.dumps(shares))
 
 
 @train.command("pack")
@@ -168,4 +168,4 @@ def train_pack(
     seen = load_store(root or default_root()).subjects
     facts = {"subjects": subjects_hash(seen), "subject_count": len(seen), "transformer_samples": samples}
     pack({"autoencoder": autoencoder, "image_encoder": image_encoder, "transformer": transformer}, MINI, facts, out)
-    print(json.dumps(facts))
+    say(json.dumps(facts))

@@ -5,9 +5,11 @@ network = "efficientnet-lite0"
 least = 0.6
 reason = "below it our brand team no longer knew the bottle"
 
-`network`, which may be left out, is what the threshold was set for: values by another one are not held against it.
+`network`, which may be left out, is what the threshold was set for: values by another one are not held against it. What could not
+be measured is missed, such as the likeness of a subject that is in no frame; with `optional = true` it is passed over.
 """
 
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ OF_SUBJECTS = {
     **dict.fromkeys(("doubled", "copy_paste", "flash"), max),
 }
 OF_VIDEOS = ("swapped", "motion_fb", "frozen", "flicker", "smoothness", "sharpness", "text", "aesthetic")
+LEGAL = (*OF_SUBJECTS, *OF_VIDEOS)
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,12 @@ class Kpi:
     most: float | None
     reason: str
     network: str = ""  # by which the metric has to be measured
+    optional: bool = False  # whether a video passes in which it cannot be measured
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a KPI; `met` is None where its value could not be measured."""
+    """What became of a KPI; `met` is None where its value could not be measured and need not be."""
 
     kpi: Kpi
     value: float | None
@@ -47,24 +51,31 @@ class Verdict:
 
 def read_kpis(file: Path) -> list[Kpi]:
     """KPIs of a TOML file. Raises InputError for what is not legal in it."""
-    legal = (*OF_SUBJECTS, *OF_VIDEOS)
     try:
         given: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is no TOML file that can be read ({error})") from error
-    kpis = []
-    for name, entry in given.items():
-        if name not in legal:
-            raise InputError(f"{file.name} names {name}; legal are {', '.join(legal)}")
-        if not isinstance(entry, dict) or not str(entry.get("reason", "")).strip():
-            raise InputError(f"{file.name} gives no reason for {name}; every KPI is [{name}] with least or most, and a reason")
-        least, most = entry.get("least"), entry.get("most")
-        if least is most is None or any(not isinstance(b, int | float) for b in (least, most) if b is not None):
-            raise InputError(f"{file.name} gives {name} least {least} and most {most}; legal are numbers, one or both")
-        kpis.append(Kpi(name, least, most, str(entry["reason"]), str(entry.get("network", ""))))
+    kpis = [_kpi(file.name, name, entry) for name, entry in given.items()]
     if not kpis:
-        raise InputError(f"{file.name} holds no KPI; legal are {', '.join(legal)}")
+        raise InputError(f"{file.name} holds no KPI; legal are {', '.join(LEGAL)}")
     return kpis
+
+
+def _kpi(file: str, name: str, entry: Any) -> Kpi:
+    """One table of a KPI file."""
+    if name not in LEGAL:
+        raise InputError(f"{file} names {name}; legal are {', '.join(LEGAL)}")
+    if not isinstance(entry, dict) or not str(entry.get("reason", "")).strip():
+        raise InputError(f"{file} gives no reason for {name}; every KPI is [{name}] with least or most, and a reason")
+    if extra := sorted(set(entry) - {"least", "most", "reason", "network", "optional"}):
+        raise InputError(f"{file} gives {name} {', '.join(extra)}; legal are least, most, reason, network and optional")
+    least, most, optional = entry.get("least"), entry.get("most"), entry.get("optional", False)
+    bounds = [bound for bound in (least, most) if bound is not None]
+    if not bounds or any(type(b) not in (int, float) or not math.isfinite(b) for b in bounds):
+        raise InputError(f"{file} gives {name} least {least} and most {most}; legal are numbers, one or both")
+    if not isinstance(optional, bool):
+        raise InputError(f"{file} gives {name} optional {optional!r}; legal are true and false")
+    return Kpi(name, least, most, str(entry["reason"]), str(entry.get("network", "")), optional)
 
 
 def value_of(found: VideoScore, metric: str) -> float | None:
@@ -78,14 +89,22 @@ def value_of(found: VideoScore, metric: str) -> float | None:
 
 
 def judge(found: VideoScore, kpis: list[Kpi]) -> list[Verdict]:
-    """The verdict on every KPI."""
+    """The verdict on every KPI; one that could not be measured is missed, unless it is optional."""
     verdicts = []
     for kpi in kpis:
         value = value_of(found, kpi.metric)
         low = kpi.least is None or (value is not None and value >= kpi.least)
         high = kpi.most is None or (value is not None and value <= kpi.most)
-        verdicts.append(Verdict(kpi, value, None if value is None else low and high))
+        absent = None if kpi.optional else False
+        verdicts.append(Verdict(kpi, value, absent if value is None else low and high))
     return verdicts
+
+
+def verdict_of(verdict: Verdict) -> str:
+    """A verdict in words."""
+    if verdict.value is None:
+        return "not measured" if verdict.met is None else "missed, since it was not measured"
+    return "met" if verdict.met else "missed"
 
 
 def check_networks(kpis: list[Kpi], tools: Instruments) -> None:

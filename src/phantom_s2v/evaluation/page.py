@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from phantom_s2v.evaluation.kpi import Verdict
+from phantom_s2v.evaluation.kpi import Verdict, verdict_of
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore
 from phantom_s2v.media import letterbox
 from phantom_s2v.pages import figure, write_page
@@ -103,10 +103,10 @@ def _verdicts(verdicts: list[Verdict]) -> str:
         return ""
     rows = ""
     for v in verdicts:
-        word, kind = ("not measured", "bad") if v.met is None else ("met", "good") if v.met else ("missed", "bad")
+        kind = "good" if v.met else "bad"
         bounds = " ".join(f"{k} {b:g}" for k, b in (("least", v.kpi.least), ("most", v.kpi.most)) if b is not None)
         value = "" if v.value is None else f"{v.value:.3g}"
-        rows += f"<tr><td>{v.kpi.metric}<td>{value}<td>{bounds}<td class={kind}>{word}<td>{html.escape(v.kpi.reason)}"
+        rows += f"<tr><td>{v.kpi.metric}<td>{value}<td>{bounds}<td class={kind}>{verdict_of(v)}<td>{html.escape(v.kpi.reason)}"
     return f"<table><tr><th>KPI<th>value<th>bound<th>verdict<th>reason{rows}</table>"
 
 

@@ -1,26 +1,32 @@
 """Blind side-by-side rating: a page that shows two videos of a case without saying whose they are, and keeps votes in SQLite.
 
-Which system stands at the left follows from case and rater, so that both sides come up and a reload changes nothing. A vote is
-the system, not the side. Agreement between raters is Krippendorff's alpha for nominal data (Krippendorff 2011): 1 is full, 0 is
-chance.
+Every rater has a secret link, so nobody votes as another. Which system stands at the left follows from case and rater, so that
+both sides come up and a reload changes nothing. A vote is the system, not the side. Agreement between raters is Krippendorff's
+alpha for nominal data (Krippendorff 2011): 1 is full, 0 is chance.
 """
 
 import base64
+import contextlib
 import hashlib
 import html
+import ipaddress
+import os
+import re
+import secrets
+import socket
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import numpy as np
-from fastapi import FastAPI, Form, HTTPException
-from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+from fastapi import FastAPI, Form, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.metrics import bootstrap
@@ -39,8 +45,24 @@ CHOICES = ("left", "right", "equal", NOT_SHOWN)
 LAYOUT = (
     "video{width:46%;margin:1%}fieldset{margin:.5em 0;border:1px solid #ddd}label{margin-right:1.2em}img{height:9em;margin:2px}"
 )
-TABLE = """create table if not exists votes (rater text not null, case_id text not null, first text not null,
-second text not null, question text not null, choice text not null, primary key (rater, case_id, first, second, question))"""
+TABLES = (
+    """create table if not exists votes (rater text not null, case_id text not null, first text not null,
+second text not null, question text not null, choice text not null, primary key (rater, case_id, first, second, question))""",
+    "create table if not exists raters (rater text primary key, secret text not null unique)",
+)
+LONGEST_NAME = 80  # characters of a rater's name
+SECRET = 24  # random bytes of a rater's link
+MOST_FORM = 16_384  # bytes of a vote
+TELLING = ("last-modified", "etag")  # made of a file's age and size: whose videos were made on one day belong together
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src data:; media-src 'self'; style-src 'unsafe-inline'; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "same-origin",  # no-referrer would take the Origin of votes as well
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 @dataclass(frozen=True)
@@ -80,68 +102,134 @@ def _system(folder: Path) -> str:
 
 def _videos(folder: Path) -> dict[str, Path]:
     place = folder / "videos" if (folder / "videos").is_dir() else folder
-    return {path.stem: path for path in sorted(place.glob("*")) if path.suffix.lower() in SUFFIXES}
+    return {path.stem: path for path in sorted(place.glob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()}
 
 
 def open_votes(file: Path) -> sqlite3.Connection:
-    """The votes' file, made where there is none. Raises InputError where it is no SQLite file."""
+    """The votes' file, made where there is none, for its owner alone: it holds names. Raises InputError if it is no such file."""
     try:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         votes = sqlite3.connect(file, timeout=10)
-        votes.execute(TABLE)
+        for table in TABLES:
+            votes.execute(table)
         votes.commit()
-    except sqlite3.Error as error:
+        file.chmod(0o600)
+    except (sqlite3.Error, OSError) as error:
         raise InputError(
             f"{file} is no file of votes ({error}); it is an SQLite file that phantom evaluate rate makes"
         ) from error
     return votes
 
 
-def application(pairs: Sequence[Pair], file: Path) -> FastAPI:
-    """The web application. Names of systems and paths of files never reach the browser."""
+def links(file: Path, raters: Sequence[str]) -> dict[str, str]:
+    """Rater -> the secret in their link, of those named and of all that the file knows already. Raises InputError for a name."""
+    for rater in raters:
+        if not rater.strip() or len(rater) > LONGEST_NAME:
+            raise InputError(f"a rater's name has {len(rater)} characters; legal are 1 to {LONGEST_NAME}, not all blank")
+    with closing(open_votes(file)) as votes, votes:
+        rows = [(rater, secrets.token_urlsafe(SECRET)) for rater in raters]
+        votes.executemany("insert or ignore into raters values (?, ?)", rows)
+        return dict(votes.execute("select rater, secret from raters order by rowid"))
+
+
+def application(pairs: Sequence[Pair], file: Path, host: str = "127.0.0.1") -> FastAPI:
+    """The web application, served at `host`. Names of systems and paths of files never reach the browser.
+
+    Who rates is known by the secret in their link (`links`), so nobody votes as another.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.middleware("http")(partial(_guard, own_names(host)))
     open_votes(file).close()
 
-    @app.get("/", response_class=HTMLResponse)
-    def enter() -> str:
-        said = "<p>Two videos of one request, and which one meets it better. Your answers are kept under the name you give.</p>"
-        form = (
-            "<form action=/next><label>Your name <input name=rater required maxlength=80></label> <button>Begin</button></form>"
-        )
-        return page("Side by side", [said, form])
+    def known(secret: str) -> str:
+        with closing(open_votes(file)) as votes:
+            row = votes.execute("select rater from raters where secret = ?", (secret,)).fetchone()
+        if row is None:
+            raise HTTPException(404, "this is not a rater's link")
+        return row[0]
 
-    @app.get("/next", response_class=HTMLResponse)
-    def following(rater: str) -> str:
+    @app.get("/rate/{secret}", response_class=HTMLResponse)
+    def following(secret: str) -> str:
+        rater = known(secret)
         with closing(open_votes(file)) as votes:
             done = set(votes.execute("select distinct case_id, first, second from votes where rater = ?", (rater,)))
         left = [i for i in order(pairs, rater) if (pairs[i].case, pairs[i].first, pairs[i].second) not in done]
         if not left:
             return page("Thank you", [f"<p>All {len(pairs)} comparisons are done. You can close this page.</p>"])
-        return _ballot(pairs[left[0]], left[0], rater, len(pairs) - len(left), len(pairs))
+        return _ballot(pairs[left[0]], left[0], secret, len(pairs) - len(left), len(pairs))
 
-    @app.get("/video/{number}/{side}")
-    def video(number: int, side: int, rater: str) -> FileResponse:
+    @app.get("/rate/{secret}/video/{number}/{side}")
+    def video(secret: str, number: int, side: int) -> FileResponse:
+        rater = known(secret)
         if not (0 <= number < len(pairs) and side in (0, 1)):
             raise HTTPException(404)
-        return FileResponse(pairs[number].videos[pairs[number].sides(rater)[side]], headers={"Cache-Control": "no-store"})
+        return FileResponse(pairs[number].videos[pairs[number].sides(rater)[side]], media_type="video/mp4")
 
-    @app.post("/vote/{number}")
+    @app.post("/rate/{secret}/vote/{number}")
     def vote(
+        secret: str,
         number: int,
-        rater: Annotated[str, Form(min_length=1, max_length=80)],
         better: Annotated[str, Form()],
         face: Annotated[str, Form()] = NOT_SHOWN,
         expression: Annotated[str, Form()] = NOT_SHOWN,
         clothes: Annotated[str, Form()] = NOT_SHOWN,
         logo: Annotated[str, Form()] = NOT_SHOWN,
     ) -> RedirectResponse:
+        rater = known(secret)
         said = {"better": better, "face": face, "expression": expression, "clothes": clothes, "logo": logo}
         if not 0 <= number < len(pairs) or any(choice not in CHOICES for choice in said.values()):
             raise HTTPException(422, f"an answer is one of {', '.join(CHOICES)}")
         with closing(open_votes(file)) as votes, votes:
             keep(votes, pairs[number], rater, said)
-        return RedirectResponse(f"/next?{_query(rater)}", status_code=303)
+        return RedirectResponse(f"/rate/{secret}", status_code=303)
 
     return app
+
+
+def own_names(host: str) -> frozenset[str]:
+    """Names under which the page may be asked for, beside addresses in numbers: a page of another site that points its own
+    name at this machine is thereby refused.
+    """
+    return frozenset({"localhost", host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address to serve at."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+async def _guard(names: frozenset[str], request: Request, following: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Refuse requests for another host, votes out of another page and large bodies; let no header tell the systems apart."""
+    host = request.headers.get("host", "")
+    if not _is_own(host, names):
+        return Response("this page is served under another name", 421)
+    if request.method not in ("GET", "HEAD"):
+        origin = request.headers.get("origin", "")
+        if origin not in (f"http://{host}", f"https://{host}"):
+            return Response("a vote comes from the page itself", 403)
+        length = request.headers.get("content-length", "")
+        if not (length.isascii() and length.isdigit()) or int(length) > MOST_FORM:
+            return Response("a vote is short", 413)
+    response = await following(request)
+    for name in TELLING:
+        if name in response.headers:
+            del response.headers[name]
+    response.headers.update(HEADERS)
+    return response
+
+
+def _is_own(host: str, names: frozenset[str]) -> bool:
+    """Whether a Host header is an address in numbers or one of our names, with or without a port."""
+    name = host.rsplit(":", 1)[0] if re.search(r":\d*$", host) and not host.endswith("]") else host
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name.lower().rstrip(".") in names
+    return True
 
 
 def order(pairs: Sequence[Pair], rater: str) -> list[int]:
@@ -159,22 +247,16 @@ def keep(votes: sqlite3.Connection, pair: Pair, rater: str, said: dict[str, str]
     votes.executemany("insert or replace into votes values (?, ?, ?, ?, ?, ?)", rows)
 
 
-def _query(rater: str) -> str:
-    return urlencode({"rater": rater})
-
-
-def _ballot(pair: Pair, number: int, rater: str, done: int, total: int) -> str:
-    name, query = html.escape(rater, quote=True), html.escape(_query(rater))
+def _ballot(pair: Pair, number: int, secret: str, done: int, total: int) -> str:
     pictures = "".join(
         f'<img alt="reference" src="data:;base64,{base64.b64encode(p.read_bytes()).decode()}">' for p in pair.references
     )
     videos = "".join(
-        f'<video controls loop muted autoplay src="/video/{number}/{side}?{query}" aria-label="{word}"></video>'
+        f'<video controls loop muted autoplay src="/rate/{secret}/video/{number}/{side}" aria-label="{word}"></video>'
         for side, word in ((0, "left"), (1, "right"))
     )
     fields = "".join(_question(question, words) for question, words in QUESTIONS.items())
-    hidden = f'<input type=hidden name=rater value="{name}">'
-    form = f"<form method=post action=/vote/{number}>{hidden}{fields}<button>Next</button></form>"
+    form = f"<form method=post action=/rate/{secret}/vote/{number}>{fields}<button>Next</button></form>"
     title = f"Comparison {done + 1} of {total}"
     return page(title, [f"<p>{html.escape(pair.prompt)}</p>{pictures}<div>{videos}</div>", form], LAYOUT)
 
@@ -196,9 +278,12 @@ def results(file: Path) -> list[dict[str, Any]]:
     """
     if not file.is_file():
         raise InputError(f"{file} is not a file; it is what phantom evaluate rate wrote")
-    with closing(open_votes(file)) as votes:
-        asked = "select first, second, question, rater, case_id, choice from votes where choice != ?"
-        rows = list(votes.execute(asked, (NOT_SHOWN,)))
+    asked = "select first, second, question, rater, case_id, choice from votes where choice != ?"
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as votes:
+            rows = [tuple(map(str, row)) for row in votes.execute(asked, (NOT_SHOWN,))]
+    except sqlite3.Error as error:
+        raise InputError(f"{file} holds no votes that can be read ({error}); it is what phantom evaluate rate wrote") from error
     if not rows:
         raise InputError(f"{file} holds no vote yet")
     kinds = sorted({row[:3] for row in rows})

@@ -11,7 +11,7 @@ import numpy as np
 from phantom_s2v import media
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import Instruments, network_of
-from phantom_s2v.evaluation.kpi import Kpi, judge
+from phantom_s2v.evaluation.kpi import Kpi, judge, verdict_of
 from phantom_s2v.evaluation.page import Scored, ScorePage
 from phantom_s2v.evaluation.score import VideoScore, as_json, faults, mean_of, score, stranger_likeness
 from phantom_s2v.files import check_outputs, write_text
@@ -180,7 +180,7 @@ def _line(each: Scored) -> str:
     for s in each.score.subjects:
         region = f"{s.likeness:.3f} (lowest {s.lowest:.3f} in frame {s.lowest_frame})" if s.seen else "seen in no frame"
         said.append(f"{s.name} {region}, whole frames {s.whole:.3f}" + (f", face {s.face:.3f}" if s.face == s.face else ""))
-    said += [f"{v.kpi.metric} {'missed' if v.met is False else 'not measured'}" for v in each.verdicts if not v.met]
+    said += [f"{v.kpi.metric} {verdict_of(v)}" for v in each.verdicts if not v.met]
     own = {name: why for name, why in each.score.not_measured.items() if "frame" in why}
     said += [f"{name} not measured: {why}" for name, why in own.items()]
     return "; ".join([*said, *each.score.notes])
