@@ -278,10 +278,11 @@ def results(file: Path) -> list[dict[str, Any]]:
     """
     if not file.is_file():
         raise InputError(f"{file} is not a file; it is what phantom evaluate rate wrote")
-    asked = "select first, second, question, rater, case_id, choice from votes where choice != ?"
+    columns = ", ".join(f"cast({name} as text)" for name in ("first", "second", "question", "rater", "case_id", "choice"))
+    asked = f"select {columns} from votes where choice != ?"
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as votes:
-            rows = [tuple(map(str, row)) for row in votes.execute(asked, (NOT_SHOWN,))]
+            rows = list(votes.execute(asked, (NOT_SHOWN,)))
     except sqlite3.Error as error:
         raise InputError(f"{file} holds no votes that can be read ({error}); it is what phantom evaluate rate wrote") from error
     if not rows:
