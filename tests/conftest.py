@@ -7,14 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
+# A slow or busy machine is no fault; fixtures of one test serve all of its examples.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("any machine")
 THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or torch's own choice: `make test` runs with one and with two
 
 
 @pytest.fixture(autouse=True)
-def threads():
-    """A training sets the threads of its process; what comes after a test has those of before."""
+def own_state():
+    """Every test draws the same numbers, whatever ran before it in its worker, and a training's threads end with its test."""
+    torch.manual_seed(0)
     yield
     torch.set_num_threads(THREADS)
 

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -236,7 +236,7 @@ ARGUMENTS = st.fixed_dictionaries(
 
 
 @given(options=ARGUMENTS)
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 def test_any_arguments_are_a_request_or_one_sentence(tiny, options):
     try:
         request = jobs.build_request(options, load_preset(tiny))

@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -11,7 +11,6 @@ from phantom_s2v.errors import InputError
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([(64, 64), (48, 80), (8, 8)]))
-@settings(deadline=None)
 def test_letterbox_fits_centres_and_pads_white(height, width, box):
     picture = np.zeros((height, width, 3), np.uint8)
     out = media.letterbox(picture, *box)
@@ -92,7 +91,7 @@ def test_refuses_what_is_no_picture(tmp_path, monkeypatch):
 
 
 @given(data=st.binary(max_size=300), mode=st.sampled_from(["raw", "png", "jpeg", "webp"]))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 def test_any_bytes_are_a_picture_or_one_sentence(tmp_path, data, mode):
     path = tmp_path / "any"
     if mode != "raw":
@@ -111,7 +110,7 @@ def test_any_bytes_are_a_picture_or_one_sentence(tmp_path, data, mode):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"]))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 def test_every_mode_is_read(tmp_path, height, width, mode):
     if max(height, width) > 8 * min(height, width):
         return

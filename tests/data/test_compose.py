@@ -38,7 +38,7 @@ def test_a_shorter_clip_is_the_start_of_a_longer(motion):
 
 
 @given(st.integers(0, 10_000), st.integers(0, 8), st.sampled_from([1, 9, 25]))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_a_seed_gives_the_same_triplet(seed, pictures, frames):
     sprites = held_out()
     pool = evaluated(sprites)
