@@ -1,8 +1,10 @@
 """The command as a user types it: exit codes, one sentence on stderr, nothing half-written."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -157,7 +159,7 @@ def test_notices_go_to_stderr(phantom, tiny, tmp_path):
         (["--prompt", "a", "--out", "nowhere/v.mp4"], "folder nowhere of the output does not exist"),
         (["--prompt", "a", "--out", "v.avi"], "videos are written as .mp4"),
         (["--prompt", "a", "--model", "nothing"], "there is no model 'nothing'"),
-        (["--from", "nothing.json"], "nothing.json is no record"),
+        (["--from", "nothing.json"], "nothing.json cannot be read"),
         (["--requests", "nothing.jsonl"], "nothing.jsonl is not a file"),
     ],
 )
@@ -304,3 +306,44 @@ def test_a_path_that_cannot_be_used_is_one_sentence(call_phantom, tmp_path, monk
     monkeypatch.setattr("phantom_s2v.cli.app.app", lambda **_: (tmp_path / "file" / "run").mkdir())
     code, out = call_phantom("train")
     assert (code, out.err) == (2, f"phantom: {tmp_path / 'file' / 'run'}: Not a directory\n")
+
+
+def test_a_console_of_another_encoding_gets_escapes_that_json_reads(tiny, picture, tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    out = tmp_path / "狐\U0001f98a.mp4"
+    command = [sys.executable, "-m", "phantom_s2v", "generate", "--model", tiny, "--reference", picture, "--out", out]
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert (done.returncode, done.stdout.decode("cp1252").strip()) == (0, f"{tmp_path}/\\u72d0\\ud83e\\udd8a.mp4"), done.stderr
+    assert out.is_file()
+    assert b"\\u72d0" in subprocess.run([*command[:-1], tmp_path / "狐" / "v.mp4"], capture_output=True, env=environment).stderr
+
+
+def test_names_that_are_not_utf_8_are_read_and_refused_as_outputs(phantom, tiny, picture, tmp_path):
+    odd = tmp_path / os.fsdecode(b"f\xff.png")
+    picture.rename(odd)
+    code, _, err = phantom("generate", "--model", tiny, "--reference", odd, "--prompt", "a", "--out", tmp_path / "a.mp4")
+    assert code == 0, err
+    record = json.loads((tmp_path / "a.metadata.json").read_text(encoding="utf-8"))
+    assert list(record["files"]) == [str(odd)]
+    code, _, err = phantom("generate", "--from", tmp_path / "a.metadata.json", "--model", tiny, "--out", tmp_path / "b.mp4")
+    assert (code, "nothing has changed" in err) == (0, True)
+    code, _, err = phantom("generate", "--model", tiny, "--prompt", "a", "--out", tmp_path / os.fsdecode(b"v\xff.mp4"))
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "v\\udcff.mp4 is not UTF-8" in err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_requests_of_any_encoding_with_separators_inside_strings(phantom, tiny, tmp_path, encoding):
+    prompt = "a\u2028b\u0085c 狐"
+    text = json.dumps({"prompt": prompt, "out": "one.mp4"}, ensure_ascii=False) + "\r\n\r\n" + json.dumps({"prompt": "two"})
+    (tmp_path / "all.jsonl").write_bytes(text.encode(encoding))
+    code, said, err = phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path)
+    assert (code, said.split()) == (0, [str(tmp_path / "one.mp4"), str(tmp_path / "0002.mp4")]), err
+    assert json.loads((tmp_path / "one.metadata.json").read_text(encoding="utf-8"))["request"]["prompt"] == prompt
+
+
+def test_requests_of_an_older_encoding_are_one_sentence(phantom, tiny, tmp_path):
+    (tmp_path / "all.jsonl").write_bytes('{"prompt": "Grüße"}'.encode("latin-1"))
+    code, _, err = phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "all.jsonl is no Unicode text" in err

@@ -185,6 +185,7 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = (), force: b
 
 def _check_free(path: Path, inputs: set[tuple[int, int]], force: bool) -> None:
     """Raise InputError where something stands at `path` that must not be replaced, or where its name cannot be one."""
+    _check_name(path)
     try:
         path.lstat()
     except FileNotFoundError:
@@ -201,8 +202,17 @@ def _check_free(path: Path, inputs: set[tuple[int, int]], force: bool) -> None:
         raise InputError(f"{path} exists already; choose another name, or replace it with --force")
 
 
+def _check_name(path: Path) -> None:
+    """Raise InputError for a name that is not UTF-8, which Lance and safetensors cannot write to."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name of the output {path} is not UTF-8; choose another") from error
+
+
 def check_folder(folder: Path, room: int = ROOM) -> None:
     """Raise InputError where a folder is missing, cannot be written, or has fewer than `room` bytes free."""
+    _check_name(folder)
     if not folder.is_dir():
         raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
     scratch = _scratch(folder / "probe")

@@ -1,6 +1,5 @@
 """From options to requests, and from requests to files: what the command line and others that make videos share."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +9,12 @@ import numpy as np
 
 from phantom_s2v import media
 from phantom_s2v.errors import InputError, PhantomError
-from phantom_s2v.files import beside, check_outputs, write_json
+from phantom_s2v.files import beside, check_outputs, text_lines, write_json
 from phantom_s2v.generate import Models, OnStep, Output, decode_latents, generate, read_pictures
 from phantom_s2v.geometry import parse_size
 from phantom_s2v.model.autoencoder import to_video
 from phantom_s2v.request import Preset, Reference, Request, check, split_reference, with_defaults
+from phantom_s2v.untrusted import parse_json
 
 DEFAULTED = ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")  # by the preset
 FILES = ("first_frame", "background", "segmenter")
@@ -71,7 +71,7 @@ def check_job(request: Request, target: Path) -> None:
 def read_request(line: str, folder: Path, number: int, preset: Preset) -> Job:
     """The job of one JSON line; `number` names its video where the line does not. Raises InputError."""
     try:
-        options = json.loads(line)
+        options = parse_json(line)
         name = str(options.get("out", f"{number:04d}.mp4"))
         if Path(name).name != name:
             raise InputError(f"out is {name!r}; in a request it is a file name without a folder")
@@ -82,7 +82,7 @@ def read_request(line: str, folder: Path, number: int, preset: Preset) -> Job:
 
 def read_requests(file: Path, folder: Path, preset: Preset) -> tuple[list[Job], list[str], int]:
     """Jobs of a JSON lines file whose video is not there yet, what is wrong with other lines, and how many lines there are."""
-    jobs, faults, lines = [], [], [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    jobs, faults, lines = [], [], [line for line in text_lines(file) if line.strip()]
     for number, line in enumerate(lines, 1):
         try:
             request, target = read_request(line, folder, number, preset)

@@ -15,7 +15,7 @@ from phantom_s2v import media
 from phantom_s2v.data.exchange import export_folder, export_webdataset, read_captioned, read_export
 from phantom_s2v.data.loader import TripletLoader
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore, check
-from phantom_s2v.errors import DataError
+from phantom_s2v.errors import DataError, InputError
 
 OWN = Rights("film 7", "CC-BY-4.0", "letter 12")
 
@@ -101,15 +101,50 @@ def test_a_licence_is_required_of_clip_and_pictures_where_that_is_asked(store, c
     assert len(store) == 7
 
 
-@pytest.mark.parametrize("export", [export_folder, export_webdataset])
+def export_tars(store, folder, force=False):
+    return export_webdataset(store, len(store), folder, force)
+
+
+@pytest.mark.parametrize("export", [export_folder, export_tars])
 def test_out_and_in_again(store, clip, tmp_path, export, monkeypatch):
     monkeypatch.setattr("phantom_s2v.data.exchange.SHARD", 3)
     assert export(store, tmp_path / "out") == 7
     assert not list((tmp_path / "out").glob(".*"))
     again = list(read_export(tmp_path / "out", pytest.fail))
     assert sorted(again, key=lambda t: t.id) == sorted(triplets(clip), key=lambda t: t.id)
-    if export is export_webdataset:
+    if export is export_tars:
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000.tar", "000001.tar", "000002.tar"]
+
+
+def test_an_export_replaces_nothing_of_others_and_leaves_nothing_half_written(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("phantom_s2v.data.exchange.SHARD", 3)
+    out = tmp_path / "out"
+    export_tars(store, out)
+    with pytest.raises(InputError, match=r"000000\.tar exists already; .* --force"):
+        export_tars(store, out)
+    assert export_tars(store, out, force=True) == 7
+    (out / "000003.tar").touch()
+    with pytest.raises(InputError, match=r"holds 000003\.tar, which would be taken for a part of this export"):
+        export_tars(store, out, force=True)
+    (out / "000003.tar").replace(out / "000001.tar")
+    with pytest.raises(InputError, match=r"000001\.tar exists, and phantom did not write it"):
+        export_tars(store, out, force=True)
+    assert not (out / "000001.tar").stat().st_size
+
+    def stopped():
+        yield from list(store)[:4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_webdataset(stopped(), 7, tmp_path / "stopped")
+    assert [p.name for p in (tmp_path / "stopped").iterdir()] == ["000000.tar"]
+    export_folder(store, tmp_path / "files")
+    before = {p: p.stat().st_ino for p in (tmp_path / "files").iterdir()}
+    assert export_folder(store, tmp_path / "files") == 7
+    assert {p: p.stat().st_ino for p in (tmp_path / "files").iterdir()} == before
+    next((tmp_path / "files").glob("*.mp4")).write_bytes(b"mine")
+    with pytest.raises(DataError, match="exists and is not what would be written there"):
+        export_folder(store, tmp_path / "files")
 
 
 def test_what_is_not_whole_is_named_and_passed_over(store, tmp_path):

@@ -1,5 +1,10 @@
 """The application: groups of commands, the progress bar, and what the process ends with."""
 
+import codecs
+import io
+import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -9,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from phantom_s2v.errors import PhantomError
+from phantom_s2v.files import REASONS
 from phantom_s2v.untrusted import printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -21,30 +27,60 @@ app.add_typer(models, name="models")
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 err = Console(stderr=True)
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace outputs that phantom wrote and nobody changed. Other files are never replaced.")
+]
 
 
 def main() -> None:
     """Entry point: errors of the input become one sentence and exit code 2."""
+    write_any_character()
+    signal.signal(signal.SIGTERM, _end)
     try:
         code = app(standalone_mode=False)  # click turns Exit and Ctrl-C into a code
     except PhantomError as error:
         tell(error)
         sys.exit(2)
+    except BrokenPipeError:  # who reads the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
     except OSError as error:
-        if error.filename is None:  # no path to name
+        if error.filename is None and error.errno not in REASONS:  # nothing to name
             raise
-        tell(f"{error.filename}: {error.strerror}")
+        tell(f"{error.filename or 'writing failed'}: {REASONS.get(error.errno or 0, error.strerror)}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except SystemExit as ended:
+        code = ended.code
     except Exception as error:
         if not hasattr(error, "exit_code"):  # click's usage errors have one
             raise
         _usage(error)
         sys.exit(2)
-    if code == 130:
+    if code in (130, 128 + signal.SIGTERM):
         tell("interrupted; nothing half-written was left")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(number: int, _: object) -> None:
+    """SIGTERM ends a command as Ctrl-C does: files that are being written are removed on the way out."""
+    sys.exit(128 + number)
+
+
+def write_any_character() -> None:
+    """Let the output have characters that its encoding lacks (a console of cp1252, names that are not UTF-8): they are escaped
+    as in JSON, so that a line of JSON stays one.
+    """
+    codecs.register_error("json", lambda error: (json.dumps(_failed(error))[1:-1], error.end))  # type: ignore[attr-defined]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="json")
+
+
+def _failed(error: UnicodeError) -> str:
+    assert isinstance(error, UnicodeEncodeError)
+    return error.object[error.start : error.end]
 
 
 def _usage(error: Any) -> None:

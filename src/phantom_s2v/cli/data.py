@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import by_stage, data, models, progress, say, tell
+from phantom_s2v.cli.app import Force, by_stage, data, models, progress, say, tell
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,10 +97,11 @@ def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
 
     from phantom_s2v.data.pipeline.config import Config
     from phantom_s2v.data.pipeline.shots import DETECTORS
+    from phantom_s2v.files import read_text
 
     try:
-        given = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
-    except (OSError, ValueError) as error:
+        given = tomllib.loads(read_text(file)) if file else {}
+    except ValueError as error:
         raise InputError(f"{file} is no TOML file that can be read ({error})") from error
     legal = {f.name: type(getattr(Config(), f.name)) for f in fields(Config)}
     for name, value in (given | over).items():
@@ -257,6 +258,7 @@ def data_export(
     store: Annotated[Path, typer.Argument(help="A dataset of triplets, NAME.lance.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     webdataset: Annotated[bool, typer.Option("--webdataset/--folder", help="Tars of a thousand, or single files.")] = False,
+    force: Force = False,
 ) -> None:
     """Write the triplets of a dataset as WebDataset tars or as files."""
     from phantom_s2v.data.exchange import export_folder, export_webdataset
@@ -265,7 +267,7 @@ def data_export(
     triplets = TripletStore(store)
     with progress() as bar:
         shown = bar.track(triplets, total=len(triplets), description="triplets")
-        count = (export_webdataset if webdataset else export_folder)(shown, out)
+        count = export_webdataset(shown, len(triplets), out, force) if webdataset else export_folder(shown, out)
     say(json.dumps({"triplets": count, "out": str(out)}))
 
 

@@ -277,15 +277,13 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
 
     Memory options and LoRAs are the record's, unless others are given.
     """
+    from phantom_s2v.files import read_json
     from phantom_s2v.generate import load_models
     from phantom_s2v.model.placement import Placement, placement_from
     from phantom_s2v.presets import model_folder
     from phantom_s2v.record import changes, request_from
 
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is no record of a video: {error}") from error
+    record = read_json(file)
     request = request_from(record)
     placement = placement_from(record) if placement == Placement() else placement
     models = load_models(model_folder(model), placement)

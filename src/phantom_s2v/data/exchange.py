@@ -6,9 +6,11 @@ names.
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from PIL import UnidentifiedImageError
 from phantom_s2v import media
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
-from phantom_s2v.files import writing
+from phantom_s2v.files import check_folder, check_outputs, read_text, writing
 
 SHARD = 1000  # triplets a tar
 SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
@@ -72,40 +74,48 @@ def _suffix(picture: bytes) -> str:
 
 
 def export_folder(triplets: Iterable[Triplet], folder: Path) -> int:
-    """Write every triplet as files; returns how many. The video comes last, so a triplet with a video is whole."""
+    """Write every triplet as files; returns how many. The video comes last, so a triplet with a video is whole.
+
+    A name follows from the content, so what is there already is kept. Raises DataError where it is something else.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
     count = 0
     for triplet in triplets:
         files = to_files(triplet)
         for rest in sorted(files, key=lambda r: r == "mp4"):
-            with writing(folder / f"{triplet.id}.{rest}") as file:
-                file.write(files[rest])
+            path = folder / f"{triplet.id}.{rest}"
+            if not os.path.lexists(path):
+                with writing(path) as file:
+                    file.write(files[rest])
+            elif not path.is_file() or path.read_bytes() != files[rest]:
+                raise DataError(f"{path} exists and is not what would be written there; choose another folder")
         count += 1
     return count
 
 
-def export_webdataset(triplets: Iterable[Triplet], folder: Path) -> int:
-    """Write tars of a thousand triplets, `000000.tar` and on; returns how many triplets."""
+def export_webdataset(triplets: Iterable[Triplet], total: int, folder: Path, force: bool = False) -> int:
+    """Write `total` triplets as tars of a thousand, `000000.tar` and on; returns how many there were.
+
+    Raises InputError, before any work, where tars are there already; with `force` those of an earlier export are replaced.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    count, tar, scratch = 0, None, folder / ".partial.tar"
-    for triplet in triplets:
-        if count % SHARD == 0:
-            _close(tar, scratch, folder, count)
-            tar = tarfile.open(scratch, "w")  # noqa: SIM115 - it stays open over a thousand triplets
-        assert tar is not None
-        for rest, content in to_files(triplet).items():
-            entry = tarfile.TarInfo(f"{triplet.id}.{rest}")
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-        count += 1
-    _close(tar, scratch, folder, count)
+    tars = [folder / f"{number:06d}.tar" for number in range(-(-total // SHARD))]
+    check_outputs(tars, force=force)
+    if others := sorted(set(folder.glob("*.tar")) - set(tars)):
+        raise InputError(
+            f"{folder} holds {others[0].name}, which would be taken for a part of this export; choose another folder"
+        )
+    source, count = iter(triplets), 0
+    for path in tars:
+        with writing(path, sealed=True) as file, tarfile.open(fileobj=file, mode="w") as tar:
+            for triplet in islice(source, SHARD):
+                for rest, content in to_files(triplet).items():
+                    entry = tarfile.TarInfo(f"{triplet.id}.{rest}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+                count += 1
     return count
-
-
-def _close(tar: tarfile.TarFile | None, scratch: Path, folder: Path, count: int) -> None:
-    if tar is not None:
-        tar.close()
-        scratch.rename(folder / f"{(count - 1) // SHARD:06d}.tar")
 
 
 def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Triplet]:
@@ -154,7 +164,7 @@ def read_captioned(folder: Path, rights: Rights, left_out: Callable[[str], None]
         raise DataError(f"there is no folder {folder}")
     for video in sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEOS):
         try:
-            caption = video.with_suffix(".txt").read_text(encoding="utf-8").strip()
+            caption = read_text(video.with_suffix(".txt")).strip()
             frames, rate = media.read_video(video)
             pictures = sorted(
                 p for p in folder.glob(f"{video.stem}.*.*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")

@@ -23,6 +23,7 @@ from phantom_s2v import media
 from phantom_s2v.data.pipeline.bank import png
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
+from phantom_s2v.files import read_json
 from phantom_s2v.geometry import MAX_SUBJECTS
 
 CANVAS = 768.0  # the longer side of Phantom-Data's boxes
@@ -105,9 +106,9 @@ def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: LeftOut) -> 
     Raises DataError where the file is not of that layout.
     """
     try:
-        given = json.loads(file.read_text(encoding="utf-8"))
+        given = read_json(file)
         entries = list(given.items())
-    except (OSError, ValueError, AttributeError) as error:
+    except AttributeError as error:
         raise DataError(f"{file} is no JSON object of name -> metadata and annotation ({error})") from error
     for name, entry in entries:
         try:

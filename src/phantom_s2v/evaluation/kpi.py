@@ -18,6 +18,7 @@ from typing import Any
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import Instruments, network_of
 from phantom_s2v.evaluation.score import VideoScore
+from phantom_s2v.files import read_text
 
 BY_HUB = [f"{network}_i{part}{low}" for network in ("clip", "dino") for part in ("", "_seg") for low in ("", "_lowest")]
 OF_SUBJECTS = {
@@ -52,8 +53,8 @@ class Verdict:
 def read_kpis(file: Path) -> list[Kpi]:
     """KPIs of a TOML file. Raises InputError for what is not legal in it."""
     try:
-        given: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        given: dict[str, Any] = tomllib.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no TOML file that can be read ({error})") from error
     kpis = [_kpi(file.name, name, entry) for name, entry in given.items()]
     if not kpis:

@@ -5,7 +5,6 @@ A folder of one's own holds cases.jsonl, an object on each line: "id" (the name 
 to prompt, img_paths (below the folder of the file) and class_label.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,9 @@ from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.kpi import Kpi
 from phantom_s2v.evaluation.metrics import bootstrap
 from phantom_s2v.evaluation.run import Asked, Found, score_all
-from phantom_s2v.files import write_json
+from phantom_s2v.files import read_json, text_lines, write_json
 from phantom_s2v.request import split_reference
+from phantom_s2v.untrusted import parse_json
 
 OPENS2V_FRAMES = 32  # that OpenS2V looks at for faces and aesthetics
 OPENS2V_FACES = ("singlehuman", "singleface", "faceobj", "humanobj")  # its cases with a face
@@ -47,16 +47,14 @@ class Case:
 def read_own(folder: Path) -> list[Case]:
     """The cases of a folder with cases.jsonl. Raises InputError for a line that is none, or names what is not below it."""
     file = folder / "cases.jsonl"
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{folder} holds no cases.jsonl that can be read; legal are emoji, opens2v, robustness or a folder with it"
-        ) from error
+    if not file.is_file():
+        raise InputError(f"{folder} holds no cases.jsonl; legal are emoji, opens2v, robustness or a folder with it")
     cases = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_lines(file), 1):
+        if not line.strip():
+            continue
         try:
-            given = json.loads(line)
+            given = parse_json(line)
             named = [split_reference(str(text), i) for i, text in enumerate(given.pop("reference", []))]
             name, prompt = str(given.pop("id")), str(given.pop("prompt"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -69,9 +67,9 @@ def read_own(folder: Path) -> list[Case]:
 def read_opens2v(file: Path) -> list[Case]:
     """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none or a picture is missing."""
     try:
-        given = json.loads(file.read_text(encoding="utf-8"))
+        given = read_json(file)
         rows = [(str(name), row["prompt"], list(row["img_paths"]), row.get("class_label") or []) for name, row in given.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file} is no JSON of OpenS2V-Eval ({error}); it maps an id to prompt, img_paths and class_label"
         ) from error
@@ -138,15 +136,15 @@ def run_suite(
 def read_rows(place: Path) -> list[dict[str, Any]]:
     """The rows of a run's folder, or of a .jsonl of scores. Raises InputError where there are none."""
     file = place / "scores.jsonl" if place.is_dir() else place
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        if rows and all("video" in row for row in rows):
-            return rows
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{place} holds no scores that can be read ({error}); legal is what evaluate run or score wrote"
-        ) from error
-    raise InputError(f"{place} holds no scores; legal is what evaluate run or score wrote")
+    rows = []
+    for number, line in enumerate(text_lines(file), 1):
+        try:
+            rows.append(parse_json(line))
+        except ValueError as error:
+            raise InputError(f"{file}, line {number}, is damaged or truncated ({error}); score the videos again") from error
+    if not rows or not all(isinstance(row, dict) and "video" in row for row in rows):
+        raise InputError(f"{place} holds no scores; legal is what evaluate run or score wrote")
+    return rows
 
 
 def by_kind(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:

@@ -1,11 +1,12 @@
 """Probe: is this file a video that can be read, and what is in it?"""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.errors import InputError
+from phantom_s2v.files import read_json, read_text
 from phantom_s2v.videos import UnreadableVideoError, Video
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
@@ -45,7 +46,7 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             film |= {"stamp": stamp(path), **_look(path)}
         except UnreadableVideoError as error:
             film["drop"] = error.reason
-        except (OSError, ValueError) as error:
+        except (InputError, OSError, ValueError) as error:
             film["drop"] = getattr(error, "strerror", None) or str(error)
         yield film
 
@@ -72,12 +73,12 @@ def _beside(path: Path) -> Record:
     text, facts = path.with_suffix(".txt"), path.with_suffix(".json")
     if facts.is_file():
         try:
-            given = json.loads(facts.read_text(encoding="utf-8"))
+            given = read_json(facts)
             said = {"caption": str(given.get("caption", ""))}
             if any(name in given for name in RIGHTS):
                 said["rights"] = {name: str(given.get(name, "")) for name in RIGHTS}
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{facts.name} is no JSON object ({error})") from error
     elif text.is_file():
-        said["caption"] = text.read_text(encoding="utf-8", errors="replace").strip()
+        said["caption"] = read_text(text).strip()
     return said
