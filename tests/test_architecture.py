@@ -30,12 +30,12 @@ RULES = {
     "estimate": LOW | {"request"},
     "calibrate": LOW | {"model", "request", "estimate", "sampling"},
     "generate": LOW | {"model", "conditioning", "sampling", "request", "record"},
-    "jobs": LOW | {"model", "generate", "record", "request"},
+    "jobs": LOW | {"model", "generate", "request"},
     "pipeline": LOW | {"model", "conditioning", "sampling", "generate", "presets", "request"},
     "data": LOW | {"data", "pages"},
     "backends": LOW | {"data", "evaluation", "model", "presets", "request"},
     "training": {"errors", "files", "geometry", "flow", "hashes", "model", "conditioning", "data", "reuse", "training"},
-    "evaluation": LOW | {"data", "pages", "generate", "model", "request", "evaluation"},
+    "evaluation": LOW | {"data", "pages", "generate", "model", "record", "request", "evaluation"},
     "presets": {"errors", "geometry", "model", "sampling", "training"},
 }
 

@@ -16,8 +16,9 @@ from phantom_s2v.data.pipeline.config import Detection, Models
 from phantom_s2v.data.pipeline.objects import box_of, detect_objects
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import BACKENDS, LIMITS, Faces, Instruments
-from phantom_s2v.evaluation.judge import Judge
+from phantom_s2v.evaluation.judge import Judge, judge_file
 from phantom_s2v.geometry import fit_inside, iou
+from phantom_s2v.hashes import MADE_OF, combined_hash, content_hash, folder_hash
 from phantom_s2v.media import letterbox
 from phantom_s2v.model import people
 from phantom_s2v.model.autoencoder import AutoencoderKLWan, decode, encode, load_autoencoder, to_pixels, to_video
@@ -25,7 +26,7 @@ from phantom_s2v.model.encoders import ImageEncoder
 from phantom_s2v.model.finite import check_finite
 from phantom_s2v.model.segment import subject_mask
 from phantom_s2v.model.vision import Aesthetics, Embedder, Grounder, Talker
-from phantom_s2v.model.weights import load_part
+from phantom_s2v.model.weights import load_part, weights_hash
 from phantom_s2v.presets import model_folder, source_path
 from phantom_s2v.request import load_preset
 
@@ -117,13 +118,20 @@ def instruments(wanted: Wanted) -> Instruments:
     if wanted.backend == "packaged" and any((wanted.clip, wanted.dino, wanted.aesthetic)):
         raise InputError("clip, dino and aesthetic were given to the packaged backend; they need --backend hub")
     tools = Instruments(wanted.features, FEATURES[wanted.features](), LIMITS[wanted.features], wanted.backend)
+    tools = replace(tools, hashes={"likeness": features_hash(wanted.features)})
     tools = _with_hub(tools, wanted) if wanted.backend == "hub" else replace(tools, absent=dict.fromkeys(FROM_HUB, WHY_NOT))
     tools = _with_faces(tools, wanted.arcface)
     if wanted.reconstruct == "none":
         return tools
     named = {**tools.names, "reconstruction": wanted.model}
     videos = wanted.reconstruct == "videos"
-    return replace(tools, reconstruct=_reconstruction(wanted.model), reconstruct_videos=videos, names=named)
+    weights = {**tools.hashes, "reconstruction": weights_hash(_autoencoder_folder(wanted.model))}
+    return replace(tools, reconstruct=_reconstruction(wanted.model), reconstruct_videos=videos, names=named, hashes=weights)
+
+
+def features_hash(name: str) -> str:
+    """Hash of the weights behind features."""
+    return content_hash(judge_file()) if name == "efficientnet-lite0" else weights_hash(model_folder(name) / "image_encoder")
 
 
 def _with_hub(tools: Instruments, wanted: Wanted) -> Instruments:
@@ -131,11 +139,15 @@ def _with_hub(tools: Instruments, wanted: Wanted) -> Instruments:
     clip_name, dino_name = wanted.clip or HUB["clip"], wanted.dino or HUB["dino"]
     clip, dino = Embedder(source_path(clip_name)), Embedder(source_path(dino_name))
     named = {"text": clip_name, "clip_i": clip_name, "dino_i": dino_name}
+    by = {name: folder_hash(source_path(name), MADE_OF) for name in (clip_name, dino_name)}
+    tools = replace(tools, hashes={**tools.hashes, **{metric: by[name] for metric, name in named.items()}})
     if not wanted.aesthetic:
         absent = {"aesthetic": "no aesthetic head was given (--aesthetic)"}
         return replace(tools, clip=clip, words=clip.words, dino=dino, names=named, absent=absent)
     aesthetic = Aesthetics(source_path(clip_name), Path(wanted.aesthetic))
     named["aesthetic"] = f"{Path(wanted.aesthetic).name} on {clip_name}"
+    head = combined_hash([("clip", by[clip_name]), ("head", content_hash(Path(wanted.aesthetic)))])
+    tools = replace(tools, hashes={**tools.hashes, "aesthetic": head})
     return replace(tools, clip=clip, words=clip.words, dino=dino, aesthetic=aesthetic, names=named)
 
 
@@ -143,17 +155,22 @@ def _with_faces(tools: Instruments, arcface: str) -> Instruments:
     if not people.fetched():
         why = "phantom-s2v[people] is not installed, or phantom models fetch was not run"
         return replace(tools, absent={**tools.absent, "face": why})
-    faces = Faces("dlib", people.face_features, people.dlib_alike)
+    faces, weights = Faces("dlib", people.face_features, people.dlib_alike), people.dlib_hash()
     if arcface:
+        weights = content_hash(Path(arcface))
         faces = Faces(f"arcface {Path(arcface).name}", people.ArcFace(Path(arcface)), lambda one, other: float(one @ other))
-    return replace(tools, faces=faces, names={**tools.names, "face": faces.name})
+    return replace(tools, faces=faces, names={**tools.names, "face": faces.name}, hashes={**tools.hashes, "face": weights})
+
+
+def _autoencoder_folder(model: str) -> Path:
+    folder = model_folder(model)
+    return folder / ("vae" if load_preset(folder).family == "wan" else "autoencoder")
 
 
 def _reconstruction(model: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Frames, at most as large as the model's videos and as many as its autoencoder takes, and what comes out of it."""
-    folder = model_folder(model)
-    preset = load_preset(folder)
-    autoencoder = load_autoencoder(folder / ("vae" if preset.family == "wan" else "autoencoder"))
+    preset = load_preset(model_folder(model))
+    autoencoder = load_autoencoder(_autoencoder_folder(model))
 
     @torch.no_grad()
     def reconstruct(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

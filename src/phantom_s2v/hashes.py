@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
+MADE_OF = (".safetensors", ".json", ".model", ".txt")  # what loaders of models read: weights, configurations, tokenizers
 LARGE = 1 << 20  # bytes from which on a hash is remembered; below, hashing takes less time than looking it up
 SETTLED = 2.0  # seconds after a change before a hash is remembered: a clock's tick may hide a second change
 TABLE = "create table if not exists hashes (path blob primary key, stamp text not null, hash text not null)"

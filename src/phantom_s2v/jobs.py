@@ -9,11 +9,12 @@ import numpy as np
 
 from phantom_s2v import media
 from phantom_s2v.errors import InputError, PhantomError
-from phantom_s2v.files import beside, check_outputs, text_lines, write_json
+from phantom_s2v.files import beside, check_outputs, read_json, text_lines, write_json
 from phantom_s2v.generate import Models, OnStep, Output, decode_latents, generate, read_pictures
 from phantom_s2v.geometry import parse_size
 from phantom_s2v.model.autoencoder import to_video
 from phantom_s2v.request import Preset, Reference, Request, check, split_reference, with_defaults
+from phantom_s2v.reuse import Origin, note, why_not
 from phantom_s2v.untrusted import parse_json
 
 DEFAULTED = ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")  # by the preset
@@ -81,14 +82,13 @@ def read_request(line: str, folder: Path, number: int, preset: Preset) -> Job:
 
 
 def read_requests(file: Path, folder: Path, preset: Preset) -> tuple[list[Job], list[str], int]:
-    """Jobs of a JSON lines file whose video is not there yet, what is wrong with other lines, and how many lines there are."""
+    """Jobs of a JSON lines file, what is wrong with other lines, and how many lines there are."""
     jobs, faults, lines = [], [], [line for line in text_lines(file) if line.strip()]
     for number, line in enumerate(lines, 1):
         try:
             request, target = read_request(line, folder, number, preset)
-            if not target.exists():
-                check_job(request, target)
-                jobs.append((request, target))
+            check_job(request, target)
+            jobs.append((request, target))
         except PhantomError as error:
             faults.append(f"{file.name}, request {number}: {error}")
     return jobs, faults, len(lines)
@@ -101,6 +101,23 @@ class BestOf:
     count: int
     rank: Callable[[np.ndarray, list[np.ndarray]], float]  # video, references -> score
     by: str  # what ranks
+    network: str  # hash of its weights
+
+    @property
+    def origin(self) -> Origin:
+        """What of it makes a video."""
+        return {"count": self.count, "by": self.by, "network": self.network}
+
+
+def remade_because(target: Path, origin: Origin) -> str | None:
+    """Why a video has to be made again; empty where the one there is what `origin` makes, None where none is there."""
+    if not target.exists():
+        return None
+    try:
+        noted = read_json(beside(target, METADATA))["origin"]
+    except (InputError, KeyError, TypeError):
+        noted = None
+    return why_not(target, noted, origin)
 
 
 def make(
@@ -109,10 +126,13 @@ def make(
     target: Path,
     preview: bool,
     report: Callable[[int], None],
+    origin: Origin,
     write: bool = True,
     best_of: BestOf | None = None,
 ) -> list[str]:
     """Make one video with its sheet and record; returns what was done to its input. `report` is told the steps done.
+
+    `origin` is what makes it (see `origin_of`); it is noted in the record, by which a later run knows the video.
 
     Processes beside the first compute the same and do not `write`.
     """
@@ -125,7 +145,7 @@ def make(
     try:
         output = _best(request, models, on_step, best_of) if best_of else generate(request, models, on_step)
         if write:
-            _write(output, request, target)
+            _write(output, request, target, origin)
     finally:
         beside(target, PREVIEW).unlink(missing_ok=True)
     return output.notices
@@ -150,8 +170,13 @@ def _preview(models: Models, clean: Any, path: Path) -> None:
     media.write_picture(path, media.contact_sheet([], to_video(decode_latents(models, clean)[0])))
 
 
-def _write(output: Output, request: Request, target: Path) -> None:
-    """Sheet and record first, the video last: where there is a video, all of it is there."""
+def _write(output: Output, request: Request, target: Path, origin: Origin) -> None:
+    """Sheet and video first, the record last, since it holds the video's hash: where a record fits, all of it is there."""
     media.write_picture(beside(target, SHEET), media.contact_sheet(output.references, output.video))
-    write_json(beside(target, METADATA), output.record, sealed=True)
     media.write_video(target, output.video, request.fps)
+    note_video(target, origin, output.record)
+
+
+def note_video(target: Path, origin: Origin, record: dict[str, Any]) -> None:
+    """Write the record beside a video, with what made it."""
+    write_json(beside(target, METADATA), {**record, "origin": note(target, origin)}, sealed=True)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,8 @@ class PhantomPipeline:
         config = {**transformer.config, "_class_name": type(transformer).__name__}
         encoder = WanTextEncoder.of(text_encoder if text_encoder is None else align(text_encoder), tokenizer)
         placement = Placement(device=str(transformer.device))
-        models = Models(wan_preset(config), align(transformer), for_inference(vae), None, encoder, "of parts", placement)
-        return cls(models)
+        name = f"of parts {token_hex(8)}"  # their content is not hashed, so nothing made with them is used again
+        return cls(Models(wan_preset(config), align(transformer), for_inference(vae), None, encoder, name, placement))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, placement: Placement | None = None) -> "PhantomPipeline":

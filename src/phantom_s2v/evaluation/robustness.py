@@ -5,6 +5,7 @@ likeness to another subject's reference.
 """
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from phantom_s2v.evaluation.emoji import emoji_cases, pair_case
 from phantom_s2v.evaluation.instruments import Embed
 from phantom_s2v.evaluation.subjects import cut_reference
 from phantom_s2v.evaluation.suites import Case
+from phantom_s2v.reuse import Origin, code_version
 
 ONE = ("plain", "turned", "dark", "backlit", "cropped", "blurred", "small", "overlapping")
 KINDS = ("true clip", *ONE, "look-alikes")
@@ -76,6 +78,11 @@ def robustness_cases(folder: Path, embed: Embed, limit: int | None) -> tuple[lis
             cases.append(Case(f"{kind}-{key}", caption(case.spec, sprites), (("subject", file),), clean, kind, options))
         cases.append(_look_alikes(case, number, stills[key], embed, sprites))
     return sorted(cases, key=lambda c: KINDS.index(c.kind)), clips
+
+
+def clip_origin(clip: np.ndarray, fps: int) -> Origin:
+    """What makes the video of a true clip: its frames, and how they are written."""
+    return {"frames": sha256(clip.tobytes()).hexdigest(), "shape": list(clip.shape), "fps": fps, "code": code_version("media")}
 
 
 def _look_alikes(case: EmojiCase, number: int, still: np.ndarray, embed: Embed, sprites: Sprites) -> Case:

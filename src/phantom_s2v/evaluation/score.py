@@ -276,7 +276,7 @@ def mean_of(found: VideoScore, metric: str) -> float:
 
 def as_json(found: VideoScore, told: dict[str, list[str]], tools: Instruments) -> dict[str, Any]:
     """A score and its faults as JSON, under the names of what measured it; what could not be measured is null."""
-    by = {"backend": tools.backend, "networks": tools.all_names()}
+    by = {"backend": tools.backend, "networks": tools.all_names(), "weights": tools.hashes}
     return _without_nan({**by, "likeness": found.likeness, **asdict(found), "faults": told})
 
 

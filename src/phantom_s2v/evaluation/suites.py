@@ -113,14 +113,13 @@ def run_suite(
     out: Path,
     report: Callable[[str, int, int], None],
 ) -> Found:
-    """Make the videos that `videos` lacks, score all, write `out`/scores.html and .jsonl, and sum up by kind of case.
+    """Let `make` see to every video, score all, write `out`/scores.html and .jsonl, and sum up by kind of case.
 
     Without `make`, a video that is missing counts as unreadable. The control is the likeness to the next case's reference.
     """
     for number, case in enumerate(cases, 1):
-        path = videos / f"{case.id}.mp4"
-        if make and not path.exists():
-            make(case, path)
+        if make:
+            make(case, videos / f"{case.id}.mp4")
         report("videos", number, len(cases))
     shown = [case.against or case.references for case in cases]
     todo = []

