@@ -17,10 +17,11 @@ from phantom_s2v.backends import Wanted, embed_mini, instruments
 from phantom_s2v.data.heldout import held_out
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import metrics, selfcheck, subjects
+from phantom_s2v.evaluation.footage import moments, shrunk
 from phantom_s2v.evaluation.instruments import LIMITS, Instruments, Thresholds
 from phantom_s2v.evaluation.kpi import judge, read_kpis
 from phantom_s2v.evaluation.run import parse_crop
-from phantom_s2v.evaluation.score import FAULTS, faults, score, shrunk
+from phantom_s2v.evaluation.score import FAULTS, faults, score
 
 LIMIT = LIMITS["phantom-mini"]
 MINI = Instruments("phantom-mini", embed_mini, LIMIT)
@@ -28,6 +29,14 @@ MINI = Instruments("phantom-mini", embed_mini, LIMIT)
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 255, (*shape, 3)).astype(np.uint8)
+
+
+def numbers(video, references=()):
+    return metrics.over_time(enumerate(video), references)
+
+
+def flash(video, picture):
+    return metrics.reference_flash(numbers(video, [picture]).likeness[0])
 
 
 # Metrics
@@ -38,7 +47,7 @@ def test_a_picture_that_stands_in_a_frame_is_pasted():
     picture = np.kron(noise(6, 6, seed=99), np.ones((8, 8, 1))).astype(np.uint8)
     assert metrics.copy_paste(video, picture) < 0.5
     video[6, 20:68, 30:78] = picture
-    found = metrics.copy_paste(video, picture, frames=12)
+    found = metrics.copy_paste(video, picture)
     assert found > 0.9
     whole = np.repeat(picture[None], 12, 0)
     assert metrics.copy_paste(whole, picture) == pytest.approx(1, abs=1e-4)
@@ -47,26 +56,32 @@ def test_a_picture_that_stands_in_a_frame_is_pasted():
 def test_two_flashed_frames_are_named_and_a_steady_picture_is_no_flash():
     picture = np.kron(noise(8, 8, seed=1), np.ones((8, 8, 1))).astype(np.uint8)
     video = np.stack([np.kron(noise(8, 8, seed=50), np.ones((8, 8, 1))).astype(np.uint8)] * 20)
-    assert metrics.reference_flash(video, picture) == (0.0, [])
+    assert flash(video, picture) == (0.0, [])
     video[7:9] = picture
-    rise, frames = metrics.reference_flash(video, picture)
+    rise, frames = flash(video, picture)
     assert frames == [7, 8]
     assert rise > 0.5
-    assert metrics.reference_flash(np.repeat(picture[None], 20, 0), picture)[1] == []
+    assert flash(np.repeat(picture[None], 20, 0), picture)[1] == []
 
 
 def test_frozen_flicker_and_smoothness_on_what_is_known():
     still = np.repeat(noise(40, 40)[None], 10, 0)
-    assert (metrics.frozen(still), metrics.flicker(still), metrics.smoothness(still)) == (1.0, 0.0, 1.0)
-    assert np.isnan([metrics.frozen(still[:1]), metrics.flicker(still[:2]), metrics.smoothness(still[:2])]).all()
+    assert (metrics.frozen(numbers(still)), metrics.flicker(numbers(still)), metrics.smoothness(numbers(still))) == (
+        1.0,
+        0.0,
+        1.0,
+    )
+    assert np.isnan(
+        [metrics.frozen(numbers(still[:1])), metrics.flicker(numbers(still[:2])), metrics.smoothness(numbers(still[:2]))]
+    ).all()
     moving = np.stack([np.roll(still[0], 2 * i, 1) for i in range(10)])
-    assert metrics.frozen(moving) == 0.0
+    assert metrics.frozen(numbers(moving)) == 0.0
     grey = np.full((10, 8, 8, 3), 100, np.uint8)
     grey[1::2] = 110
-    assert metrics.flicker(grey) == pytest.approx(10 / 105, rel=0.01)
+    assert metrics.flicker(numbers(grey)) == pytest.approx(10 / 105, rel=0.01)
     rising = np.stack([np.full((8, 8, 3), 20 * i, np.uint8) for i in range(10)])
-    assert (metrics.flicker(rising), metrics.smoothness(rising)) == (0.0, 1.0)
-    assert metrics.smoothness(grey) == pytest.approx(1 - 10 / 255, rel=1e-4)
+    assert (metrics.flicker(numbers(rising)), metrics.smoothness(numbers(rising))) == (0.0, 1.0)
+    assert metrics.smoothness(numbers(grey)) == pytest.approx(1 - 10 / 255, rel=1e-4)
 
 
 def test_sharpness_falls_with_blur():
@@ -201,10 +216,19 @@ def test_places_in_prompts():
     assert subjects.places_asked("Two squares play.", NAMES) == ["", ""]
 
 
-def test_small_videos_stay_as_they_are():
-    video = noise(4, 100, 200)
-    assert shrunk(video) is video
-    assert shrunk(noise(2, 256, 512)).shape == (2, 128, 256, 3)
+def test_small_frames_stay_as_they_are():
+    frame = noise(100, 200)
+    assert shrunk(frame) is frame
+    assert shrunk(noise(256, 512)).shape == (128, 256, 3)
+
+
+def test_frames_are_chosen_evenly_in_time():
+    steady = np.arange(147) / 30
+    assert moments(steady, 10) == np.linspace(0, 146, 10).round().astype(int).tolist()
+    assert moments(steady[:1], 10) == [0]
+    assert moments(steady[:4], 10) == [0, 1, 2, 3]
+    burst = np.concatenate([[0.0, 5.0], 5 + np.arange(1, 51) / 10])  # a frame that stands for 5 s, then ten a second
+    assert moments(burst, 3) == [0, 1, 51]
 
 
 # Planted faults

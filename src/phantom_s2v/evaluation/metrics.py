@@ -1,7 +1,8 @@
 """Metrics, one function each: range, direction, source and what it misses stand in the docstring."""
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -10,8 +11,9 @@ from phantom_s2v.data.looks import nearest_colour
 from phantom_s2v.data.pipeline.embed import centred
 from phantom_s2v.data.pipeline.objects import box_of
 from phantom_s2v.evaluation.regions import border_colour, regions
-from phantom_s2v.media import evenly_spaced
 
+FLAT = 32  # pixels a side of whole frames that are held against a reference picture
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 LEAST_TRAVEL = 0.05  # of the side: less is no direction
 
 
@@ -35,107 +37,145 @@ def background(video: np.ndarray) -> str:
     return nearest_colour(np.median([border_colour(frame) for frame in video], 0))
 
 
-def motion_fb(frames: np.ndarray) -> float:
+class Flow:
+    """Mean Farneback flow of successive frames, as OpenS2V computes it (facts 5.4), with one frame kept."""
+
+    def __init__(self) -> None:
+        self.before: np.ndarray | None = None
+        self.total, self.pairs = 0.0, 0
+
+    def add(self, frame: np.ndarray, measured: bool = True, kept: bool = True) -> None:
+        """Take in the next frame, RGB uint8 [H, W, 3]: the flow from the one before is `measured`, that to the next will be."""
+        import cv2
+
+        # The weights of blue and red are exchanged, since OpenS2V hands RGB to a conversion from BGR; kept, to agree with it.
+        grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_BGR2GRAY) if measured or kept else None
+        if measured and self.before is not None and grey is not None:
+            height = int(frame.shape[0] * 16 / frame.shape[1])
+            flow = cv2.calcOpticalFlowFarneback(self.before, grey, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
+            self.total += float(cv2.resize(flow, (16, max(1, height)), interpolation=cv2.INTER_AREA).mean())
+            self.pairs += 1
+        self.before = grey
+
+    @property
+    def mean(self) -> float:
+        """Absolute value of the mean over all pairs and both components, pixels; nan of none."""
+        return abs(self.total / self.pairs) if self.pairs else float("nan")
+
+
+def motion_fb(frames: Iterable[np.ndarray]) -> float:
     """Motion amplitude as OpenS2V computes it (facts 5.4), 0 and more: the absolute value of the mean Farneback flow in pixels.
 
-    `frames` are RGB, uint8 [F, H, W, 3]. The mean is signed and over both components, so it misses motion whose directions
+    `frames` are RGB, uint8 [H, W, 3] each. The mean is signed and over both components, so it misses motion whose directions
     cancel, and tells no direction. Raises ValueError for fewer than two frames.
     """
-    import cv2
-
-    if len(frames) < 2:
-        raise ValueError(f"motion needs two frames, and there are {len(frames)}")
-    # The weights of blue and red are exchanged, since OpenS2V hands RGB to a conversion from BGR; kept, to agree with it.
-    grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_BGR2GRAY) for frame in frames]
-    height = int(frames.shape[1] * 16 / frames.shape[2])
-    flows = []
-    for before, after in pairwise(grey):
-        flow = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
-        flows.append(cv2.resize(flow, (16, height), interpolation=cv2.INTER_AREA))
-    return float(abs(np.mean(flows, 0).mean()))
+    flow = Flow()
+    for frame in frames:
+        flow.add(frame)
+    if not flow.pairs:
+        raise ValueError(f"motion needs two frames, and there are {int(flow.before is not None)}")
+    return flow.mean
 
 
-def copy_paste(video: np.ndarray, reference: np.ndarray, frames: int = 10) -> float:
+def copy_paste(frames: Sequence[np.ndarray], reference: np.ndarray) -> float:
     """How much of a reference picture stands in a video unchanged, with its pose, ground and crop: -1..1, 1 is a pasted picture.
 
-    The largest normalised cross-correlation of the picture, at 32 scales from 0.35 to 1 of the frame, over `frames` frames of
-    uint8 [F, H, W, 3]. A subject alone that was pasted onto another ground is not seen, nor one that was turned or mirrored; a
+    The largest normalised cross-correlation of the picture, at 32 scales from 0.35 to 1 of the frame, over some `frames`, uint8
+    [H, W, 3] each. A subject alone that was pasted onto another ground is not seen, nor one that was turned or mirrored; a
     plain picture on a ground of the same colour is seen although nothing was pasted (ours; docs/method.md).
     """
     import cv2
 
-    height, width = video.shape[1:3]
-    chosen = video[evenly_spaced(len(video), frames)]
+    height, width = frames[0].shape[:2]
     best = -1.0
     for scale in np.geomspace(0.35, 1.0, 32):
         size = (max(8, round(scale * width)), max(8, round(scale * height)))
         picture = cv2.resize(reference, size, interpolation=cv2.INTER_AREA)
-        for frame in chosen:
+        for frame in frames:
             found = cv2.matchTemplate(np.ascontiguousarray(frame), picture, cv2.TM_CCOEFF_NORMED)
             best = max(best, float(found[np.isfinite(found)].max(initial=-1.0)))
     return best
 
 
-def reference_flash(video: np.ndarray, reference: np.ndarray) -> tuple[float, list[int]]:
-    """How far single frames rise above the others in likeness to the reference picture itself, 0..2, and which frames do.
+@dataclass(frozen=True)
+class OverTime:
+    """Some numbers of each frame of a video: what it is like, and how it differs from those before it."""
 
-    Likeness is the correlation of whole frames, uint8 [F, H, W, 3], with the picture at their size; what half of the frames have
-    is the video's own. A video that shows the picture throughout has no flash, but copy_paste sees it.
-    """
+    seconds: np.ndarray  # [F], when it is shown
+    levels: np.ndarray  # [F], mean luma
+    changes: np.ndarray  # [F - 1], mean difference from the frame before, of 255
+    bends: np.ndarray  # [F - 2], mean difference of the frame before from the mean of its neighbours, of 255
+    likeness: np.ndarray  # [references, F], correlation of whole frames with a reference picture at their size, -1..1
+
+
+def over_time(frames: Iterable[tuple[float, np.ndarray]], references: Sequence[np.ndarray] = ()) -> OverTime:
+    """Numbers of (time, uint8 [H, W, 3]) frames, which are all of one size; three of them are in memory."""
+    pictures = np.stack([_flat(reference) for reference in references]) if references else np.zeros((0, FLAT * FLAT * 3))
+    seconds, levels, changes, bends = (array("d") for _ in range(4))
+    likeness, held = array("f"), list[np.ndarray]()
+    for now, frame in frames:
+        seconds.append(now)
+        levels.append(float((frame.astype(np.float32) @ LUMA).mean()))
+        likeness.extend((pictures @ _flat(frame)).tolist())
+        held = [*held[-2:], frame.astype(np.int16)]
+        if len(held) > 1:
+            changes.append(float(np.abs(held[-1] - held[-2]).mean()))
+        if len(held) > 2:
+            bends.append(float(np.abs(held[0] + held[2] - 2 * held[1]).mean()) / 2)
+    alike = np.array(likeness).reshape(len(seconds), len(references)).T
+    return OverTime(np.array(seconds), np.array(levels), np.array(changes), np.array(bends), alike)
+
+
+def _flat(picture: np.ndarray) -> np.ndarray:
     import cv2
 
-    def flat(picture: np.ndarray) -> np.ndarray:
-        return centred(cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA))
+    return centred(cv2.resize(picture, (FLAT, FLAT), interpolation=cv2.INTER_AREA))
 
-    likeness = np.array([flat(frame) for frame in video]) @ flat(reference)
+
+def reference_flash(likeness: np.ndarray) -> tuple[float, list[int]]:
+    """How far single frames rise above the others in likeness to the reference picture itself, 0..2, and which frames do.
+
+    `likeness` [F] is of `over_time`; what half of the frames have is the video's own. A video that shows the picture throughout
+    has no flash, but copy_paste sees it.
+    """
     rise = likeness - np.median(likeness)
     shown = likeness > 0.9
     return float(np.where(shown, rise, 0).max()), np.flatnonzero(shown & (rise > 0.1)).tolist()
 
 
-def frozen(video: np.ndarray) -> float:
-    """Share of successive frames, uint8 [F, H, W, 3], that are the same but for compression (mean difference below 0.4 of 255).
+def frozen(seen: OverTime) -> float:
+    """Share of successive frames that are the same but for compression (mean difference below 0.4 of 255).
 
     0..1; 1 is a still picture, nan is a single frame. Slow motion of something small counts as none.
     """
-    if len(video) < 2:
-        return float("nan")
-    changes = np.abs(np.diff(video.astype(np.int16), axis=0)).mean((1, 2, 3))
-    return float((changes < 0.4).mean())
+    return float((seen.changes < 0.4).mean()) if len(seen.changes) else float("nan")
 
 
-def flicker(video: np.ndarray) -> float:
+def flicker(seen: OverTime) -> float:
     """Mean change of brightness from frame to frame that the next change takes back, in shares of the brightness; 0 and more.
 
-    From the luma of whole frames, uint8 [F, H, W, 3]; nan for fewer than three. Flicker of a part of the picture is diluted; a
-    cut counts once.
+    From the luma of whole frames; nan for fewer than three. Flicker of a part of the picture is diluted; a cut counts once.
     """
-    if len(video) < 3:
+    if len(seen.levels) < 3:
         return float("nan")
-    luma = video.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    level = luma.mean((1, 2))
-    steps = np.diff(level)
+    steps = np.diff(seen.levels)
     back = np.where(steps[1:] * steps[:-1] < 0, np.minimum(np.abs(steps[1:]), np.abs(steps[:-1])), 0)
-    return float(back.mean() / max(1.0, level.mean()))
+    return float(back.mean() / max(1.0, seen.levels.mean()))
 
 
-def smoothness(video: np.ndarray) -> float:
+def smoothness(seen: OverTime) -> float:
     """How well each frame is foretold by its neighbours' mean, 0..1, 1 is smooth: 1 - mean error / 255, as VBench's in spirit.
 
-    Of uint8 [F, H, W, 3]; nan for fewer than three. A still picture is perfectly smooth; fast motion of texture is not.
+    nan for fewer than three frames. A still picture is perfectly smooth; fast motion of texture is not.
     """
-    if len(video) < 3:
-        return float("nan")
-    frames = video.astype(np.int16)
-    return float(1 - np.abs(frames[:-2] + frames[2:] - 2 * frames[1:-1]).mean() / 2 / 255)
+    return float(1 - seen.bends.mean() / 255) if len(seen.bends) else float("nan")
 
 
-def sharpness(video: np.ndarray) -> float:
-    """Median variance of the Laplacian of grey frames, uint8 [F, H, W, 3]; 0 and more. Noise counts as sharp."""
+def sharpness(frames: Sequence[np.ndarray]) -> float:
+    """Median variance of the Laplacian of grey frames, uint8 [H, W, 3] each; 0 and more. Noise counts as sharp."""
     import cv2
 
-    chosen = video[evenly_spaced(len(video), 10)]
-    return float(np.median([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var() for f in chosen]))
+    return float(np.median([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var() for f in frames]))
 
 
 def similarity(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -170,9 +210,13 @@ def face_similarity(
 
 def psnr(video: np.ndarray, other: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Peak signal to noise ratio in dB, higher is nearer; within `mask` (bool, [F, H, W]) where given."""
-    error = ((video.astype(float) - other.astype(float)) / 255) ** 2
-    mean = error.mean() if mask is None else error[mask].mean()
-    return float(-10 * np.log10(max(mean, 1e-10)))
+    error = (video.astype(float) - other.astype(float)) ** 2
+    return decibels(float(error.mean() if mask is None else error[mask].mean()))
+
+
+def decibels(error: float) -> float:
+    """PSNR of a mean squared error of values in 0..255."""
+    return float(-10 * np.log10(max(error / 255**2, 1e-10)))
 
 
 def box_masks(masks: np.ndarray) -> np.ndarray:

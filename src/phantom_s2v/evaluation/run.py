@@ -1,21 +1,22 @@
 """Scores of files: a video or a folder of them against references, one after the other, so that memory stays flat."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from phantom_s2v import media
 from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.footage import watch
 from phantom_s2v.evaluation.instruments import Instruments, network_of
 from phantom_s2v.evaluation.kpi import Kpi, judge, verdict_of
 from phantom_s2v.evaluation.page import Scored, ScorePage
-from phantom_s2v.evaluation.score import VideoScore, as_json, faults, mean_of, score, stranger_likeness
-from phantom_s2v.files import check_outputs, write_text
+from phantom_s2v.evaluation.score import as_json, faults, mean_of, score_footage, stranger_likeness
+from phantom_s2v.files import check_outputs, writing
 from phantom_s2v.request import split_reference
+from phantom_s2v.videos import Timed, Video
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 MEANS = (
@@ -31,6 +32,7 @@ MEANS = (
     "copy_paste",
     "motion_fb",
 )
+SMALLEST = 16  # pixels a side of a video that can be scored
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
@@ -44,21 +46,26 @@ class Found:
     unreadable: int = 0
     with_faults: int = 0
     summary: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, list[float]] = field(default_factory=dict)  # metric -> of each video that has it
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)  # metric -> sum and number of the videos that have it
 
-    def add(self, score: VideoScore) -> None:
-        """Take in the metrics of a video."""
+    def add(self, each: Scored) -> None:
+        """Take in a video: its line is kept, of its metrics only the sums."""
+        self.unreadable += bool(each.unreadable)
+        self.missed += sum(v.met is False for v in each.verdicts)
+        self.with_faults += bool(each.faults)
+        self.lines.append(_line(each))
         for metric in MEANS:
-            if (value := mean_of(score, metric)) == value:
-                self.values.setdefault(metric, []).append(value)
+            if each.score and (value := mean_of(each.score, metric)) == value:
+                total, count = self.sums.get(metric, (0.0, 0))
+                self.sums[metric] = (total + value, count + 1)
 
     def means(self, tools: Instruments) -> dict[str, float]:
         """Means over the videos that have a value, under the names of metric and network."""
         named = {
             metric: f"{metric}_{network}" if (network := network_of(metric, tools.all_names())) else metric
-            for metric in self.values
+            for metric in self.sums
         }
-        return {named[metric]: round(float(np.mean(values)), 4) for metric, values in self.values.items()}
+        return {named[metric]: round(total / count, 4) for metric, (total, count) in self.sums.items()}
 
 
 def name_references(texts: list[str]) -> list[tuple[str, Path]]:
@@ -108,24 +115,19 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
     """
     if out:
         check_outputs([out, out.with_suffix(".jsonl")], force=True)
-    found, page, rows = Found(), ScorePage(), []
-    tools = todo[0][1].tools
-    for number, (path, asked) in enumerate(todo, 1):
-        each, row = score_one(path, asked)
-        found.unreadable += bool(each.unreadable)
-        found.missed += sum(v.met is False for v in each.verdicts)
-        found.with_faults += bool(each.faults)
-        found.lines.append(_line(each))
-        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-        if each.score:
-            found.add(each.score)
-        page.add(each)
-        report(number, len(todo))
-    if found.unreadable == len(todo):
-        raise InputError(f"none of {len(todo)} videos could be read; {found.lines[0]}")
+    found, page, tools = Found(), ScorePage(), todo[0][1].tools
+    with writing(out.with_suffix(".jsonl"), sealed=True) if out else nullcontext() as file:
+        for number, (path, asked) in enumerate(todo, 1):
+            each, row = score_one(path, asked)
+            found.add(each)
+            page.add(each)
+            if file:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+            report(number, len(todo))
+        if found.unreadable == len(todo):
+            raise InputError(f"none of {len(todo)} videos could be read; {found.lines[0]}")
     if out:
         page.write(out, _measured_by(tools))
-        write_text(out.with_suffix(".jsonl"), "".join(rows), sealed=True)
     found.summary = {
         "videos": len(todo),
         "unreadable": found.unreadable,
@@ -150,26 +152,44 @@ def _measured_by(tools: Instruments) -> list[str]:
     return said + [f"{metric} was not measured: {why}." for metric, why in tools.absent.items()]
 
 
+@dataclass(frozen=True)
+class Cropped:
+    """A video of which only a part of the frames counts."""
+
+    video: Video
+    box: Box
+
+    def frames(self) -> Iterator[Timed]:
+        """(seconds, uint8 [H, W, 3]) of every frame."""
+        for now, frame in self.video.frames():
+            height, width = frame.shape[:2]
+            left, top, right, bottom = (round(share * side) for share, side in zip(self.box, (width, height) * 2, strict=True))
+            part = frame[top:bottom, left:right]
+            if min(part.shape[:2]) < SMALLEST:
+                raise InputError(
+                    f"{self.video.name} is {part.shape[1]}x{part.shape[0]}; at least {SMALLEST} pixels a side are scored"
+                )
+            yield now, part
+
+
 def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
-    """A video's score and its row; of the frames only those are kept that a page can show, small."""
+    """A video's score and its row; of the frames only those are kept that a page can show."""
     pictures, names = [media.read_picture(p)[0] for _, p in asked.references], [n for n, _ in asked.references]
+    video = Video(path)
     try:
-        frames, _ = media.read_video(path)
+        footage, said = watch(Cropped(video, asked.crop), pictures, asked.tools), list(video.facts.notices)
     except InputError as error:
         empty = Scored(path.name, {}, [], None, {}, [], str(error))
         return empty, {**asked.label, "video": path.name, "unreadable": str(error)}
-    height, width = frames.shape[1:3]
-    left, top, right, bottom = (round(share * side) for share, side in zip(asked.crop, (width, height) * 2, strict=True))
-    video = frames[:, top:bottom, left:right]
-    found = score(video, pictures, names, asked.prompt, asked.tools)
+    found = score_footage(footage, pictures, names, asked.prompt, asked.tools)
+    found = replace(found, notes=[*said, *found.notes])
     wrong = faults(found, asked.tools.limits)
-    shown = {i: video[i].copy() for i in found.frames_looked_at + [i for s in found.subjects for i in s.flash_frames[:2]]}
     verdicts = judge(found, asked.kpis)
     row = {**asked.label, "video": path.name, **as_json(found, wrong, asked.tools)}
     if asked.stranger:
-        row["control"] = stranger_likeness(video, media.read_picture(asked.stranger)[0], asked.tools)
+        row["control"] = stranger_likeness(footage, media.read_picture(asked.stranger)[0], asked.tools)
     row["kpis"] = {v.kpi.metric: v.met for v in verdicts}
-    return Scored(path.name, shown, pictures, found, wrong, verdicts), row
+    return Scored(path.name, footage.stills, pictures, found, wrong, verdicts), row
 
 
 def _line(each: Scored) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 
 from phantom_s2v.evaluation import metrics
+from phantom_s2v.evaluation.footage import FRAMES, Footage, shrunk, watch
 from phantom_s2v.evaluation.instruments import Embed, Instruments, Thresholds
 from phantom_s2v.evaluation.subjects import (
     Found,
@@ -17,8 +17,8 @@ from phantom_s2v.evaluation.subjects import (
     misplaced,
     places_asked,
 )
+from phantom_s2v.media import evenly_spaced
 
-WORKING_SIDE = 128  # pixels a side of what all but subjects, sharpness and flow are measured on
 NAN = float("nan")
 FAULTS = ("other subject", "missing", "doubled", "swapped", "pasted", "flashed", "frozen", "flicker")
 
@@ -84,10 +84,17 @@ def score(
     video: np.ndarray, references: Sequence[np.ndarray], names: Sequence[str], prompt: str, tools: Instruments
 ) -> VideoScore:
     """Scores of uint8 [F, H, W, 3] against reference pictures, each another subject, with what the prompt calls them."""
-    looked = find_subjects(video, references, tools.embed)
+    return score_footage(watch(video, references, tools), references, names, prompt, tools)
+
+
+def score_footage(
+    footage: Footage, references: Sequence[np.ndarray], names: Sequence[str], prompt: str, tools: Instruments
+) -> VideoScore:
+    """Scores of a video that was gone through."""
+    frames, small = footage.views, footage.small
+    looked = find_subjects(dict(zip(footage.looked_at, frames, strict=True)), references, tools.embed)
     seen, cut = looked.sightings, looked.cut
     there = tools.limits.in_windows if looked.in_windows else tools.limits.there
-    frames, small = [video[s.frame] for s in seen], shrunk(video)
     networks = {"whole": tools.embed, "clip_i": tools.clip, "dino_i": tools.dino}
     views = {name: embed(frames) for name, embed in networks.items() if embed and (references or name == "clip_i")}
     faces, known = _faces(frames, references, tools)
@@ -95,51 +102,43 @@ def score(
         SubjectScore(
             name=name,
             **_seen(looked.likeness[i], seen, NAN if looked.in_windows else doubled(seen, i, there)),
-            **_pasted(small, references[i]),
+            **_pasted(footage, i, references[i]),
             **_by_networks(networks, views, seen, i, references[i], cut[i]),
             **_face(faces[:, i], seen),
             reconstruction=metrics.psnr(*tools.reconstruct(references[i][None])) if tools.reconstruct else NAN,
         )
         for i, name in enumerate(names)
     ]
-    absent, notes = _said(video, names, looked, known, subjects, tools)
-    enough = len(video) > 1
+    absent, notes = _said(footage.count, names, looked, known, subjects, tools)
     return VideoScore(
         subjects=subjects,
         swapped=misplaced(seen, places_asked(prompt, names), there),
-        motion_fb=metrics.motion_fb(video) if enough else NAN,
+        motion_fb=footage.motion_fb,
         frozen=metrics.frozen(small),
         flicker=metrics.flicker(small),
         smoothness=metrics.smoothness(small),
-        sharpness=metrics.sharpness(video),
-        frames_looked_at=[s.frame for s in seen],
+        sharpness=metrics.sharpness(frames),
+        frames_looked_at=footage.looked_at,
         in_windows=looked.in_windows,
         text=float(metrics.similarity(views["clip_i"], tools.words(prompt)).mean()) if tools.words and prompt else NAN,
         aesthetic=float(tools.aesthetic(frames).mean()) if tools.aesthetic else NAN,
-        reconstruction=metrics.psnr(*tools.reconstruct(video)) if tools.reconstruct and tools.reconstruct_videos else NAN,
+        reconstruction=footage.reconstruction,
         not_measured=absent if prompt else {**absent, "text": absent.get("text", "no prompt was given")},
-        notes=notes,
+        notes=[*notes, *footage.notes],
     )
 
 
 def ranking_score(video: np.ndarray, references: Sequence[np.ndarray], tools: Instruments) -> float:
     """What candidates are ranked by: likeness, mean over subjects and frames looked at, 0 where there is no region; -1..1."""
-    return float(np.nan_to_num(find_subjects(video, references, tools.embed).likeness).mean())
+    stills = {i: video[i] for i in evenly_spaced(len(video), FRAMES)}
+    return float(np.nan_to_num(find_subjects(stills, references, tools.embed).likeness).mean())
 
 
-def stranger_likeness(video: np.ndarray, picture: np.ndarray, tools: Instruments) -> float | None:
+def stranger_likeness(footage: Footage, picture: np.ndarray, tools: Instruments) -> float | None:
     """The subject score of a picture that a video was never asked for: what chance gives. None where nothing stands out."""
-    mean, _, _ = _lowest(find_subjects(video, [picture], tools.embed).likeness[0])
+    stills = dict(zip(footage.looked_at, footage.views, strict=True))
+    mean, _, _ = _lowest(find_subjects(stills, [picture], tools.embed).likeness[0])
     return None if mean != mean else mean
-
-
-def shrunk(video: np.ndarray, side: int = WORKING_SIDE) -> np.ndarray:
-    """A video, uint8 [F, H, W, 3], with at most `side` pixels on its shorter side."""
-    scale = side / min(video.shape[1:3])
-    if scale >= 1:
-        return video
-    size = (round(video.shape[2] * scale), round(video.shape[1] * scale))
-    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in video])
 
 
 def _lowest(values: np.ndarray) -> tuple[float, float, int]:
@@ -161,9 +160,10 @@ def _seen(over_time: np.ndarray, seen: list[Sighting], twice: float) -> dict[str
     }
 
 
-def _pasted(video: np.ndarray, picture: np.ndarray) -> dict[str, Any]:
-    flash, frames = metrics.reference_flash(video, picture)
-    return {"copy_paste": metrics.copy_paste(video, picture), "flash": flash, "flash_frames": frames}
+def _pasted(footage: Footage, index: int, picture: np.ndarray) -> dict[str, Any]:
+    flash, frames = metrics.reference_flash(footage.small.likeness[index])
+    pasted = metrics.copy_paste([shrunk(view) for view in footage.views], picture)
+    return {"copy_paste": pasted, "flash": flash, "flash_frames": frames}
 
 
 def _by_networks(
@@ -209,7 +209,7 @@ def _face(values: np.ndarray, seen: list[Sighting]) -> dict[str, Any]:
 
 
 def _said(
-    video: np.ndarray,
+    count: int,
     names: Sequence[str],
     looked: Found,
     faces: Sequence[np.ndarray | None],
@@ -218,10 +218,10 @@ def _said(
 ) -> tuple[dict[str, str], list[str]]:
     """What could not be measured and why, and what a reader has to know of the rest."""
     absent, notes = dict(tools.absent), []
-    if len(video) < 3:
-        few = "one frame" if len(video) == 1 else "two frames"
+    if count < 3:
+        few = "one frame" if count == 1 else "two frames"
         absent |= dict.fromkeys(("flicker", "smoothness"), f"there are {few}, and it needs three")
-    if len(video) < 2:
+    if count < 2:
         absent |= dict.fromkeys(("motion_fb", "frozen"), "there is one frame, and it needs two")
     if not names:
         absent["subjects"] = "no reference was given"

@@ -1,7 +1,7 @@
 """Which reference is where: regions of frames, their likeness to the references, and what follows for each subject."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,7 @@ from phantom_s2v.data.pipeline.objects import detect_objects, fills, plain_groun
 from phantom_s2v.data.pipeline.subjects import cutout
 from phantom_s2v.evaluation.instruments import Embed
 from phantom_s2v.geometry import covered, squares
-from phantom_s2v.media import evenly_spaced
 
-FRAMES = 10  # looked at, evenly spaced (facts 5.1)
 SMALLEST = 0.012  # share of a frame
 APART = 0.3  # share of the smaller of two windows that both may cover
 SIDES = ("left", "right", "top", "bottom")
@@ -41,42 +39,42 @@ class Found:
     in_windows: bool  # regions are windows of the frames, since the ground is of many colours
 
 
-def find_subjects(video: np.ndarray, pictures: Sequence[np.ndarray], embed: Embed, count: int = FRAMES) -> Found:
-    """Look for references, uint8 [h, w, 3], in `count` frames of uint8 [F, H, W, 3].
+def find_subjects(stills: Mapping[int, np.ndarray], pictures: Sequence[np.ndarray], embed: Embed) -> Found:
+    """Look for references, uint8 [h, w, 3], in frames of a video, number -> uint8 [H, W, 3].
 
     On a plain ground regions are what stands out, and references are cut out likewise; a reference in which nothing stands out
     is looked for in whole frames, and always seen. On a ground of many colours, as photographed, nothing can be cut out without
     a larger detector: there regions are the windows that are most like the references, and references are whole pictures.
     """
-    frames = evenly_spaced(len(video), count)
-    if not plain_ground([video[i] for i in frames]):
+    if not plain_ground(list(stills.values())):
         known = embed(list(pictures)) if pictures else None
-        seen = [_look_in_windows(video[i], i, known, embed) for i in frames]
+        seen = [_look_in_windows(still, i, known, embed) for i, still in stills.items()]
         return Found(seen, list(pictures), _over_time(seen, len(pictures)), True)
     cut = [cut_reference(picture) for picture in pictures]
-    seen = look(video, frames, cut, embed)
+    seen = look(stills, cut, embed)
     values = _over_time(seen, len(pictures))
     for i, picture in enumerate(pictures):
         if cut[i] is None:
-            values[i] = embed([video[f] for f in frames]) @ embed([picture])[0]
+            values[i] = embed(list(stills.values())) @ embed([picture])[0]
     return Found(seen, cut, values, False)
 
 
-def look(video: np.ndarray, frames: Sequence[int], references: Sequence[np.ndarray | None], embed: Embed) -> list[Sighting]:
-    """What stands out in frames of uint8 [F, H, W, 3]; `references` are cut out, and None has no region and likeness -1."""
-    found = [_large(each) for each in detect_objects([video[i] for i in frames], [])]
-    cut = [[cutout(video[i], d) for d in each] for i, each in zip(frames, found, strict=True)]
+def look(stills: Mapping[int, np.ndarray], references: Sequence[np.ndarray | None], embed: Embed) -> list[Sighting]:
+    """What stands out in frames, number -> uint8 [H, W, 3]; `references` are cut out, and None has no region and likeness -1."""
+    pictures = list(stills.values())
+    found = [_large(each) for each in detect_objects(pictures, [])]
+    cut = [[cutout(still, d) for d in each] for still, each in zip(pictures, found, strict=True)]
     wanted = {i: picture for i, picture in enumerate(references) if picture is not None}
     flat = [c for each in cut for c in each]
     likeness = np.full((len(flat), len(references)), -1.0)
     if flat and wanted:
         likeness[:, list(wanted)] = embed(flat) @ embed(list(wanted.values())).T
     sightings, start = [], 0
-    for frame, each, cuts in zip(frames, found, cut, strict=True):
+    for (frame, still), each, cuts in zip(stills.items(), found, cut, strict=True):
         own = likeness[start : start + len(cuts)]
         start += len(cuts)
         boxes = np.array([d.box for d in each], float).reshape(-1, 4)
-        sightings.append(Sighting(frame, _centres(boxes, video.shape[1:]), cuts, own, _given(own, list(wanted))))
+        sightings.append(Sighting(frame, _centres(boxes, still.shape), cuts, own, _given(own, list(wanted))))
     return sightings
 
 
