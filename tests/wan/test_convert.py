@@ -254,7 +254,7 @@ def test_the_command_line_converts_generates_and_refuses(checkpoint, tmp_path, m
     names = ("transformer.blocks.0.attn1.to_q.lora_A.weight", "transformer.blocks.0.attn1.to_q.lora_B.weight")
     save_file({name: torch.ones(shape) for name, shape in zip(names, ((3, 64), (64, 3)), strict=True)}, lora)
     assert phantom("generate", *ask, "--lora", f"{lora}=0.5", "--cache-text", "--out", tmp_path / "l.mp4")[0] == 0
-    code, said = phantom("generate", "--from", tmp_path / "l.json", "--model", model, "--out", tmp_path / "again.mp4")
+    code, said = phantom("generate", "--from", tmp_path / "l.metadata.json", "--model", model, "--out", tmp_path / "again.mp4")
     assert (code, "nothing has changed" in said.err) == (0, True)
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "l.mp4").read_bytes() != (tmp_path / "a.mp4").read_bytes()
     picture = tmp_path / "赤.png"
