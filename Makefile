@@ -13,7 +13,7 @@ WORKERS ?= 2
 
 demo: $(VENV)/demo.stamp
 	@mkdir -p outputs
-	$(BIN)/phantom generate --reference $(PICTURE) --prompt "The large subject moves to the right on a yellow background." --out outputs/demo.mp4
+	$(BIN)/phantom generate --reference $(PICTURE) --prompt "The large subject moves to the right on a yellow background." --out outputs/demo.mp4 --force
 	@echo "The video is outputs/demo.mp4, a sheet of its frames is outputs/demo.sheet.png, its metadata are outputs/demo.metadata.json."
 
 test: $(VENV)/test.stamp

@@ -347,3 +347,87 @@ def test_requests_of_an_older_encoding_are_one_sentence(phantom, tiny, tmp_path)
     code, _, err = phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "all.jsonl is no Unicode text" in err
+
+
+@pytest.fixture
+def ask(phantom, tiny, tmp_path):
+    """Generate in the temporary folder; returns exit code and stderr's lines without the estimate."""
+
+    def call(*more, out="fox.mp4"):
+        code, _, err = phantom("generate", "--model", tiny, "--prompt", "a", "--frames", 5, "--out", tmp_path / out, *more)
+        return code, [line for line in err.splitlines() if line.startswith("phantom: ") and "tokens" not in line]
+
+    return call
+
+
+def test_inputs_named_like_the_output_stay_as_they_are(ask, picture, tmp_path):
+    fox, start = picture.rename(tmp_path / "fox.png"), tmp_path / "start.png"
+    shutil.copy(fox, start)
+    shutil.copy(fox, tmp_path / "dog-1.png")
+    before = fox.read_bytes()
+    assert ask("--reference", fox)[0] == 0
+    assert ask("--first-frame", start, out="start.mp4")[0] == 0
+    assert ask("--reference", tmp_path / "dog-1.png", "--seeds", 2, out="dog.mp4")[0] == 0
+    assert all(p.read_bytes() == before for p in (fox, start, tmp_path / "dog-1.png"))
+    made = {f"{name}{rest}" for name in ("fox", "start", "dog-0", "dog-1") for rest in (".mp4", ".sheet.png", ".metadata.json")}
+    assert {p.name for p in tmp_path.iterdir()} == made | {"fox.png", "start.png", "dog-1.png"}
+
+
+def test_what_is_there_is_refused_before_work_and_force_replaces_only_our_own(ask, tmp_path, monkeypatch):
+    assert ask()[0] == 0
+    assert ask("--force", "--seed", 1)[0] == 0
+    monkeypatch.setattr("phantom_s2v.generate.load_models", lambda *_: pytest.fail("work has begun"))
+    whole = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    assert len(whole) == 3
+    code, (said,) = ask()
+    assert code == 2
+    assert re.search(r"fox\.mp4 exists already; choose another name, or replace it with --force", said)
+    for path, content in whole.items():
+        path.write_bytes(content[:-1])  # as somebody else left it
+        code, (said,) = ask("--force")
+        assert code == 2
+        assert f"{path} exists, and phantom did not write it or it was changed since" in said
+        assert path.read_bytes() == content[:-1]
+        path.write_bytes(content)
+    (tmp_path / "fox.preview.png").write_text("mine")
+    assert ask("--force", "--preview")[0] == 2
+    assert (tmp_path / "fox.preview.png").read_text() == "mine"
+
+
+def test_an_output_that_is_an_input_is_refused_even_with_force(ask, tmp_path, monkeypatch):
+    assert ask()[0] == 0
+    for option in ("--reference", "--first-frame", "--background"):
+        code, (said,) = ask(option, tmp_path / "fox.sheet.png", "--force")
+        assert code == 2
+        assert "fox.sheet.png is also an input, which would be lost" in said
+    code, (said,) = ask("--from", tmp_path / "fox.metadata.json", "--force")
+    assert code == 2
+    assert "fox.metadata.json is also an input" in said
+
+
+def test_two_requests_with_one_output_are_refused_before_work(phantom, tiny, tmp_path):
+    lines = [{"prompt": "one", "out": "a.mp4"}, {"prompt": "two"}, {"prompt": "three", "out": "a.mp4"}]
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    code, _, err = phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "all.jsonl, requests 1 and 3 both write a.mp4; nothing was made" in err
+    (tmp_path / "all.jsonl").write_text('{"prompt": "one", "out": "a.mp4"}\n{"prompt": "two", "out": "a.MP4"}')
+    code, _, err = phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path)
+    assert code == 2
+    assert "a.sheet.png would be written twice" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["all.jsonl"]
+
+
+def test_requests_into_a_folder_with_a_dot_and_nothing_made_is_said(phantom, tiny, tmp_path):
+    folder = tmp_path / "v1.0"
+    (tmp_path / "all.jsonl").write_text('{"prompt": "one", "frames": 5}')
+    ask = ("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", folder)
+    code, _, err = phantom(*ask)
+    assert (code, f"the folder {folder} of the output does not exist" in err) == (2, True)
+    folder.mkdir()
+    assert phantom(*ask)[:2] == (0, f"{folder / '0001.mp4'}\n")
+    code, said, err = phantom(*ask)
+    assert (code, said, "already" in err) == (0, "", True)
+    (tmp_path / "all.jsonl").write_text("\n\n")
+    code, _, err = phantom(*ask)
+    assert (code, "holds no request; nothing was made" in err) == (2, True)

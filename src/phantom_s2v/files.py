@@ -164,15 +164,17 @@ def _digest(file: BinaryIO, length: int) -> str:
     return digest.hexdigest()
 
 
-def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = (), force: bool = False) -> None:
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = (), force: bool = False, suffix: str = "") -> None:
     """Raise InputError, before any work, for an output that is named twice, is an input, exists already, or cannot be written.
 
-    With `force` those that are `ours` may exist. `inputs` that do not exist are passed over.
+    With `force` those that are `ours` may exist. `inputs` that do not exist are passed over. With `suffix` names must end in it.
     """
     read = {(found.st_dev, found.st_ino) for found in (path.stat() for path in inputs if path.exists())}
     folders: set[Path] = set()
     seen: set[Path] = set()
     for path in outputs:
+        if not path.name.endswith(suffix):
+            raise InputError(f"the output is {path.name}; it is written as {suffix}")
         if path.parent not in folders:
             check_folder(path.parent)
             folders.add(path.parent)

@@ -59,9 +59,29 @@ def parse_loras(texts: list[str]) -> tuple[tuple[str, float], ...]:
     return tuple(loras)
 
 
+def outputs_of(target: Path, preview: bool = False) -> list[Path]:
+    """The files that a video is written with."""
+    return [target, *(beside(target, rest) for rest in (SHEET, METADATA, *([PREVIEW] if preview else [])))]
+
+
+def inputs_of(request: Request) -> list[Path]:
+    """The files that a request reads."""
+    named = [r.path for r in request.pictures()] + ([request.first_frame] if request.first_frame else [])
+    return [Path(path) for path in named]
+
+
+def check_names(jobs: list[Job], inputs: list[Path], preview: bool, force: bool) -> None:
+    """Raise InputError, before any work, where outputs of jobs collide with each other, with any input, or with what is there.
+
+    With `force` what is there may be ours.
+    """
+    outputs = [path for _, target in jobs for path in outputs_of(target, preview)]
+    check_outputs(outputs, [*inputs, *(path for request, _ in jobs for path in inputs_of(request))], force)
+
+
 def check_job(request: Request, target: Path) -> None:
     """Raise InputError for a picture or an output that cannot be used, before anything loads."""
-    check_outputs([target, *(beside(target, rest) for rest in (SHEET, METADATA, PREVIEW))], force=True)
+    check_outputs(outputs_of(target), inputs_of(request), force=True)
     if target.suffix.lower() != ".mp4":
         raise InputError(f"the output is {target.name}; videos are written as .mp4")
     read_pictures(request)
@@ -82,15 +102,26 @@ def read_request(line: str, folder: Path, number: int, preset: Preset) -> Job:
 
 
 def read_requests(file: Path, folder: Path, preset: Preset) -> tuple[list[Job], list[str], int]:
-    """Jobs of a JSON lines file, what is wrong with other lines, and how many lines there are."""
+    """Jobs of a JSON lines file, what is wrong with other lines, and how many lines there are.
+
+    Raises InputError where two requests have one output.
+    """
     jobs, faults, lines = [], [], [line for line in text_lines(file) if line.strip()]
+    numbers: dict[Path, int] = {}
     for number, line in enumerate(lines, 1):
         try:
             request, target = read_request(line, folder, number, preset)
+            numbers.setdefault(target, number)
             check_job(request, target)
             jobs.append((request, target))
         except PhantomError as error:
             faults.append(f"{file.name}, request {number}: {error}")
+        else:
+            if numbers[target] != number:
+                raise InputError(
+                    f"{file.name}, requests {numbers[target]} and {number} both write {target.name}; nothing was made, since one "
+                    "would be lost: give every request an out of its own"
+                )
     return jobs, faults, len(lines)
 
 
@@ -147,7 +178,8 @@ def make(
         if write:
             _write(output, request, target, origin)
     finally:
-        beside(target, PREVIEW).unlink(missing_ok=True)
+        if preview and write:
+            beside(target, PREVIEW).unlink(missing_ok=True)
     return output.notices
 
 

@@ -320,7 +320,7 @@ def test_score_as_a_user_calls_it(phantom, tmp_path):
     kpi.write_text('[frozen]\nmost = 0.5\nreason = "it has to move"\n')
     assert phantom("score", folder, *ask, "--kpi", kpi)[0] == 1
     (folder / "broken.mp4").write_bytes(b"no film")
-    code, said = phantom("score", folder, *ask, "--out", tmp_path / "page.html")
+    code, said = phantom("score", folder, *ask, "--out", tmp_path / "page.html", "--force")
     assert code == 3
     assert "broken.mp4: not measured" in said.out
     assert phantom("score", tmp_path / "none", *ask)[0] == 2
@@ -334,3 +334,23 @@ def test_the_self_check_prints_a_rate_for_each_fault(phantom):
     assert code == 0
     assert set(json.loads(said.out.splitlines()[-1])) == set(FAULTS)
     assert phantom("self-check", "--each", "0")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "said"),
+    [
+        (("score", "nowhere"), "cases.html", r"cases\.jsonl exists, and phantom did not write it"),  # the suite's own file
+        (("score", "nowhere"), "v1.0", r"the output is v1\.0; it is written as \.html"),
+        (("compare", "one.jsonl", "two.jsonl"), "mine.html", r"mine\.html exists, and phantom did not write it"),
+        (("calibrate", "good", "bad"), "mine.toml", r"mine\.toml exists, and phantom did not write it"),
+        (("calibrate", "good", "bad"), "kpi.json", r"the output is kpi\.json; it is written as \.toml"),
+    ],
+)
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_files_of_the_user_are_refused_before_any_work(phantom, tmp_path, command, name, said, force):
+    for mine in ("cases.jsonl", "mine.html", "mine.toml"):
+        (tmp_path / mine).write_text("mine")
+    code, out = phantom(*command, "--out", tmp_path / name, *force)
+    assert (code, len(out.err.splitlines())) == (2, 1)
+    assert re.search(said, out.err), out.err
+    assert {p.read_text() for p in tmp_path.iterdir()} == {"mine"}

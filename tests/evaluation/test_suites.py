@@ -13,6 +13,8 @@ from phantom_s2v.data.heldout import held_out, still_path
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import emoji, robustness, suites
 from phantom_s2v.evaluation.instruments import Faces, Instruments, Thresholds
+from phantom_s2v.files import write_json
+from phantom_s2v.hashes import content_hash
 
 
 @pytest.fixture
@@ -204,3 +206,40 @@ def test_look_alikes_are_two_different_subjects(tmp_path):
     assert one != other
     assert len(clips) == 2
     assert all(c.against for c in cases if c.kind in robustness.ONE)
+
+
+def test_a_run_replaces_no_file_of_the_user(phantom, own, tmp_path, tiny):
+    """The score's page, OpenS2V's own results and the suite's cases may lie where a run would write."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "scores.jsonl").write_text("mine")
+    code, said = phantom("run", own[0], "--model", tiny, "--features", "phantom-mini", "--out", out)
+    assert (code, "scores.jsonl exists, and phantom did not write it" in said.err) == (2, True)
+    assert (out / "scores.jsonl").read_text() == "mine"
+    assert not list((out / "videos").glob("*.mp4"))
+
+
+def test_results_in_the_layout_of_opens2v_are_known_by_their_hashes(tmp_path):
+    out = tmp_path / "videos_output_json"
+    suites.check_opens2v(out)
+    out.mkdir()
+    (out / "facesim.json").write_text("{}")
+    with pytest.raises(InputError, match=r"facesim\.json exists, and phantom did not write it"):
+        suites.check_opens2v(out)
+    write_json(out / "written.json", {"files": {"facesim.json": content_hash(out / "facesim.json")}}, sealed=True)
+    suites.check_opens2v(out)
+    (out / "facesim.json").write_text('{"a": 1}')
+    with pytest.raises(InputError, match=r"facesim\.json exists"):
+        suites.check_opens2v(out)
+
+
+@pytest.mark.parametrize(("rows", "said"), [
+    ('{"video": "a.mp4"}\n{"video": "b.m', "scores.jsonl, line 2, is damaged or truncated"),
+    ("", "holds no scores"), ('["video"]', "holds no scores"),
+])  # fmt: skip
+def test_truncated_scores_are_one_sentence(phantom, tmp_path, rows, said):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.jsonl").write_text(rows)
+    code, out = phantom("compare", tmp_path / "one", tmp_path / "two")
+    assert (code, said in out.err, len(out.err.splitlines())) == (2, True, 1)

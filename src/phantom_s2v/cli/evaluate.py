@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import by_stage, evaluate, progress, say, tell
+from phantom_s2v.cli.app import Force, by_stage, evaluate, progress, say, tell
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,14 +89,15 @@ def run_cases(options: dict[str, Any], target: Path) -> None:
     check_networks(kpis, tools)
     target.mkdir(parents=True, exist_ok=True)
     cases, clips = cases_of(suite, path, target, tools, options["limit"])
+    results = target / f"{Path(model).name if not videos else videos.name}_output_json"
+    if suite == "opens2v":
+        suites.check_opens2v(results)
     made = videos or target / "videos"
     make = None if videos else maker(model, cases, clips, made)
     with progress() as bar:
         found = suites.run_suite(cases, made, make, tools, kpis, target, by_stage(bar))
     if suite == "opens2v":
-        written = suites.write_opens2v(
-            cases, made, tools, target / f"{Path(model).name if not videos else videos.name}_output_json"
-        )
+        written = suites.write_opens2v(cases, made, tools, results)
         found.lines += [f"wrote {file}" for file in written]
     say(*found.lines, *suites.kind_lines(found.summary["by_kind"]))
     finish(found, {"suite": suite, "model": None if videos else model})
@@ -211,6 +212,7 @@ def evaluate_score(
     crop: Crop = "0,0,1,1",
     kpi: KpiFile = None,
     out: Annotated[Path | None, typer.Option(help="Page to write, .html; scores go beside it as .jsonl.")] = None,
+    force: Force = False,
 ) -> None:
     """Say whether each subject is there, once, in its place and not pasted, and whether the video is sound.
 
@@ -219,7 +221,11 @@ def evaluate_score(
     options = dict(locals())
     from phantom_s2v.evaluation.kpi import check_networks, read_kpis
     from phantom_s2v.evaluation.run import Asked, find_videos, name_references, parse_crop, score_all
+    from phantom_s2v.files import check_outputs
 
+    if out:
+        check_outputs([out], force=force, suffix=".html")
+        check_outputs([out.with_suffix(".jsonl")], force=force)
     kpis, box, paths = read_kpis(kpi) if kpi else [], parse_crop(crop), find_videos(videos)
     named, tools = name_references(reference or []), chosen(options)
     check_networks(kpis, tools)
@@ -234,6 +240,7 @@ def evaluate_score(
 def evaluate_compare(
     systems: Annotated[list[Path], typer.Argument(help="Results of two systems or more: folders of run, or .jsonl of score.")],
     out: Annotated[Path | None, typer.Option(help="Page to write, .html.")] = None,
+    force: Force = False,
 ) -> None:
     """Compare systems on the same cases: paired bootstrap intervals, wins and losses; the last line is one JSON object."""
     from phantom_s2v.evaluation import compare
@@ -244,7 +251,7 @@ def evaluate_compare(
     if len(set(names)) < len(names):
         names = [f"{name} {number}" for number, name in enumerate(names, 1)]
     if out:
-        check_outputs([out], force=True)
+        check_outputs([out], force=force, suffix=".html")
     found, notes = compare.compare(dict(zip(names, map(read_rows, systems), strict=True)))
     if out:
         compare.write_comparison(out, found, notes)
@@ -331,6 +338,7 @@ def evaluate_calibrate(
     arcface: Arcface = "",
     crop: Crop = "0,0,1,1",
     out: Annotated[Path, typer.Option(help="KPI file to write, .toml.")] = Path("kpi.toml"),
+    force: Force = False,
 ) -> None:
     """Set KPIs on your own footage: bounds of the metrics that tell good videos from bad ones, with their error rates."""
     options = dict(locals())
@@ -338,7 +346,7 @@ def evaluate_calibrate(
     from phantom_s2v.evaluation.run import Asked, find_videos, name_references, parse_crop, score_one
     from phantom_s2v.files import check_outputs, write_text
 
-    check_outputs([out], force=True)
+    check_outputs([out], force=force, suffix=".toml")
     box, paths = parse_crop(crop), {"good": find_videos(good), "bad": find_videos(bad)}
     asked = Asked(name_references(reference or []), prompt, chosen(options), box)
     scores: dict[str, list[Any]] = {"good": [], "bad": []}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import app, by_stage, progress, say, tell
+from phantom_s2v.cli.app import Force, app, by_stage, progress, say, tell
 from phantom_s2v.errors import InputError
 from phantom_s2v.untrusted import printable
 
@@ -77,17 +77,22 @@ def generate(
     budget: Annotated[str | None, typer.Option(help="Refuse what would exceed 20min or 24GB, and say what fits.")] = None,
     parallel: Annotated[str, typer.Option(help="none, ulysses, ring or fsdp, under torchrun.")] = "none",
     lora: Annotated[list[str] | None, typer.Option(help="FILE[=SCALE] of a LoRA for Wan; can be given again.")] = None,
+    force: Force = False,
 ) -> None:
     """Make a video from reference images and a prompt."""
     options = dict(locals())
+    from phantom_s2v.jobs import check_names
+
     placement, preset = prepare(options)
+    jobs = [] if from_ or requests else requested(options, preset)
+    check_names(jobs, [Path(file) for file, _ in placement.loras], preview, force)
     best = ranked(options)
     if from_:
-        _again(from_, out, model, preview, placement, budget)
+        _again(from_, out, model, preview, placement, budget, force)
     elif requests:
         _many(requests, out, model, preset, preview, placement, budget, rephrase, best)
     else:
-        jobs = worded(requested(options, preset), rephrase, preset)
+        jobs = worded(jobs, rephrase, preset)
         run_jobs(jobs, model, preview, placement, budget=budget, best=best, rephrase=rephrase)
 
 
@@ -259,18 +264,21 @@ def _many(
 
     Lines that cannot be made are listed on stderr and left out: exit code 3, or 2 where none can be made.
     """
+    from phantom_s2v.files import check_folder
     from phantom_s2v.generate import model_hash
-    from phantom_s2v.jobs import read_requests, remade_because
+    from phantom_s2v.jobs import check_names, read_requests, remade_because
     from phantom_s2v.model.step_cache import read_ratios
     from phantom_s2v.presets import model_folder
     from phantom_s2v.record import origin_of
 
     if not file.is_file():
         raise InputError(f"{file} is not a file; --requests takes JSON lines, one request each")
-    folder = out.parent if out.suffix else out
-    if not folder.is_dir():
-        raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
+    folder = out.parent if out.suffix.lower() == ".mp4" and not out.is_dir() else out
+    check_folder(folder)
     jobs, faults, count = read_requests(file, folder, preset)
+    if not count:
+        raise InputError(f"{file} holds no request; nothing was made")
+    check_names(jobs, [file], preview, force=True)
     if faults and len(faults) == count:
         raise InputError(faults[0])
     place = model_folder(model)
@@ -294,19 +302,21 @@ def _many(
         raise typer.Exit(3)
 
 
-def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placement", budget: str | None) -> None:
+def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placement", budget: str | None, force: bool) -> None:
     """Make the video of a record again, and say first what has changed since.
 
     Memory options and LoRAs are the record's, unless others are given.
     """
     from phantom_s2v.files import read_json
     from phantom_s2v.generate import load_models
+    from phantom_s2v.jobs import check_names
     from phantom_s2v.model.placement import Placement, placement_from
     from phantom_s2v.presets import model_folder
     from phantom_s2v.record import changes, request_from
 
     record = read_json(file)
     request = request_from(record)
+    check_names([(request, out)], [file], preview, force)
     placement = placement_from(record) if placement == Placement() else placement
     models = load_models(model_folder(model), placement)
     said = changes(record, models.hash)

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from phantom_s2v.data.compose import Cast, ClipSpec, Shot, caption, compose, random_spec
 from phantom_s2v.data.emoji import Sprites, Subject
 from phantom_s2v.data.heldout import ASSETS, evaluated, held_out, still_path
 from phantom_s2v.data.looks import COLOURS, Ground
+from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.judge import Judge, judge_file
-from phantom_s2v.files import text_lines, write_text
+from phantom_s2v.files import check_outputs, text_lines, write_text
 from phantom_s2v.generate import Models, generate
 from phantom_s2v.hashes import content_hash, folder_hash
-from phantom_s2v.media import letterbox, open_picture, read_picture
+from phantom_s2v.media import letterbox, open_picture, read_picture, write_picture
 from phantom_s2v.model.autoencoder import decode, encode, to_pixels, to_video
 from phantom_s2v.record import origin_of
 from phantom_s2v.request import Reference, Request, with_defaults
@@ -101,6 +101,7 @@ def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[in
     bank = reference_bank(judge, sprites)
     file = out / "cases.jsonl"
     cases = emoji_cases(sprites, limit)
+    check_outputs([out / "sheet.png"], force=True)
     origins = case_origins(cases, sprites, models)
     done = keep_rows(file, origins)
     with file.open("a") as lines:
@@ -133,19 +134,22 @@ def keep_rows(file: Path, origins: dict[str, str]) -> dict[str, dict]:
     """The rows of cases.jsonl whose origin is the one wanted, by id. Rows of these cases of any other origin, and damaged ones,
     are taken out of the file; those of other cases stay.
     """
-    rows = [row for row in map(_row, text_lines(file)) if row] if file.exists() else []
+    rows = [row for row in (_row(line, file) for line in text_lines(file)) if row] if file.exists() else []
     kept = [row for row in rows if origins.get(row["id"], row.get("origin")) == row.get("origin")]
     write_text(file, "".join(json.dumps(row) + "\n" for row in kept))
     return {row["id"]: row for row in kept if row["id"] in origins}
 
 
-def _row(line: str) -> dict | None:
-    """The row of a line; None where it is damaged, as the last one is after a kill."""
+def _row(line: str, file: Path) -> dict | None:
+    """The row of a line; None where it is damaged, as the last one is after a kill. Raises InputError where it is not ours."""
     try:
         row = parse_json(line)
+        if isinstance(row, dict) and {"id", "ranks"} <= row.keys():
+            return row
     except ValueError:
-        return None
-    return row if isinstance(row, dict) and "id" in row else None
+        if line[:5] == '{"id"'[: len(line)]:
+            return None
+    raise InputError(f"{file} exists, and phantom did not write it; choose another --out")
 
 
 def reference_bank(judge: Judge, sprites: Sprites) -> np.ndarray:
@@ -231,7 +235,7 @@ def _keep_frames(path: Path, case: Case, video: np.ndarray) -> None:
     """Five frames of a case as one strip."""
     path.parent.mkdir(exist_ok=True)
     chosen = video[np.linspace(0, len(video) - 1, 5).round().astype(int)]
-    Image.fromarray(np.concatenate(list(chosen), 1)).save(path)
+    write_picture(path, np.concatenate(list(chosen), 1))
 
 
 def write_sheet(out: Path, cases: list[Case], sprites: Sprites, rows: int = 16) -> None:
@@ -243,8 +247,7 @@ def write_sheet(out: Path, cases: list[Case], sprites: Sprites, rows: int = 16) 
         with open_picture(out / "frames" / f"{case.id}.png") as image:
             made = image.convert("RGB").resize((5 * case.spec.side, case.spec.side))
         strips.append(np.concatenate([clip.references[0], true, np.asarray(made)], 1))
-    sheet = Image.fromarray(np.concatenate(strips))
-    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(out / "sheet.png")
+    write_picture(out / "sheet.png", np.concatenate(strips).repeat(2, 0).repeat(2, 1))
 
 
 def sample_sheet(models: Models, path: Path, subjects: int = 6) -> None:
@@ -255,5 +258,4 @@ def sample_sheet(models: Models, path: Path, subjects: int = 6) -> None:
         clip = compose(case.spec, sprites)
         video = generate(request_of(case, sprites, models), models).video
         strips.append(np.concatenate([clip.references[0], *(clip.video[i] for i in (0, 24)), *video[::6]], 1))
-    sheet = Image.fromarray(np.concatenate(strips))
-    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path)
+    write_picture(path, np.concatenate(strips).repeat(2, 0).repeat(2, 1))

@@ -111,6 +111,9 @@ def open_votes(file: Path) -> sqlite3.Connection:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         votes = sqlite3.connect(file, timeout=10)
+        there = {name for (name,) in votes.execute("select name from sqlite_master where type = 'table'")}
+        if there and "votes" not in there:
+            raise sqlite3.DatabaseError(f"its tables are {', '.join(sorted(there))}")
         for table in TABLES:
             votes.execute(table)
         votes.commit()

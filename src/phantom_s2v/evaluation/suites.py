@@ -18,10 +18,12 @@ from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.kpi import Kpi
 from phantom_s2v.evaluation.metrics import bootstrap
 from phantom_s2v.evaluation.run import Asked, Found, score_all
-from phantom_s2v.files import read_json, text_lines, write_json
+from phantom_s2v.files import check_outputs, ours, read_json, text_lines, write_json
+from phantom_s2v.hashes import content_hash
 from phantom_s2v.request import split_reference
 from phantom_s2v.untrusted import parse_json
 
+COLUMNS, WRITTEN = ("motionscore", "aesthetic_score", "facesim"), "written.json"  # OpenS2V's result files, and what we wrote
 OPENS2V_FRAMES = 32  # that OpenS2V looks at for faces and aesthetics
 OPENS2V_FACES = ("singlehuman", "singleface", "faceobj", "humanobj")  # its cases with a face
 OPENS2V_PEOPLE = ("man", "woman", "crop_man", "crop_woman")  # its folders of pictures with a face
@@ -117,6 +119,7 @@ def run_suite(
 
     Without `make`, a video that is missing counts as unreadable. The control is the likeness to the next case's reference.
     """
+    check_outputs([out / "scores.html", out / "scores.jsonl"], force=True)
     for number, case in enumerate(cases, 1):
         if make:
             make(case, videos / f"{case.id}.mp4")
@@ -175,7 +178,7 @@ def write_opens2v(cases: Sequence[Case], videos: Path, tools: Instruments, out: 
     motionscore.json has motion_fb (its motion_lk is random); aesthetic_score.json and facesim.json's arc_score come with their
     networks. Faces are found by BlazeFace and not by its own detector, so arc_score is near to its column and not the same.
     """
-    columns: dict[str, dict[str, dict[str, float]]] = {"motionscore": {}, "aesthetic_score": {}, "facesim": {}}
+    columns: dict[str, dict[str, dict[str, float]]] = {name: {} for name in COLUMNS}
     rows = {row["id"]: row for row in read_rows(out.parent)}
     for case in cases:
         row = rows[case.id]
@@ -196,7 +199,18 @@ def write_opens2v(cases: Sequence[Case], videos: Path, tools: Instruments, out: 
         if values:
             written.append(out / f"{name}.json")
             write_json(written[-1], values, indent=4)
+    write_json(out / WRITTEN, {"files": {file.name: content_hash(file) for file in written}}, sealed=True)
     return written
+
+
+def check_opens2v(out: Path) -> None:
+    """Raise InputError where a result file that `write_opens2v` would write in `out` is there and not ours: they have OpenS2V's
+    layout, which leaves no room for a seal, so their hashes lie beside them.
+    """
+    noted = read_json(out / WRITTEN)["files"] if ours(out / WRITTEN) else {}
+    for file in (out / f"{name}.json" for name in COLUMNS):
+        if file.exists() and noted.get(file.name) != content_hash(file):
+            raise InputError(f"{file} exists, and phantom did not write it or it was changed since; choose another --out")
 
 
 def arc_score(case: Case, frames: list[np.ndarray], tools: Instruments) -> float | None:
