@@ -219,6 +219,14 @@ def test_a_run_replaces_no_file_of_the_user(phantom, own, tmp_path, tiny):
     assert not list((out / "videos").glob("*.mp4"))
 
 
+@pytest.mark.parametrize("mine", ['{"id": "case-1", "prompt": "x"}\n', "notes", "[]"])
+def test_the_emoji_suite_does_not_write_into_a_suite_of_ones_own(tmp_path, mine):
+    (tmp_path / "cases.jsonl").write_text(mine)
+    with pytest.raises(InputError, match=r"cases\.jsonl exists, and phantom did not write it"):
+        emoji.keep_rows(tmp_path / "cases.jsonl", {})
+    assert (tmp_path / "cases.jsonl").read_text() == mine
+
+
 def test_results_in_the_layout_of_opens2v_are_known_by_their_hashes(tmp_path):
     out = tmp_path / "videos_output_json"
     suites.check_opens2v(out)

@@ -144,7 +144,7 @@ def _row(line: str, file: Path) -> dict | None:
     """The row of a line; None where it is damaged, as the last one is after a kill. Raises InputError where it is not ours."""
     try:
         row = parse_json(line)
-        if isinstance(row, dict) and {"id", "ranks"} <= row.keys():
+        if isinstance(row, dict) and "id" in row and row.keys() & {"origin", "ranks"}:
             return row
     except ValueError:
         if line[:5] == '{"id"'[: len(line)]:
