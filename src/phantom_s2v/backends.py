@@ -49,6 +49,12 @@ def packaged_models(transnet: bool = False, with_people: bool = False, larger: d
     return with_larger(packaged, **larger) if larger else packaged
 
 
+def packaged_hash() -> str:
+    """Hash of phantom-mini's encoders, which `packaged_models` embeds with; other packages count by their version."""
+    folder = model_folder("phantom-mini")
+    return weights_hash(folder / "image_encoder", folder / "autoencoder")
+
+
 def with_larger(
     models: Models, captioner: Path | None, grounder: Path | None, segmenter: Path | None, embedder: Path | None
 ) -> Models:

@@ -1,8 +1,10 @@
 """Hashes of contents, remembered for large files in the user's cache folder."""
 
+import errno
 import hashlib
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterable
 from contextlib import closing
@@ -20,21 +22,27 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "phantom-s2v"
 
 
-def stamp(path: Path) -> str:
+def stamp_of(path: Path) -> str:
     """Size, times of change and inode of a file: while they stay the same, so does its content."""
     facts = path.stat()
     return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's content. That of a large file is remembered in the user's cache for as long as its stamp stays."""
-    if path.stat().st_size < LARGE:
+    """SHA-256 of a file's content. That of a large file is remembered in the user's cache for as long as its stamp stays.
+
+    Raises OSError where it is no file that can be read; a pipe, which would be waited for, is none.
+    """
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    if facts.st_size < LARGE:
         return _read_hash(path)
-    before = stamp(path)
+    before = stamp_of(path)
     if (known := _look_up(path, before)) is not None:
         return known
     value = _read_hash(path)
-    if stamp(path) == before:
+    if stamp_of(path) == before:
         remember_hash(path, value)
     return value
 
@@ -48,7 +56,7 @@ def remember_hash(path: Path, value: str) -> None:
         cache_folder().mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(cache_folder() / "hashes.sqlite")) as known, known:
             known.execute(TABLE)
-            known.execute("insert or replace into hashes values (?, ?, ?)", (os.fsencode(path.resolve()), stamp(path), value))
+            known.execute("insert or replace into hashes values (?, ?, ?)", (os.fsencode(path.resolve()), stamp_of(path), value))
     except (OSError, sqlite3.Error):
         pass  # it is only a cache
 

@@ -24,7 +24,7 @@ from phantom_s2v.backends import cut_chances
 from phantom_s2v.data.check import check, judge_pairs
 from phantom_s2v.data.films import write_films
 from phantom_s2v.data.heldout import held_out
-from phantom_s2v.data.pipeline import caption, pair, probe, quality, shots, subjects
+from phantom_s2v.data.pipeline import caption, engine, pair, probe, quality, shots, subjects
 from phantom_s2v.data.pipeline.bank import Bank
 from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.data.pipeline.engine import bank_of, process
@@ -308,6 +308,66 @@ def test_a_second_run_does_nothing_and_another_bound_pairs_anew(films, built, mo
     bank = Bank(bank_of(out))
     strict = [p for p in pair.run(bank, replace(CONFIG, lower=0.99)) if not p["drop"]]
     assert len(strict) < sum(not p["drop"] for p in summary.pairs)
+
+
+def test_a_film_is_looked_at_again_where_anything_that_made_its_records_changed(films, tmp_path, monkeypatch):
+    videos, out, looked = tmp_path / "videos", tmp_path / "t.lance", []
+    videos.mkdir()
+    film = videos / "film.mp4"
+    film.write_bytes((films / "film-0000.mp4").read_bytes())
+    whole = engine.process
+    monkeypatch.setattr(engine, "process", lambda path, *rest: looked.append(path) or whole(path, *rest))
+
+    def again(config=CONFIG):
+        before = len(looked)
+        run(videos, out, config)
+        return len(looked) - before
+
+    assert [again(), again()] == [1, 0]
+    os.utime(film)
+    assert again() == 0  # the same content
+    (videos / "film.txt").write_text("The toys play.")
+    assert [again(), again()] == [1, 0]
+    other = replace(CONFIG, models="embedder=another content")
+    assert [again(other), again(other)] == [1, 0]
+    film.write_bytes((films / "film-0001.mp4").read_bytes())
+    assert again(other) == 1
+    monkeypatch.setattr("phantom_s2v.data.pipeline.bank.code_version", lambda *a, **k: {"phantom_s2v": "another"})
+    assert [again(other), again(other)] == [1, 0]
+
+
+def test_networks_are_known_by_content_and_not_by_folder(tmp_path):
+    from phantom_s2v.cli.data import asked_models
+
+    folder = tmp_path / "dino"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    named = {"captioner": "", "grounder": "", "segmenter": "", "embedder": str(folder)}
+    first = asked_models(CONFIG, named)[0]
+    (folder / "model.safetensors").write_bytes(b"doubled")
+    assert asked_models(CONFIG, named)[0].models != first.models
+    (folder / "model.safetensors").write_bytes(b"weights")
+    folder.rename(tmp_path / "moved")
+    assert asked_models(CONFIG, {**named, "embedder": str(tmp_path / "moved")})[0] == first
+    assert asked_models(CONFIG, dict.fromkeys(named, ""))[0].models.startswith("packaged=")
+
+
+def test_films_of_another_seed_are_refused_and_damaged_ones_made_again(films, tmp_path):
+    folder = tmp_path / "films"
+    write_films(folder, held_out(), 1, 3)
+    film = folder / "film-0000.mp4"
+    assert film.read_bytes() == (films / film.name).read_bytes()
+    stamp = film.stat().st_mtime_ns
+    write_films(folder, held_out(), 1, 3)
+    assert film.stat().st_mtime_ns == stamp
+    with pytest.raises(DataError, match="holds films of another making: seed was 3 and is 4; choose another folder"):
+        write_films(folder, held_out(), 1, 4)
+    some = replace(held_out(), subjects=held_out().subjects[:150])
+    with pytest.raises(DataError, match="subjects was"):
+        write_films(folder, some, 1, 3)
+    film.write_bytes((films / "film-0001.mp4").read_bytes())  # a film of ours, under another's name
+    write_films(folder, held_out(), 1, 3)
+    assert film.read_bytes() == (films / film.name).read_bytes()
 
 
 def test_other_thresholds_take_back_what_they_would_not_write(films, built, tmp_path):

@@ -68,11 +68,12 @@ def data_build(
 
 
 def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "MakeModels"]:
-    """What makes the stages' networks, and the settings with the names of the larger ones: another model looks at films anew.
+    """What makes the stages' networks, and the settings with the hashes of their weights: another model looks at films anew.
 
     Raises InputError for what is not here.
     """
-    from phantom_s2v.backends import packaged_models
+    from phantom_s2v.backends import packaged_hash, packaged_models
+    from phantom_s2v.hashes import MADE_OF, folder_hash
     from phantom_s2v.model import people
     from phantom_s2v.presets import source_path
 
@@ -86,9 +87,10 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
             raise InputError(
                 f"{name} is {place}, which is no folder; give a model in transformers' layout, or OWNER/MODEL of a hub"
             )
-    settings = replace(settings, models=",".join(f"{name}={given}" for name, given in named.items() if given))
+    hashes = {"packaged": packaged_hash(), **{name: folder_hash(place, MADE_OF) for name, place in larger.items() if place}}
+    settings = replace(settings, models=",".join(f"{name}={value[:16]}" for name, value in hashes.items()))
     transnet = settings.detector != "scenedetect"
-    return settings, partial(packaged_models, transnet, settings.people, larger if settings.models else None)
+    return settings, partial(packaged_models, transnet, settings.people, larger if any(larger.values()) else None)
 
 
 def read_config(file: Path | None, over: dict[str, Any]) -> "Config":

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from phantom_s2v.errors import DataError
-from phantom_s2v.hashes import cache_folder
+from phantom_s2v.hashes import cache_folder, combined_hash, content_hash
 from phantom_s2v.media import open_picture
 from phantom_s2v.untrusted import without_credentials
 
@@ -141,6 +141,16 @@ def split(subjects: tuple[Subject, ...]) -> set[str]:
 def subjects_hash(subjects: tuple[Subject, ...]) -> str:
     """SHA-256 of the sorted keys: what a checkpoint records of the subjects that it saw."""
     return hashlib.sha256("\n".join(sorted(s.key for s in subjects)).encode()).hexdigest()
+
+
+def sprites_hash(sprites: Sprites) -> str:
+    """SHA-256 of subjects and of their pictures: what composed clips follow from, beside a seed."""
+    listed = hashlib.sha256(repr(sprites.subjects).encode()).hexdigest()
+    if isinstance(sprites.pixels, np.memmap):
+        pixels = content_hash(Path(str(sprites.pixels.filename)))
+    else:
+        pixels = hashlib.sha256(np.ascontiguousarray(sprites.pixels).data).hexdigest()
+    return combined_hash([("subjects", listed), ("pixels", pixels)])
 
 
 def fetch(root: Path, held_out: Set[str], progress: Callable[[str], None]) -> None:

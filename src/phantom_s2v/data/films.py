@@ -14,9 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from phantom_s2v import media
 from phantom_s2v.data.compose import Cast, ClipSpec, compose
-from phantom_s2v.data.emoji import Sprites, Subject
+from phantom_s2v.data.emoji import Sprites, Subject, sprites_hash
 from phantom_s2v.data.looks import COLOURS, Look, apply_look, colour_word, random_ground, random_look
-from phantom_s2v.files import write_json
+from phantom_s2v.errors import InputError
+from phantom_s2v.files import read_json, write_json
+from phantom_s2v.hashes import content_hash
+from phantom_s2v.reuse import claim, code_version
 
 SIDE = 128  # pixels
 FPS = 12
@@ -171,13 +174,25 @@ def _write_over(video: np.ndarray, words: str) -> np.ndarray:
 
 
 def write_films(folder: Path, sprites: Sprites, count: int, seed: int, progress: Callable[[], None] = lambda: None) -> None:
-    """Compose `count` films into `folder`; those that are there already are kept. Film i follows from the seed and i alone."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Compose `count` films into `folder`; those that are there already are kept. Film i follows from the seed and i alone.
+
+    Raises DataError where the folder holds films of another seed, of other subjects, or made by other code.
+    """
+    origin = {"seed": seed, "subjects": sprites_hash(sprites), "code": code_version("data.films")}
+    claim(folder, origin, "film-*.mp4", "films")
     for number in range(count):
         path, truth = folder / f"film-{number:04d}.mp4", folder / f"film-{number:04d}.truth.json"
-        if not (path.exists() and truth.exists()):
+        if not _whole(path, truth):
             rng = np.random.default_rng([seed, 9, number])
             film = render(rng, *random_film(rng, sprites), sprites)
-            write_json(truth, film.truth, sealed=True, indent=None)
             media.write_video(path, film.frames, FPS)
+            write_json(truth, {**film.truth, "film": content_hash(path)}, sealed=True, indent=None)
         progress()
+
+
+def _whole(path: Path, truth: Path) -> bool:
+    """Whether a film is there, and is the one that its truth is of."""
+    try:
+        return read_json(truth)["film"] == content_hash(path)
+    except (InputError, OSError, KeyError, TypeError):
+        return False

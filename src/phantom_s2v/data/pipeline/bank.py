@@ -23,9 +23,11 @@ import pyarrow as pa
 
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.errors import DataError
+from phantom_s2v.reuse import code_version
 
 BUFFER = 8  # films that are written at once
 BATCH = 256  # rows that are read at once
+PAIRING = ("pair", "verify")  # stages that judge pairs
 COMPACT = 32  # fragments from which on a dataset is put together again
 
 
@@ -80,8 +82,8 @@ class Bank:
         return lance.dataset(self._path(name)) if (self.folder / f"{name}.lance").exists() else None
 
     def done(self) -> dict[str, tuple[str, str]]:
-        """Files that are done -> their stamps (see probe.py), and the mark of the configuration that looked at them."""
-        return {film["path"]: (film.get("stamp", ""), film["config"]) for film in self.films()}
+        """Files that are done -> the hash of their content (see probe.py), and the mark of what looked at them."""
+        return {film["path"]: (film.get("source", ""), film["config"]) for film in self.films()}
 
     def films(self) -> Iterator[Record]:
         """Records of the files that are done."""
@@ -90,7 +92,7 @@ class Bank:
 
     def judged(self, version: int, config: Config) -> dict[str, list[Record]]:
         """Pairs that were judged at this version of the subjects, with these thresholds, by subject."""
-        where = f"version = {version} AND config = '{mark(config)}'"
+        where = f"version = {version} AND config = '{mark(config, PAIRING)}'"
         return {row["id"]: json.loads(row["facts"]) for row in self.rows("pairs", ["facts"], where)}
 
     def all_pairs(self) -> list[Record]:
@@ -99,7 +101,7 @@ class Bank:
 
     def keep_pairs(self, pairs: dict[str, list[Record]], version: int, config: Config) -> None:
         """Write the judged pairs of some subjects."""
-        same = {"version": version, "config": mark(config)}
+        same = {"version": version, "config": mark(config, PAIRING)}
         rows = [{"id": subject, "facts": json.dumps(found), **same} for subject, found in pairs.items()]
         if rows:
             self._merge("pairs", rows, PAIRS)
@@ -175,9 +177,11 @@ class Bank:
             yield from sorted(taken.to_pylist(), key=lambda row: row["id"])
 
 
-def mark(config: Config) -> str:
-    """A short name of a configuration."""
-    return hashlib.sha256(repr(config).encode()).hexdigest()[:16]
+def mark(config: Config, stages: tuple[str, ...]) -> str:
+    """A short hash of a configuration, which names the networks by content, and of the code of the stages that it is for."""
+    names = (f"data.pipeline.{stage}" for stage in stages)
+    code = code_version(*names, "backends", without=("evaluation",))  # of which backends takes nothing for these stages
+    return hashlib.sha256(repr((config, code)).encode()).hexdigest()[:16]
 
 
 def _film_row(film: Record) -> Record:

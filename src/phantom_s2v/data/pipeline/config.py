@@ -41,7 +41,7 @@ class Config:
     letters: int = 6  # shapes of one height in a row that count as a line of text
     same_clip: float = 0.985  # correlation of signatures from which on a clip repeats another
     # subjects, facts 4.2
-    models: str = ""  # larger models, by name and folder; set by the command line
+    models: str = ""  # hashes of the networks' weights; set by the command line
     people: bool = False  # look for persons and faces as well
     instants: tuple[float, ...] = (0.05, 0.5, 0.95)
     smallest_box: float = 0.04  # share of the picture

@@ -169,11 +169,12 @@ def build(
 ) -> Summary:
     """From video files to triplets in `out`; the bank lies beside it. `report` is told stage, done and total.
 
-    What was done before is not done again; files that changed are. Raises DataError where nothing could be read at all.
+    What was done before with the same content, networks, thresholds and code is not done again. Raises DataError where nothing
+    could be read at all.
     """
     bank, own = Bank(bank_of(out)), cache(make)  # the models of this process
-    done, looked = bank.done(), mark(before_pairing(config))
-    todo = [str(path) for path in paths if done.get(str(path)) != (_stamp(path), looked)]
+    done, looked = bank.done(), mark(before_pairing(config), tuple(name for name, _ in (*LOOK, *KNOW)))
+    todo = [str(path) for path in paths if str(path) not in done or done[str(path)] != (_source(path), looked)]
     if ray:
         films = on_ray(todo, config, make, workers, ray)
     elif workers > 1:
@@ -239,9 +240,9 @@ def before_pairing(config: Config) -> Config:
     return replace(config, lower=0, upper=0, colours=0, texture=0, neighbours=0, partners=0)
 
 
-def _stamp(path: Path) -> str:
+def _source(path: Path) -> str:
     try:
-        return probe.stamp(path)
+        return probe.source_hash(path)
     except OSError:
         return ""
 

@@ -1,16 +1,17 @@
 """Probe: is this file a video that can be read, and what is in it?"""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.errors import InputError
 from phantom_s2v.files import read_json, read_text
+from phantom_s2v.hashes import combined_hash, content_hash
 from phantom_s2v.videos import UnreadableVideoError, Video
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 LARGE = 4320  # lines of 8K
+BESIDE = (".json", ".txt")  # suffixes of what tells caption and rights
 RIGHTS = ("source", "licence", "consent")
 
 
@@ -31,10 +32,10 @@ def find(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def stamp(path: Path) -> str:
-    """Size and time of change of a file: while they are the same, so is the file."""
-    facts = path.stat()
-    return f"{facts.st_size} {facts.st_mtime_ns}"
+def source_hash(path: Path) -> str:
+    """Hash of the contents of a film and of what lies beside it."""
+    files = [path, *(each for suffix in BESIDE if (each := path.with_suffix(suffix)).is_file())]
+    return combined_hash((each.suffix, content_hash(each)) for each in files)
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
@@ -43,7 +44,7 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         path = Path(record["path"])
         film = {"kind": "film", "film": "", "name": path.name, "notices": [], "drop": "", "clips": 0, **record}
         try:
-            film |= {"stamp": stamp(path), **_look(path)}
+            film |= {**_look(path), "source": source_hash(path)}
         except UnreadableVideoError as error:
             film["drop"] = error.reason
         except (InputError, OSError, ValueError) as error:
@@ -56,14 +57,18 @@ def _look(path: Path) -> Record:
     facts = Video(path).facts
     if not facts.fps:
         raise ValueError("no frame rate")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
     notices = list(facts.notices)
     if not facts.steady:
         notices.append(f"clips have its mean rate, {facts.fps:.3g}")
     if max(facts.height, facts.width) >= LARGE:
         notices.append(f"{facts.width}x{facts.height}: scaled down")
-    found: Record = {"film": digest, "fps": facts.fps, "height": facts.height, "width": facts.width, "notices": notices}
+    found: Record = {
+        "film": content_hash(path)[:32],
+        "fps": facts.fps,
+        "height": facts.height,
+        "width": facts.width,
+        "notices": notices,
+    }
     return found | _beside(path)
 
 
