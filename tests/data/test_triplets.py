@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from phantom_s2v import media
-from phantom_s2v.data.exchange import export_folder, export_webdataset, read_captioned, read_export
+from phantom_s2v.data.exchange import export_folder, export_webdataset, read_captioned, read_export, to_files
 from phantom_s2v.data.loader import TripletLoader
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore, check
 from phantom_s2v.errors import DataError, InputError
@@ -169,6 +169,40 @@ def test_a_captioned_folder(clip, tmp_path):
     (found,) = read_captioned(tmp_path, OWN, said.append)
     assert (found.caption, found.frames, found.references[0].subject, found.rights) == ("A dog.", 5, "dog", OWN)
     assert [line.split(":")[0] for line in said] == ["three.mp4", "two.mp4"]
+
+
+def test_a_captioned_folder_pairs_by_exact_names(clip, tmp_path):
+    for name in ("a", "a.b", "[x]", "c[12]"):
+        (tmp_path / f"{name}.mp4").write_bytes(clip)
+        (tmp_path / f"{name}.txt").write_text(f"Of {name}.")
+    seeds = {
+        "a.dog.png": 1,
+        "a.b.png": 2,
+        "a.b.cat.png": 3,
+        "[x].owl.png": 4,
+        "c[12].hen.PNG": 5,
+        "x.fox.png": 6,
+        "c1.elk.png": 7,
+    }
+    for name, seed in seeds.items():
+        (tmp_path / name).write_bytes(picture(seed))
+    left = []
+    found = {t.caption: {r.subject: r.picture for r in t.references} for t in read_captioned(tmp_path, OWN, left.append)}
+    assert found == {
+        "Of a.": {"dog": picture(1)}, "Of a.b.": {"cat": picture(3)},
+        "Of [x].": {"owl": picture(4)}, "Of c[12].": {"hen": picture(5)},
+    }  # fmt: skip
+    assert sorted(line.split(":")[0] for line in left) == ["a.b.png", "c1.elk.png", "x.fox.png"]
+
+
+def test_an_exported_folder_is_read_by_exact_names(store, tmp_path):
+    """Also where a name is a pattern, or begins like another one."""
+    one, other = list(store)[:2]
+    (tmp_path / "out").mkdir()
+    for name, triplet in (("[a]", one), ("[a].b", other)):
+        for rest, content in to_files(triplet).items():
+            (tmp_path / "out" / f"{name}.{rest}").write_bytes(content)
+    assert sorted(t.id for t in read_export(tmp_path / "out", pytest.fail)) == sorted([one.id, other.id])
 
 
 def test_batches_follow_from_the_seed_and_cover_an_epoch(store):

@@ -294,20 +294,24 @@ def data_import(
     from phantom_s2v.data.published import read_opens2v, read_phantom_data
     from phantom_s2v.data.triplets import Rights, TripletStore
 
-    left: list[str] = []
+    left = 0
+
+    def left_out(line: str) -> None:
+        nonlocal left
+        left += 1
+        tell(f"left out: {line}")
+
     rights = Rights(source, licence, consent)
     readers = {"phantom-data": read_phantom_data, "opens2v": read_opens2v}
     if published and (published not in readers or clips is None or not clips.is_dir()):
         raise InputError(f"published is {published!r}; it can be {' or '.join(readers)}, with --clips FOLDER of their clips")
     if published and clips:
-        found = readers[published](folder, clips, rights, left.append)
+        found = readers[published](folder, clips, rights, left_out, tell)
     else:
-        found = read_captioned(folder, rights, left.append) if captioned else read_export(folder, left.append)
+        found = read_captioned(folder, rights, left_out, tell) if captioned else read_export(folder, left_out)
     store = TripletStore.create(out)
     new = store.write(found, require_licence)
-    for line in left:
-        tell(f"left out: {line}")
-    say(json.dumps({"new": new, "triplets": len(store), "left_out": len(left)}))
+    say(json.dumps({"new": new, "triplets": len(store), "left_out": left}))
     if left:
         raise typer.Exit(3)
 

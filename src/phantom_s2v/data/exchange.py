@@ -14,17 +14,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import UnidentifiedImageError
-
-from phantom_s2v import media
+from phantom_s2v.data.clips import SUFFIX, picture_suffix, store_picture, store_video
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files import check_folder, check_outputs, read_text, writing
+from phantom_s2v.geometry import MAX_PICTURES
 
 SHARD = 1000  # triplets a tar
-SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
-PICTURES = ("PNG", "JPEG", "WEBP")  # an MPO is a JPEG with more behind it, and Pillow opens it as one
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 Files = dict[str, bytes]  # name after the id and its dot -> content
 
 
@@ -66,11 +64,9 @@ def from_files(name: str, files: Files) -> Triplet:
 
 
 def _suffix(picture: bytes) -> str:
-    try:
-        with media.open_picture(io.BytesIO(picture), PICTURES) as image:
-            return SUFFIX[str(image.format)]
-    except (UnidentifiedImageError, KeyError) as error:
-        raise DataError("a reference is neither PNG, JPEG nor WebP") from error
+    if not (suffix := picture_suffix(picture)):
+        raise DataError("a reference is neither PNG, JPEG nor WebP")
+    return suffix
 
 
 def export_folder(triplets: Iterable[Triplet], folder: Path) -> int:
@@ -131,9 +127,12 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
 
 
 def _file_groups(folder: Path) -> Iterator[tuple[str, Files]]:
+    """Files by the exact names that `to_files` gives, whatever else begins like them."""
+    pictures = [f"reference-{n}.{suffix}" for n in range(1, MAX_PICTURES + 1) for suffix in dict.fromkeys(SUFFIX.values())]
+    rests = ["mp4", "json", *pictures, *(f"mask-{n}.png" for n in range(1, MAX_PICTURES + 1))]
     for facts in sorted(folder.glob("*.json")):
-        name = facts.stem
-        yield name, {p.name[len(name) + 1 :]: p.read_bytes() for p in sorted(folder.glob(f"{name}.*"))}
+        beside = {rest: facts.with_name(f"{facts.stem}.{rest}") for rest in rests}
+        yield facts.stem, {rest: path.read_bytes() for rest, path in beside.items() if path.is_file()}
 
 
 def _tar_groups(folder: Path) -> Iterator[tuple[str, Files]]:
@@ -154,30 +153,46 @@ def _tar_groups(folder: Path) -> Iterator[tuple[str, Files]]:
             yield name, files
 
 
-def read_captioned(folder: Path, rights: Rights, left_out: Callable[[str], None]) -> Iterator[Triplet]:
-    """Triplets without references of a folder of videos with a caption beside each, `NAME.mp4` and `NAME.txt`.
+def read_captioned(
+    folder: Path, rights: Rights, left_out: Callable[[str], None], told: Callable[[str], None] = lambda _: None
+) -> Iterator[Triplet]:
+    """Triplets of a folder of videos with a caption beside each, `NAME.mp4` and `NAME.txt`.
 
-    Pictures `NAME.SUBJECT.png` beside them become cross-pair references of that subject. What cannot be read is named to
-    `left_out`.
+    Pictures `NAME.SUBJECT.png` beside them become cross-pair references of that subject, whose name has no dot. Videos and
+    pictures are kept as they are where they need no conversion, which is `told` otherwise. What cannot be read, and pictures
+    that belong to no video, are named to `left_out`.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    for video in sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEOS):
+    names = sorted(path.name for path in folder.iterdir())
+    videos = [name for name in names if Path(name).suffix.lower() in VIDEOS]
+    pictures = _by_video({Path(name).stem for name in videos}, names, left_out)
+    for name in videos:
+        video = folder / name
         try:
             caption = read_text(video.with_suffix(".txt")).strip()
-            frames, rate = media.read_video(video)
-            pictures = sorted(
-                p for p in folder.glob(f"{video.stem}.*.*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
-            )
             references = tuple(
-                TripletReference(p.read_bytes(), p.name[len(video.stem) + 1 : -len(p.suffix)], "cross-pair", rights=rights)
-                for p in pictures
+                TripletReference(store_picture(folder / picture, told), subject, "cross-pair", rights=rights)
+                for picture, subject in pictures.get(video.stem, ())
             )
-            count, height, width = frames.shape[:3]
-            triplet = Triplet(video.read_bytes(), caption, references, rate, count, height, width, rights=rights)
-            for reference in references:
-                _suffix(reference.picture)
+            clip = store_video(video, told)
+            triplet = Triplet(clip.video, caption, references, clip.fps, clip.count, clip.height, clip.width, rights=rights)
             check(triplet)
             yield triplet
         except (InputError, DataError, OSError, UnicodeDecodeError) as error:
             left_out(f"{video.name}: {error}")
+
+
+def _by_video(stems: set[str], names: list[str], left_out: Callable[[str], None]) -> dict[str, list[tuple[str, str]]]:
+    """Stem of a video -> (picture, subject) of those named STEM.SUBJECT.png; one named like a video is no reference."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
+        whole = Path(name)
+        if whole.suffix.lower() not in PICTURES:
+            continue
+        stem, _, subject = whole.stem.rpartition(".")
+        if stem in stems and subject and whole.stem not in stems:
+            found.setdefault(stem, []).append((name, subject))
+        else:
+            left_out(f"{name}: no video fits it; a reference of NAME.mp4 is NAME.SUBJECT.png, with no dot in SUBJECT")
+    return found

@@ -45,7 +45,8 @@ class TripletLoader:
 
 def decode(triplet: Triplet) -> Sample:
     """A triplet's video and pictures as arrays."""
-    video, _ = media.read_video(io.BytesIO(triplet.video))
-    pictures = tuple(np.asarray(media.open_picture(io.BytesIO(r.picture)).convert("RGB")) for r in triplet.references)
+    video, _ = media.read_video(io.BytesIO(triplet.video), f"the video of triplet {triplet.id}")
+    name = f"a reference of triplet {triplet.id}"
+    pictures = tuple(media.read_picture(reference.picture, name=name)[0] for reference in triplet.references)
     names = list(dict.fromkeys(r.subject for r in triplet.references))
     return Sample(triplet.id, video, pictures, tuple(names.index(r.subject) for r in triplet.references), triplet.caption)

@@ -10,8 +10,9 @@ cut clip): in-pair references. Of things of one name the one that fits its name 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from phantom_s2v import media
+from phantom_s2v.data.clips import StoredClip, Told, encoded, store_video
 from phantom_s2v.data.pipeline.bank import png
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files import read_json
 from phantom_s2v.geometry import MAX_SUBJECTS
+from phantom_s2v.videos import Video
 
 CANVAS = 768.0  # the longer side of Phantom-Data's boxes
 ROWS = 64  # of Parquet, in memory at once
 SLACK = 1.01  # by how much a box may leave the frame and be cut to it
 COLUMNS = ("video_caption", "cross_pair")
-LeftOut = Callable[[str], None]
 
 
-def read_phantom_data(file: Path, clips: Path, rights: Rights, left_out: LeftOut) -> Iterator[Triplet]:
+def read_phantom_data(file: Path, clips: Path, rights: Rights, left_out: Told, told: Told = lambda _: None) -> Iterator[Triplet]:
     """Triplets of koala36M_multi_ref_merged_filtered.parquet whose clips are in `clips`; the rest is named to `left_out`.
 
-    Raises DataError where the file is not of that layout.
+    What is converted is `told`. Raises DataError where the file is not of that layout.
     """
     try:
         parquet = pq.ParquetFile(file)
@@ -49,12 +50,16 @@ def read_phantom_data(file: Path, clips: Path, rights: Rights, left_out: LeftOut
     for batch in parquet.iter_batches(ROWS, columns=[key, *COLUMNS]):
         for row in batch.to_pylist():
             try:
-                yield _from_cross_pair(row[key], row["video_caption"], json.loads(row["cross_pair"]), clips, rights, left_out)
+                yield _from_cross_pair(
+                    row[key], row["video_caption"], json.loads(row["cross_pair"]), clips, rights, left_out, told
+                )
             except (DataError, InputError, ValueError, KeyError, TypeError, AttributeError) as error:
                 left_out(f"{row[key]}: {error}")
 
 
-def _from_cross_pair(vid: str, caption: str, pairs: dict[str, Any], clips: Path, rights: Rights, left_out: LeftOut) -> Triplet:
+def _from_cross_pair(
+    vid: str, caption: str, pairs: dict[str, Any], clips: Path, rights: Rights, left_out: Told, told: Told
+) -> Triplet:
     path = _clip(clips, f"{vid}.mp4")
     references: list[TripletReference] = []
     for phrase, found in list(pairs.items())[:MAX_SUBJECTS]:
@@ -66,19 +71,16 @@ def _from_cross_pair(vid: str, caption: str, pairs: dict[str, Any], clips: Path,
                 left_out(f"{vid}, a reference of {phrase}: {error}")
     if not references:
         raise DataError("no reference is left")
-    frames, rate = media.read_video(path)
-    count, height, width = frames.shape[:3]
-    triplet = Triplet(
-        path.read_bytes(), caption, tuple(references), rate, count, height, width, rights=_named(rights, f"Koala-36M {vid}")
-    )
+    clip = store_video(path, told)
+    own = _named(rights, f"Koala-36M {vid}")
+    triplet = Triplet(clip.video, caption, tuple(references), clip.fps, clip.count, clip.height, clip.width, rights=own)
     check(triplet)
     return triplet
 
 
 def _from_frame(clips: Path, facts: dict[str, Any], box: list[float], phrase: str, rights: Rights) -> TripletReference:
     """A reference out of a frame of another clip of the same film."""
-    frames = _frames(_clip(clips, f"{facts['vid']}.mp4"))
-    frame = frames[min(len(frames) - 1, int(len(frames) * float(facts["frame_idx"])))]
+    frame = _frame(_clip(clips, f"{facts['vid']}.mp4"), float(facts["frame_idx"]))
     height, width = frame.shape[:2]
     scaled = np.array(box, float) * max(height, width) / CANVAS
     if (scaled[[2, 3]] > np.array([width, height]) * SLACK).any():
@@ -100,10 +102,10 @@ def _cropped(
     return TripletReference(png(frame[top:bottom, left:right]), name, pairing, (0.0, 0.0, 1.0, 1.0), covered, score, rights)
 
 
-def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: LeftOut) -> Iterator[Triplet]:
+def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: Told, told: Told = lambda _: None) -> Iterator[Triplet]:
     """In-pair triplets of one of OpenS2V's JSON files whose clips are in `clips`; the rest is named to `left_out`.
 
-    Raises DataError where the file is not of that layout.
+    What is converted is `told`. Raises DataError where the file is not of that layout.
     """
     try:
         given = read_json(file)
@@ -112,23 +114,17 @@ def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: LeftOut) -> 
         raise DataError(f"{file} is no JSON object of name -> metadata and annotation ({error})") from error
     for name, entry in entries:
         try:
-            yield _from_annotation(name, entry, clips, rights)
+            yield _from_annotation(name, entry, clips, rights, told)
         except (DataError, InputError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             left_out(f"{name}: {type(error).__name__}: {error}" if isinstance(error, KeyError) else f"{name}: {error}")
 
 
-def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Rights) -> Triplet:
+def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Rights, told: Told) -> Triplet:
     facts, annotation = entry["metadata"], entry["annotation"]
     path = _clip(clips, facts["path"])
-    frames, rate = media.read_video(path)
-    start, stop = facts.get("face_cut") or facts.get("cut") or (0, len(frames))
-    left, right, top, bottom = facts.get("crop") or (0, frames.shape[2], 0, frames.shape[1])
-    part = frames[start:stop, top:bottom, left:right]
-    if not part.size:
-        raise DataError(f"cut {[start, stop]} and crop {[left, right, top, bottom]} leave nothing of {path.name}")
-    video = path.read_bytes() if part.shape == frames.shape else _mp4(part, rate)
     shown = annotation["ann_frame_data"]
     index = int(shown["ann_frame_idx"])
+    clip, still = _part(path, facts, index, told)
     masks = annotation.get("mask_annotation", {}).get(str(index), {})
     best: dict[str, tuple[float, TripletReference]] = {}
     for number, each in enumerate(shown["annotations"], 1):
@@ -136,14 +132,16 @@ def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Righ
         score, word = float(each.get("gme_score", 0.0)), each["class_name"]
         if word not in best or best[word][0] < score:
             own = _named(rights, f"OpenS2V-5M {facts['path']}")
-            best[word] = (score, _cropped(part[index], np.array(each["bbox"], float), mask, word, "in-pair", score, own))
+            best[word] = (score, _cropped(still, np.array(each["bbox"], float), mask, word, "in-pair", score, own))
     chosen = sorted(best.values(), key=lambda pair: -pair[0])[:MAX_SUBJECTS]
     captions = facts.get("cap") or [facts.get("face_cap_qwen", "")]
     caption = captions[0] if isinstance(captions, list) else captions
-    count, height, width = part.shape[:3]
     scores = {k: float(facts[k]) for k in ("aesthetic", "motion", "tech") if isinstance(facts.get(k), int | float)}
     own = _named(rights, f"OpenS2V-5M {name}")
-    triplet = Triplet(video, str(caption), tuple(r for _, r in chosen), rate, count, height, width, scores, own)
+    references = tuple(reference for _, reference in chosen)
+    triplet = Triplet(
+        clip.video, str(caption), references, clip.fps, clip.count, clip.height, clip.width, scores=scores, rights=own
+    )
     check(triplet)
     return triplet
 
@@ -178,15 +176,48 @@ def _clip(folder: Path, name: str) -> Path:
     return path
 
 
-@lru_cache(maxsize=4)
-def _frames(path: Path) -> np.ndarray:
-    return media.read_video(path)[0]
+def _part(path: Path, facts: dict[str, Any], index: int, told: Told) -> tuple[StoredClip, np.ndarray]:
+    """The part of a clip that OpenS2V cut out, and frame `index` of it. Raises DataError where nothing is left."""
+    video = Video(path)
+    whole = video.facts
+    start, stop = facts.get("face_cut") or facts.get("cut") or (0, whole.count)
+    left, right, top, bottom = facts.get("crop") or (0, whole.width, 0, whole.height)
+    place = f"cut {[start, stop]} and crop {[left, right, top, bottom]}"
+    if not (0 <= start < stop and 0 <= left < right and 0 <= top < bottom and start < whole.count):
+        raise DataError(f"{place} leave nothing of {path.name}")
+    still: list[np.ndarray] = []
+
+    def parts() -> Iterator[np.ndarray]:
+        for number, (_, frame) in enumerate(video.frames()):
+            if number == stop:
+                return
+            if number >= start:
+                picture = frame[top:bottom, left:right]
+                if number == start + index:
+                    still.append(picture)
+                yield picture
+
+    if (start, left, top) == (0, 0, 0) and stop >= whole.count and right >= whole.width and bottom >= whole.height:
+        clip = store_video(path, told)
+        next(islice(parts(), index, None), None)
+    else:
+        clip = encoded(parts(), whole.fps)
+    if not still:
+        raise DataError(f"{place} leave no frame {index} of {path.name}")
+    return clip, still[0]
+
+
+@lru_cache(maxsize=8)
+def _frame(path: Path, share: float) -> np.ndarray:
+    """The frame at a share of a clip, 0 to 1."""
+    video = Video(path)
+    wanted, frame = min(video.facts.count - 1, int(video.facts.count * share)), None
+    for number, (_, frame) in enumerate(video.frames()):  # noqa: B007 - the last one where there are fewer
+        if number == wanted:
+            break
+    assert frame is not None
+    return frame
 
 
 def _named(rights: Rights, source: str) -> Rights:
     return Rights(rights.source or source, rights.licence, rights.consent)
-
-
-def _mp4(frames: np.ndarray, rate: float) -> bytes:
-    height, width = (side // 2 * 2 for side in frames.shape[1:3])
-    return media.encode_video(frames[:, :height, :width], max(1, round(rate)))

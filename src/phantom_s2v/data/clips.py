@@ -1,0 +1,82 @@
+"""Clips and pictures of others as a store keeps them: what players and trainers show as it is, and everything else converted."""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from phantom_s2v import media
+from phantom_s2v.errors import DataError
+from phantom_s2v.videos import Video, encode, resampled
+
+CRF = 14  # of what is converted: nearly lossless
+SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
+PICTURES = ("PNG", "JPEG", "WEBP")  # an MPO is a JPEG with more behind it, and Pillow opens it as one
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """A clip's mp4 and what it holds."""
+
+    video: bytes
+    fps: float
+    count: int  # frames
+    height: int  # pixels
+    width: int
+
+
+def store_video(path: Path, told: Told) -> StoredClip:
+    """A video file as it is where it is H.264 in MP4 with nothing to convert, else encoded as it is shown, at its mean rate.
+
+    What is converted is `told` in one sentence. Every frame is decoded: raises UnreadableVideoError for what is broken.
+    """
+    video = Video(path)
+    facts = video.facts
+    if facts.playable:
+        count = sum(1 for _ in video.frames(size=(facts.height // 8 + 2, facts.width // 8 + 2)))
+        return StoredClip(path.read_bytes(), facts.fps, count, facts.height, facts.width)
+    told(f"{path.name}: {'; '.join([*facts.notices, 'encoded as H.264 in MP4'])}")
+    frames = (picture for _, picture in video.frames())
+    even = facts.steady and facts.ordered
+    return encoded(frames if even else resampled(video.frames(), 0.0, facts.count, facts.fps), facts.fps)
+
+
+def encoded(frames: Iterator[np.ndarray], fps: float) -> StoredClip:
+    """Frames, uint8 [H, W, 3], as an mp4. Raises DataError where there is none."""
+    target, count, shape = io.BytesIO(), 0, (0, 0)
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal count, shape
+        for picture in frames:
+            count, shape = count + 1, picture.shape[:2]
+            yield picture
+
+    encode(target, counted(), fps or 25.0, CRF)
+    if not count:
+        raise DataError("no frame is left")
+    return StoredClip(target.getvalue(), fps, count, shape[0] // 2 * 2, shape[1] // 2 * 2)
+
+
+def store_picture(path: Path, told: Told) -> bytes:
+    """A picture file as it is where it is PNG, JPEG or WebP with nothing to convert, else as the PNG of what it shows."""
+    picture, notices = media.read_picture(path)
+    content = path.read_bytes()
+    if not notices and picture_suffix(content):
+        return content
+    told("; ".join(notices) or f"{path.name}: stored as PNG")
+    target = io.BytesIO()
+    Image.fromarray(picture).save(target, "PNG")
+    return target.getvalue()
+
+
+def picture_suffix(content: bytes) -> str:
+    """The suffix of a picture's format, "" where it is none that a store holds."""
+    try:
+        with media.open_picture(io.BytesIO(content), PICTURES) as image:
+            return SUFFIX.get(str(image.format), "")
+    except UnidentifiedImageError:
+        return ""
