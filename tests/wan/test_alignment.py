@@ -67,6 +67,7 @@ def test_parts_that_diffusers_has_mapped_give_the_same_bits(converted, expected,
 
 
 def test_a_text_encoder_and_a_lora_are_moved_too(converted, misplace, tmp_path):
+    """Of the LoRA peft takes a copy; this holds it to that."""
     folder = shutil.copytree(converted / "text_encoder", tmp_path / "text_encoder")
     (file,) = folder.glob("*.safetensors")
     misplace({name: value.clone() for name, value in load_file(file).items()}, file)

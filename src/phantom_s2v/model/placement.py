@@ -18,7 +18,6 @@ from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.model.finite import check_finite
 from phantom_s2v.model.parallel import own_device, parallelise
 from phantom_s2v.model.step_cache import CACHES, StepCache
-from phantom_s2v.model.tensors import aligned
 
 LEGAL = {
     "offload": ("none", "model", "group"),
@@ -158,7 +157,7 @@ def add_lora(transformer: Any, file: Path, name: str) -> None:
         raise CheckpointError(f"{file} has {len(foreign)} keys that fit nowhere in this transformer ({', '.join(foreign[:3])})")
     for key, value in state.items():
         check_finite(torch.as_tensor(value), f"the factor {key} of {file}", CheckpointError)
-    state = {key if key.startswith(prefix) else prefix + key: aligned(value) for key, value in state.items()}
+    state = {key if key.startswith(prefix) else prefix + key: value for key, value in state.items()}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what was asked for
