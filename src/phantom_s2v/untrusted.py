@@ -4,10 +4,23 @@ Files, archives, names and answers of servers are written by others. Nothing her
 or one of our own errors, with one sentence.
 """
 
+import errno
 import json
+import math
+import os
 import re
-from typing import Any
+import stat
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from phantom_s2v.errors import InputError
+
+T = TypeVar("T")
+LARGEST_NUMBER = 2**63 - 1
+MOST_TEXT = 1 << 20  # bytes of a small text, such as a caption
 # Control characters (ESC begins a terminal's commands), lone surrogates (names that are not UTF-8), marks that turn the direction
 # of writing, and the separators that some readers take for the end of a line.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
@@ -45,3 +58,106 @@ def parse_json(text: str | bytes) -> Any:
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def check_regular(path: Path, most: int) -> None:
+    """Raise InputError for a link, a pipe or anything else of a folder that others filled which is no regular file, and for what
+    has more than `most` bytes.
+    """
+    try:
+        facts = path.lstat()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path.name} cannot be read ({getattr(error, 'strerror', error)})") from error
+    if stat.S_ISLNK(facts.st_mode):
+        raise InputError(f"{path.name} is a link, which is not followed")
+    if not stat.S_ISREG(facts.st_mode):
+        raise InputError(f"{path.name} is no regular file")
+    if facts.st_size > most:
+        raise InputError(f"{path.name} has {facts.st_size:,} bytes; at most {most:,} are read")
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a file of a folder that others filled, at most `most` bytes.
+
+    Raises InputError for a link, which may point anywhere, for a pipe, which may never end, and for what is larger.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        link = getattr(error, "errno", None) == errno.ELOOP
+        said = "is a link, which is not followed" if link else f"cannot be read ({getattr(error, 'strerror', error)})"
+        raise InputError(f"{path.name} {said}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise InputError(f"{path.name} is no regular file")
+        if facts.st_size > most:
+            raise InputError(f"{path.name} has {facts.st_size:,} bytes; at most {most:,} are read")
+        return file.read(most)
+
+
+def typed(kind: type[T], values: Any, what: str = "it", **given: Any) -> T:
+    """A dataclass of values that others wrote, each of the type of its field; `given` are our own.
+
+    Lists become tuples, whole numbers floats. Raises ValueError that names the field, what was got and what is legal.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{what} is {_brief(values)}; legal is an object")
+    hints = get_type_hints(kind)
+    if extra := sorted(set(map(str, values)) - set(hints)):
+        raise ValueError(f"{what} has {_brief(extra[0])}; legal are {', '.join(hints)}")
+    found = {name: _of_type(value, hints[name], name) for name, value in values.items() if name not in given}
+    try:
+        return kind(**found, **given)
+    except TypeError as error:
+        lacking = [f.name for f in fields(kind) if f.name not in found and f.name not in given]  # type: ignore[arg-type]
+        raise ValueError(f"{what} lacks one of {', '.join(lacking)}") from error
+
+
+def _of_type(value: Any, hint: Any, name: str) -> Any:
+    """A value as its type hint has it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        return _of_type(value, next(each for each in inner if each is not type(None)), name)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return typed(hint, value, name)
+    if origin is tuple and isinstance(value, list | tuple):
+        each = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        if len(each) == len(value):
+            return tuple(_of_type(v, h, name) for v, h in zip(value, each, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {str(_of_type(k, inner[0], name)): _of_type(v, inner[1], name) for k, v in value.items()}
+    if hint is float and type(value) in (int, float) and abs(value) <= LARGEST_NUMBER and math.isfinite(value):
+        return float(value)
+    if hint is int and type(value) is int and abs(value) <= LARGEST_NUMBER:
+        return value
+    if hint in (str, bool) and type(value) is hint and (hint is bool or is_text(value)):
+        return value
+    raise ValueError(f"{name} is {_brief(value)}; legal is {_words(hint)}")
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8: JSON may hold half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _words(hint: Any) -> str:
+    known = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
+    inner = [each for each in get_args(hint) if each is not ...]
+    if get_origin(hint) is tuple:
+        return f"a list of {_words(inner[0])}" if len(inner) == 1 else f"a list of {len(inner)}"
+    return known.get(hint, "an object")
+
+
+def _brief(value: Any) -> str:
+    """A value in a sentence; deep and long ones are not written out."""
+    if isinstance(value, dict | list | tuple):
+        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
+    text = repr(value) if not isinstance(value, int) or abs(value) <= LARGEST_NUMBER else "a very large number"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -124,6 +124,8 @@ class Video:
             look, notices = _Look(first, stream.sample_aspect_ratio), _notices(first, stream.sample_aspect_ratio)
             codec, form = stream.codec_context.name, container.format.name
             origin = _seconds(first) or 0.0
+            if look.shape[0] * look.shape[1] > MOST_FRAME_PIXELS:  # by the shape of its pixels
+                raise _Unfit(f"{look.shape[1]}x{look.shape[0]}; at most {MOST_FRAME_PIXELS:,} pixels are read")
         count, fps, steady, ordered = self._timing()
         if not ordered:
             notices.append("timestamps that restart or jump: the frames follow each other without a gap")
@@ -181,6 +183,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.Vide
         yield from container.decode(stream)
         return
     decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name], "r")
+    decoder.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
     for packet in container.demux(stream):
         yield from decoder.decode(packet if packet.size else None)  # type: ignore[attr-defined]
 

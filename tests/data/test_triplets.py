@@ -20,9 +20,9 @@ from phantom_s2v.errors import DataError, InputError
 OWN = Rights("film 7", "CC-BY-4.0", "letter 12")
 
 
-def picture(seed, form="PNG"):
+def picture(seed, form="PNG", channels=(3,)):
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (12, 16, 3), dtype=np.uint8)).save(buffer, form)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (12, 16, *channels), dtype=np.uint8)).save(buffer, form)
     return buffer.getvalue()
 
 
@@ -38,7 +38,7 @@ def triplets(clip, count=7):
         Triplet(
             clip, f"Ein Hund, 犬, number {i}.",
             (
-                TripletReference(picture(i), "dog", "cross-pair", (0.1, 0.2, 0.9, 0.8), picture(99), 0.7, OWN),
+                TripletReference(picture(i), "dog", "cross-pair", (0.1, 0.2, 0.9, 0.8), picture(99, channels=()), 0.7, OWN),
                 TripletReference(picture(i + 100, "WEBP"), "cat", "in-pair", rights=OWN),
             ),
             8.0, 5, 32, 32, {"sharpness": 0.5}, OWN,

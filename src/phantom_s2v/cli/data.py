@@ -291,6 +291,7 @@ def data_import(
 ) -> None:
     """Merge triplets into a dataset. What is damaged is named and left out: exit code 3."""
     from phantom_s2v.data.exchange import read_captioned, read_export
+    from phantom_s2v.data.intake import accepted
     from phantom_s2v.data.published import read_opens2v, read_phantom_data
     from phantom_s2v.data.triplets import Rights, TripletStore
 
@@ -310,7 +311,7 @@ def data_import(
     else:
         found = read_captioned(folder, rights, left_out, tell) if captioned else read_export(folder, left_out)
     store = TripletStore.create(out)
-    new = store.write(found, require_licence)
+    new = store.write(accepted(found, require_licence, left_out))
     say(json.dumps({"new": new, "triplets": len(store), "left_out": left}))
     if left:
         raise typer.Exit(3)

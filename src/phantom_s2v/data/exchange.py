@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from phantom_s2v.data.clips import SUFFIX, picture_suffix, store_picture, store_video
+from phantom_s2v.data.clips import picture_suffix, store_picture, store_video
+from phantom_s2v.data.intake import MOST_BYTES, Files, groups_of_folder, groups_of_tars
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files import check_folder, check_outputs, read_text, writing
 from phantom_s2v.geometry import MAX_PICTURES
+from phantom_s2v.untrusted import MOST_TEXT, check_regular, parse_json, typed
 
 SHARD = 1000  # triplets a tar
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-Files = dict[str, bytes]  # name after the id and its dot -> content
 
 
 def to_files(triplet: Triplet) -> Files:
@@ -41,24 +41,25 @@ def to_files(triplet: Triplet) -> Files:
 def from_files(name: str, files: Files) -> Triplet:
     """The triplet of its files. Raises DataError where one is missing or damaged."""
     try:
-        facts: dict[str, Any] = json.loads(files["json"])
+        facts = parse_json(files["json"])
+        rows, rest = facts.get("references"), {k: v for k, v in facts.items() if k != "references"}
+        if not isinstance(rows, list) or len(rows) > MAX_PICTURES:
+            raise ValueError(f"references are no list of at most {MAX_PICTURES}")
         pictures = {int(k.split("-")[1].split(".")[0]): v for k, v in files.items() if k.startswith("reference-")}
         references = tuple(
-            TripletReference(
-                **{
-                    **described,
-                    "picture": pictures[number],
-                    "mask": files.get(f"mask-{number}.png", b""),
-                    "box": tuple(described["box"]) if described.get("box") else None,
-                    "rights": Rights(**described.get("rights", {})),
-                }
+            typed(
+                TripletReference,
+                {**row, "box": row.get("box") or None},
+                f"reference {number}",
+                picture=pictures[number],
+                mask=files.get(f"mask-{number}.png", b""),
             )
-            for number, described in enumerate(facts["references"], 1)
+            for number, row in enumerate(rows, 1)
         )
-        values = {**facts, "video": files["mp4"], "references": references, "rights": Rights(**facts.get("rights", {}))}
-        triplet = Triplet(**values)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"{name} is no whole triplet ({type(error).__name__}: {error})") from error
+        triplet = typed(Triplet, rest, "its JSON", video=files["mp4"], references=references)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{name} is no whole triplet ({said})") from error
     check(triplet)
     return triplet
 
@@ -118,39 +119,19 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
     """Triplets of a folder that was exported, files or tars. What is not whole is named to `left_out` and passed over."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    groups = _tar_groups(folder) if any(folder.glob("*.tar")) else _file_groups(folder)
+    groups = groups_of_tars(folder, left_out) if any(folder.glob("*.tar")) else groups_of_folder(folder)
     for name, files in groups:
         try:
+            if isinstance(files, str):
+                raise DataError(f"{name} is left out: {files}")
             yield from_files(name, files)
         except DataError as error:
             left_out(str(error))
 
 
-def _file_groups(folder: Path) -> Iterator[tuple[str, Files]]:
-    """Files by the exact names that `to_files` gives, whatever else begins like them."""
-    pictures = [f"reference-{n}.{suffix}" for n in range(1, MAX_PICTURES + 1) for suffix in dict.fromkeys(SUFFIX.values())]
-    rests = ["mp4", "json", *pictures, *(f"mask-{n}.png" for n in range(1, MAX_PICTURES + 1))]
-    for facts in sorted(folder.glob("*.json")):
-        beside = {rest: facts.with_name(f"{facts.stem}.{rest}") for rest in rests}
-        yield facts.stem, {rest: path.read_bytes() for rest, path in beside.items() if path.is_file()}
-
-
-def _tar_groups(folder: Path) -> Iterator[tuple[str, Files]]:
-    for path in sorted(folder.glob("*.tar")):
-        name, files = "", {}
-        with tarfile.open(path) as tar:
-            for entry in tar:
-                if not entry.isfile():
-                    continue
-                key, _, rest = Path(entry.name).name.partition(".")
-                if key != name and files:
-                    yield name, files
-                    files = {}
-                content = tar.extractfile(entry)
-                assert content is not None
-                name, files[rest] = key, content.read()
-        if files:
-            yield name, files
+def _stored(picture: Path, told: Callable[[str], None]) -> bytes:
+    check_regular(picture, MOST_BYTES)
+    return store_picture(picture, told)
 
 
 def read_captioned(
@@ -170,9 +151,11 @@ def read_captioned(
     for name in videos:
         video = folder / name
         try:
+            check_regular(video, MOST_BYTES)
+            check_regular(video.with_suffix(".txt"), MOST_TEXT)
             caption = read_text(video.with_suffix(".txt")).strip()
             references = tuple(
-                TripletReference(store_picture(folder / picture, told), subject, "cross-pair", rights=rights)
+                TripletReference(_stored(folder / picture, told), subject, "cross-pair", rights=rights)
                 for picture, subject in pictures.get(video.stem, ())
             )
             clip = store_video(video, told)

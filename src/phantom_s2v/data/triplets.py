@@ -6,6 +6,7 @@ pairing, score and rights. The id is a hash of content, so that writing the same
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from phantom_s2v.errors import DataError
 from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS
+from phantom_s2v.untrusted import is_text, parse_json
 
 PAIRINGS = ("in-pair", "cross-pair")
 BATCH = 64  # rows held in memory while writing
@@ -70,6 +72,7 @@ class Triplet:
 
 def check(triplet: Triplet, require_licence: bool = False) -> None:
     """Raise DataError for a triplet that no training could use, or whose rights are not shown where that is required."""
+    _check_text(triplet)
     subjects = {r.subject for r in triplet.references}
     faults = []
     if not triplet.video:
@@ -90,6 +93,14 @@ def check(triplet: Triplet, require_licence: bool = False) -> None:
             faults.append(f"has no licence for {', '.join(lacking)}")
     if faults:
         raise DataError(f"triplet {triplet.id} {'; '.join(faults)}")
+
+
+def _check_text(triplet: Triplet) -> None:
+    """Raise DataError for texts that are not Unicode, of which no id can be made."""
+    rights = [text for _, each in _all_rights(triplet) for text in (each.source, each.licence, each.consent)]
+    for text in (triplet.caption, *(r.subject for r in triplet.references), *rights):
+        if not is_text(text):
+            raise DataError(f"{text[:60]!r} of a triplet is no Unicode text")
 
 
 def _all_rights(triplet: Triplet) -> Iterator[tuple[str, Rights]]:
@@ -133,11 +144,17 @@ def _to_row(triplet: Triplet) -> dict[str, Any]:
 
 
 def _from_row(row: dict[str, Any]) -> Triplet:
-    references = tuple(
-        TripletReference(**{**r, "box": tuple(r["box"]) or None, "rights": Rights(**r["rights"])}) for r in row["references"]
-    )
-    values = {k: v for k, v in row.items() if k != "id"}
-    return Triplet(**{**values, "references": references, "scores": json.loads(row["scores"]), "rights": Rights(**row["rights"])})
+    """A row of a store. Raises DataError for one that others wrote otherwise."""
+    try:
+        references = tuple(
+            TripletReference(**{**r, "box": tuple(r["box"] or ()) or None, "rights": Rights(**r["rights"])})
+            for r in row["references"]
+        )
+        values = {k: v for k, v in row.items() if k in SCHEMA.names and k != "id"}
+        scores = parse_json(row["scores"])
+        return Triplet(**{**values, "references": references, "scores": scores, "rights": Rights(**row["rights"])})
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the row {row.get('id')!r} of the dataset is no triplet ({error})") from error
 
 
 class TripletStore:
@@ -152,6 +169,8 @@ class TripletStore:
             raise DataError(f"{path} is no Lance dataset, or has no version {version} ({str(error).splitlines()[0]})") from error
         if missing := set(SCHEMA.names) - set(self.dataset.schema.names):
             raise DataError(f"{path} is a dataset of something else; it lacks the columns {', '.join(sorted(missing))}")
+        if odd := [name for name in SCHEMA.names if self.dataset.schema.field(name).type != SCHEMA.field(name).type]:
+            raise DataError(f"{path} is a dataset of something else; its columns {', '.join(odd)} are of another type")
 
     @classmethod
     def create(cls, path: Path) -> "TripletStore":
@@ -175,8 +194,10 @@ class TripletStore:
 
     def remove(self, ids: Iterable[str]) -> None:
         """Delete triplets; older versions keep them."""
-        listed = ", ".join(f"'{each}'" for each in ids)
-        if listed:
+        wanted = list(ids)
+        if odd := next((each for each in wanted if not re.fullmatch("[0-9a-f]{32}", each)), None):
+            raise DataError(f"{odd[:60]!r} is no id of a triplet; an id has 32 hexadecimal digits")
+        if listed := ", ".join(f"'{each}'" for each in wanted):
             self.dataset.delete(f"id IN ({listed})")
             self.dataset = lance.dataset(self.dataset.uri)
 

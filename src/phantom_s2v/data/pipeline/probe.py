@@ -1,5 +1,6 @@
 """Probe: is this file a video that can be read, and what is in it?"""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.errors import InputError
 from phantom_s2v.files import read_json, read_text
 from phantom_s2v.hashes import combined_hash, content_hash
+from phantom_s2v.untrusted import MOST_TEXT, check_regular
 from phantom_s2v.videos import UnreadableVideoError, Video
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
@@ -18,7 +20,7 @@ RIGHTS = ("source", "licence", "consent")
 def find(folder: Path) -> Iterator[Path]:
     """Video files below a folder, sorted, by name alone. Links to folders are not followed, so a loop of them does no harm."""
     if folder.is_file():
-        yield folder
+        yield folder.resolve() if folder.is_symlink() else folder  # the user named it
         return
     try:
         entries = sorted(folder.iterdir())
@@ -54,6 +56,8 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
 
 def _look(path: Path) -> Record:
     """The facts of a file; UnreadableVideoError where it holds no video."""
+    if path.is_symlink():
+        raise ValueError("a link, which is not followed")
     facts = Video(path).facts
     if not facts.fps:
         raise ValueError("no frame rate")
@@ -76,6 +80,9 @@ def _beside(path: Path) -> Record:
     """Caption and rights out of NAME.json (caption, source, licence, consent) or, the caption alone, NAME.txt."""
     said: Record = {"caption": ""}
     text, facts = path.with_suffix(".txt"), path.with_suffix(".json")
+    for each in (text, facts):
+        if os.path.lexists(each):
+            check_regular(each, MOST_TEXT)
     if facts.is_file():
         try:
             given = read_json(facts)
