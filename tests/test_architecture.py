@@ -18,7 +18,7 @@ RULES = {
     "reuse": {"errors", "files", "hashes"},
     "geometry": {"errors"},
     "colour": set(),
-    "videos": {"errors", "geometry", "colour"},
+    "videos": {"errors", "geometry", "colour", "untrusted"},
     "media": {"errors", "files", "geometry", "videos", "untrusted"},
     "pages": {"files", "media"},
     "model": {"errors", "files", "geometry", "hashes", "model", "untrusted"},

@@ -172,7 +172,7 @@ def test_a_local_model_sees_the_pictures(llava, monkeypatch):
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(CheckpointError, match="is no model for pictures and text"):
+    with pytest.raises(CheckpointError, match="is no AutoModelForImageTextToText"):
         prompts.rephrase("a", [], str(tmp_path))
 
 
@@ -186,5 +186,5 @@ def test_the_command_rewrites_and_remembers(server, tiny, picture, tmp_path, mon
     with pytest.raises(SystemExit) as done:
         cli.main()
     assert done.value.code == 0, capsys.readouterr().err
-    request = json.loads(out.with_suffix(".json").read_text())["request"]
+    request = json.loads(out.with_suffix(".metadata.json").read_text())["request"]
     assert (request["prompt"], request["asked_prompt"]) == ("A grey square moves.", "It moves.")

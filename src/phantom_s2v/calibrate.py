@@ -17,6 +17,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from phantom_s2v import estimate as e
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import VideoSize
+from phantom_s2v.model.bounds import read_config
 from phantom_s2v.model.placement import Placement
 from phantom_s2v.model.step_cache import ONE_BATCH
 from phantom_s2v.model.transformer import PhantomTransformer
@@ -33,7 +34,7 @@ MEASURED_SIDE = 128  # and at most of that on which it is measured
 def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configurations of the transformer and of the autoencoder in a model folder."""
     parts = (folder / "transformer", folder / ("vae" if (folder / "vae").is_dir() else "autoencoder"))
-    first, second = (json.loads((part / "config.json").read_text()) for part in parts)
+    first, second = (read_config(part / "config.json") for part in parts)
     return tuple({k: v for k, v in each.items() if not k.startswith("_")} for each in (first, second))  # type: ignore[return-value]
 
 
@@ -123,7 +124,7 @@ def weight_bytes(
     config = folder / "text_encoder" / "config.json"
     if config.is_file():
         with torch.device("meta"):
-            model = UMT5EncoderModel(UMT5Config(**json.loads(config.read_text())))
+            model = UMT5EncoderModel(UMT5Config(**read_config(config)))
         return sizes | {"text_encoder": 0 if placement.text_on_cpu else sum(p.numel() for p in model.parameters()) * width}
     return sizes | {"text_encoder": MINI_ENCODERS * 4}
 

@@ -54,7 +54,7 @@ def nearest_frames(frames: int) -> tuple[int, int]:
 def parse_size(text: str) -> tuple[int, int]:
     """(height, width) of "WxH" or "W*H", as video sizes are usually written."""
     parts = text.lower().replace("*", "x").split("x")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+    if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
         raise InputError(f"size is {text!r}; a legal size is WIDTHxHEIGHT in pixels, such as 64x64")
     width, height = (int(part) for part in parts)
     return height, width

@@ -15,7 +15,7 @@ from phantom_s2v.geometry import parse_size
 from phantom_s2v.model.autoencoder import to_video
 from phantom_s2v.request import Preset, Reference, Request, check, split_reference, with_defaults
 from phantom_s2v.reuse import Origin, note, why_not
-from phantom_s2v.untrusted import parse_json
+from phantom_s2v.untrusted import exists, parse_json
 
 DEFAULTED = ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")  # by the preset
 FILES = ("first_frame", "background", "segmenter")
@@ -29,8 +29,8 @@ def build_request(options: dict[str, Any], preset: Preset) -> Request:
     """A request out of options, with the preset's defaults. Raises InputError for what cannot be made."""
     if extra := sorted(set(options) - OPTIONS):
         raise InputError(f"{', '.join(extra)} is no option of a request; legal are {', '.join(sorted(OPTIONS))}")
-    height, width = parse_size(options["size"]) if options.get("size") else (None, None)
-    named = (split_reference(text, i) for i, text in enumerate(options.get("reference") or []))
+    height, width = parse_size(str(options["size"])) if options.get("size") else (None, None)
+    named = [_named(each, i) for i, each in enumerate(_listed(options.get("reference")))]
     request = with_defaults(
         preset,
         prompt=options.get("prompt") or "",
@@ -45,12 +45,27 @@ def build_request(options: dict[str, Any], preset: Preset) -> Request:
     return request
 
 
+def _listed(references: Any) -> list[Any]:
+    if references is not None and not isinstance(references, list | tuple):
+        raise InputError(f"reference is {references!r}; legal is a list of [NAME=]PATH")
+    return list(references or ())
+
+
+def _named(each: Any, number: int) -> tuple[str, str]:
+    """(name, path) of "[NAME=]PATH", or of a pair, whose parts are taken as they are."""
+    if isinstance(each, tuple):
+        return each
+    if not isinstance(each, str):
+        raise InputError(f"reference {number + 1} is {each!r}; legal is [NAME=]PATH")
+    return split_reference(each, number)
+
+
 def parse_loras(texts: list[str]) -> tuple[tuple[str, float], ...]:
     """(file, scale) of every "FILE[=SCALE]"; a file whose own name holds "=" is taken as it is."""
     loras = []
     for text in texts:
         file, equals, scale = text.rpartition("=")
-        if not equals or Path(text).exists():
+        if not equals or exists(Path(text)):
             file, scale = text, "1"
         try:
             loras.append((file, float(scale)))
@@ -97,7 +112,7 @@ def read_request(line: str, folder: Path, number: int, preset: Preset) -> Job:
         if Path(name).name != name:
             raise InputError(f"out is {name!r}; in a request it is a file name without a folder")
         return build_request(options, preset), folder / name
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, OSError) as error:
         raise InputError(f"this is no request: {error}") from error
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageOps, UnidentifiedIm
 from phantom_s2v.errors import InputError
 from phantom_s2v.files import writing
 from phantom_s2v.geometry import fit_inside
+from phantom_s2v.untrusted import is_file
 from phantom_s2v.videos import Video, encode, orientation
 
 Segment = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> bool [H, W]
@@ -51,7 +52,7 @@ def read_picture(
     nor plain. Raises InputError for what is missing, empty, truncated, no picture, beyond Pillow's limit or a sliver.
     """
     name = str(source) if isinstance(source, Path) else name
-    if isinstance(source, Path) and not source.is_file():
+    if isinstance(source, Path) and not is_file(source):
         raise InputError(f"{name} is not a file; a reference is a PNG, JPEG, WebP or other picture file")
     if not (source.stat().st_size if isinstance(source, Path) else source):
         raise InputError(f"{name} is empty; a reference is a PNG, JPEG, WebP or other picture file")

@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.errors import InputError
 from phantom_s2v.untrusted import parse_json, without_credentials
 
 INSTRUCTION = (
@@ -204,23 +204,8 @@ def _data_url(picture: np.ndarray) -> str:
 
 
 def _ask_model(prompt: str, pictures: list[np.ndarray], folder: Path) -> str:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from phantom_s2v.model.tensors import align
+    from phantom_s2v.model.vision import Talker
 
     if not folder.is_dir():
         raise InputError(f"rephrase is {str(folder)!r}; legal are URL#MODEL of an OpenAI-compatible endpoint and a folder")
-    try:
-        processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(f"{folder} is no model for pictures and text ({str(error).splitlines()[0]})") from error
-    content: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(p)} for p in pictures]
-    content.append({"type": "text", "text": f"{INSTRUCTION}\n\n{prompt}"})
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    out = align(model).generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-    return processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return Talker(folder).ask(pictures, f"{INSTRUCTION}\n\n{prompt}", ANSWER_TOKENS)

@@ -9,9 +9,9 @@ import torch
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.hashes import MADE_OF, content_hash, folder_hash
-from phantom_s2v.request import Reference, Request
+from phantom_s2v.request import Request
 from phantom_s2v.reuse import Origin, code_version
-from phantom_s2v.untrusted import without_credentials
+from phantom_s2v.untrusted import is_file, typed, without_credentials
 
 FILES = ("references", "background", "first_frame", "segmenter")  # of a request: they count by content
 PASSING = ("untrained_size", "several_views", "asked_prompt")
@@ -75,22 +75,29 @@ def versions() -> dict[str, str]:
 def request_from(record: dict[str, Any]) -> Request:
     """The request in a record. Raises InputError where it is none."""
     try:
-        values = dict(record["request"])
-        values["references"] = tuple(Reference(**r) for r in values["references"])
-        return Request(**values)
-    except (KeyError, TypeError) as error:
+        return typed(Request, record["request"], "its request")
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"this is no record of a video: {error}") from error
+
+
+def check_files(record: dict[str, Any]) -> None:
+    """Raise InputError where a file that the record names is missing, or where its own parts are damaged."""
+    files, known = record.get("files", {}), record.get("versions", {})
+    if not isinstance(files, dict) or not isinstance(known, dict):
+        raise InputError("this is no record of a video: its files and versions are no objects")
+    if missing := next((path for path in files if not is_file(Path(path))), None):
+        raise InputError(f"{missing}, which the record names, is missing")
 
 
 def changes(record: dict[str, Any], weights: str) -> list[str]:
     """What is no longer as it was when the record was written; `weights` is the hash of those loaded now."""
     said = [] if record.get("weights") == weights else ["the model's weights or configuration are not those of the record"]
+    check_files(record)
     for path, before in record.get("files", {}).items():
-        if not Path(path).is_file():
-            raise InputError(f"{path}, which the record names, is missing")
         if content_hash(Path(path)) != before:
             said.append(f"{path} has changed")
     for name, value in versions().items():
-        if record.get("versions", {}).get(name) != value:
-            said.append(f"{name} was {record.get('versions', {}).get(name)} and is {value}")
+        before = record.get("versions", {}).get(name)
+        if before != value:
+            said.append(f"{name} was {before} and is {value}")
     return said

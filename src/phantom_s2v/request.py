@@ -1,14 +1,17 @@
 """What a user asks for, and what a model has as defaults. No torch."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS, VideoSize
+from phantom_s2v.untrusted import exists, parse_json, read_small, typed
 
 SOLVERS = ("euler", "unipc")
+MOST_FRAMES, MOST_SIDE = 10_001, 8192
+MOST_PIXELS = 1 << 31  # of all frames: 121 frames of 1280x720 are 5% of it
+LONGEST_PROMPT = 100_000  # characters; encoders read some hundred tokens
 WAN_NEGATIVE = (  # Wan's own negative prompt (facts 2.5)
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
     "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
@@ -95,12 +98,9 @@ def load_preset(folder: Path) -> Preset:
     config = folder / "transformer" / "config.json"
     try:
         if not (folder / "preset.json").exists() and config.is_file():
-            return wan_preset(json.loads(config.read_text()))
-        values = json.loads((folder / "preset.json").read_text())
-        return Preset(
-            **{**values, "side_range": tuple(values["side_range"]), "sizes": tuple(map(tuple, values.get("sizes", ())))}
-        )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+            return wan_preset(parse_json(read_small(config)))
+        return typed(Preset, parse_json(read_small(folder / "preset.json")), "it")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{folder} is not a model folder; it needs a readable preset.json, or Wan's transformer/config.json ({error})"
         ) from error
@@ -112,7 +112,10 @@ def wan_preset(config: dict[str, Any]) -> Preset:
         raise CheckpointError(
             f"the transformer is a {config.get('_class_name')}; legal are WanTransformer3DModel, and ours beside a preset.json"
         )
-    width = config["num_attention_heads"] * config["attention_head_dim"]
+    heads, head_width = config["num_attention_heads"], config["attention_head_dim"]
+    if type(heads) is not int or type(head_width) is not int:
+        raise ValueError("num_attention_heads and attention_head_dim are whole numbers")
+    width = heads * head_width
     name = {1536: "phantom-wan-1.3b", 5120: "phantom-wan-14b"}.get(width, f"phantom-wan-{width}")
     sizes = {1536: ((480, 832),), 5120: ((480, 832), (720, 1280))}.get(width, ())
     frames, fps = (121, 24) if width == 5120 else (81, 16)
@@ -121,6 +124,11 @@ def wan_preset(config: dict[str, Any]) -> Preset:
 
 def check(request: Request, preset: Preset) -> None:
     """Raise InputError for what cannot be made, before anything loads."""
+    try:
+        typed(Request, asdict(request), "the request")
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    _check_bounds(request)
     VideoSize(request.frames, request.height, request.width)
     subjects, pictures = len(request.subjects()), len(request.pictures())
     if subjects > MAX_SUBJECTS:
@@ -140,6 +148,22 @@ def check(request: Request, preset: Preset) -> None:
     _check_size(request, preset)
     if preset.family == "wan":
         _check_wan(request, preset)
+
+
+def _check_bounds(request: Request) -> None:
+    """Raise InputError for what no machine could hold."""
+    for name, most in (("frames", MOST_FRAMES), ("height", MOST_SIDE), ("width", MOST_SIDE)):
+        if not 1 <= getattr(request, name) <= most:
+            raise InputError(f"{name} is {getattr(request, name)}; it can be 1 to {most:,}")
+    if (pixels := request.frames * request.height * request.width) > MOST_PIXELS:
+        raise InputError(
+            f"{request.frames} frames of {request.width}x{request.height} are {pixels:,} pixels; at most {MOST_PIXELS:,} are made"
+        )
+    if not 0 < request.shift <= 1000:
+        raise InputError(f"shift is {request.shift}; it can be above 0 and up to 1000")
+    for name in ("prompt", "negative_prompt"):
+        if len(getattr(request, name)) > LONGEST_PROMPT:
+            raise InputError(f"{name} has {len(getattr(request, name)):,} characters; at most {LONGEST_PROMPT:,} are read")
 
 
 def _check_size(request: Request, preset: Preset) -> None:
@@ -176,7 +200,7 @@ def _check_wan(request: Request, preset: Preset) -> None:
 def split_reference(text: str, number: int) -> tuple[str, str]:
     """(name, path) of "[NAME=]PATH"; a file whose own name holds "=" is taken as it is."""
     name, equals, path = text.partition("=")
-    if not equals or Path(text).exists() or "/" in name:
+    if not equals or "/" in name or exists(Path(text)):
         return f"subject {number + 1}", text
     if not name or not path:
         raise InputError(f"reference is {text!r}; legal is PATH or NAME=PATH")

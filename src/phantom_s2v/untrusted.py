@@ -6,13 +6,13 @@ or one of our own errors, with one sentence.
 
 import errno
 import json
-import math
 import os
 import re
 import stat
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -58,6 +58,33 @@ def parse_json(text: str | bytes) -> Any:
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def exists(path: Path) -> bool:
+    """Whether something has this name; a name that cannot be one, such as a whole prompt, has nothing."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file, or a link to one, has this name; not a pipe, and not what cannot be a name."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def read_small(path: Path) -> bytes:
+    """The content of a file that a user named, at most a megabyte. Raises ValueError for what is larger or no file."""
+    if not is_file(path):
+        raise ValueError(f"{path.name} is not a file")
+    with path.open("rb") as file:
+        content = file.read(MOST_TEXT + 1)
+    if len(content) > MOST_TEXT:
+        raise ValueError(f"{path.name} has more than {MOST_TEXT:,} bytes")
+    return content
 
 
 def check_regular(path: Path, most: int) -> None:
@@ -129,10 +156,11 @@ def _of_type(value: Any, hint: Any, name: str) -> Any:
             return tuple(_of_type(v, h, name) for v, h in zip(value, each, strict=True))
     if origin is dict and isinstance(value, dict):
         return {str(_of_type(k, inner[0], name)): _of_type(v, inner[1], name) for k, v in value.items()}
-    if hint is float and type(value) in (int, float) and abs(value) <= LARGEST_NUMBER and math.isfinite(value):
+    number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's are as well
+    if hint is float and number and abs(value) <= LARGEST_NUMBER:  # so it is finite
         return float(value)
-    if hint is int and type(value) is int and abs(value) <= LARGEST_NUMBER:
-        return value
+    if hint is int and number and isinstance(value, Integral) and abs(value) <= LARGEST_NUMBER:
+        return int(value)
     if hint in (str, bool) and type(value) is hint and (hint is bool or is_text(value)):
         return value
     raise ValueError(f"{name} is {_brief(value)}; legal is {_words(hint)}")

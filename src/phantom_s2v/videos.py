@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 from phantom_s2v import colour
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import fit_inside
+from phantom_s2v.untrusted import is_file
 
 CONTAINERS = ("mov", "matroska", "webm", "avi", "mpeg", "mpegts", "gif")  # ffmpeg's names; playlists open other files
 MOST_FRAME_PIXELS = 8192 * 4320  # 8K
@@ -68,7 +69,7 @@ def open_video(source: Path | BinaryIO) -> InputContainer:
     A name is a file's and never a protocol's (concat:, http:), and what the content names is not opened (playlists). Frames
     beyond 8K are refused, also where the size changes later. Raises ValueError, OSError, and av.FFmpegError for what is no video.
     """
-    if isinstance(source, Path) and not source.is_file():
+    if isinstance(source, Path) and not is_file(source):
         raise _Unfit("not a file")
     if isinstance(source, Path) and not source.stat().st_size:
         raise _Unfit("empty")

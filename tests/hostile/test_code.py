@@ -120,7 +120,7 @@ def test_code_in_a_model_folder_does_not_run_whatever_is_answered(folder_with_co
     folder, ran = folder_with_code
     monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
     with pytest.raises(CheckpointError) as told:
-        prompts.rephrase("a", [], str(folder)) if kind == "rephraser" else vision._load(kind, folder)
+        prompts.rephrase("a", [], str(folder)) if kind == "rephraser" else vision.load_transformers(kind, folder)
     assert "\n" not in str(told.value)
     assert not ran.exists()
 

@@ -81,7 +81,7 @@ def generate(
 ) -> None:
     """Make a video from reference images and a prompt."""
     options = dict(locals())
-    from phantom_s2v.jobs import check_names
+    from phantom_s2v.jobs import check_job, check_names
 
     placement, preset = prepare(options)
     jobs = [] if from_ or requests else requested(options, preset)
@@ -309,16 +309,21 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
     """
     from phantom_s2v.files import read_json
     from phantom_s2v.generate import load_models
-    from phantom_s2v.jobs import check_names
+    from phantom_s2v.jobs import check_job, check_names
     from phantom_s2v.model.placement import Placement, placement_from
     from phantom_s2v.presets import model_folder
-    from phantom_s2v.record import changes, request_from
+    from phantom_s2v.record import changes, check_files, request_from
+    from phantom_s2v.request import check, load_preset
 
     record = read_json(file)
     request = request_from(record)
     check_names([(request, out)], [file], preview, force)
     placement = placement_from(record) if placement == Placement() else placement
-    models = load_models(model_folder(model), placement)
+    folder = model_folder(model)
+    check(request, load_preset(folder))
+    check_files(record)
+    check_job(request, out)
+    models = load_models(folder, placement)
     said = changes(record, models.hash)
     for line in said or ["nothing has changed; the video will be the same"]:
         tell(line)

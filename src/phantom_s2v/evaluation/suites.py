@@ -24,6 +24,7 @@ from phantom_s2v.request import split_reference
 from phantom_s2v.untrusted import parse_json
 
 COLUMNS, WRITTEN = ("motionscore", "aesthetic_score", "facesim"), "written.json"  # OpenS2V's result files, and what we wrote
+FILES = ("first_frame", "background", "segmenter")  # options of a case that name files
 OPENS2V_FRAMES = 32  # that OpenS2V looks at for faces and aesthetics
 OPENS2V_FACES = ("singlehuman", "singleface", "faceobj", "humanobj")  # its cases with a face
 OPENS2V_PEOPLE = ("man", "woman", "crop_man", "crop_woman")  # its folders of pictures with a face
@@ -43,7 +44,7 @@ class Case:
     @property
     def request(self) -> dict[str, Any]:
         """The options of `phantom generate` that make its video."""
-        return {**self.options, "prompt": self.prompt, "reference": [f"{name}={path}" for name, path in self.references]}
+        return {**self.options, "prompt": self.prompt, "reference": [(name, str(path)) for name, path in self.references]}
 
 
 def read_own(folder: Path) -> list[Case]:
@@ -62,6 +63,7 @@ def read_own(folder: Path) -> list[Case]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file.name}, line {number}, is no case ({error}); it needs id, prompt and reference") from error
         references = tuple((subject, below(folder, path)) for subject, path in named)
+        given |= {name: str(below(folder, str(given[name]))) for name in FILES if given.get(name)}
         cases.append(Case(name, prompt, references, options=given))
     return checked(cases, file)
 
@@ -86,8 +88,11 @@ def read_opens2v(file: Path) -> list[Case]:
 
 def below(folder: Path, path: str) -> Path:
     """A path of a suite's file. Raises InputError where it would leave the suite's folder."""
-    whole = (folder / path).resolve()
-    if not whole.is_relative_to(folder.resolve()):
+    try:
+        inside = (folder / path).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or links that go round
+        inside = False
+    if not inside:
         raise InputError(f"{path} is not below {folder.name}; a suite names pictures of its own folder alone")
     return folder / path
 

@@ -18,6 +18,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.hashes import remember_hash
+from phantom_s2v.model.bounds import read_config
 from phantom_s2v.model.tensors import Tensors, write_sharded
 from phantom_s2v.model.weights import FILE, check_shapes, shapes_of, shard_files
 
@@ -103,7 +104,7 @@ def _config_beside(folders: Iterable[Path], dim: int) -> tuple[int, int] | None:
     """Heads and layers in a config.json of the right width, Wan's own or that of diffusers."""
     for file in (f / name for f in folders for name in ("config.json", "transformer/config.json")):
         if file.is_file():
-            values = json.loads(file.read_text())
+            values = read_config(file)
             if values.get("dim") == dim:
                 return values["num_heads"], values["num_layers"]
             if values.get("num_attention_heads", 0) * values.get("attention_head_dim", 0) == dim:
@@ -113,7 +114,7 @@ def _config_beside(folders: Iterable[Path], dim: int) -> tuple[int, int] | None:
 
 def _autoencoder(wan: Path, out: Path, transformer: dict[str, Any], report: Report, shard_bytes: int) -> dict[str, str]:
     if (wan / "vae" / "config.json").is_file():
-        config = {k: v for k, v in json.loads((wan / "vae" / "config.json").read_text()).items() if k != "_diffusers_version"}
+        config = {k: v for k, v in read_config(wan / "vae" / "config.json").items() if k != "_diffusers_version"}
         source = Tensors(find_weights(wan / "vae"))
         names = {name: name for name in source.names()}
     else:
@@ -135,7 +136,7 @@ def _autoencoder(wan: Path, out: Path, transformer: dict[str, Any], report: Repo
 
 def _text_encoder(wan: Path, out: Path, transformer: dict[str, Any], report: Report, shard_bytes: int) -> dict[str, str]:
     if (wan / "text_encoder" / "config.json").is_file():
-        config = json.loads((wan / "text_encoder" / "config.json").read_text())
+        config = read_config(wan / "text_encoder" / "config.json")
         source = Tensors(find_weights(wan / "text_encoder"))
         names = {name: name for name in source.names()}
     else:

@@ -18,6 +18,7 @@ from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.model.finite import check_finite
 from phantom_s2v.model.parallel import own_device, parallelise
 from phantom_s2v.model.step_cache import CACHES, StepCache
+from phantom_s2v.untrusted import typed
 
 LEGAL = {
     "offload": ("none", "model", "group"),
@@ -76,9 +77,7 @@ class Placement:
 def placement_from(record: dict[str, Any]) -> Placement:
     """The placement in a record; older records have none. Raises InputError where it is damaged."""
     try:
-        values = dict(record.get("placement", {}))
-        loras = tuple((str(file), float(scale)) for file, scale in values.pop("loras", ()))
-        return Placement(**values, loras=loras)
+        return typed(Placement, record.get("placement", {}), "its placement")
     except (TypeError, ValueError) as error:
         raise InputError(f"this is no record of a video: {error}") from error
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from phantom_s2v.errors import CheckpointError
+from phantom_s2v.model.bounds import loading
 from phantom_s2v.model.finite import check_finite, check_weights
 from phantom_s2v.model.tensors import align
 
@@ -21,12 +21,14 @@ MARGIN = 0.02  # share of the picture that is left outside the box
 @lru_cache(maxsize=1)
 def load_segmenter(folder: Path) -> Any:
     """SAM2 of a folder in transformers' layout. Raises CheckpointError where it is none."""
-    from transformers import Sam2Model
+    from transformers import Sam2Config, Sam2Model
 
-    try:
+    with loading(
+        folder,
+        "SAM2 model in transformers' layout",
+        lambda place: Sam2Model(Sam2Config.from_pretrained(place, local_files_only=True, trust_remote_code=False)),
+    ):
         model: Any = Sam2Model.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} is no SAM2 model in transformers' layout ({str(error).splitlines()[0]})") from error
     return check_weights(align(model), str(folder)).eval().requires_grad_(False)
 
 

@@ -4,7 +4,6 @@ PyramidAttentionBroadcast and FasterCache keep one state for all forwards of a s
 of FasterCache that leaves the extrapolated attention, since its saving of the unconditional branch knows two branches only.
 """
 
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.model.finite import check_finite
+from phantom_s2v.untrusted import parse_json
 
 CACHES = ("none", "first-block", "taylorseer", "magcache", "seacache", "pab", "fastercache")
 ONE_BATCH = ("pab", "fastercache")
@@ -116,7 +116,7 @@ def read_ratios(folder: Path, weights: str) -> list[float]:
             "phantom calibrate-magcache writes it while it makes one video"
         )
     try:
-        known = json.loads(file.read_text())
+        known = parse_json(file.read_bytes())
         ratios, measured = [float(ratio) for ratio in known["ratios"]], str(known["weights"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); phantom calibrate-magcache writes it anew") from error

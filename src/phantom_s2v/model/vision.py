@@ -16,6 +16,7 @@ from torch import nn
 
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.geometry import iou
+from phantom_s2v.model.bounds import check_archive, check_storage, loading
 from phantom_s2v.model.finite import check_finite, check_weights
 from phantom_s2v.model.tensors import align, read_tensors, save_tensors
 
@@ -37,18 +38,20 @@ AESTHETIC_LAYERS = ((0, 768, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (
 ONE_PLACE = 0.5  # IoU from which on two boxes of a phrase are one place
 
 
-def _load(kind: str, folder: Path) -> tuple[Any, Any]:
+def load_transformers(kind: str, folder: Path) -> tuple[Any, Any]:
     """Processor and model of a folder in transformers' layout. Raises CheckpointError where they cannot be had."""
     import transformers
 
+    def build(place: Path) -> nn.Module:
+        config = transformers.AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        return getattr(transformers, kind).from_config(config, trust_remote_code=False)
+
     processor = "AutoImageProcessor" if kind == "AutoModel" else "AutoProcessor"
-    try:
+    with loading(folder, f"{kind} of transformers", build):
         prepare = getattr(transformers, processor).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = getattr(transformers, kind).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise CheckpointError(f"{folder} is no {kind} of transformers that loads here: {str(error).splitlines()[0]}") from error
     model = check_weights(align(model), str(folder)).eval().requires_grad_(False)
     return prepare, model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -58,7 +61,7 @@ class Embedder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.prepare, self.model = _load("AutoModel", folder)
+        self.prepare, self.model = load_transformers("AutoModel", folder)
 
     @torch.no_grad()
     def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
@@ -80,7 +83,8 @@ class Embedder:
 
         if not hasattr(self.model, "get_text_features"):
             raise CheckpointError(f"{self.folder} reads no text; the text score needs CLIP or SigLIP")
-        tokens = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        with loading(self.folder, "tokenizer"):
+            tokens = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         inputs = tokens([text], padding="max_length", truncation=True, return_tensors="pt").to(self.model.device)
         out = self.model.get_text_features(**inputs)
         features = out if isinstance(out, torch.Tensor) else out.pooler_output
@@ -122,14 +126,17 @@ class Aesthetics:
 def convert_head(source: Path, target: Path) -> None:
     """The published aesthetic head (a pickle of tensors, read with weights_only) as safetensors."""
     try:
+        check_archive(source)
         state = torch.load(source, weights_only=True, map_location="cpu")
         wanted = {f"layers.{i}.{part}" for i, _, _ in AESTHETIC_LAYERS for part in ("weight", "bias")}
         if set(state) != wanted:
             raise CheckpointError(
                 f"{source} holds {', '.join(sorted(state)[:4])}; an aesthetic head holds {', '.join(sorted(wanted)[:4])}, ..."
             )
+        for name, value in state.items():
+            check_storage(value, name, source)
         save_tensors(state, target)
-    except (OSError, pickle.UnpicklingError, RuntimeError, TypeError, AttributeError) as error:
+    except (OSError, pickle.UnpicklingError, RuntimeError, TypeError, AttributeError, ValueError, KeyError, EOFError) as error:
         raise CheckpointError(f"{source} is no pickle of tensors ({str(error).splitlines()[0]})") from error
 
 
@@ -137,7 +144,7 @@ class Grounder:
     """Phrases -> boxes in a picture."""
 
     def __init__(self, folder: Path, threshold: float = 0.3) -> None:
-        self.prepare, self.model = _load("AutoModelForZeroShotObjectDetection", folder)
+        self.prepare, self.model = load_transformers("AutoModelForZeroShotObjectDetection", folder)
         self.threshold = threshold
 
     @torch.no_grad()
@@ -165,17 +172,17 @@ class Talker:
     """Pictures and a question -> an answer, by an image-text-to-text model."""
 
     def __init__(self, folder: Path) -> None:
-        self.prepare, self.model = _load("AutoModelForImageTextToText", folder)
+        self.prepare, self.model = load_transformers("AutoModelForImageTextToText", folder)
 
     @torch.no_grad()
-    def ask(self, pictures: list[np.ndarray], question: str) -> str:
-        """What the model says, greedily, in at most 128 tokens."""
+    def ask(self, pictures: list[np.ndarray], question: str, most: int = ANSWER) -> str:
+        """What the model says, greedily, in at most `most` tokens."""
         content: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(p)} for p in pictures]
         chat = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         inputs = self.prepare.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device)
-        out = self.model.generate(**inputs, max_new_tokens=ANSWER, do_sample=False)
+        out = self.model.generate(**inputs, max_new_tokens=most, do_sample=False)
         return self.prepare.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
 
     def caption(self, stills: list[np.ndarray]) -> str:

@@ -5,7 +5,6 @@ Legend: B batch, C latent channels, T latent time, n reference places, h w laten
 
 import gc
 import html
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +15,12 @@ import ftfy
 import regex
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.model.bounds import loading, read_config
 from phantom_s2v.model.finite import check_weights
 from phantom_s2v.model.placement import evaluating
 from phantom_s2v.model.tensors import align, save_part
@@ -91,10 +90,7 @@ def check_parts_agree(folder: Path) -> None:
 
     def config(part: str) -> dict[str, Any]:
         file = folder / part / "config.json"
-        try:
-            return json.loads(file.read_text()) if file.is_file() else {}
-        except ValueError as error:
-            raise CheckpointError(f"{file} is damaged ({error})") from error
+        return read_config(file) if file.is_file() else {}
 
     transformer = config("transformer")
     for part, theirs, ours in (("text_encoder", "d_model", "text_dim"), ("vae", "z_dim", "in_channels")):
@@ -160,10 +156,8 @@ class WanTextEncoder:
     def _load_tokenizer(self) -> None:
         if self.tokenizer is None:
             folder = self._root() / "tokenizer"
-            try:
+            with loading(folder, "tokenizer of umT5"):
                 self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            except (OSError, ValueError) as error:
-                raise CheckpointError(f"{folder} is no tokenizer; it needs umT5's tokenizer files") from error
 
     def _load(self) -> None:
         if self.model is None:
@@ -179,12 +173,14 @@ class WanTextEncoder:
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     """umT5 of a folder in transformers' layout, shard by shard. Raises CheckpointError where keys are missing or misshapen."""
     disable_progress_bar()
-    try:
+    with loading(
+        folder,
+        "umT5 encoder",
+        lambda place: UMT5EncoderModel(UMT5Config.from_pretrained(place, local_files_only=True, trust_remote_code=False)),
+    ):
         loaded: Any = UMT5EncoderModel.from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} is no umT5 encoder that can be read: {str(error).splitlines()[0]}") from error
     model, info = loaded
     faults = [
         f"{len(info[kind])} {kind.replace('_', ' ')}"

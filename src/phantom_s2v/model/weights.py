@@ -12,8 +12,10 @@ from torch import nn
 
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.hashes import MADE_OF, combined_hash, folder_hash
+from phantom_s2v.model.bounds import check_layers, read_config
 from phantom_s2v.model.finite import check_finite
 from phantom_s2v.model.tensors import aligned, read_tensors, save_tensors
+from phantom_s2v.untrusted import parse_json
 
 M = TypeVar("M", bound=ModelMixin)
 FILE = "diffusion_pytorch_model.safetensors"
@@ -26,13 +28,14 @@ def check_part(kind: type[M], folder: Path) -> tuple[M, dict[Path, list[str]]]:
     Raises CheckpointError where config or weights are missing, truncated, a pickle, or of another shape.
     """
     config = folder / "config.json"
+    values = {k: v for k, v in read_config(config).items() if not k.startswith("_")}
+    shapes = {file: read_shapes(file) for file in weight_files(folder)}
+    check_layers(values, sum(map(len, shapes.values())), config)
     try:
-        values = {k: v for k, v in json.loads(config.read_text()).items() if not k.startswith("_")}
         with init_empty_weights(include_buffers=False):
             model: Any = kind(**values)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # what odd values make a model raise has no base of its own
         raise CheckpointError(f"{config} is no configuration of {kind.__name__}: {error}") from error
-    shapes = {file: read_shapes(file) for file in weight_files(folder)}
     check_shapes(folder, {k: v for each in shapes.values() for k, v in each.items()}, shapes_of(model))
     return model, {file: list(names) for file, names in shapes.items()}
 
@@ -79,7 +82,7 @@ def shard_files(index: Path) -> list[Path]:
     """The shards of an index, beside it. Raises CheckpointError where it is damaged or one of them is missing."""
     folder = index.parent
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is damaged; it needs a weight_map") from error
     if outside := [name for name in names if Path(name).name != name]:
@@ -125,7 +128,7 @@ def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], 
     """
     for name, folder in parts.items():
         state = {key: value.half() for key, value in read_tensors(folder / FILE)[0].items()}
-        config = json.loads((folder / "config.json").read_text())
+        config = read_config(folder / "config.json")
         config.pop("_name_or_path", None)
         (out / name).mkdir(parents=True, exist_ok=True)
         save_tensors(state, out / name / FILE)
