@@ -156,14 +156,19 @@ def _of_type(value: Any, hint: Any, name: str) -> Any:
             return tuple(_of_type(v, h, name) for v, h in zip(value, each, strict=True))
     if origin is dict and isinstance(value, dict):
         return {str(_of_type(k, inner[0], name)): _of_type(v, inner[1], name) for k, v in value.items()}
-    number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's are as well
-    if hint is float and number and abs(value) <= LARGEST_NUMBER:  # so it is finite
-        return float(value)
-    if hint is int and number and isinstance(value, Integral) and abs(value) <= LARGEST_NUMBER:
-        return int(value)
-    if hint in (str, bool) and type(value) is hint and (hint is bool or is_text(value)):
+    if hint in (int, float) and _is_number(value, hint):
+        return hint(value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str) and is_text(value):
         return value
     raise ValueError(f"{name} is {_brief(value)}; legal is {_words(hint)}")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether a value is a finite number of moderate size, and a whole one where `kind` is int; NumPy's are as well."""
+    fits = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return fits and abs(value) <= LARGEST_NUMBER
 
 
 def is_text(value: str) -> bool:
