@@ -156,8 +156,8 @@ def _of_type(value: Any, hint: Any, name: str) -> Any:
             return tuple(_of_type(v, h, name) for v, h in zip(value, each, strict=True))
     if origin is dict and isinstance(value, dict):
         return {str(_of_type(k, inner[0], name)): _of_type(v, inner[1], name) for k, v in value.items()}
-    if hint in (int, float) and _is_number(value, hint):
-        return hint(value)
+    if hint in (int, float) and (number := _number(value, hint)) is not None:
+        return number
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and isinstance(value, str) and is_text(value):
@@ -165,10 +165,12 @@ def _of_type(value: Any, hint: Any, name: str) -> Any:
     raise ValueError(f"{name} is {_brief(value)}; legal is {_words(hint)}")
 
 
-def _is_number(value: Any, kind: type) -> bool:
-    """Whether a value is a finite number of moderate size, and a whole one where `kind` is int; NumPy's are as well."""
-    fits = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    return fits and abs(value) <= LARGEST_NUMBER
+def _number(value: Any, kind: type) -> float | int | None:
+    """A finite number of moderate size, a whole one where `kind` is int, None for anything else; NumPy's are numbers as well."""
+    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+        return None
+    number: Any = value
+    return kind(number) if abs(number) <= LARGEST_NUMBER else None
 
 
 def is_text(value: str) -> bool:

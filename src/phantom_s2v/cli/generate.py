@@ -81,7 +81,7 @@ def generate(
 ) -> None:
     """Make a video from reference images and a prompt."""
     options = dict(locals())
-    from phantom_s2v.jobs import check_job, check_names
+    from phantom_s2v.jobs import check_names
 
     placement, preset = prepare(options)
     jobs = [] if from_ or requests else requested(options, preset)
