@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from phantom_s2v.cli.train import parse_lengths
 from phantom_s2v.conditioning import Conditions, null
 from phantom_s2v.data.emoji import Sprites
 from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.errors import CheckpointError, DataError
+from phantom_s2v.errors import CheckpointError, DataError, NotFiniteError
 from phantom_s2v.model.parallel import world
 from phantom_s2v.training import encode
 from phantom_s2v.training.checkpoint import load_state
@@ -81,12 +82,12 @@ def test_ema_is_the_recursion():
     assert ema.weight.item() == pytest.approx(0.1)
 
 
-def run(out, steps, rows=slice(None), noise=1.0):
+def run(out, steps, rows=slice(None), noise=1.0, facts=None, breaks=None, **changes):
     """Train on `rows` of the same four at every step, of which every process takes its share; the last two take a branch."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16))
-    threads = torch.get_num_threads()
-    config = TrainConfig(steps, threads=threads, workers=0, log_steps=2, save_minutes=1e9, warmup=2, precision="float32")
+    settings = {"threads": torch.get_num_threads(), "save_minutes": 1e9, **changes}
+    config = TrainConfig(steps, workers=0, log_steps=2, warmup=2, precision="float32", **settings)
 
     def make(step, rank):
         batch = torch.from_numpy(np.random.default_rng(step).normal(size=(4, 16)).astype(np.float32))
@@ -95,13 +96,14 @@ def run(out, steps, rows=slice(None), noise=1.0):
 
     def loss(network):
         def value(batch, step):
+            batch = batch * float("nan") if step == breaks else batch
             x, branch = batch + noise * torch.randn(batch.shape), batch[:, :1] == 3
             got = network[:2](x)
             return {"loss": ((got + branch * network[2](x) if branch.any() else got) - batch).square().mean()}
 
         return value
 
-    return train(config, model, make, loss, out, {"subjects": "x"})
+    return train(config, model, make, loss, out, {"subjects": "x", **(facts or {})})
 
 
 @pytest.mark.threads
@@ -113,6 +115,37 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path):
     with safe_open(tmp_path / "parts" / "state.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["facts"])
     assert (facts["step"], facts["subjects"]) == (12, "x")
+
+
+def test_the_state_of_another_run_is_refused_and_names_what_differs(tmp_path, capsys):
+    run(tmp_path, 3, facts={"code": {"torch": "2.12"}})
+    before = (tmp_path / "state.safetensors").read_bytes()
+    for changes, said in (
+        ({"clip_norm": 2.0}, r"train.clip_norm was 1.0 and is 2.0; .* --allow-change clip_norm$"),
+        ({"seed": 1, "ema_decay": 0.9}, r"train.ema_decay was 0.999 and is 0.9; train.seed was 0 and is 1"),
+        ({"facts": {"code": {"torch": "2.13"}}}, r"code.torch was 2.12 and is 2.13"),
+        ({"facts": {"subjects": "y"}}, r"subjects was x and is y"),
+        ({"seed": 1, "ema_decay": 0.9, "may_change": ("seed",)}, r"run: train.ema_decay was 0.999 and is 0.9;"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            run(tmp_path, 4, **changes)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    run(tmp_path, 4, facts={"code": {"torch": "2.12"}})  # its length alone may differ
+    assert capsys.readouterr().err == ""
+    run(tmp_path, 5, clip_norm=2.0, may_change=("clip_norm",), facts={"code": {"torch": "2.13"}, "new": 1} | {"code": {}})
+    told = capsys.readouterr().err
+    assert "train.clip_norm was 1.0 and is 2.0" in told
+    assert "new was not recorded and is 1" in told
+
+
+@pytest.mark.parametrize("breaks", [2, 4])
+def test_a_step_that_is_not_finite_ends_the_run_and_the_state_before_stays(tmp_path, breaks):
+    run(tmp_path, 2)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(NotFiniteError, match=rf"step {breaks + 1}: loss and grad_norm of the training became NaN"):
+        run(tmp_path, 5, breaks=breaks, save_minutes=0.0 if breaks == 2 else 1e9)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert all(torch.equal(a, b) for a, b in zip(run(tmp_path, 4).parameters(), run(tmp_path / "x", 4).parameters(), strict=True))
 
 
 def test_two_processes_learn_as_one_on_both_their_batches(tmp_path):
@@ -180,11 +213,27 @@ def test_shards_give_the_same_batch_at_the_same_step(shards, monkeypatch):
     assert lengths == {1, 3, 7}
 
 
-def test_encoding_resumes_and_skips(shards, tiny_models):
+def test_encoding_resumes_and_skips(shards, tiny_models, monkeypatch):
+    monkeypatch.setattr(encode, "ROWS", 4)
     before = {p.name: p.stat().st_mtime_ns for p in shards.iterdir()}
     sprites = Sprites(evaluated(held_out()), held_out().pixels)
     encode.encode_shards(shards, sprites, tiny_models.autoencoder, tiny_models.image_encoder, 0, range(4), torch.float32, print)
     assert {p.name: p.stat().st_mtime_ns for p in shards.iterdir()} == before
+
+
+def test_shards_of_another_making_are_refused(shards, tiny_models, monkeypatch):
+    monkeypatch.setattr(encode, "ROWS", 4)
+    sprites = Sprites(evaluated(held_out()), held_out().pixels)
+    other = deepcopy(tiny_models.autoencoder)
+    other.encoder.conv_in.weight.data.mul_(2)
+    for autoencoder, seed, share, said in (
+        (other, 0, 0.0, r"weights.autoencoder was \w{12} and is \w{12}; choose another folder"),
+        (tiny_models.autoencoder, 7, 0.5, "seed was 0 and is 7; plain_share was 0.0 and is 0.5"),
+    ):
+        with pytest.raises(DataError, match=said):
+            encode.encode_shards(
+                shards, sprites, autoencoder, tiny_models.image_encoder, seed, range(5), torch.float32, pytest.fail, share
+            )
 
 
 def test_a_share_of_shards_is_plain():

@@ -11,6 +11,11 @@ import typer
 from phantom_s2v.cli.app import say, train
 from phantom_s2v.errors import InputError
 
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(help="Part of the run (a config field, code, subjects) that may differ from the checkpoint's. Repeat for more."),
+]
+
 
 @train.command("autoencoder")
 def train_autoencoder(
@@ -20,6 +25,7 @@ def train_autoencoder(
     init_from: Annotated[Path | None, typer.Option(help="Folder of an autoencoder to start from.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the clips: another one where training goes on from weights.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    allow_change: AllowChange = None,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
     """Train the autoencoder: its linear path, then the whole."""
@@ -28,8 +34,9 @@ def train_autoencoder(
     from phantom_s2v.training import autoencoder
 
     config = (presets.mini_decoder if decoder_only else presets.mini_autoencoder)(steps)
-    linear = config.linear and replace(config.linear, threads=threads)
-    run = replace(config.train, threads=threads, seed=config.train.seed if seed is None else seed)
+    free = tuple(allow_change or ())
+    linear = config.linear and replace(config.linear, threads=threads, may_change=free)
+    run = replace(config.train, threads=threads, may_change=free, seed=config.train.seed if seed is None else seed)
     config = replace(config, train=run, linear=linear)
     autoencoder.train_autoencoder(config, load_store(root or default_root()), out, init_from)
 
@@ -40,6 +47,7 @@ def train_image_encoder(
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 800,
     init_from: Annotated[Path | None, typer.Option(help="Folder of an image encoder to start from.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    allow_change: AllowChange = None,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
     """Train the image encoder against captions of looks."""
@@ -48,7 +56,7 @@ def train_image_encoder(
     from phantom_s2v.training import image_encoder
 
     config = presets.mini_image_encoder(steps)
-    config = replace(config, train=replace(config.train, threads=threads))
+    config = replace(config, train=replace(config.train, threads=threads, may_change=tuple(allow_change or ())))
     image_encoder.train_image_encoder(config, load_store(root or default_root()), out, init_from)
 
 
@@ -66,26 +74,28 @@ def train_transformer(
     ] = "1:0.4,3:0.3,7:0.3",
     fall: Annotated[float, typer.Option(help="Share of the run, at its end, over which the rates fall to zero, 0 to 1.")] = 0.0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    allow_change: AllowChange = None,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
     """Train the transformer on encoded triplets, with a sheet of held-out subjects every quarter of an hour."""
     import torch
 
     from phantom_s2v import presets
-    from phantom_s2v.data.emoji import default_root, load_store, subjects_hash
+    from phantom_s2v.data.emoji import default_root, load_store
     from phantom_s2v.evaluation.emoji import sample_sheet
     from phantom_s2v.generate import load_models
     from phantom_s2v.model.tensors import align
     from phantom_s2v.model.transformer import PhantomTransformer
     from phantom_s2v.training import transformer
     from phantom_s2v.training.encode import ROWS
+    from phantom_s2v.training.guard import facts_of
 
     if not 0 <= fall <= 1:
         raise InputError(f"fall is {fall}; it can be 0 to 1")
     if not (1 <= clips <= ROWS and 1 <= stills <= ROWS):
         raise InputError(f"a batch of {clips} clips or {stills} stills; it can be 1 to {ROWS}, which a shard holds")
     config = presets.mini_transformer(str(latents), steps)
-    run = replace(config.train, threads=threads, decay_share=fall)
+    run = replace(config.train, threads=threads, decay_share=fall, may_change=tuple(allow_change or ()))
     config = replace(config, clips=clips, stills=stills, lengths=parse_lengths(lengths), train=run)
     torch.manual_seed(config.train.seed)
     network = (
@@ -94,7 +104,7 @@ def train_transformer(
         else PhantomTransformer()
     )
     models = load_models(presets.model_folder(model))
-    facts = {"subjects": subjects_hash(load_store(root or default_root()).subjects)}
+    facts = facts_of("training.transformer", load_store(root or default_root()), init_from)
     transformer.train_transformer(
         config,
         network,

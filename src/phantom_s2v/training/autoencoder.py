@@ -10,12 +10,13 @@ from diffusers import AutoencoderKLWan
 from torch import nn
 
 from phantom_s2v.data.compose import ClipSpec, compose, random_spec
-from phantom_s2v.data.emoji import Sprites, subjects_hash
+from phantom_s2v.data.emoji import Sprites
 from phantom_s2v.data.looks import TEXTURES
 from phantom_s2v.model.autoencoder import build_autoencoder, skip_empty_history, to_pixels
 from phantom_s2v.model.parallel import is_main
 from phantom_s2v.model.tensors import align, save_part
 from phantom_s2v.training.config import AutoencoderConfig, TrainConfig
+from phantom_s2v.training.guard import facts_of
 from phantom_s2v.training.linear import linear_path, principal_start, whole
 from phantom_s2v.training.loop import Loss, train
 
@@ -74,32 +75,35 @@ def train_autoencoder(config: AutoencoderConfig, sprites: Sprites, out: Path, in
     Without `init_from` it starts from the linear path, which is trained in `out`/linear.
     """
     torch.manual_seed(config.train.seed)
+    facts = facts_of("training.autoencoder", sprites, init_from)
     model = (
         align(AutoencoderKLWan.from_pretrained(init_from, local_files_only=True, use_safetensors=True))
         if init_from
-        else _start(config, sprites, out / "linear")
+        else _start(config, sprites, out / "linear", facts)
     )
     skip_empty_history(model)
     if config.decoder_only:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
-    ema = _train(config, config.train, sprites, model, out)
+    ema = _train(config, config.train, sprites, model, out, facts)
     if is_main():
         export_autoencoder(ema, config, sprites, out / "autoencoder")
     return ema
 
 
-def _start(config: AutoencoderConfig, sprites: Sprites, out: Path) -> AutoencoderKLWan:
+def _start(config: AutoencoderConfig, sprites: Sprites, out: Path, facts: dict[str, Any]) -> AutoencoderKLWan:
     """Random weights but for the linear path, which is fitted first; a run that goes on brings its own."""
     if config.linear is None or (out.parent / "state.safetensors").exists():
         return build_autoencoder()
     torch.set_num_threads(config.linear.threads)
     linear, pixels = linear_path(), composed(sprites, config.train.seed)
     principal_start(linear, pixels)
-    return whole(_train(config, config.linear, sprites, linear, out), pixels)
+    return whole(_train(config, config.linear, sprites, linear, out, facts), pixels)
 
 
-def _train(config: AutoencoderConfig, run: TrainConfig, sprites: Sprites, model: nn.Module, out: Path) -> AutoencoderKLWan:
+def _train(
+    config: AutoencoderConfig, run: TrainConfig, sprites: Sprites, model: nn.Module, out: Path, facts: dict[str, Any]
+) -> AutoencoderKLWan:
     """Train the whole network or its linear path, as `run` is one or the other of the config; returns the average."""
     linear = run is config.linear
     ema = train(
@@ -108,7 +112,7 @@ def _train(config: AutoencoderConfig, run: TrainConfig, sprites: Sprites, model:
         lambda step, rank: batch(config, sprites, step, rank),
         lambda m: loss_of(config, m, sampled=not linear and not config.decoder_only),
         out,
-        {"subjects": subjects_hash(sprites.subjects), "config": asdict(config)},
+        {**facts, "config": asdict(config)},
         exclude=() if linear else HEADS,
         slow=() if linear else LINEAR,
     )

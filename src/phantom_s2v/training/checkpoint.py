@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
@@ -18,6 +19,15 @@ def save_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.op
     for index, p in enumerate(parameters):
         tensors |= {f"optimizer.{index}.{k}": v for k, v in optimizer.state[p].items()}
     save_tensors(tensors, path, {"facts": json.dumps(facts)})
+
+
+def state_facts(path: Path) -> dict:
+    """The facts of a state, without its tensors. Raises CheckpointError where it is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["facts"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no state of a run: {error}") from error
 
 
 def load_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict:

@@ -20,6 +20,7 @@ class TrainConfig:
     workers: int = 1  # processes that compose batches
     save_minutes: float = 5.0
     log_steps: int = 50
+    may_change: tuple[str, ...] = ()  # names of parts that may differ from those of the state that the run goes on from
     sample_minutes: float = 15.0
 
 

@@ -4,7 +4,7 @@ A shard is a safetensors file of 64 triplets with one length and one number of p
 `FRAMESf-PICTURESp-NUMBER.safetensors`. Shard i follows from the seed and i alone, so a killed run goes on where it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
+from torch import nn
 
 from phantom_s2v.conditioning import encode_references
 from phantom_s2v.data.compose import Clip, compose, plain_spec, random_spec
-from phantom_s2v.data.emoji import Sprites
+from phantom_s2v.data.emoji import Sprites, sprites_hash
 from phantom_s2v.geometry import SPACE_STRIDE, TIME_STRIDE
 from phantom_s2v.model.autoencoder import encode, to_pixels
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.model.tensors import save_tensors
+from phantom_s2v.model.weights import module_hash
+from phantom_s2v.reuse import Origin, claim, code_version
 
 ROWS = 64
 TEXT_PLACES = 48  # stored tokens a caption; composed captions of four subjects fit
@@ -46,9 +49,12 @@ def encode_shards(
     progress: Callable[[str], None],
     plain_share: float = 0.0,
 ) -> None:
-    """Write the shards of `numbers` that `out` lacks, a share of them plain: one or two large subjects on a plain ground."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write the shards of `numbers` that `out` lacks, a share of them plain: one or two large subjects on a plain ground.
+
+    Raises DataError where `out` holds shards of other weights, subjects, seed, share or code.
+    """
     text = TextEncoder()
+    claim(out, shards_origin(sprites, (autoencoder, image_encoder, text.model), seed, plain_share), "*.safetensors", "shards")
     for number in numbers:
         frames, pictures, plain = shard_kind(seed, number, plain_share)
         path = out / f"{frames}f-{pictures}p-{number:06d}.safetensors"
@@ -61,6 +67,19 @@ def encode_shards(
             shard = encode_clips(clips, autoencoder, image_encoder, text)
         save_tensors(shard, path)
         progress(path.name)
+
+
+def shards_origin(sprites: Sprites, networks: Iterable[nn.Module], seed: int, plain_share: float) -> Origin:
+    """All that makes shards; numbers that are shared among processes and the type of products do not count."""
+    weights = [module_hash(network) for network in networks]
+    return {
+        "seed": seed,
+        "plain_share": plain_share,
+        "rows": ROWS,
+        "subjects": sprites_hash(sprites),
+        "weights": dict(zip(("autoencoder", "image_encoder", "text_encoder"), weights, strict=True)),
+        "code": code_version("training.encode"),
+    }
 
 
 def encode_clips(

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from phantom_s2v.data.compose import Cast, Shot, look_caption, photograph
-from phantom_s2v.data.emoji import Sprites, subjects_hash
+from phantom_s2v.data.emoji import Sprites
 from phantom_s2v.data.looks import random_ground, random_look
 from phantom_s2v.model.autoencoder import to_pixels
 from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.model.parallel import is_main
 from phantom_s2v.model.tensors import align, save_part
 from phantom_s2v.training.config import ImageEncoderConfig
+from phantom_s2v.training.guard import facts_of
 from phantom_s2v.training.loop import Loss, train
 
 
@@ -85,7 +86,7 @@ def train_image_encoder(config: ImageEncoderConfig, sprites: Sprites, out: Path,
         if init_from
         else ImageEncoder()
     )
-    facts = {"subjects": subjects_hash(sprites.subjects), "config": asdict(config)}
+    facts = {**facts_of("training.image_encoder", sprites, init_from), "config": asdict(config)}
     text = TextEncoder()
     ema = train(
         config.train,

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from phantom_s2v.model.parallel import average_gradients, is_main, join, leave, rank
-from phantom_s2v.training.checkpoint import load_state, save_state
+from phantom_s2v.training.checkpoint import load_state, save_state, state_facts
 from phantom_s2v.training.config import TrainConfig
+from phantom_s2v.training.guard import StepWatch, check_same_run
 from phantom_s2v.training.optim import Muon, rate_at, update_ema
 
 Loss = Callable[[Any, int], dict[str, torch.Tensor]]  # batch, step -> {"loss": scalar, ...}
@@ -69,7 +70,8 @@ def train(
 
     `make_batch(step, rank)` is the batch of a process; gradients are averaged over torchrun's, of which the first writes. It
     writes state.safetensors, log.jsonl and TensorBoard events under `out`. `on_sample(average, step)` is called every
-    `sample_minutes` and draws sheets. `exclude` and `slow` name matrices as Muon has it.
+    `sample_minutes` and draws sheets. Raises CheckpointError for the state of another run, NotFiniteError for a step that is not
+    finite. `exclude` and `slow` name matrices as Muon has it.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
@@ -80,10 +82,12 @@ def train(
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     optimizer = Muon(named, config.lr, config.adam_lr, dtype=dtype, exclude=exclude, slow=slow)
     state, start = out / "state.safetensors", 0
+    facts = {**facts, "train": asdict(config)}
     if state.exists():
+        check_same_run(state, state_facts(state), facts, config.may_change)
         start = load_state(state, model, ema, optimizer)["step"]
     loader = _loader(config, lambda step: make_batch(step, rank()), start)
-    loss_fn, facts = loss_of(model), {**facts, "train": asdict(config)}
+    loss_fn, watch = loss_of(model), StepWatch()
     saved = sampled = time.monotonic()
     with closing(_Log(out, config.log_steps)) if is_main() else nullcontext() as log:
         for step, batch in enumerate(loader, start):
@@ -94,16 +98,19 @@ def train(
                 optimizer, parts["loss"], rate_at(step, config.steps, config.warmup, config.decay_share), config.clip_norm
             )
             update_ema(ema, model, config.ema_decay, step)
+            watch.see(step, {**parts, "grad_norm": norm})
             if log is None:
                 continue
             log.add(step, {**parts, "grad_norm": norm})
             now, last = time.monotonic(), step + 1 == config.steps
             if now - saved > config.save_minutes * 60 or last:
+                watch.check()
                 save_state(state, model, ema, optimizer, {**facts, "step": step + 1})
                 saved = now
             if on_sample and (now - sampled > config.sample_minutes * 60 or last):
                 on_sample(ema, step + 1)
                 sampled = time.monotonic()
+    watch.check()
     leave()
     return ema
 

@@ -1,0 +1,69 @@
+"""What a run refuses: to go on from the state of another run, and to go on from numbers that are not finite."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phantom_s2v.data.emoji import Sprites, sprites_hash, subjects_hash
+from phantom_s2v.errors import CheckpointError, NotFiniteError
+from phantom_s2v.hashes import MADE_OF, folder_hash
+from phantom_s2v.reuse import MISSING, as_json, code_version, differences, spelled
+
+FREE = ("steps", "minutes", "save_minutes", "validate_minutes", "sample_minutes", "log_steps", "workers", "threads", "may_change")
+LEFT_OUT = ("step",)  # of the facts of a state: where it stands
+
+
+def facts_of(stage: str, sprites: Sprites, init_from: Path | None) -> dict[str, Any]:
+    """What a run's state says of its making, beside its configuration: subjects and their pictures, the weights that it started
+    from, and the code, whose first module is `stage`.
+    """
+    given = {"init_from": folder_hash(init_from, MADE_OF)} if init_from else {}
+    subjects, pictures = subjects_hash(sprites.subjects), sprites_hash(sprites)
+    return {"subjects": subjects, "pictures": pictures, **given, "code": code_version(stage)}
+
+
+def check_same_run(path: Path, before: dict[str, Any], now: dict[str, Any], may_change: tuple[str, ...]) -> None:
+    """Raise CheckpointError where a state was made by another configuration, data, weights or code than those of this run.
+
+    What says only how long a run is, what it writes when, and on how many processes, may differ (FREE), and what `may_change`
+    names, by the last part of its name or the whole. What only one of both tells is told on stderr and passes.
+    """
+    told = [(name, a, b) for name, a, b in differences(before, as_json(now)) if name.split(".")[0] not in LEFT_OUT]
+    told = [each for each in told if each[0].split(".")[-1] not in FREE]
+    unknown = [each for each in told if MISSING in each[1:]]
+    changed = [each for each in told if each not in unknown]
+    allowed = [each for each in changed if {each[0], each[0].split(".")[-1], each[0].split(".")[0]} & set(may_change)]
+    refused = [each for each in changed if each not in allowed]
+    if refused:
+        names = " ".join(dict.fromkeys(f"--allow-change {name.split('.')[-1]}" for name, _, _ in refused))
+        raise CheckpointError(
+            f"{path} is the state of another run: {spelled(refused)}; choose another folder, or accept it by {names}"
+        )
+    if unknown or allowed:
+        print(f"phantom: this run goes on from a state of which {spelled([*allowed, *unknown])}", file=sys.stderr)
+
+
+class StepWatch:
+    """Looks at the loss and the gradient's norm of each step, one step late: a GPU need not be waited for, and `check` comes
+    before anything is written.
+    """
+
+    def __init__(self) -> None:
+        self.step, self.values = 0, dict[str, torch.Tensor]()
+
+    def see(self, step: int, values: dict[str, torch.Tensor]) -> None:
+        """Look at the step before, and keep the scalars of this one."""
+        self.check()
+        self.step, self.values = step, {name: value.detach() for name, value in values.items()}
+
+    def check(self) -> None:
+        """Raise NotFiniteError that names the step, and what of it is not finite."""
+        wrong = [name for name, value in self.values.items() if not bool(value.isfinite().all())]
+        self.values = {}
+        if wrong:
+            raise NotFiniteError(
+                f"step {self.step + 1}: {' and '.join(wrong)} of the training became NaN or infinite; the last state that was "
+                "saved is sound, and a lower learning rate or float32 may help"
+            )
