@@ -131,7 +131,7 @@ def test_notices_go_to_stderr(phantom, tiny, tmp_path):
     Image.new("RGBA", (20, 20), (0, 0, 255, 128)).save(clear)
     code, _, err = phantom("generate", "--model", tiny, "--reference", clear, "--prompt", "狐が動く", "--out", tmp_path / "n.mp4")
     assert code == 0
-    assert "clear.png: transparent, put on white" in err
+    assert "clear.png: transparency composited on white" in err
     assert "reads English" in err
     long = "very " * 100 + "long"
     code, _, err = phantom("generate", "--model", tiny, "--prompt", long, "--out", tmp_path / "l.mp4")

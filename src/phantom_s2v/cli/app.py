@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -27,13 +28,14 @@ app.add_typer(models, name="models")
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 err = Console(stderr=True)
+DEFECT = 70  # EX_SOFTWARE of sysexits.h
 Force = Annotated[
     bool, typer.Option("--force", help="Replace outputs that phantom wrote and nobody changed. Other files are never replaced.")
 ]
 
 
 def main() -> None:
-    """Entry point: errors of the input become one sentence and exit code 2."""
+    """Entry point: errors of the input become one sentence and exit code 2, defects of ours a traceback and 70."""
     write_any_character()
     signal.signal(signal.SIGTERM, _end)
     try:
@@ -46,7 +48,7 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         if error.filename is None and error.errno not in REASONS:  # nothing to name
-            raise
+            sys.exit(_defect())
         tell(f"{error.filename or 'writing failed'}: {REASONS.get(error.errno or 0, error.strerror)}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
@@ -55,12 +57,18 @@ def main() -> None:
         code = ended.code
     except Exception as error:
         if not hasattr(error, "exit_code"):  # click's usage errors have one
-            raise
+            sys.exit(_defect())
         _usage(error)
         sys.exit(2)
     if code in (130, 128 + signal.SIGTERM):
         tell("interrupted; nothing half-written was left")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _defect() -> int:
+    """Show where a defect of ours was met; the exit code of it, since 1 means that a KPI was missed."""
+    traceback.print_exc()
+    return DEFECT
 
 
 def _end(number: int, _: object) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -282,7 +283,7 @@ def evaluate_rate(
     try:
         import uvicorn
 
-        from phantom_s2v.evaluation.rating import application, find_pairs, is_loopback, links
+        from phantom_s2v.evaluation.rating import application, as_shown, find_pairs, is_loopback, links
     except ImportError as error:
         raise InputError(f"{error.name} is missing; the page needs phantom-s2v[web]") from error
     from phantom_s2v.evaluation.suites import read_own
@@ -296,13 +297,14 @@ def evaluate_rate(
 
     check_folder(votes.parent)
     told = {case.id: (case.prompt, tuple(path for _, path in case.references)) for case in (read_own(suite) if suite else [])}
-    pairs = find_pairs(systems, told)
-    app = application(pairs, votes, host)
-    shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    say(f"{len(pairs)} comparisons (Ctrl-C ends it; votes are kept in {votes}). A link for each rater, to be kept secret:")
-    for name, secret in links(votes, rater or ["rater 1"]).items():
-        say(f"{name}: http://{shown}:{port}/rate/{secret}")
-    uvicorn.run(app, host=host, port=port, log_level="warning", limit_concurrency=256, server_header=False)
+    with TemporaryDirectory() as scratch:
+        pairs = as_shown(find_pairs(systems, told), Path(scratch), tell)
+        app = application(pairs, votes, host)
+        shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        say(f"{len(pairs)} comparisons (Ctrl-C ends it; votes are kept in {votes}). A link for each rater, to be kept secret:")
+        for name, secret in links(votes, rater or ["rater 1"]).items():
+            say(f"{name}: http://{shown}:{port}/rate/{secret}")
+        uvicorn.run(app, host=host, port=port, log_level="warning", limit_concurrency=256, server_header=False)
 
 
 @evaluate.command("votes")
@@ -350,14 +352,17 @@ def evaluate_calibrate(
     box, paths = parse_crop(crop), {"good": find_videos(good), "bad": find_videos(bad)}
     asked = Asked(name_references(reference or []), prompt, chosen(options), box)
     scores: dict[str, list[Any]] = {"good": [], "bad": []}
+    unreadable = 0
     with progress() as bar:
         told = by_stage(bar)
         for kind, files in paths.items():
             for number, path in enumerate(files, 1):
                 scored, _ = score_one(path, asked)
-                if scored.score is None:
-                    raise InputError(scored.unreadable)
-                scores[kind].append(scored.score)
+                if scored.score:
+                    scores[kind].append(scored.score)
+                else:
+                    unreadable += 1
+                    tell(f"left out: {scored.unreadable}")
                 told(kind, number, len(files))
     bounds = calibration.calibrate(scores["good"], scores["bad"], asked.tools)
     write_text(out, calibration.as_toml(bounds), sealed=True)
@@ -367,7 +372,9 @@ def evaluate_calibrate(
             f"{bound.metric:18} {side} {bound.bound:.4g}   refuses {bound.good_refused} of {bound.good} good, passes "
             f"{bound.bad_passed} of {bound.bad} bad"
         )
-    say(json.dumps({"out": str(out), "kpis": calibration.as_rows(bounds)}, ensure_ascii=False))
+    say(json.dumps({"out": str(out), "kpis": calibration.as_rows(bounds), "unreadable": unreadable}, ensure_ascii=False))
+    if unreadable:
+        raise typer.Exit(3)
 
 
 @evaluate.command("self-check")

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import hashlib
 import html
+import io
 import ipaddress
 import os
 import re
@@ -18,7 +19,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -27,11 +28,15 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Form, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from PIL import Image
 
+from phantom_s2v.data.clips import store_video
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.metrics import bootstrap
 from phantom_s2v.evaluation.run import SUFFIXES
+from phantom_s2v.media import read_picture
 from phantom_s2v.pages import page
+from phantom_s2v.videos import Video
 
 QUESTIONS = {
     "better": "Which video is better as a whole?",
@@ -53,6 +58,7 @@ second text not null, question text not null, choice text not null, primary key 
 LONGEST_NAME = 80  # characters of a rater's name
 SECRET = 24  # random bytes of a rater's link
 MOST_FORM = 16_384  # bytes of a vote
+SHOWN_SIDE = 512  # pixels of a reference on the page, at most
 TELLING = ("last-modified", "etag")  # made of a file's age and size: whose videos were made on one day belong together
 HEADERS = {
     "Cache-Control": "no-store",
@@ -94,6 +100,39 @@ def find_pairs(folders: Sequence[Path], told: dict[str, tuple[str, tuple[Path, .
     if not pairs:
         raise InputError(f"{' and '.join(systems)} have no video of the same name")
     return pairs
+
+
+def as_shown(pairs: Sequence[Pair], scratch: Path, told: Callable[[str], None]) -> list[Pair]:
+    """The pairs with videos that every browser shows as we read them: others are converted into `scratch`, which is `told`.
+
+    Pairs with a video that cannot be read are named and left out. Raises InputError where none is left.
+    """
+    ready: dict[Path, Path | None] = {}
+    for path in dict.fromkeys(path for pair in pairs for path in pair.videos):
+        try:
+            ready[path] = path if Video(path).facts.playable else scratch / f"{len(ready)}.mp4"
+            if ready[path] != path:
+                (scratch / f"{len(ready) - 1}.mp4").write_bytes(store_video(path, told).video)
+        except InputError as error:
+            ready[path] = None
+            told(f"left out: {error}")
+    kept = [
+        replace(pair, videos=(first, second))
+        for pair in pairs
+        if (first := ready[pair.videos[0]]) and (second := ready[pair.videos[1]])
+    ]
+    if not kept:
+        raise InputError("no pair is left whose two videos can be read")
+    return kept
+
+
+def _picture(path: Path) -> str:
+    """A reference as a data URL of what we read of it, whatever a browser makes of its format."""
+    target = io.BytesIO()
+    image = Image.fromarray(read_picture(path)[0])
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    image.save(target, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(target.getvalue()).decode()}"
 
 
 def _system(folder: Path) -> str:
@@ -251,9 +290,7 @@ def keep(votes: sqlite3.Connection, pair: Pair, rater: str, said: dict[str, str]
 
 
 def _ballot(pair: Pair, number: int, secret: str, done: int, total: int) -> str:
-    pictures = "".join(
-        f'<img alt="reference" src="data:;base64,{base64.b64encode(p.read_bytes()).decode()}">' for p in pair.references
-    )
+    pictures = "".join(f'<img alt="reference" src="{_picture(path)}">' for path in pair.references)
     videos = "".join(
         f'<video controls loop muted autoplay src="/rate/{secret}/video/{number}/{side}" aria-label="{word}"></video>'
         for side, word in ((0, "left"), (1, "right"))

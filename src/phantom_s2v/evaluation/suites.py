@@ -22,6 +22,7 @@ from phantom_s2v.files import check_outputs, ours, read_json, text_lines, write_
 from phantom_s2v.hashes import content_hash
 from phantom_s2v.request import split_reference
 from phantom_s2v.untrusted import parse_json
+from phantom_s2v.videos import Video
 
 COLUMNS, WRITTEN = ("motionscore", "aesthetic_score", "facesim"), "written.json"  # OpenS2V's result files, and what we wrote
 FILES = ("first_frame", "background", "segmenter")  # options of a case that name files
@@ -192,8 +193,7 @@ def write_opens2v(cases: Sequence[Case], videos: Path, tools: Instruments, out: 
         if row["motion_fb"] is not None:
             columns["motionscore"][case.id] = {"motion_fb": row["motion_fb"]}
         if tools.aesthetic or (tools.faces and tools.faces.name.startswith("arcface")):
-            video, _ = media.read_video(videos / row["video"])
-            frames = [video[i] for i in np.linspace(0, len(video) - 1, OPENS2V_FRAMES, dtype=int)]
+            frames = spread(Video(videos / row["video"]), OPENS2V_FRAMES)
             if tools.aesthetic:
                 columns["aesthetic_score"][case.id] = {"aes_score": float(tools.aesthetic(frames).mean())}
             if (score := arc_score(case, frames, tools)) is not None:
@@ -216,6 +216,14 @@ def check_opens2v(out: Path) -> None:
     for file in (out / f"{name}.json" for name in COLUMNS):
         if file.exists() and noted.get(file.name) != content_hash(file):
             raise InputError(f"{file} exists, and phantom did not write it or it was changed since; choose another --out")
+
+
+def spread(video: Video, count: int) -> list[np.ndarray]:
+    """`count` frames of a video as OpenS2V chooses them, evenly by number and rounded down; two passes over the file."""
+    total = sum(1 for _ in video.frames())
+    wanted = np.linspace(0, total - 1, count, dtype=int).tolist()
+    stills = {number: frame for number, (_, frame) in enumerate(video.frames()) if number in wanted}
+    return [stills[number] for number in wanted]
 
 
 def arc_score(case: Case, frames: list[np.ndarray], tools: Instruments) -> float | None:

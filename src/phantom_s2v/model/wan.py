@@ -6,6 +6,8 @@ Legend: B batch, C latent channels, T latent time, n reference places, h w laten
 import gc
 import html
 import math
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +103,25 @@ def check_parts_agree(folder: Path) -> None:
             )
 
 
+class _Features:
+    """Features of prompts on disk, in a file without a name: those of a thousand prompts would take 8 GB of memory."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with this object
+        weakref.finalize(self, self.file.close)
+        self.places: dict[str, tuple[int, tuple[int, ...]]] = {}
+
+    def keep(self, prompt: str, features: torch.Tensor) -> None:
+        """Write features, float32."""
+        self.places[prompt] = (self.file.seek(0, 2), tuple(features.shape))
+        self.file.write(features.contiguous().cpu().numpy().tobytes())
+
+    def __getitem__(self, prompt: str) -> torch.Tensor:
+        start, shape = self.places[prompt]
+        self.file.seek(start)
+        return torch.frombuffer(bytearray(self.file.read(4 * math.prod(shape))), dtype=torch.float32).reshape(shape)
+
+
 class WanTextEncoder:
     """umT5 as the released code calls it: loaded when it is first needed, dropped on request."""
 
@@ -108,7 +129,7 @@ class WanTextEncoder:
         self.folder, self.dtype, self.device = folder, dtype, device
         self.model: Any = None
         self.tokenizer: Any = None
-        self.known: dict[str, torch.Tensor] = {}
+        self.known = _Features()
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> "WanTextEncoder":
@@ -120,13 +141,13 @@ class WanTextEncoder:
     @torch.no_grad()
     def __call__(self, prompt: str) -> torch.Tensor:
         """[1, 512, D]: features of the cleaned prompt up to its own length, then zeros."""
-        if prompt not in self.known:
+        if prompt not in self.known.places:
             self._load()
             ids = torch.tensor([self._tokens(prompt)[0]], device=self.device)
             with evaluating(self.model):
                 features = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-            self.known[prompt] = pad_text(features.float())
-        return self.known[prompt]
+            self.known.keep(prompt, features.float())
+        return pad_text(self.known[prompt]).to(self.device)
 
     def cut(self, prompt: str) -> str:
         """What of a prompt lies beyond the 512 places; empty where nothing does."""
@@ -139,7 +160,7 @@ class WanTextEncoder:
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
     def drop(self) -> None:
-        """Free the model, where it can be loaded again; prompts that were encoded stay known."""
+        """Free the model, where it can be loaded again; prompts that were encoded stay known, on disk."""
         if self.folder is None:
             return
         self.model = None
