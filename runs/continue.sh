@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
-# A session of training on two cores, needing nobody: triplets are composed anew (another seed gives others), the transformer goes on
-# from a model's weights with a warm-up while the rates fall, is packed and evaluated. Run again, every step goes on from where it was.
-# After `phantom train move` the model is the moved one. Give it a seed that was not used before.
+# Train phantom-mini's trunk in the background, at a constant learning rate, from the raw weights that the last session committed
+# (dev/trunk), or the packaged ones where there are none. Prints the process id: kill -STOP pauses it, kill -CONT goes on.
+# Run again with the same OUT it goes on from its checkpoint. Commit OUT/trunk's weights with runs/keep.sh.
 set -euo pipefail
-SEED=${1:?seed of the triplets} STEPS=${2:-6000} OUT=${3:-outputs/continue} MODEL=${4:-phantom-mini}
-export OMP_NUM_THREADS=1
-FROM=$(python -c 'import sys; from phantom_s2v.presets import model_folder; print(model_folder(sys.argv[1]))' "$MODEL")
-[ -f "${XDG_CACHE_HOME:-$HOME/.cache}/phantom-s2v/emoji/subjects.json" ] || phantom data emoji
-encode() { phantom data encode --model "$MODEL" --out "$OUT/shards" --seed "$SEED" --shards 400 --plain-share 0.5 --stride 4 --start "$1"; }
-encode 0 & encode 2; wait "$!"  # stills have even numbers, clips odd ones
-encode 1 & encode 3; wait "$!"
-torchrun --nproc-per-node=2 -m phantom_s2v train transformer --latents "$OUT/shards" --model "$MODEL" --init-from "$FROM/transformer" \
-  --out "$OUT/transformer" --clips 4 --stills 12 --lengths 1:0.4,3:0.1,7:0.5 --steps "$STEPS" --fall 0.7
-phantom train pack --autoencoder "$FROM/autoencoder" --image-encoder "$FROM/image_encoder" \
-  --transformer "$OUT/transformer/transformer" --out "$OUT/model"
-phantom evaluate run emoji --model "$OUT/model" --limit 40 --out "$OUT/evaluation"
+cd "$(dirname "$0")/.."
+OUT=${1:-outputs/trunk} SEED=${2:-$(date +%Y%m%d%H)}
+BIN=${BIN:-.venv/bin}
+FROM=dev/trunk/transformer
+[ -d "$FROM" ] || FROM=src/phantom_s2v/weights/phantom-mini/transformer
+[ -f "${XDG_CACHE_HOME:-$HOME/.cache}/phantom-s2v/emoji/subjects.json" ] || "$BIN/phantom" data emoji
+mkdir -p "$OUT"
+[ -f "$OUT/seed" ] || echo "$SEED" > "$OUT/seed"
+OMP_NUM_THREADS=1 nohup nice -n 10 "$BIN/phantom" train transformer --out "$OUT" --init-from "$FROM" --seed "$(cat "$OUT/seed")" \
+  --buckets "${BUCKETS:-96x1x16:0.25,128x1x12:0.5,96x25x2:0.15,128x9x2:0.1}" --lr "${LR:-0.01}" >> "$OUT/output.log" 2>&1 &
+echo "$!" | tee "$OUT/pid"

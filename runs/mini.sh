@@ -8,7 +8,6 @@ phantom train autoencoder --out "$OUT/autoencoder"
 phantom train image-encoder --out "$OUT/image-encoder"
 PARTS=(--autoencoder "$OUT/autoencoder/autoencoder" --image-encoder "$OUT/image-encoder/image_encoder")
 phantom train pack "${PARTS[@]}" --out "$OUT/start"
-phantom data encode --model "$OUT/start" --out "$OUT/shards"
-phantom train transformer --latents "$OUT/shards" --model "$OUT/start" --out "$OUT/transformer"
+phantom train transformer --model "$OUT/start" --out "$OUT/transformer"
 phantom train pack "${PARTS[@]}" --transformer "$OUT/transformer/transformer" --out "$OUT/model"
 phantom evaluate run emoji --model "$OUT/model" --out "$OUT/evaluation"

@@ -149,7 +149,7 @@ def test_every_stage_has_a_version_that_covers_what_computes_it():
     for stage, parts in {
         "jobs": {"generate", "sampling.solvers", "model.transformer", "media"},
         "evaluation.emoji": {"evaluation.judge", "evaluation.metrics", "data.compose", "generate"},
-        "training.encode": {"data.compose", "model.autoencoder", "conditioning"},
+        "training.triplets": {"data.compose", "data.render", "model.autoencoder", "conditioning"},
         "data.films": {"data.looks", "data.compose", "media"},
     }.items():
         trees, libraries = reuse._closure([stage], ())

@@ -23,9 +23,11 @@ def clean(x_t: torch.Tensor, velocity: torch.Tensor, t: torch.Tensor | float) ->
     return x_t - t * velocity
 
 
-def sample_t(count: int, mean: float, scale: float, generator: torch.Generator | None = None) -> torch.Tensor:
+def sample_t(
+    count: int, mean: float, scale: float, generator: torch.Generator | None = None, device: torch.device | None = None
+) -> torch.Tensor:
     """Logit-normal density over (0, 1) (SD3, Esser 2024, equation 19); a positive mean leans towards noise."""
-    return torch.sigmoid(mean + scale * torch.randn(count, generator=generator))
+    return torch.sigmoid(mean + scale * torch.randn(count, generator=generator, device=device))
 
 
 def shift_t(t: torch.Tensor, shift: float) -> torch.Tensor:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from phantom_s2v.errors import CheckpointError
-from phantom_s2v.training.config import AutoencoderConfig, ImageEncoderConfig, TrainConfig, TransformerConfig
+from phantom_s2v.training.config import AutoencoderConfig, ImageEncoderConfig, TrainConfig
 
 MINI = {  # defaults of phantom-mini, written beside its weights
     "name": "phantom-mini",
@@ -66,8 +66,3 @@ def mini_decoder(steps: int = 4_000) -> AutoencoderConfig:
 def mini_image_encoder(steps: int = 800) -> ImageEncoderConfig:
     """phantom-mini's image encoder: about a quarter of an hour on one core."""
     return ImageEncoderConfig(TrainConfig(steps, lr=0.01, decay_share=0.4, ema_decay=0.995))
-
-
-def mini_transformer(latents: str, steps: int = 1_000_000) -> TransformerConfig:
-    """phantom-mini's transformer on the shards in `latents`; `steps` is far away, since training goes on."""
-    return TransformerConfig(TrainConfig(steps, ema_decay=0.9995, workers=0), latents=latents)

@@ -2,12 +2,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import slow_compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantom_s2v.data.compose import MOTIONS, Cast, ClipSpec, Shot, compose, plain_spec, random_spec, trajectory
+from phantom_s2v.data.compose import (
+    MOTIONS,
+    Cast,
+    ClipSpec,
+    Shot,
+    compose,
+    plain_spec,
+    random_shot,
+    random_spec,
+    scene_tensors,
+    trajectory,
+)
 from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.data.looks import COLOURS, PATTERNS, Ground, Look, apply_look, colour_word, nearest_colour, paint
+from phantom_s2v.data.looks import COLOURS, PATTERNS, Ground, Look, colour_word, nearest_colour
+from phantom_s2v.data.render import apply_look, ground_tensors, paint, render
 from phantom_s2v.evaluation.metrics import background, direction
 from phantom_s2v.evaluation.regions import regions
 
@@ -35,6 +48,55 @@ def test_a_shorter_clip_is_the_start_of_a_longer(motion):
     """Training cuts latents to a prefix; the motion must not depend on the length."""
     cast = spec(motion).casts[0]
     np.testing.assert_allclose(trajectory(cast, 9), trajectory(cast, 25)[:9])
+
+
+def slow_images(clip):
+    return clip.video, clip.masks, np.stack(clip.references)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_clips_are_those_of_the_slow_oracle(seed):
+    """Every kind of subject, background and reference, each pixel within one level of 255."""
+    pool = evaluated(held_out())
+    draw = plain_spec if seed % 3 == 0 else random_spec
+    spec = draw(np.random.default_rng(seed), pool, (1, 5)[seed % 2], pictures=1 + seed % 3)
+    for ours, theirs in zip(
+        slow_images(compose(spec, held_out())), slow_images(slow_compose.compose(spec, held_out())), strict=True
+    ):
+        assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["plain", "graded", "stripes", "dots", "checks", "noise"])
+def test_backgrounds_are_those_of_the_slow_oracle(kind):
+    grounds = [Ground(kind, "blue", "yellow", (5, -5, 0), seed) for seed in range(4)]
+    for ours, ground in zip(paint(ground_tensors(grounds), 64).numpy(), grounds, strict=True):
+        np.testing.assert_allclose(ours, slow_compose.paint(ground, 64, 64), atol=2e-5)
+
+
+def test_a_batch_is_its_clips_one_by_one():
+    """Clips with fewer subjects get invisible ones in a batch, which change nothing."""
+    pool, rngs = evaluated(held_out()), [np.random.default_rng(seed) for seed in range(6)]
+    specs = [random_spec(rng, pool, 5, 96, pictures=3) for rng in rngs]
+    assert len({len(spec.casts) for spec in specs}) > 1
+    together = render(scene_tensors(specs, held_out()), held_out().pixels, 96)
+    for index, spec in enumerate(specs):
+        alone = compose(spec, held_out())
+        assert np.abs(together.video[index].numpy().astype(int) - alone.video).max() <= 1
+        assert np.abs(together.references[index].numpy().astype(int) - np.stack(alone.references)).max() <= 1
+        masks = together.masks[index].numpy().astype(int)
+        assert np.abs(masks[: len(alone.masks)] - alone.masks).max() <= 1
+        assert not masks[len(alone.masks) :].any()
+
+
+def test_a_larger_clip_shows_the_same_world():
+    """128 pixels, averaged by twos, are 64: subjects, backgrounds and references keep their sizes and periods."""
+    for seed in range(6):
+        spec = random_spec(np.random.default_rng(seed), evaluated(held_out()), 1, pictures=1)
+        spec = replace(spec, shots=((replace(random_shot(np.random.default_rng(seed)), in_pair=False),),))
+        small, large = compose(spec, held_out()), compose(replace(spec, side=128), held_out())
+        for a, b in ((small.video[0], large.video[0]), (small.references[0], large.references[0])):
+            halved = b.reshape(64, 2, 64, 2, 3).mean((1, 3))
+            assert np.abs(halved - a).mean() < 4
 
 
 @given(st.integers(0, 10_000), st.integers(0, 8), st.sampled_from([1, 9, 25]))
@@ -125,8 +187,8 @@ def test_colours_are_named():
 @pytest.mark.parametrize("kind", ["plain", "graded", "stripes", "dots", "checks", "noise"])
 def test_grounds_are_within_range_and_of_their_colours(kind):
     ground = Ground(kind, "blue", "yellow", (5, -5, 0), seed=3)
-    picture = paint(ground, 40, 56)
-    assert picture.shape == (40, 56, 3)
+    picture = paint(ground_tensors([ground]), 40)[0].numpy()
+    assert picture.shape == (40, 40, 3)
     assert picture.min() >= 0
     assert picture.max() <= 1
     assert (np.ptp(picture, (0, 1)).max() < 1e-6) == (kind == "plain")

@@ -1,9 +1,10 @@
 """Training: resuming is exact, Muon orthogonalises, dropping makes the branches of guidance."""
 
+import contextlib
 import json
 import subprocess
 import sys
-from copy import deepcopy
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,18 +15,22 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from phantom_s2v.cli.train import parse_lengths
-from phantom_s2v.conditioning import Conditions, null
-from phantom_s2v.data.emoji import Sprites
+from phantom_s2v.cli.train import parse_buckets
+from phantom_s2v.conditioning import Conditions, encode_references, null
+from phantom_s2v.data.compose import compose, plain_spec, scene_tensors
+from phantom_s2v.data.emoji import Sprites, write_store
 from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.errors import CheckpointError, DataError, NotFiniteError
+from phantom_s2v.errors import CheckpointError, NotFiniteError
+from phantom_s2v.model.autoencoder import encode, to_pixels
 from phantom_s2v.model.parallel import world
-from phantom_s2v.training import encode
 from phantom_s2v.training.checkpoint import load_state
-from phantom_s2v.training.config import TrainConfig, TransformerConfig
+from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
 from phantom_s2v.training.loop import pick_dtype, train
-from phantom_s2v.training.optim import Muon, orthogonalise, rate_at, update_ema
-from phantom_s2v.training.transformer import Shards, drop, loss_of, permute_subjects
+from phantom_s2v.training.optim import Muon, orthogonalise, orthogonalise_all, rate_at, rate_left, update_ema
+from phantom_s2v.training.run import transformer_run
+from phantom_s2v.training.transformer import drop, loss_of, permute_subjects
+from phantom_s2v.training.triplets import VALIDATION, TripletEncoder, Triplets, validation_families
+from phantom_s2v.training.validation import Validation
 
 
 @pytest.mark.threads
@@ -39,6 +44,13 @@ def test_orthogonalise_is_near_the_polar_factor(shape):
     polar = u @ vh
     cosine = (orthogonalise(matrix) * polar).sum() / orthogonalise(matrix).norm() / polar.norm()
     assert cosine > 0.97
+
+
+def test_matrices_are_orthogonalised_together_as_one_by_one():
+    torch.manual_seed(0)
+    matrices = [torch.randn(shape) for shape in ((16, 40), (20, 20), (16, 40), (40, 16))]
+    for got, matrix in zip(orthogonalise_all(matrices, torch.float32), matrices, strict=True):
+        torch.testing.assert_close(got, orthogonalise(matrix), atol=1e-5, rtol=0)
 
 
 def test_adam_part_is_that_of_torch():
@@ -72,6 +84,33 @@ def test_rate_warms_up_and_falls():
     assert values[75] == pytest.approx(0.5)
     assert values[99] == pytest.approx(0.02)
     assert [rate_at(step, 100, 10, 0.0) for step in (50, 99)] == [1.0, 1.0]
+
+
+def test_what_training_goes_on_from_is_saved_before_the_rate_falls(tmp_path):
+    """Also by a run that was interrupted while the rate fell."""
+
+    def run_to(steps, saved):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        config = TrainConfig(8, workers=0, warmup=2, decay_share=0.5, precision="float32", save_minutes=1e9)
+        calls = iter(range(steps, 10**9))
+        stop = lambda step, rank: torch.ones(2, 4) if step < steps else next(calls) / 0  # noqa: E731 - a killed run
+        note = lambda model, average, decaying: saved.append((decaying, model.weight.detach().clone()))  # noqa: E731
+        with contextlib.suppress(ZeroDivisionError):
+            train(config, model, stop, lambda m: lambda b, s: {"loss": m(b).square().mean()}, tmp_path, {}, on_save=note)
+
+    whole: list = []
+    run_to(8, whole)
+    assert [decaying for decaying, _ in whole] == [False, True]
+    assert not torch.equal(whole[0][1], whole[1][1])
+    again: list = []
+    run_to(8, again)
+    assert again == []  # it is at its end
+
+
+def test_the_rate_falls_over_the_last_minutes():
+    assert [rate_left(s, 10, 2.5) for s in (0, 449, 450, 525, 600, 700)] == pytest.approx([1, 1, 1, 0.5, 0, 0])
+    assert rate_left(1e9, 10, 0) == 1.0
 
 
 def test_ema_is_the_recursion():
@@ -184,71 +223,93 @@ def test_dtype_is_measured(monkeypatch, bfloat16, float32):
     assert pick_dtype("float32") is torch.float32
 
 
+BUCKETS = (Bucket(32, 1, 3, 0.5), Bucket(48, 1, 2, 0.2), Bucket(32, 9, 2, 0.3))
+
+
+def config(**changes) -> TransformerConfig:
+    return replace(TransformerConfig(TrainConfig(10, precision="float32", workers=0), buckets=BUCKETS), **changes)
+
+
 @pytest.fixture(scope="module")
-def shards(tiny_models, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    sprites = Sprites(evaluated(held_out()), held_out().pixels)
-    before, encode.ROWS = encode.ROWS, 4
-    encode.encode_shards(
-        folder, sprites, tiny_models.autoencoder, tiny_models.image_encoder, 0, range(4), torch.float32, lambda name: None
-    )
-    encode.ROWS = before
-    return folder
+def sprites() -> Sprites:
+    return Sprites(evaluated(held_out()), held_out().pixels)
 
 
-def config(folder, **changes) -> TransformerConfig:
-    return replace(TransformerConfig(TrainConfig(10), clips=2, stills=3, latents=str(folder)), **changes)
+@pytest.fixture(scope="module")
+def encoder(tiny_models, sprites) -> TripletEncoder:
+    return TripletEncoder(sprites.pixels, tiny_models.autoencoder, tiny_models.image_encoder, tiny_models.text_encoder)
 
 
-def test_shards_give_the_same_batch_at_the_same_step(shards, monkeypatch):
-    monkeypatch.setattr("phantom_s2v.training.transformer.ROWS", 4)
-    first, second = Shards(shards, config(shards)), Shards(shards, config(shards))
-    lengths = set()
-    for step in range(12):
+def test_batches_follow_from_the_seed_and_the_step(sprites, encoder):
+    first, second = (Triplets(sprites, config(), encoder.text, pad_text=False) for _ in range(2))
+    shapes = set()
+    for step in range(16):
         a, b = first(step), second(step)
         assert all(torch.equal(a[key], b[key]) for key in a)
-        lengths.add(a["latents"].shape[2])
-        assert a["latents"].shape[0] == (3 if a["latents"].shape[2] == 1 else 2)
+        clips, _, frames = a["sprite"].shape
+        shapes.add((int(a["side"]), frames, clips))
         assert a["text_mask"].any(1).all()
-    assert lengths == {1, 3, 7}
+    assert shapes == {(bucket.side, bucket.frames, bucket.batch) for bucket in BUCKETS}
+    other = Triplets(sprites, replace(config(), train=TrainConfig(10, seed=1)), encoder.text, pad_text=False)
+    assert any(not torch.equal(other(step)["tokens"], first(step)["tokens"]) for step in range(3))
 
 
-def test_encoding_resumes_and_skips(shards, tiny_models, monkeypatch):
-    monkeypatch.setattr(encode, "ROWS", 4)
-    before = {p.name: p.stat().st_mtime_ns for p in shards.iterdir()}
-    sprites = Sprites(evaluated(held_out()), held_out().pixels)
-    encode.encode_shards(shards, sprites, tiny_models.autoencoder, tiny_models.image_encoder, 0, range(4), torch.float32, print)
-    assert {p.name: p.stat().st_mtime_ns for p in shards.iterdir()} == before
+def test_processes_have_one_shape_and_different_samples(sprites, encoder):
+    triplets = Triplets(sprites, config(), encoder.text, pad_text=True)
+    for step in range(6):
+        one, two = triplets(step, 0), triplets(step, 1)
+        assert one["side"] == two["side"]
+        assert one["tokens"].shape == two["tokens"].shape
+        assert one["subjects"].shape == two["subjects"].shape
+        assert not torch.equal(one["path"], two["path"])
 
 
-def test_shards_of_another_making_are_refused(shards, tiny_models, monkeypatch):
-    monkeypatch.setattr(encode, "ROWS", 4)
-    sprites = Sprites(evaluated(held_out()), held_out().pixels)
-    other = deepcopy(tiny_models.autoencoder)
-    other.encoder.conv_in.weight.data.mul_(2)
-    for autoencoder, seed, share, said in (
-        (other, 0, 0.0, r"weights.autoencoder was \w{12} and is \w{12}; choose another folder"),
-        (tiny_models.autoencoder, 7, 0.5, "seed was 0 and is 7; plain_share was 0.0 and is 0.5"),
-    ):
-        with pytest.raises(DataError, match=said):
-            encode.encode_shards(
-                shards, sprites, autoencoder, tiny_models.image_encoder, seed, range(5), torch.float32, pytest.fail, share
-            )
+def test_an_encoded_batch_is_what_generation_encodes(sprites, encoder, tiny_models):
+    """Latents, image tokens and text of a batch against the clip by clip way of generation."""
+    spec = plain_spec(np.random.default_rng(3), sprites.subjects, 9, 64)
+    clip = compose(spec, sprites)
+    tokens, mask = encoder.text.tokens([clip.caption])
+    batch = encoder({**scene_tensors([spec], sprites), "tokens": tokens, "text_mask": mask, "side": torch.tensor(64)})
+    image = to_pixels(clip.references[0][None])[None, :, 0]
+    latents, image_tokens = encode_references(tiny_models.autoencoder, tiny_models.image_encoder, image, image)
+    torch.testing.assert_close(batch["references"][0], latents, atol=2e-5, rtol=0)
+    torch.testing.assert_close(batch["image_tokens"][0], image_tokens, atol=2e-5, rtol=0)
+    torch.testing.assert_close(batch["latents"], encode(tiny_models.autoencoder, to_pixels(clip.video)[None]), atol=2e-5, rtol=0)
+    torch.testing.assert_close(batch["text"], encoder.text([clip.caption])[0])
+    share = batch["subject_share"][0]
+    assert share.shape == (3, 8, 8)
+    assert share[0, 2, 3] == pytest.approx(clip.masks[0, 0, 16:24, 24:32].mean() / 255, abs=1e-6)
+    assert share[2, 4, 4] == pytest.approx(clip.masks[0, 5:9, 32:40, 32:40].mean() / 255, abs=1e-6)
 
 
-def test_a_share_of_shards_is_plain():
-    kinds = [encode.shard_kind(3, n, 0.7) for n in range(200)]
-    assert 0.6 < np.mean([plain for _, _, plain in kinds]) < 0.8
-    assert {pictures for _, pictures, plain in kinds if plain} == {1, 2}
-    before = [encode.shard_kind(3, n) for n in range(200)]
-    assert [k[:2] for k, b in zip(kinds, before, strict=True) if not k[2]] == [
-        b[:2] for k, b in zip(kinds, before, strict=True) if not k[2]
-    ]
+def test_batches_without_references_are_encoded(sprites, encoder):
+    batch = Triplets(sprites, config(references=((0, 1.0),)), encoder.text, pad_text=False)(0)
+    encoded = encoder(batch)
+    assert encoded["references"].shape[1] == encoded["image_tokens"].shape[1] == 0
+    assert encoded["references"].shape[2:] == encoded["latents"][:, :, 0].shape[1:]
 
 
-def test_missing_shards_are_named(tmp_path):
-    with pytest.raises(DataError, match="0 shards of stills and 0 of clips"):
-        Shards(tmp_path, config(tmp_path))
+def test_validation_subjects_are_never_learned_from(sprites):
+    apart = validation_families(sprites.subjects)
+    assert len(apart) == VALIDATION
+    assert apart < {s.family for s in sprites.subjects}
+    assert apart == validation_families(sprites.subjects[::-1])
+    assert apart <= validation_families(tuple(s for s in sprites.subjects if s.family in apart))
+
+
+def test_validation_is_the_error_of_the_clean_latent(sprites, encoder):
+    """A network that knows the clean latent has no error; one that says noise - 0 has the latent's own square."""
+    validation = Validation(sprites, sprites.subjects[:3], encoder, 32, torch.device("cpu"))
+    batch = validation.batches[0]
+    x, weight = batch["latents"], batch["subject_share"][:, None]
+    figures = validation(lambda x_t, t, **_: (x_t - x) / t[:, None, None, None, None])
+    assert max(figures.values()) < 1e-9
+    zero = validation(lambda x_t, t, **_: x_t / t[:, None, None, None, None], "raw_")
+    expected = (x.square().mean(1, keepdim=True) * weight).sum() / weight.sum()
+    assert zero["raw_with_0.7_32px"] == pytest.approx(float(expected), rel=1e-4)
+    seen = []
+    validation(lambda x_t, t, **given: seen.append(bool(given["image_seen"].all() and given["references"].any())) or x_t)
+    assert seen == [True, False] * 4
 
 
 def conditions(batch, n=2):
@@ -290,14 +351,13 @@ def test_permuted_indices_keep_views_together():
     assert out[:, 0].unique().tolist() == [0, 1, 2, 3]
 
 
-def test_the_loss_falls_on_one_batch(shards, tiny_models, monkeypatch):
-    monkeypatch.setattr("phantom_s2v.training.transformer.ROWS", 4)
+def test_the_loss_falls_on_one_batch(sprites, encoder):
     from phantom_s2v.model.transformer import PhantomTransformer
 
     torch.manual_seed(0)
     network = PhantomTransformer(latent_channels=8, dim=48, depth=2, heads=2, image_dim=32)
-    rates = config(shards, drop_text=0.0, drop_all=0.0, drop_vae=0.0, drop_image=0.0)
-    batch, loss = Shards(shards, rates)(1), loss_of(rates, EMPTY, network)
+    rates = config(drop_text=0.0, drop_all=0.0, drop_vae=0.0, drop_image=0.0)
+    batch, loss = encoder(Triplets(sprites, rates, encoder.text, pad_text=False)(1)), loss_of(rates, EMPTY, network)
     optimizer = Muon(list(network.named_parameters()), 0.02, 3e-3, exclude=("patch_in", "head"))
     values = []
     for step in range(25):
@@ -310,23 +370,51 @@ def test_the_loss_falls_on_one_batch(shards, tiny_models, monkeypatch):
     assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
 
 
+def test_a_run_trains_validates_and_resumes(tiny, sprites, tmp_path, monkeypatch):
+    """The whole of `phantom train transformer` on a small model, from random weights and from its own."""
+    write_store(tmp_path / "store", ((s.key, sprites.still(s), sprites.clip(s)[:2]) for s in sprites.subjects[:60]))
+    call = lambda *more: transformer_run(  # noqa: E731
+        replace(config(), train=replace(config().train, **dict(more))), tiny, tmp_path / "run", None,
+        {"depth": 1, "dim": 48, "heads": 2}, "cpu", tmp_path / "store",
+    )  # fmt: skip
+    call(("steps", 2), ("log_steps", 1))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["average_with_0.9_48px"] > 0
+    with safe_open(tmp_path / "run" / "raw" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        assert "head.weight" in file.keys()  # noqa: SIM118 - not a dict
+    call(("steps", 3), ("log_steps", 1))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 2, 3, 3]
+
+
+def test_a_run_ends_after_its_minutes(tmp_path):
+    model, began = nn.Linear(16, 16), time.monotonic()
+    config = TrainConfig(10**9, workers=0, log_steps=1, precision="float32", minutes=1 / 60)
+    train(
+        config, model, lambda step, rank: torch.ones(2, 16), lambda m: lambda b, s: {"loss": m(b).square().mean()}, tmp_path, {}
+    )
+    assert 1 <= time.monotonic() - began < 60
+    assert (tmp_path / "state.safetensors").exists()
+
+
 @pytest.mark.parametrize(("option", "value", "said"), [
-    ("--fall", "1.5", "fall is 1.5; it can be 0 to 1"),
-    ("--clips", "0", "a batch of 0 clips or 24 stills; it can be 1 to 64, which a shard holds"),
-    ("--stills", "65", "a batch of 8 clips or 65 stills; it can be 1 to 64, which a shard holds"),
-    ("--lengths", "1:0.4,8:0.6", "lengths is '1:0.4,8:0.6'; it can be pairs such as 1:0.4,3:0.3,7:0.3"),
-    ("--lengths", "7", "lengths is '7'; it can be"),
-    ("--lengths", "1:0,7:0.0", "lengths is '1:0,7:0.0'; it can be"),
+    ("--decay-fraction", "1.5", "decay-fraction must be 0 to 1 (got 1.5)"),
+    ("--plain", "-1", "plain must be 0 to 1 (got -1.0)"),
+    ("--buckets", "64x1x0:1", "a bucket's batch size must be at least 1"),
+    ("--buckets", "64x1:1", "buckets must be SIDExFRAMESxBATCH:SHARE,... such as"),
+    ("--buckets", "64x2x4:1", "frames is 2; a legal length is a multiple of 4 plus 1"),
+    ("--network", "8x100x3", "network needs a depth and heads of at least 1"),
+    ("--device", "tpu", "device must be cpu or cuda (got 'tpu')"),
 ])  # fmt: skip
 def test_options_beyond_their_range_are_refused(call_phantom, tmp_path, option, value, said):
-    code, out = call_phantom("train", "transformer", "--latents", tmp_path, "--out", tmp_path / "run", option, value)
+    code, out = call_phantom("train", "transformer", "--out", tmp_path / "run", option, value)
     assert code == 2
     assert said in " ".join(out.err.split())
     assert not (tmp_path / "run").exists()
 
 
-def test_lengths_are_read():
-    assert parse_lengths("1:0.3,3:.1,7:6") == ((1, 0.3), (3, 0.1), (7, 6.0))
+def test_buckets_are_read():
+    assert parse_buckets("128x1x12:0.8,96x25x2:.2") == (Bucket(128, 1, 12, 0.8), Bucket(96, 25, 2, 0.2))
 
 
 if __name__ == "__main__":  # a process of the test above that needs two

@@ -190,52 +190,6 @@ def data_emoji(root: Annotated[Path | None, typer.Option(help="Where to keep the
     say(json.dumps({"subjects": len(load_store(target).subjects), "root": str(target)}))
 
 
-@data.command("encode")
-def data_encode(
-    out: Annotated[Path, typer.Option(help="Folder of the shards.")],
-    model: Annotated[str, typer.Option(help="Model whose autoencoder and image encoder are used.")] = "phantom-mini",
-    shards: Annotated[int, typer.Option(help="How many, of 64 triplets each.")] = 600,
-    start: Annotated[int, typer.Option(help="Number of the first; two processes can share the work.")] = 0,
-    stride: Annotated[int, typer.Option(help="Take every so many.")] = 1,
-    seed: Annotated[int, typer.Option(help="Another seed composes other triplets.")] = 0,
-    plain_share: Annotated[
-        float,
-        typer.Option(help="Share of shards of one or two large subjects on a plain ground, 0 to 1: for the end of a training."),
-    ] = 0.0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
-) -> None:
-    """Compose triplets and encode them to latents; what is there already is kept."""
-    import torch
-
-    from phantom_s2v.data.emoji import default_root, load_store
-    from phantom_s2v.generate import load_models
-    from phantom_s2v.presets import model_folder
-    from phantom_s2v.training.encode import encode_shards
-    from phantom_s2v.training.loop import pick_dtype
-
-    if not 0 <= plain_share <= 1:
-        raise InputError(f"plain-share is {plain_share}; it can be 0 to 1")
-    torch.set_num_threads(threads)
-    models = load_models(model_folder(model))
-    if models.image_encoder is None:
-        raise InputError(f"{model} has no image encoder; latents are encoded with phantom-mini or a model like it")
-    numbers = range(start, shards, stride)
-    with progress() as bar:
-        task = bar.add_task("shards", total=len(numbers))
-        encode_shards(
-            out,
-            load_store(root or default_root()),
-            models.autoencoder,
-            models.image_encoder,
-            seed,
-            numbers,
-            pick_dtype("auto"),
-            lambda name: bar.advance(task),
-            plain_share,
-        )
-
-
 @data.command("show")
 def data_show(
     store: Annotated[Path, typer.Argument(help="A dataset of triplets, NAME.lance.")],

@@ -10,6 +10,8 @@ import typer
 
 from phantom_s2v.cli.app import say, train
 from phantom_s2v.errors import InputError
+from phantom_s2v.geometry import VideoSize
+from phantom_s2v.training.config import Bucket
 
 AllowChange = Annotated[
     list[str] | None,
@@ -62,66 +64,87 @@ def train_image_encoder(
 
 @train.command("transformer")
 def train_transformer(
-    latents: Annotated[Path, typer.Option(help="Folder of shards (phantom data encode).")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1_000_000,
-    model: Annotated[str, typer.Option(help="Model whose other parts draw the sample sheets.")] = "phantom-mini",
-    init_from: Annotated[Path | None, typer.Option(help="Folder of a transformer to start from, with a warm-up.")] = None,
-    clips: Annotated[int, typer.Option(help="Clips a batch, of each process under torchrun.")] = 8,
-    stills: Annotated[int, typer.Option(help="Stills a batch, of each process under torchrun.")] = 24,
-    lengths: Annotated[
-        str, typer.Option(help="LATENT_FRAMES:SHARE of the batches, 1 latent frame (stills) to 7 (whole clips).")
-    ] = "1:0.4,3:0.3,7:0.3",
-    fall: Annotated[float, typer.Option(help="Share of the run, at its end, over which the rates fall to zero, 0 to 1.")] = 0.0,
+    minutes: Annotated[float, typer.Option(help="End the run after so many minutes; 0: after --steps.")] = 0.0,
+    model: Annotated[str, typer.Option(help="Model whose autoencoder and image encoder are used.")] = "phantom-mini",
+    init_from: Annotated[Path | None, typer.Option(help="Initial weights of the transformer (warmup is applied).")] = None,
+    network: Annotated[
+        str, typer.Option(help="Sizes of a new transformer: DEPTHxDIMxHEADS, used without --init-from.")
+    ] = "8x192x3",
+    buckets: Annotated[
+        str, typer.Option(help="SIDExFRAMESxBATCH:SHARE,... : image side in pixels, frames (4n+1), batch size, how often.")
+    ] = "96x1x16:0.3,128x1x12:0.5,96x25x2:0.2",
+    lr: Annotated[float, typer.Option(help="Muon's learning rate, of matrices.")] = 0.01,
+    adam_lr: Annotated[float, typer.Option(help="AdamW's learning rate, of the rest.")] = 5e-4,
+    decay_fraction: Annotated[float, typer.Option(help="Fraction of steps, at the end, for linear learning rate decay.")] = 0.0,
+    decay_minutes: Annotated[float, typer.Option(help="Minutes, of --minutes, for linear learning rate decay.")] = 0.0,
+    ema_decay: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.9995,
+    plain: Annotated[float, typer.Option(help="Share of samples with large subjects on a plain background, 0 to 1.")] = 0.6,
+    seed: Annotated[int, typer.Option(help="Another seed composes other triplets.")] = 0,
+    validate_minutes: Annotated[float, typer.Option(help="Minutes between validations.")] = 15.0,
+    save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+    workers: Annotated[int, typer.Option(help="Processes that compose batches ahead; 0: none.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    precision: Annotated[
+        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is measured to be faster.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     allow_change: AllowChange = None,
-    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+    parts: Annotated[
+        Path | None, typer.Option(help="With every checkpoint also write the weights here, in float16 files of 15 MiB.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
 ) -> None:
-    """Train the transformer on encoded triplets, with a sheet of held-out subjects every quarter of an hour."""
-    import torch
-
+    """Train the transformer on composed triplets, from given or random weights. Resumes from the last checkpoint."""
     from phantom_s2v import presets
-    from phantom_s2v.data.emoji import default_root, load_store
-    from phantom_s2v.evaluation.emoji import sample_sheet
-    from phantom_s2v.generate import load_models
-    from phantom_s2v.model.tensors import align
-    from phantom_s2v.model.transformer import PhantomTransformer
-    from phantom_s2v.training import transformer
-    from phantom_s2v.training.encode import ROWS
-    from phantom_s2v.training.guard import facts_of
+    from phantom_s2v.training.config import TrainConfig, TransformerConfig
+    from phantom_s2v.training.run import transformer_run
 
-    if not 0 <= fall <= 1:
-        raise InputError(f"fall is {fall}; it can be 0 to 1")
-    if not (1 <= clips <= ROWS and 1 <= stills <= ROWS):
-        raise InputError(f"a batch of {clips} clips or {stills} stills; it can be 1 to {ROWS}, which a shard holds")
-    config = presets.mini_transformer(str(latents), steps)
-    run = replace(config.train, threads=threads, decay_share=fall, may_change=tuple(allow_change or ()))
-    config = replace(config, clips=clips, stills=stills, lengths=parse_lengths(lengths), train=run)
-    torch.manual_seed(config.train.seed)
-    network = (
-        align(PhantomTransformer.from_pretrained(init_from, local_files_only=True, use_safetensors=True))
-        if init_from
-        else PhantomTransformer()
-    )
-    models = load_models(presets.model_folder(model))
-    facts = facts_of("training.transformer", load_store(root or default_root()), init_from)
-    transformer.train_transformer(
-        config,
-        network,
-        out,
-        facts,
-        lambda average, step: sample_sheet(replace(models, transformer=average), out / f"sheet-{step:07d}.png"),
-    )
+    _between("decay-fraction", decay_fraction, 0, 1)
+    _between("plain", plain, 0, 1)
+    config = TransformerConfig(
+        TrainConfig(
+            steps, lr=lr, adam_lr=adam_lr, decay_share=decay_fraction, ema_decay=ema_decay, seed=seed, threads=threads,
+            precision=precision, workers=workers, minutes=minutes, decay_minutes=decay_minutes, save_minutes=save_minutes,
+            validate_minutes=validate_minutes, warmup=50, may_change=tuple(allow_change or ()),
+        ),
+        buckets=parse_buckets(buckets),
+        plain=plain,
+    )  # fmt: skip
+    transformer_run(config, presets.model_folder(model), out, init_from, parse_network(network), device, root, parts)
 
 
-def parse_lengths(text: str) -> tuple[tuple[int, float], ...]:
-    """(latent frames, share of batches) of LATENT_FRAMES:SHARE,... Raises InputError for anything else."""
-    found = re.fullmatch(r"[1-7]:\d*\.?\d+(,[1-7]:\d*\.?\d+)*", text)
-    pairs = [pair.split(":") for pair in text.split(",")] if found else []
-    lengths = tuple((int(length), float(share)) for length, share in pairs)
-    if not sum(share for _, share in lengths):
-        raise InputError(f"lengths is {text!r}; it can be pairs such as 1:0.4,3:0.3,7:0.3, of 1 to 7 latent frames and a share")
-    return lengths
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name} must be {low} to {high} (got {value})")
+
+
+def parse_buckets(text: str) -> tuple[Bucket, ...]:
+    """Buckets of SIDExFRAMESxBATCH:SHARE,... Raises InputError for anything else."""
+    if not re.fullmatch(r"\d+x\d+x\d+:\d*\.?\d+(,\d+x\d+x\d+:\d*\.?\d+)*", text):
+        raise InputError(f"buckets must be SIDExFRAMESxBATCH:SHARE,... such as 128x1x12:0.8,96x25x2:0.2 (got {text!r})")
+    buckets = []
+    for part in text.split(","):
+        shape, share = part.split(":")
+        side, frames, batch = map(int, shape.split("x"))
+        VideoSize(frames, side, side)
+        buckets.append(Bucket(side, frames, batch, float(share)))
+    if not all(bucket.batch for bucket in buckets) or not sum(bucket.share for bucket in buckets):
+        raise InputError(f"a bucket's batch size must be at least 1, and the sum of shares more than 0 (got {text!r})")
+    return tuple(buckets)
+
+
+def parse_network(text: str) -> dict[str, int]:
+    """Sizes of a new transformer from DEPTHxDIMxHEADS. Raises InputError where they do not fit each other."""
+    if not re.fullmatch(r"\d+x\d+x\d+", text):
+        raise InputError(f"network must be DEPTHxDIMxHEADS such as 8x192x3 (got {text!r})")
+    depth, dim, heads = map(int, text.split("x"))
+    if not depth or not heads or dim % (2 * heads):
+        raise InputError(
+            f"network needs a depth and heads of at least 1, and a dim that is a multiple of 2 x heads (got {text!r})"
+        )
+    return {"depth": depth, "dim": dim, "heads": heads}
 
 
 @train.command("move")

@@ -4,10 +4,11 @@ One to four subjects move over a background. A reference is in-pair (cut from th
 rendering, another scale, turn, background and light). Everything follows from a ClipSpec, and a spec from a seed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image
+import torch
 
 from phantom_s2v.data.emoji import Sprites, Subject
 from phantom_s2v.data.looks import (
@@ -15,12 +16,11 @@ from phantom_s2v.data.looks import (
     WHITE_GROUND,
     Ground,
     Look,
-    apply_look,
     colour_word,
-    paint,
     random_ground,
     random_look,
 )
+from phantom_s2v.data.render import Tensors, apply_look, ground_tensors, look_tensors, render
 
 MOTIONS = {
     "left": "moves to the left",
@@ -35,6 +35,7 @@ MOTIONS = {
     "shrink": "moves away",
 }
 _DIRECTIONS = {"left": (0.0, -1.0), "right": (0.0, 1.0), "up": (-1.0, 0.0), "down": (1.0, 0.0)}
+THIN = 4  # every so many-th row and column of a still is enough to name its colour
 _ORDINALS = ("first", "second", "third", "fourth")
 
 
@@ -171,36 +172,77 @@ def random_shot(rng: np.random.Generator) -> Shot:
 
 
 def compose(spec: ClipSpec, sprites: Sprites) -> Clip:
-    """Render a spec."""
-    canvas = np.repeat(paint(spec.ground, spec.side, spec.side)[None], spec.frames, 0)
-    masks = np.zeros((len(spec.casts), spec.frames, spec.side, spec.side), np.float32)
-    boxes = []
-    for index, cast in enumerate(spec.casts):
-        layers, box = _animate(cast, sprites, spec.frames, spec.side)
-        masks[index] = layers[..., 3]
-        canvas = canvas * (1 - layers[..., 3:]) + layers[..., :3]
-        boxes.append(box)
-    video = _to_uint8(canvas)
-    references, subject_of = [], []
-    for index, (cast, shots) in enumerate(zip(spec.casts, spec.shots, strict=True)):
-        for shot in shots:
-            references.append(_crop(video[0], boxes[index]) if shot.in_pair else photograph(cast, shot, sprites, spec.side))
-            subject_of.append(index)
+    """One clip, on the CPU."""
+    drawn = render(scene_tensors([spec], sprites), sprites.pixels, spec.side)
+    video, references, masks = (part[0].numpy() for part in (drawn.video, drawn.references, drawn.masks))
     looks = tuple(look_caption(cast, sprites) for cast in spec.casts)
-    return Clip(video, tuple(references), tuple(subject_of), caption(spec, sprites), _to_uint8(masks), looks)
+    return Clip(video, tuple(references), _subject_of(spec), caption(spec, sprites), masks, looks)
 
 
-def _animate(cast: Cast, sprites: Sprites, frames: int, side: int) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Layers [F, side, side, 4] of a subject along its path, and its first box (y, x, size) in pixels."""
-    pictures = sprites.clip(cast.subject)
-    order = (cast.phase + np.arange(frames)) % len(pictures)
-    looked = {i: apply_look(pictures[i].astype(np.float32) / 255, cast.look) for i in dict.fromkeys(order.tolist())}
-    layers = np.zeros((frames, side, side, 4), np.float32)
-    path = trajectory(cast, frames)
-    for frame, (y, x, size) in enumerate(path * side):
-        _place(layers[frame], looked[int(order[frame])], y, x, size)
-    y, x, size = path[0] * side
-    return layers, (float(y), float(x), float(size))
+def photograph(cast: Cast, shot: Shot, sprites: Sprites, side: int) -> np.ndarray:
+    """One cross-pair reference, uint8 [side, side, 3]."""
+    return compose(ClipSpec((cast,), ((shot,),), WHITE_GROUND, False, 1, side), sprites).references[0]
+
+
+def _subject_of(spec: ClipSpec) -> tuple[int, ...]:
+    """Cast member of each reference."""
+    return tuple(index for index, shots in enumerate(spec.shots) for _ in shots)
+
+
+def scene_tensors(specs: Sequence[ClipSpec], sprites: Sprites) -> Tensors:
+    """Everything that `render` needs of clips with one size, one length and one number of references, as flat tensors.
+
+    Clips with fewer subjects than the most get invisible ones, so that a batch has one shape.
+    """
+    side, frames = specs[0].side, specs[0].frames
+    count = max(len(spec.casts) for spec in specs)
+    nobody = Cast(sprites.subjects[0], size=0.01, centre=(-9.0, -9.0), motion="still")
+    casts = [cast for spec in specs for cast in (*spec.casts, *[nobody] * (count - len(spec.casts)))]
+    orders = [_sprite_order(cast, sprites, frames) for cast in casts]
+    paths = [trajectory(cast, frames) * side for cast in casts]
+    shape = (len(specs), count, frames)
+    return {
+        "sprite": torch.from_numpy(np.stack(orders)).view(shape),
+        "path": torch.from_numpy(np.stack(paths)).float().view(*shape, 3),
+        "subjects": torch.tensor([_subject_of(spec) for spec in specs], dtype=torch.int64).view(len(specs), -1),
+        **_prefixed("look.", look_tensors([cast.look for cast in casts])),
+        **_prefixed("ground.", ground_tensors([spec.ground for spec in specs])),
+        **_shot_tensors(specs, sprites),
+    }
+
+
+def _sprite_order(cast: Cast, sprites: Sprites, frames: int) -> np.ndarray:
+    """Indices of the sprites of every frame, [F]."""
+    first, count = sprites.clip_range(cast.subject)
+    return first + (cast.phase + np.arange(frames)) % count
+
+
+def _shot_tensors(specs: Sequence[ClipSpec], sprites: Sprites) -> Tensors:
+    """The references' part of `scene_tensors`, [B, n] each."""
+    side = specs[0].side
+    taken = [(i, cast, shot) for spec in specs for i, cast in enumerate(spec.casts) for shot in spec.shots[i]]
+    if not taken:
+        return {"shot.sprite": torch.zeros(len(specs), 0, dtype=torch.int64)}
+    boxes = [[side * (0.5 + shot.shift[0]), side * (0.5 + shot.shift[1]), side * shot.scale] for _, _, shot in taken]
+    each = {
+        "sprite": torch.tensor([_shot_sprite(cast, shot, sprites) for _, cast, shot in taken]),
+        "subject": torch.tensor([index for index, _, _ in taken]),
+        "in_pair": torch.tensor([shot.in_pair for _, _, shot in taken]),
+        "turn": torch.tensor([shot.turn for _, _, shot in taken]),
+        "gain": torch.tensor([shot.gain for _, _, shot in taken]),
+        "box": torch.tensor(boxes),
+    }
+    rows = {name: value.unflatten(0, (len(specs), -1)) for name, value in each.items()}
+    return {**_prefixed("shot.", rows), **_prefixed("shot_ground.", ground_tensors([shot.ground for _, _, shot in taken]))}
+
+
+def _shot_sprite(cast: Cast, shot: Shot, sprites: Sprites) -> int:
+    first, count = sprites.clip_range(cast.subject)
+    return first + shot.phase % count if shot.animated else cast.subject.start
+
+
+def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: value for name, value in tensors.items()}
 
 
 def trajectory(cast: Cast, frames: int) -> np.ndarray:
@@ -221,71 +263,11 @@ def trajectory(cast: Cast, frames: int) -> np.ndarray:
     return path
 
 
-def _place(layer: np.ndarray, sprite: np.ndarray, y: float, x: float, size: float) -> None:
-    """Draw a sprite of `size` pixels with its centre at (y, x), antialiased and at fractions of a pixel."""
-    top, left = y - size / 2, x - size / 2
-    pixels = max(1, int(np.ceil(size)) + 1)
-    row, column = int(np.floor(top)), int(np.floor(left))
-    scale = sprite.shape[0] / size
-    resized = _resample(sprite, ((column - left) * scale, (row - top) * scale, scale), pixels)
-    height, width = layer.shape[:2]
-    r0, r1, c0, c1 = max(0, row), min(height, row + pixels), max(0, column), min(width, column + pixels)
-    if r0 < r1 and c0 < c1:
-        layer[r0:r1, c0:c1] = resized[r0 - row : r1 - row, c0 - column : c1 - column]
-
-
-def _resample(sprite: np.ndarray, offset: tuple[float, float, float], pixels: int) -> np.ndarray:
-    """Sample [pixels, pixels, 4] at (x0 + i s, y0 + j s), box-filtered: sprites are about twice as fine as the clip."""
-    x0, y0, scale = offset
-    rows = _coverage(sprite.shape[0], y0, scale, pixels)
-    columns = _coverage(sprite.shape[1], x0, scale, pixels)
-    half = (rows @ sprite.reshape(sprite.shape[0], -1)).reshape(len(rows), sprite.shape[1], 4)
-    return np.matmul(columns, half)
-
-
-def _coverage(length: int, start: float, scale: float, pixels: int) -> np.ndarray:
-    """Weights [pixels, length]: the share of source cell j in output pixel i, which spans [start + i s, + s)."""
-    low = start + np.arange(pixels)[:, None] * scale
-    cells = np.arange(length)[None]
-    overlap = np.minimum(low + scale, cells + 1) - np.maximum(low, cells)
-    return (np.clip(overlap, 0, None) / scale).astype(np.float32)
-
-
-def photograph(cast: Cast, shot: Shot, sprites: Sprites, side: int) -> np.ndarray:
-    """A cross-pair reference, uint8 [side, side, 3]."""
-    clip = sprites.clip(cast.subject)
-    picture = clip[shot.phase % len(clip)] if shot.animated else sprites.still(cast.subject)
-    sprite = apply_look(picture.astype(np.float32) / 255, cast.look)
-    if shot.turn:
-        sprite = np.stack(
-            [np.asarray(Image.fromarray(sprite[..., c]).rotate(shot.turn, Image.Resampling.BILINEAR)) for c in range(4)], -1
-        )
-    layer = np.zeros((side, side, 4), np.float32)
-    centre = [side * (0.5 + share) for share in shot.shift]
-    _place(layer, sprite, centre[0], centre[1], shot.scale * side)
-    picture = paint(shot.ground, side, side) * (1 - layer[..., 3:]) + np.clip(layer[..., :3] * shot.gain, 0, 1)
-    return _to_uint8(picture)
-
-
-def _crop(frame: np.ndarray, box: tuple[float, float, float]) -> np.ndarray:
-    """The subject's square in a frame, resized to the frame's size; beyond the frame its border is repeated."""
-    y, x, size = box
-    margin, half = frame.shape[0], size * 0.55
-    padded = Image.fromarray(np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
-    corners = (x - half + margin, y - half + margin, x + half + margin, y + half + margin)
-    return np.asarray(
-        padded.transform((frame.shape[1], frame.shape[0]), Image.Transform.EXTENT, corners, Image.Resampling.BILINEAR)
-    )
-
-
-def _to_uint8(picture: np.ndarray) -> np.ndarray:
-    return np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
-
-
 def look_caption(cast: Cast, sprites: Sprites) -> str:
     """Colour, pattern and name: "a green dotted fox"."""
     look = cast.look
-    colour = look.tint or colour_word(apply_look(sprites.still(cast.subject).astype(np.float32) / 255, replace(look, pattern="")))
+    small = sprites.still(cast.subject)[::THIN, ::THIN].astype(np.float32) / 255
+    colour = look.tint or colour_word(apply_look(small, replace(look, pattern="")))
     pattern = f" {look.pattern_colour} {look.pattern}" if look.pattern else ""
     return f"a {colour}{pattern} {cast.subject.name}"
 

@@ -3,7 +3,7 @@
 A subject is one emoji without skin tone: its 3D still, and its animation where there is one. Toned variants are left
 out because the two packages exchange the tones of some of them, and then the still shows another person than the clip.
 
-The store is two files: `sprites.npy`, uint8 [N, 96, 96, 4] premultiplied RGBA, and `subjects.json`.
+The store is two files: `sprites.npy`, uint8 [N, 128, 128, 4] premultiplied RGBA, and `subjects.json`.
 """
 
 import base64
@@ -16,7 +16,7 @@ import subprocess
 import tarfile
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from PIL import Image
 
 from phantom_s2v.errors import DataError
 from phantom_s2v.hashes import cache_folder, combined_hash, content_hash
-from phantom_s2v.media import open_picture
 from phantom_s2v.untrusted import without_credentials
 
 PACKAGES = {  # package -> SHA-512 of its archive, base64, as npm's registry has it under dist.integrity
@@ -44,7 +43,7 @@ PACKAGES = {  # package -> SHA-512 of its archive, base64, as npm's registry has
     ),
 }
 PATIENCE = 1800  # seconds that npm may take for one archive of 150 MB
-SPRITE = 96  # pixels a side
+SPRITE = 128  # pixels a side
 CLIP_FRAMES = 36  # every second frame of the usual 72
 HELD_OUT = 200
 HELD_OUT_ANIMATED = 130  # of those, so that a hundred true clips can be shown
@@ -78,13 +77,17 @@ class Sprites:
     pixels: np.ndarray
 
     def still(self, subject: Subject) -> np.ndarray:
-        """The 3D still, uint8 [96, 96, 4], premultiplied."""
+        """The 3D still, uint8 [128, 128, 4], premultiplied."""
         return self.pixels[subject.start]
 
     def clip(self, subject: Subject) -> np.ndarray:
-        """The animation, uint8 [k, 96, 96, 4]; the still alone where there is none."""
-        first = subject.start + (1 if subject.animated else 0)
-        return self.pixels[first : subject.start + subject.frames]
+        """The animation, uint8 [k, 128, 128, 4]; the still alone where there is none."""
+        first, count = self.clip_range(subject)
+        return self.pixels[first : first + count]
+
+    def clip_range(self, subject: Subject) -> tuple[int, int]:
+        """Index of the first sprite of `clip`, and how many there are."""
+        return (subject.start + 1, subject.frames - 1) if subject.animated else (subject.start, 1)
 
 
 def default_root() -> Path:
@@ -194,8 +197,8 @@ def _npm_pack(package: str, digest: str, folder: Path, progress: Callable[[str],
     return found[0]
 
 
-def read_packages(archives: list[Path]) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-    """(key, still, clip or None) of every wanted file, in the order of keys; premultiplied RGBA, 96 pixels."""
+def read_packages(archives: list[Path], side: int = SPRITE) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """(key, still, clip or None) of every wanted file, in the order of keys; premultiplied RGBA, `side` pixels."""
     stills: dict[str, bytes] = {}
     clips: dict[str, bytes] = {}
     for archive in archives:
@@ -206,19 +209,21 @@ def read_packages(archives: list[Path]) -> Iterator[tuple[str, np.ndarray, np.nd
                 if path.suffix == ".webp" and wanted(path.stem) and (handle := tar.extractfile(member)):
                     target[path.stem] = handle.read()
     for key in sorted(stills):
-        still = decode_sprites(stills[key], 1)
-        clip = decode_sprites(clips[key], CLIP_FRAMES) if key in clips else None
+        still = decode_sprites(stills[key], 1, side)
+        clip = decode_sprites(clips[key], CLIP_FRAMES, side) if key in clips else None
         yield key, still[0], clip if clip is not None and len(clip) > 1 and _same_subject(still[0], clip) else None
 
 
-def decode_sprites(data: bytes, limit: int) -> np.ndarray:
-    """Up to `limit` frames of a WebP, evenly spaced, as premultiplied RGBA uint8 [k, 96, 96, 4]."""
+def decode_sprites(data: bytes, limit: int, side: int = SPRITE) -> np.ndarray:
+    """Up to `limit` frames of a WebP, evenly spaced, as premultiplied RGBA uint8 [k, side, side, 4]."""
+    from phantom_s2v.media import open_picture  # loads PyAV, which a machine that only trains has not
+
     image = open_picture(io.BytesIO(data), ("WEBP",))
     count = getattr(image, "n_frames", 1)
     frames = []
     for index in np.linspace(0, count, min(limit, count), endpoint=False).astype(int):
         image.seek(int(index))
-        frame = image.convert("RGBA").convert("RGBa").resize((SPRITE, SPRITE), Image.Resampling.BOX, reducing_gap=None)
+        frame = image.convert("RGBA").convert("RGBa").resize((side, side), Image.Resampling.BOX, reducing_gap=None)
         frames.append(np.asarray(frame))
     return np.stack(frames)
 
@@ -230,8 +235,8 @@ def _same_subject(still: np.ndarray, clip: np.ndarray) -> bool:
     return bool(difference.min() < 20)
 
 
-def write_store(root: Path, entries: Iterator[tuple[str, np.ndarray, np.ndarray | None]]) -> None:
-    """Write `sprites.npy` and `subjects.json`."""
+def write_store(root: Path, entries: Iterable[tuple[str, np.ndarray, np.ndarray | None]]) -> None:
+    """Write `sprites.npy` and `subjects.json` of (key, still, clip or None)."""
     root.mkdir(parents=True, exist_ok=True)
     subjects, arrays, start = [], [], 0
     for key, still, clip in entries:

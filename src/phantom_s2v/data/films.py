@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from phantom_s2v import media
 from phantom_s2v.data.compose import Cast, ClipSpec, compose
 from phantom_s2v.data.emoji import Sprites, Subject, sprites_hash
-from phantom_s2v.data.looks import COLOURS, Look, apply_look, colour_word, random_ground, random_look
+from phantom_s2v.data.looks import COLOURS, Look, colour_word, random_ground, random_look
+from phantom_s2v.data.render import apply_look
 from phantom_s2v.errors import InputError
 from phantom_s2v.files import read_json, write_json
 from phantom_s2v.hashes import content_hash

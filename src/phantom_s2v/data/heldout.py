@@ -1,8 +1,7 @@
 """The held-out subjects: the list, and the pictures of them that demo, tests and evaluation use.
 
-No part of the model ever learns from them. They are packaged (stills at 160 pixels, animations at 96, MIT, see LICENCE
-beside them), so that nothing but training fetches anything. `python -m phantom_s2v.data.heldout ARCHIVE ...` wrote
-them from the packages of data/emoji.py.
+No part of the model ever learns from them. They are packaged (at 160 pixels, MIT, see LICENCE beside them), so that nothing but
+training fetches anything. `python -m phantom_s2v.data.heldout ARCHIVE ...` wrote them from the packages of data/emoji.py.
 """
 
 import io
@@ -17,7 +16,6 @@ from PIL import Image
 
 from phantom_s2v.data.emoji import (
     CLIP_FRAMES,
-    SPRITE,
     Sprites,
     Subject,
     decode_sprites,
@@ -30,6 +28,7 @@ from phantom_s2v.media import open_picture
 
 ASSETS = Path(__file__).parents[1] / "assets" / "held-out"
 EVALUATED = 100
+STORED = 160  # pixels a side of the packaged files
 CLIP_LENGTH = 25  # frames packaged of an animation: what one clip shows
 
 
@@ -67,7 +66,7 @@ def evaluated(sprites: Sprites) -> tuple[Subject, ...]:
 
 def build(archives: list[Path], scratch: Path) -> None:
     """Choose the families and write the assets; `scratch` takes a full store."""
-    rows = list(read_packages(archives))
+    rows = list(read_packages(archives, STORED))
     write_store(scratch, iter(rows))
     subjects = tuple(Subject(**row) for row in json.loads((scratch / "subjects.json").read_text()))
     families = split(subjects)
@@ -82,12 +81,14 @@ def build(archives: list[Path], scratch: Path) -> None:
     stills = _originals(archives)
     for subject in kept:
         image = (
-            open_picture(io.BytesIO(stills[subject.key]), ("WEBP",)).convert("RGBA").resize((160, 160), Image.Resampling.LANCZOS)
+            open_picture(io.BytesIO(stills[subject.key]), ("WEBP",))
+            .convert("RGBA")
+            .resize((STORED, STORED), Image.Resampling.LANCZOS)
         )
         image.save(still_path(subject.key), quality=88, method=4)
         clip = clips[subject.key]
         if subject.key in packaged and clip is not None:
-            frames = [Image.frombuffer("RGBa", (SPRITE, SPRITE), frame.tobytes()).convert("RGBA") for frame in clip[:CLIP_LENGTH]]
+            frames = [Image.frombuffer("RGBa", (STORED, STORED), frame.tobytes()).convert("RGBA") for frame in clip[:CLIP_LENGTH]]
             frames[0].save(
                 ASSETS / "clips" / f"{subject.key}.webp",
                 save_all=True,

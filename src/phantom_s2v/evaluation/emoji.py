@@ -248,14 +248,3 @@ def write_sheet(out: Path, cases: list[Case], sprites: Sprites, rows: int = 16) 
             made = image.convert("RGB").resize((5 * case.spec.side, case.spec.side))
         strips.append(np.concatenate([clip.references[0], true, np.asarray(made)], 1))
     write_picture(out / "sheet.png", np.concatenate(strips).repeat(2, 0).repeat(2, 1))
-
-
-def sample_sheet(models: Models, path: Path, subjects: int = 6) -> None:
-    """A sheet of the first unnamed cases as the model makes them now: what training writes while it runs."""
-    sprites = held_out()
-    strips = []
-    for case in [c for c in emoji_cases(sprites, subjects) if c.kind == "unnamed"]:
-        clip = compose(case.spec, sprites)
-        video = generate(request_of(case, sprites, models), models).video
-        strips.append(np.concatenate([clip.references[0], *(clip.video[i] for i in (0, 24)), *video[::6]], 1))
-    write_picture(path, np.concatenate(strips).repeat(2, 0).repeat(2, 1))

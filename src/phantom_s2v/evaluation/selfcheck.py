@@ -7,7 +7,8 @@ import numpy as np
 
 from phantom_s2v.data.compose import MOTIONS, Cast, Clip, ClipSpec, Shot, compose
 from phantom_s2v.data.emoji import Sprites, Subject
-from phantom_s2v.data.looks import COLOURS, Ground, apply_look, mean_colour, random_ground, random_look
+from phantom_s2v.data.looks import COLOURS, Ground, mean_colour, random_ground, random_look
+from phantom_s2v.data.render import apply_look
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
 from phantom_s2v.evaluation.metrics import bootstrap
 from phantom_s2v.evaluation.score import FAULTS, VideoScore, faults, score

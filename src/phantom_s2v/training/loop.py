@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,27 @@ from phantom_s2v.model.parallel import average_gradients, is_main, join, leave, 
 from phantom_s2v.training.checkpoint import load_state, save_state, state_facts
 from phantom_s2v.training.config import TrainConfig
 from phantom_s2v.training.guard import StepWatch, check_same_run
-from phantom_s2v.training.optim import Muon, rate_at, update_ema
+from phantom_s2v.training.optim import Muon, rate_at, rate_left, update_ema
 
 Loss = Callable[[Any, int], dict[str, torch.Tensor]]  # batch, step -> {"loss": scalar, ...}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of a training: of one sample by side in pixels and frames, and what the device does in a second at best."""
+
+    flop: dict[tuple[int, int], float]
+    peak: float
+
+    def stated(self) -> dict[str, float]:
+        """For the log, in units of 1e12."""
+        samples = {f"tflop_of_a_{side}px_{frames}f_sample": round(flop / 1e12, 4) for (side, frames), flop in self.flop.items()}
+        return {**samples, "peak_tflop_per_second": round(self.peak / 1e12, 2)}
+
+    def of(self, batch: dict[str, torch.Tensor]) -> float:
+        """Operations of a batch of Triplets."""
+        samples, _, frames = batch["sprite"].shape
+        return samples * self.flop[int(batch["side"]), frames]
 
 
 class Steps(Dataset):
@@ -62,16 +80,21 @@ def train(
     loss_of: Callable[[nn.Module], Loss],
     out: Path,
     facts: dict,
-    on_sample: Callable[[nn.Module, int], None] | None = None,
+    prepare: Callable[[Any], Any] = lambda batch: batch,
+    on_validate: Callable[[nn.Module, nn.Module], dict[str, float]] | None = None,
+    on_save: Callable[[nn.Module, nn.Module, bool], None] = lambda model, average, decaying: None,
     exclude: tuple[str, ...] = (),
     slow: tuple[str, ...] = (),
+    work: Work | None = None,
 ) -> nn.Module:
-    """Train `model` to `config.steps`, going on from `out`/state.safetensors where it exists; returns the average.
+    """Train `model` on its device to `config.steps`, going on from `out`/state.safetensors where it exists; returns the average.
 
-    `make_batch(step, rank)` is the batch of a process; gradients are averaged over torchrun's, of which the first writes. It
-    writes state.safetensors, log.jsonl and TensorBoard events under `out`. `on_sample(average, step)` is called every
-    `sample_minutes` and draws sheets. Raises CheckpointError for the state of another run, NotFiniteError for a step that is not
-    finite. `exclude` and `slow` name matrices as Muon has it.
+    `make_batch(step, rank)` is the batch of a process, composed ahead by worker processes and sent to the device, where `prepare`
+    makes of it what the loss takes; gradients are averaged over torchrun's processes, of which the first writes. It writes
+    state.safetensors, log.jsonl and TensorBoard events under `out`. `on_save(model, average, decaying)` is called with each state
+    and just before the rates begin to fall, `on_validate(model, average)` every `validate_minutes`; its figures go into the log.
+    `exclude` and `slow` name matrices as Muon has it; with `work` the log says what share of the peak is reached.
+    Raises CheckpointError for the state of another run, NotFiniteError for a step that is not finite.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
@@ -86,39 +109,59 @@ def train(
     if state.exists():
         check_same_run(state, state_facts(state), facts, config.may_change)
         start = load_state(state, model, ema, optimizer)["step"]
-    loader = _loader(config, lambda step: make_batch(step, rank()), start)
+    loader = _loader(config, lambda step: make_batch(step, rank()), start, device)
     loss_fn, watch = loss_of(model), StepWatch()
-    saved = sampled = time.monotonic()
-    with closing(_Log(out, config.log_steps)) if is_main() else nullcontext() as log:
+    began = saved = validated = time.monotonic()
+    decaying = start > config.warmup and rate_at(start - 1, config.steps, config.warmup, config.decay_share) < 1
+    with closing(_Log(out, config.log_steps, work)) if is_main() else nullcontext() as log:
         for step, batch in enumerate(loader, start):
             torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))  # a resumed run draws the noise of an unbroken one
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                parts = loss_fn(batch, step)
-            norm = _update(
-                optimizer, parts["loss"], rate_at(step, config.steps, config.warmup, config.decay_share), config.clip_norm
-            )
+                parts = loss_fn(prepare(to_device(batch, device)), step)
+            factor = rate_at(step, config.steps, config.warmup, config.decay_share)
+            factor = min(factor, rate_left(time.monotonic() - began, config.minutes, config.decay_minutes))
+            if factor < 1 and step >= config.warmup and not decaying:
+                on_save(model, ema, False)
+                decaying = True
+            norm = _update(optimizer, parts["loss"], factor, config.clip_norm)
             update_ema(ema, model, config.ema_decay, step)
             watch.see(step, {**parts, "grad_norm": norm})
-            if log is None:
-                continue
-            log.add(step, {**parts, "grad_norm": norm})
-            now, last = time.monotonic(), step + 1 == config.steps
-            if now - saved > config.save_minutes * 60 or last:
-                watch.check()
-                save_state(state, model, ema, optimizer, {**facts, "step": step + 1})
-                saved = now
-            if on_sample and (now - sampled > config.sample_minutes * 60 or last):
-                on_sample(ema, step + 1)
-                sampled = time.monotonic()
+            now = time.monotonic()
+            over = bool(config.minutes) and now - began > config.minutes * 60
+            last = over or step + 1 == config.steps
+            if log is not None:
+                log.add(step, {**parts, "grad_norm": norm}, batch)
+                if now - saved > config.save_minutes * 60 or last:
+                    watch.check()
+                    save_state(state, model, ema, optimizer, {**facts, "step": step + 1})
+                    on_save(model, ema, decaying)
+                    saved = time.monotonic()
+                if on_validate and (now - validated > config.validate_minutes * 60 or last):
+                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                        log.write(step, on_validate(model, ema))
+                    validated = time.monotonic()
+            if over:
+                break
     watch.check()
     leave()
     return ema
 
 
-def _loader(config: TrainConfig, make_batch: Callable[[int], Any], start: int) -> DataLoader:
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch's tensors on a device, without waiting for the copy; whatever else it holds stays as it is."""
+    if not isinstance(batch, dict):
+        return batch
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) and value.ndim else value
+        for name, value in batch.items()
+    }
+
+
+def _loader(config: TrainConfig, make_batch: Callable[[int], Any], start: int, device: torch.device) -> DataLoader:
     """Batches from step `start` on, composed ahead by the config's workers."""
     steps, ahead = Steps(make_batch, start, config.steps), 4 if config.workers else None
-    return DataLoader(steps, batch_size=None, num_workers=config.workers, prefetch_factor=ahead)
+    pinned = device.type == "cuda"
+    return DataLoader(steps, batch_size=None, num_workers=config.workers, prefetch_factor=ahead, pin_memory=pinned)
 
 
 def _update(optimizer: Muon, loss: torch.Tensor, factor: float, clip_norm: float) -> torch.Tensor:
@@ -135,29 +178,33 @@ def _update(optimizer: Muon, loss: torch.Tensor, factor: float, clip_norm: float
 
 
 class _Log:
-    """Means of the loss's parts, to log.jsonl, to TensorBoard and to the terminal."""
+    """Means of the loss's parts, to log.jsonl, TensorBoard and the terminal. Numbers leave the device when a row is written."""
 
-    def __init__(self, out: Path, every: int) -> None:
+    def __init__(self, out: Path, every: int, work: Work | None) -> None:
         self.file, self.writer, self.every = (out / "log.jsonl").open("a"), SummaryWriter(str(out)), every
-        self.sums: dict[str, tuple[float, int]] = {}
+        self.work, self.flop = work, 0.0
+        self.parts: dict[str, list[torch.Tensor]] = {}
         self.count, self.since = 0, time.monotonic()
 
-    def add(self, step: int, parts: dict[str, torch.Tensor]) -> None:
+    def add(self, step: int, parts: dict[str, torch.Tensor], batch: Any) -> None:
         for name, value in parts.items():
-            total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = (total + float(value.detach()), count + 1)
+            self.parts.setdefault(name, []).append(value.detach())
         self.count += 1
+        self.flop += self.work.of(batch) if self.work else 0.0
         if (step + 1) % self.every:
             return
-        now = time.monotonic()
-        row = {name: total / count for name, (total, count) in self.sums.items()}
-        row |= {"step": step + 1, "seconds_per_step": (now - self.since) / self.count}
+        row = {name: float(torch.stack(values).mean()) for name, values in self.parts.items()}
+        seconds = time.monotonic() - self.since
+        reached = {"share_of_peak": self.flop / seconds / self.work.peak} if self.work else {}
+        self.write(step, {**row, "seconds_per_step": seconds / self.count, **reached})
+        self.parts, self.count, self.flop, self.since = {}, 0, 0.0, time.monotonic()
+
+    def write(self, step: int, row: dict[str, float]) -> None:
         for name, value in row.items():
             self.writer.add_scalar(name, value, step + 1)
-        line = json.dumps({k: round(v, 5) for k, v in row.items()})
+        line = json.dumps({**{k: round(v, 5) for k, v in row.items()}, "step": step + 1})
         print(line, file=self.file, flush=True)
         print(line, flush=True)
-        self.sums, self.count, self.since = {}, 0, now
 
     def close(self) -> None:
         self.file.close()

@@ -16,14 +16,26 @@ SLOW = 0.3  # share of Muon's rate
 
 
 def orthogonalise(matrix: torch.Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> torch.Tensor:
-    """Nearest semi-orthogonal matrix of [R, C], approximately: singular values end between 0.7 and 1.2."""
+    """Nearest semi-orthogonal matrices of [..., R, C], approximately: singular values end between 0.7 and 1.2."""
     a, b, c = _QUINTIC
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = (wide / (wide.norm() + 1e-7)).to(dtype)
+    wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
+    x = (wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if matrix.shape[0] <= matrix.shape[1] else x.T).to(matrix.dtype)
+    return (x if matrix.shape[-2] <= matrix.shape[-1] else x.mT).to(matrix.dtype)
+
+
+def orthogonalise_all(matrices: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """`orthogonalise` of each matrix, those of one shape together."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for number, matrix in enumerate(matrices):
+        by_shape.setdefault(matrix.shape, []).append(number)
+    out = list(matrices)
+    for numbers in by_shape.values():
+        for number, direction in zip(numbers, orthogonalise(torch.stack([matrices[n] for n in numbers]), dtype), strict=True):
+            out[number] = direction
+    return out
 
 
 class Muon(torch.optim.Optimizer):
@@ -69,10 +81,11 @@ class Muon(torch.optim.Optimizer):
 
     def _muon(self, touched: list[tuple[torch.Tensor, torch.Tensor]], group: dict) -> None:
         updates = [self._momentum(p, grad, group["momentum"]) for p, grad in touched]
-        mine = [
-            orthogonalise(update, self.dtype) if number % world() == rank() else torch.zeros_like(update)
-            for number, update in enumerate(updates)
-        ]
+        numbers = range(rank(), len(updates), world())
+        directions = orthogonalise_all([updates[number] for number in numbers], self.dtype)
+        mine = [torch.zeros_like(update) for update in updates]
+        for number, direction in zip(numbers, directions, strict=True):
+            mine[number] = direction
         for (p, _), direction in zip(touched, summed(mine), strict=True):
             scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
             p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction.view_as(p), alpha=group["lr"] * scale)
@@ -110,3 +123,8 @@ def rate_at(step: int, steps: int, warmup: int, decay_share: float) -> float:
     """Factor on the learning rate: linear warm-up, constant, then linearly to zero over the last share of the run."""
     falling = max(1, int(steps * decay_share))
     return min(1.0, (step + 1) / max(1, warmup), max(0.0, (steps - step) / falling) if decay_share else 1.0)
+
+
+def rate_left(seconds: float, minutes: float, decay_minutes: float) -> float:
+    """Factor on the learning rate of a run that ends after `minutes`: 1, then linearly to zero over the last `decay_minutes`."""
+    return max(0.0, min(1.0, (minutes * 60 - seconds) / (decay_minutes * 60))) if decay_minutes else 1.0

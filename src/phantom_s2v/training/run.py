@@ -1,0 +1,144 @@
+"""A run of the transformer's training put together: the store, the frozen networks, the validation, the device."""
+
+import json
+import time
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phantom_s2v.data.emoji import Sprites, default_root, load_store
+from phantom_s2v.errors import InputError
+from phantom_s2v.geometry import VideoSize
+from phantom_s2v.hashes import MADE_OF, folder_hash
+from phantom_s2v.model.autoencoder import load_autoencoder
+from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
+from phantom_s2v.model.transformer import PhantomTransformer
+from phantom_s2v.model.weights import load_part
+from phantom_s2v.training.config import Bucket, TransformerConfig
+from phantom_s2v.training.guard import facts_of
+from phantom_s2v.training.loop import Work, pick_dtype
+from phantom_s2v.training.transformer import train_transformer
+from phantom_s2v.training.triplets import TEXT_PLACES, TripletEncoder, Triplets, validation_families
+from phantom_s2v.training.validation import Validation
+
+
+def transformer_run(
+    config: TransformerConfig,
+    folder: Path,
+    out: Path,
+    init_from: Path | None,
+    sizes: dict[str, Any],
+    device_name: str,
+    root: Path | None,
+    parts: Path | None = None,
+) -> PhantomTransformer:
+    """Train a transformer for the autoencoder and image encoder of the model in `folder`; returns the average.
+
+    It starts from the weights in `init_from`, else from random ones of `sizes` (arguments of PhantomTransformer). The text
+    encoder is `folder`/text_encoder where there is one, else the packaged one. Raises InputError where there is no such device.
+    """
+    device = _device(device_name)
+    store = load_store(root or default_root())
+    encoder = load_encoder(folder, store, device)
+    apart = validation_families(store.subjects)
+    learned = replace(store, subjects=tuple(s for s in store.subjects if s.family not in apart))
+    shown = tuple(s for s in store.subjects if s.family in apart and s.animated)
+    torch.manual_seed(config.train.seed)
+    network = _on(_network(init_from, sizes, encoder), device).train()
+    encoders = {name: folder_hash(folder / name, MADE_OF) for name in ("autoencoder", "image_encoder")}
+    facts = {**facts_of("training.run", learned, init_from), **encoders}
+    work = Work({(bucket.side, bucket.frames): sample_flop(network, bucket) for bucket in config.buckets}, peak(device))
+    print(json.dumps(work.stated()), flush=True)
+    if device.type == "cuda":
+        _for_cuda(network)
+    side = max(bucket.side for bucket in config.buckets)
+    return train_transformer(
+        config,
+        network,
+        Triplets(learned, config, TextEncoder(_text_folder(folder)), pad_text=device.type == "cuda"),
+        encoder,
+        out,
+        facts,
+        Validation(store, shown, encoder, side, device),
+        parts,
+        work,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"device must be cpu or cuda (got {name!r})")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but torch finds no GPU here")
+    return torch.device(name)
+
+
+def _text_folder(folder: Path) -> Path | None:
+    """A model folder's own text encoder, where it has one."""
+    return folder / "text_encoder" if (folder / "text_encoder").is_dir() else None
+
+
+def load_encoder(folder: Path, store: Sprites, device: torch.device) -> TripletEncoder:
+    """The frozen networks of the model in `folder` on a device, with the store's sprites beside them."""
+    text = TextEncoder(_text_folder(folder))
+    text.model.to(device)
+    return TripletEncoder(
+        store.pixels if device.type == "cpu" else torch.from_numpy(store.pixels[:]).to(device),
+        _on(load_autoencoder(folder / "autoencoder"), device),
+        _on(load_part(ImageEncoder, folder / "image_encoder"), device),
+        text,
+    )
+
+
+def _on(model: Any, device: torch.device) -> Any:
+    """A model on a device (diffusers decorates `to` in a way that type checkers do not see through)."""
+    return model.to(device)
+
+
+def _network(init_from: Path | None, sizes: dict[str, Any], encoder: TripletEncoder) -> PhantomTransformer:
+    """The transformer to train, with trainable float32 weights."""
+    if init_from is not None:
+        return load_part(PhantomTransformer, init_from).requires_grad_(True)
+    channels = int(encoder.autoencoder.config["z_dim"])
+    return PhantomTransformer(latent_channels=channels, image_dim=int(encoder.image_encoder.config["width"]), **sizes)
+
+
+def _for_cuda(network: PhantomTransformer) -> None:
+    """Matrix products in TF32 where they are not in bfloat16, and blocks compiled: one program for all of them."""
+    torch.set_float32_matmul_precision("high")
+    for block in network.blocks:
+        block.compile()
+
+
+def sample_flop(network: PhantomTransformer, bucket: Bucket) -> float:
+    """Operations of one sample with one reference in the transformer, forward and backward, counted without computing them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ghost = _on(deepcopy(network), torch.device("meta"))
+    config, (frames, h, w) = ghost.config, VideoSize(bucket.frames, bucket.side, bucket.side).latent
+    draw = partial(torch.empty, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        ghost(
+            draw(1, config.latent_channels, frames, h, w), draw(1), draw(1, TEXT_PLACES, config.text_dim),
+            draw(1, TEXT_PLACES, dtype=torch.bool), draw(1, 1, config.latent_channels, h, w),
+            draw(1, 1, config.image_tokens, config.image_dim), draw(1, 1, dtype=torch.bool), draw(1, 1, dtype=torch.int64),
+        )  # fmt: skip
+    return 3.0 * counter.get_total_flops()  # a backward pass is two forwards
+
+
+def peak(device: torch.device) -> float:
+    """Operations a second of large bfloat16 matrix products, as measured here; float32 on a CPU without bfloat16."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, pick_dtype("auto"))
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
