@@ -156,7 +156,8 @@ def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
 def _in_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """The colours of a picture, without alpha, as RGB in sRGB, by its ICC profile where it has one, and what was done."""
     lab, profile = image.mode == "LAB", image.info.get("icc_profile")
-    flat = image if image.mode in ("L", "CMYK", "LAB") else image.convert("L" if image.mode == "LA" else "RGB")
+    flat = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of palettes with transparency otherwise
+    flat = flat if flat.mode in ("L", "CMYK", "LAB") else flat.convert("L" if flat.mode == "LA" else "RGB")
     if not profile and not lab:
         return flat.convert("RGB"), []
     try:

@@ -282,7 +282,10 @@ def _transparent(frame: av.VideoFrame) -> bool:
 
 def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     """(quarter turns anticlockwise, whether it is mirrored left to right before them), by the display matrix."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # of a frame with data that PyAV has no name for, such as EXIF, it gives the rotation alone
+        return round(frame.rotation / 90) % 4, False
     if data is None:
         return 0, False
     a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).astype(float).tolist()
