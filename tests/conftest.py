@@ -16,6 +16,7 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or torch's own choice: `make test` runs with one and with two
+torch.set_num_threads(THREADS)  # not idle: until it is called MKL may take fewer, so later tests would have other bits than the first
 
 
 @pytest.fixture(autouse=True)
