@@ -16,7 +16,8 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 THREADS = torch.get_num_threads()  # OMP_NUM_THREADS, or torch's own choice: `make test` runs with one and with two
-torch.set_num_threads(THREADS)  # not idle: until it is called MKL may take fewer, so later tests would have other bits than the first
+# Not idle: before this call MKL may take fewer threads than torch, and the first tests of a worker would get other bits.
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)
