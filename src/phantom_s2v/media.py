@@ -4,11 +4,12 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+from scipy import ndimage
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.files import writing
@@ -117,7 +118,7 @@ def _open_float_tiff(file: Path | BinaryIO) -> tuple[Image.Image, list[str]]:
 def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     """The picture in sRGB, upright and on white, and what was done to it."""
     notices = []
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a photograph with its previews
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph with its previews
         image.seek(0)
         notices.append("animation, the first frame is used")
     if image.getexif().get(0x0112, 1) != 1:
@@ -187,11 +188,17 @@ def _cut_out(image: Image.Image, picture: np.ndarray, segment: Segment | None) -
             "the ground of a reference is neither transparent nor plain, so it cannot be cut out without a model; "
             "give a picture with transparency or on one colour, name SAM2's folder with --segmenter, or leave out --cutout"
         )
-    alike = (np.abs(picture - ground).max(2) <= GROUND_TOLERANCE).astype(np.uint8) * 255
-    framed = Image.fromarray(np.pad(alike, 1, constant_values=255)).copy()  # an array's own memory is read-only
-    ImageDraw.floodfill(framed, (0, 0), 128)  # what the borders reach; a hole of the ground's colour inside stays
-    outside = np.asarray(framed)[1:-1, 1:-1] == 128
-    return np.where(outside[..., None], np.uint8(255), picture), "cut out of its plain ground"
+    alike = np.ones(picture.shape[:2], bool)
+    for channel, value in enumerate(ground.tolist()):  # one after the other: a large picture is not held in float
+        shades = picture[..., channel]
+        alike &= (shades >= value - GROUND_TOLERANCE) & (shades <= value + GROUND_TOLERANCE)
+    return np.where(_outside(alike)[..., None], np.uint8(255), picture), "cut out of its plain ground"
+
+
+def _outside(alike: np.ndarray) -> np.ndarray:
+    """What the borders of bool [H, W] reach over what is true, bool [H, W]; a hole inside stays. One pass, whatever its shape."""
+    labels, _ = cast(tuple[np.ndarray, int], ndimage.label(np.pad(alike, 1, constant_values=True)))
+    return (labels == labels[0, 0])[1:-1, 1:-1]
 
 
 def border(picture: np.ndarray, width: int = 1) -> np.ndarray:

@@ -114,13 +114,16 @@ def read_regular(path: Path, most: int) -> bytes:
         link = getattr(error, "errno", None) == errno.ELOOP
         said = "is a link, which is not followed" if link else f"cannot be read ({getattr(error, 'strerror', error)})"
         raise InputError(f"{path.name} {said}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise InputError(f"{path.name} is no regular file")
         if facts.st_size > most:
             raise InputError(f"{path.name} has {facts.st_size:,} bytes; at most {most:,} are read")
-        return file.read(most)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)
 
 
 def typed(kind: type[T], values: Any, what: str = "it", **given: Any) -> T:

@@ -9,7 +9,6 @@ OpenS2V-5M is JSON of name -> metadata (path, cut, crop, captions) and annotatio
 cut clip): in-pair references. Of things of one name the one that fits its name best is kept.
 """
 
-import json
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from phantom_s2v.data.clips import StoredClip, Told, encoded, store_video
@@ -26,12 +26,18 @@ from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files import read_json
 from phantom_s2v.geometry import MAX_SUBJECTS
-from phantom_s2v.videos import Video
+from phantom_s2v.untrusted import is_file, parse_json
+from phantom_s2v.videos import MOST_FRAME_PIXELS, Video
 
 CANVAS = 768.0  # the longer side of Phantom-Data's boxes
 ROWS = 64  # of Parquet, in memory at once
 SLACK = 1.01  # by how much a box may leave the frame and be cut to it
 COLUMNS = ("video_caption", "cross_pair")
+LONGEST_TEXT = 1 << 20  # bytes of a caption or of a row's pairs
+MOST_SIGNS = 1 << 20  # of a mask's run lengths
+BAD = (  # what an item of another layout raises
+    DataError, InputError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, OSError, RecursionError
+)  # fmt: skip
 
 
 def read_phantom_data(file: Path, clips: Path, rights: Rights, left_out: Told, told: Told = lambda _: None) -> Iterator[Triplet]:
@@ -39,22 +45,52 @@ def read_phantom_data(file: Path, clips: Path, rights: Rights, left_out: Told, t
 
     What is converted is `told`. Raises DataError where the file is not of that layout.
     """
+    if not is_file(file):
+        raise DataError(f"{file} is not a file")
+    for vid, caption, pairs in _rows(file, left_out):
+        try:
+            yield _from_cross_pair(vid, caption, parse_json(pairs), clips, rights, left_out, told)
+        except BAD as error:
+            left_out(f"{vid}: {_reason(error)}")
+
+
+def _rows(file: Path, left_out: Told) -> Iterator[tuple[str, str, str]]:
+    """(video_id, caption, pairs as JSON) of a Parquet file. Raises DataError where it is not of that layout.
+
+    Texts stay in their dictionaries until their length is known: a file of some kilobytes can repeat a long one.
+    """
     try:
-        parquet = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file} is no Parquet file ({str(error).splitlines()[0]})") from error
-    names = set(parquet.schema_arrow.names)
-    key = next((name for name in ("video_id", "vid") if name in names), "")
-    if not key or not set(COLUMNS) <= names:
-        raise DataError(f"{file} has the columns {', '.join(sorted(names))}; needed are video_id, {', '.join(COLUMNS)}")
-    for batch in parquet.iter_batches(ROWS, columns=[key, *COLUMNS]):
-        for row in batch.to_pylist():
-            try:
-                yield _from_cross_pair(
-                    row[key], row["video_caption"], json.loads(row["cross_pair"]), clips, rights, left_out, told
-                )
-            except (DataError, InputError, ValueError, KeyError, TypeError, AttributeError) as error:
-                left_out(f"{row[key]}: {error}")
+        names = pq.read_schema(file).names
+        key = next((name for name in ("video_id", "vid") if name in names), "")
+        if not key or not set(COLUMNS) <= set(names):
+            raise DataError(f"{file} has the columns {', '.join(sorted(names))}; needed are video_id, {', '.join(COLUMNS)}")
+        parquet = pq.ParquetFile(file, read_dictionary=[key, *COLUMNS])
+        for batch in parquet.iter_batches(ROWS, columns=[key, *COLUMNS]):
+            columns = [batch.column(name) for name in (key, *COLUMNS)]
+            if odd := [name for name, column in zip((key, *COLUMNS), columns, strict=True) if not _are_texts(column)]:
+                raise DataError(f"{file} has no texts of at most {LONGEST_TEXT:,} bytes in {', '.join(odd)}")
+            for row in zip(*(column.to_pylist() for column in columns), strict=True):
+                if all(isinstance(value, str) for value in row):
+                    yield row
+                else:
+                    left_out(f"{row[0]}: a value is missing")
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is damaged or no Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _are_texts(column: Any) -> bool:
+    """Whether a column holds texts of moderate length."""
+    if not isinstance(column, pa.DictionaryArray):
+        return False
+    texts = column.dictionary
+    kind = texts.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return False
+    return not len(texts) or pc.max(pc.binary_length(texts)).as_py() <= LONGEST_TEXT  # type: ignore[attr-defined]
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
 
 
 def _from_cross_pair(
@@ -67,8 +103,8 @@ def _from_cross_pair(
             try:
                 box = each["bbox_loc"][0] if isinstance(each["bbox_loc"][0], list) else each["bbox_loc"]
                 references.append(_from_frame(clips, each, box, phrase, rights))
-            except (DataError, InputError) as error:
-                left_out(f"{vid}, a reference of {phrase}: {error}")
+            except BAD as error:
+                left_out(f"{vid}, a reference of {phrase}: {_reason(error)}")
     if not references:
         raise DataError("no reference is left")
     clip = store_video(path, told)
@@ -115,8 +151,8 @@ def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: Told, told: 
     for name, entry in entries:
         try:
             yield _from_annotation(name, entry, clips, rights, told)
-        except (DataError, InputError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            left_out(f"{name}: {type(error).__name__}: {error}" if isinstance(error, KeyError) else f"{name}: {error}")
+        except BAD as error:
+            left_out(f"{name}: {_reason(error)}")
 
 
 def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Rights, told: Told) -> Triplet:
@@ -148,22 +184,30 @@ def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Righ
 
 def decode_mask(coded: dict[str, Any]) -> np.ndarray:
     """Mask bool [H, W] of COCO's compressed run lengths: columns first, six bits a sign, differences from the run before last."""
-    height, width = coded["size"]
+    (height, width), signs = coded["size"], coded["counts"]
+    if type(height) is not int or type(width) is not int or not 0 < height * width <= MOST_FRAME_PIXELS:
+        raise DataError(f"a mask is of {str((width, height))[:60]} pixels; at most {MOST_FRAME_PIXELS:,} are read")
+    if not isinstance(signs, str) or len(signs) > MOST_SIGNS:
+        raise DataError(f"a mask has no text of at most {MOST_SIGNS:,} signs for its run lengths")
     runs: list[int] = []
-    value = shift = 0
-    for sign in coded["counts"].encode() if isinstance(coded["counts"], str) else coded["counts"]:
+    value = shift = total = 0
+    for sign in signs.encode():
         bits = sign - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise DataError("the run lengths of a mask are damaged")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
             if bits & 16:
                 value -= 1 << shift
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            total += runs[-1]
+            if runs[-1] < 0 or total > height * width:
+                break
             value = shift = 0
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    if flat.size != height * width:
-        raise DataError(f"a mask has {flat.size} pixels and should have {height * width}")
-    return flat.reshape(width, height).T
+    if total != height * width or runs[-1] < 0:  # before anything of that size is made
+        raise DataError(f"a mask has {total} pixels and should have {height * width}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def _clip(folder: Path, name: str) -> Path:
@@ -215,7 +259,8 @@ def _frame(path: Path, share: float) -> np.ndarray:
     for number, (_, frame) in enumerate(video.frames()):  # noqa: B007 - the last one where there are fewer
         if number == wanted:
             break
-    assert frame is not None
+    if frame is None:
+        raise DataError(f"{path.name} has no frame")
     return frame
 
 

@@ -195,8 +195,8 @@ class TripletStore:
     def remove(self, ids: Iterable[str]) -> None:
         """Delete triplets; older versions keep them."""
         wanted = list(ids)
-        if odd := next((each for each in wanted if not re.fullmatch("[0-9a-f]{32}", each)), None):
-            raise DataError(f"{odd[:60]!r} is no id of a triplet; an id has 32 hexadecimal digits")
+        if odd := [each for each in wanted if not re.fullmatch("[0-9a-f]{32}", each)]:
+            raise DataError(f"{odd[0][:60]!r} is no id of a triplet; an id has 32 hexadecimal digits")
         if listed := ", ".join(f"'{each}'" for each in wanted):
             self.dataset.delete(f"id IN ({listed})")
             self.dataset = lance.dataset(self.dataset.uri)
