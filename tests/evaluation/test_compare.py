@@ -3,6 +3,7 @@
 import json
 import re
 import sqlite3
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantom_s2v import media
-from phantom_s2v.errors import InputError
+from phantom_s2v.errors import InputError, NotFiniteError
 from phantom_s2v.evaluation import calibration, compare, rating
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
 from phantom_s2v.evaluation.kpi import check_networks, judge, read_kpis
-from phantom_s2v.evaluation.score import SubjectScore, VideoScore
+from phantom_s2v.evaluation.score import SubjectScore, VideoScore, check_scores
 
 TOOLS = Instruments("colour", lambda p: np.zeros((len(p), 1)), Thresholds())
 
@@ -102,6 +103,20 @@ def test_compare_as_a_user_calls_it(phantom, tmp_path):
     assert phantom("compare", tmp_path / "one")[0] == 2
 
 
+def test_what_bears_the_same_name_and_is_another_is_not_compared():
+    def rows(value, asked="a" * 64, weights="1" * 64):
+        return [{**row(str(i), value), "asked": asked if i else "a" * 64, "weights": {"likeness": weights}} for i in range(4)]
+
+    found, notes = compare.compare({"one": rows(0.4), "two": rows(0.6)})
+    assert ([c.cases for c in found if c.metric == "likeness"], notes) == ([4], [])
+    found, notes = compare.compare({"one": rows(0.4), "two": rows(0.6, asked="b" * 64)})
+    assert [c.cases for c in found if c.metric == "likeness"] == [1]
+    assert notes == ["3 cases of one and two are left out: the same id had another prompt, reference or crop (1)"]
+    found, notes = compare.compare({"one": rows(0.4), "two": rows(0.6, weights="2" * 64)})
+    assert not [c for c in found if c.metric == "likeness"]
+    assert f"likeness of one and two is not compared: the weights of colour differ ({'1' * 12} and {'2' * 12})" in notes
+
+
 # Calibration
 
 
@@ -125,6 +140,11 @@ def test_calibration_finds_what_tells_and_says_how_often_it_errs(tmp_path):
     assert [v.met for v in judge(good[0], kpis)] == [True, True]
     assert [v.met for v in judge(scored(0.4, 0), kpis)] == [False, False]
     check_networks(kpis, TOOLS)
+    known = replace(TOOLS, hashes={"likeness": "ab" * 32})
+    file.write_text(calibration.as_toml(calibration.calibrate(good, bad, known)))
+    check_networks(read_kpis(file), known)
+    with pytest.raises(InputError, match=f"set for weights {'ab' * 8} of colour, and these are {'cd' * 8}"):
+        check_networks(read_kpis(file), replace(TOOLS, hashes={"likeness": "cd" * 32}))
     with pytest.raises(InputError, match="was set for colour, and it is measured by efficientnet"):
         check_networks(kpis, Instruments("efficientnet-lite0", TOOLS.embed, Thresholds()))
 
@@ -149,6 +169,12 @@ def test_the_best_bound_is_no_worse_than_any(good, bad):
     if len(values) > 1:
         tried = [errors(low, m) for low in (True, False) for m in (values[1:] + values[:-1]) / 2]
         assert errors(*calibration.best_bound(good, bad)) <= min(tried) + 1e-9
+
+
+def test_an_infinite_score_is_no_score():
+    check_scores(scored(float("nan"), 0.0))
+    with pytest.raises(NotFiniteError, match="the score flicker is infinite"):
+        check_scores(scored(0.5, float("inf")))
 
 
 def test_calibrate_as_a_user_calls_it(phantom, tmp_path):
@@ -180,6 +206,23 @@ def pairs(tmp_path):
     media.write_picture(tmp_path / "ref.png", np.zeros((8, 8, 3), np.uint8))
     told = {"case 0": ("A <fox> runs.", (tmp_path / "ref.png",))}
     return rating.find_pairs([tmp_path / "secret-a", tmp_path / "secret-b" / "videos"], told)
+
+
+def test_votes_on_other_videos_of_the_same_name_are_not_counted_for_these(pairs, tmp_path):
+    file = tmp_path / "votes.sqlite"
+    rating.bind(file, pairs)
+    rating.bind(file, pairs)
+    with rating.open_votes(file) as votes:
+        rating.keep(votes, pairs[0], "ann", dict.fromkeys(rating.QUESTIONS, "left"))
+    rating.bind(file, pairs)
+    for change in (pairs[0].videos[1], pairs[0].references[0]):
+        kept = change.read_bytes()
+        change.write_bytes(pairs[1].videos[0].read_bytes())
+        with pytest.raises(InputError, match=r"holds votes on other videos of case case 0, .* choose another file with --votes"):
+            rating.bind(file, pairs)
+        change.write_bytes(kept)
+    pairs[1].videos[0].write_bytes(pairs[2].videos[0].read_bytes())  # nobody has voted on these yet
+    rating.bind(file, pairs)
 
 
 def client_of(pairs, file):

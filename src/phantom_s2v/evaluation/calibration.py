@@ -22,6 +22,7 @@ class Bound:
 
     metric: str
     network: str
+    weights: str  # how the hash of the network's weights begins
     low: bool  # values below it are bad; else those above
     bound: float
     good_refused: int
@@ -44,18 +45,19 @@ def calibrate(good: Sequence[VideoScore], bad: Sequence[VideoScore], tools: Inst
         values = [[value_of(video, metric) for video in some] for some in (good, bad)]
         measured = [np.array([v for v in each if v is not None]) for each in values]
         if all(len(m) == len(v) for m, v in zip(measured, values, strict=True)):
-            bounds.append(_bound(metric, network_of(metric, tools.all_names()), *measured))
+            bounds.append(_bound(metric, tools, *measured))
     kept = sorted((b for b in bounds if b.accuracy >= TELLS), key=lambda b: -b.accuracy)
     if not kept:
         raise InputError("no metric tells the good videos from the bad ones; they differ in something that is not measured here")
     return kept
 
 
-def _bound(metric: str, network: str, good: np.ndarray, bad: np.ndarray) -> Bound:
+def _bound(metric: str, tools: Instruments, good: np.ndarray, bad: np.ndarray) -> Bound:
+    network, weights = network_of(metric, tools.all_names()), network_of(metric, tools.hashes)[:16]
     low, bound = best_bound(good, bad)
     refused = sum(_bad(v, *best_bound(np.delete(good, i), bad)) for i, v in enumerate(good))
     passed = sum(not _bad(v, *best_bound(good, np.delete(bad, i))) for i, v in enumerate(bad))
-    return Bound(metric, network, low, bound, int(refused), int(passed), len(good), len(bad))
+    return Bound(metric, network, weights, low, bound, int(refused), int(passed), len(good), len(bad))
 
 
 def _bad(value: float, low: bool, bound: float) -> bool:
@@ -83,6 +85,7 @@ def as_toml(bounds: Sequence[Bound]) -> str:
             f"{b.good} good ones and passes {b.bad_passed} of {b.bad} bad ones"
         )
         network = f"network = {json.dumps(b.network, ensure_ascii=False)}\n" if b.network else ""
+        network += f'weights = "{b.weights}"\n' if b.weights else ""
         parts.append(f"[{b.metric}]\n{network}{'least' if b.low else 'most'} = {b.bound:.6g}\nreason = {json.dumps(reason)}\n")
     return "\n".join(parts)
 

@@ -55,7 +55,11 @@ def compare(systems: dict[str, list[dict[str, Any]]]) -> tuple[list[Comparison],
         pairs = _common(first, one, second, other, notes)
         for metric in (*OF_SUBJECTS, *OF_VIDEOS):
             networks = {network_of(metric, row["networks"]) for pair in pairs for row in pair}
-            if len(networks) > 1:
+            weights = {network_of(metric, row.get("weights") or {}) for pair in pairs for row in pair} - {""}
+            if len(networks) == 1 and len(weights) > 1:
+                told = " and ".join(each[:12] for each in sorted(weights))
+                notes.append(f"{metric} of {first} and {second} is not compared: the weights of {networks.pop()} differ ({told})")
+            elif len(networks) > 1:
                 notes.append(
                     f"{metric} of {first} and {second} is not compared: it was measured by {' and by '.join(sorted(networks))}"
                 )
@@ -74,9 +78,16 @@ def _common(
     """The readable rows of both, by case."""
     rows = [{_key(row): row for row in each if "unreadable" not in row} for each in (one, other)]
     shared = [key for key in rows[0] if key in rows[1]]
+    other_asked = [key for key in shared if len({row[key].get("asked") for row in rows} - {None}) > 1]
+    if other_asked:
+        notes.append(
+            f"{len(other_asked)} cases of {first} and {second} are left out: the same id had another prompt, reference or crop "
+            f"({other_asked[0]})"
+        )
+        shared = [key for key in shared if key not in other_asked]
     if not shared:
-        raise InputError(f"{first} and {second} have no case in common; they need the same ids")
-    left = len(rows[0]) + len(rows[1]) - 2 * len(shared) + sum("unreadable" in row for row in (*one, *other))
+        raise InputError(f"{first} and {second} have no case in common; they need the same ids, prompts and references")
+    left = len(rows[0]) + len(rows[1]) - 2 * (len(shared) + len(other_asked)) + sum("unreadable" in row for row in (*one, *other))
     if left:
         notes.append(f"{left} videos of {first} and {second} are left out: the other has none of that case, or it is unreadable")
     return [(rows[0][key], rows[1][key]) for key in shared]

@@ -68,7 +68,10 @@ class Instruments:
 
 
 def network_of(metric: str, names: dict[str, str]) -> str:
-    """The network behind a metric by a score's `names`, "" where there is none; values of two networks are never compared."""
+    """The network behind a metric by a score's `names`, "" where there is none; values of two networks are never compared.
+
+    With the hashes of a score instead of its names, the hash of that network's weights.
+    """
     if metric in FEATURED:
-        return names["likeness"]
+        return names.get("likeness", "")
     return next((name for key, name in names.items() if metric.startswith(key)), "")

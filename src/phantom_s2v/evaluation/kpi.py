@@ -38,6 +38,7 @@ class Kpi:
     most: float | None
     reason: str
     network: str = ""  # by which the metric has to be measured
+    weights: str = ""  # hash of that network's weights, or how it begins
     optional: bool = False  # whether a video passes in which it cannot be measured
 
 
@@ -68,15 +69,16 @@ def _kpi(file: str, name: str, entry: Any) -> Kpi:
         raise InputError(f"{file} names {name}; legal are {', '.join(LEGAL)}")
     if not isinstance(entry, dict) or not str(entry.get("reason", "")).strip():
         raise InputError(f"{file} gives no reason for {name}; every KPI is [{name}] with least or most, and a reason")
-    if extra := sorted(set(entry) - {"least", "most", "reason", "network", "optional"}):
-        raise InputError(f"{file} gives {name} {', '.join(extra)}; legal are least, most, reason, network and optional")
+    if extra := sorted(set(entry) - {"least", "most", "reason", "network", "weights", "optional"}):
+        raise InputError(f"{file} gives {name} {', '.join(extra)}; legal are least, most, reason, network, weights and optional")
     least, most, optional = entry.get("least"), entry.get("most"), entry.get("optional", False)
     bounds = [bound for bound in (least, most) if bound is not None]
     if not bounds or any(type(b) not in (int, float) or not math.isfinite(b) for b in bounds):
         raise InputError(f"{file} gives {name} least {least} and most {most}; legal are numbers, one or both")
     if not isinstance(optional, bool):
         raise InputError(f"{file} gives {name} optional {optional!r}; legal are true and false")
-    return Kpi(name, least, most, str(entry["reason"]), str(entry.get("network", "")), optional)
+    network, weights = str(entry.get("network", "")), str(entry.get("weights", ""))
+    return Kpi(name, least, most, str(entry["reason"]), network, weights, optional)
 
 
 def value_of(found: VideoScore, metric: str) -> float | None:
@@ -114,3 +116,9 @@ def check_networks(kpis: list[Kpi], tools: Instruments) -> None:
         now = network_of(kpi.metric, tools.all_names())
         if kpi.network and kpi.network != now:
             raise InputError(f"the KPI {kpi.metric} was set for {kpi.network}, and it is measured by {now or 'nothing'}")
+        weights = network_of(kpi.metric, tools.hashes)
+        if kpi.weights and not weights.startswith(kpi.weights):
+            raise InputError(
+                f"the KPI {kpi.metric} was set for weights {kpi.weights} of {now}, and these are {weights[:16] or 'unknown'}; "
+                "phantom evaluate calibrate sets it anew"
+            )

@@ -34,8 +34,10 @@ from phantom_s2v.data.clips import store_video
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.metrics import bootstrap
 from phantom_s2v.evaluation.run import SUFFIXES
+from phantom_s2v.hashes import content_hash
 from phantom_s2v.media import read_picture
 from phantom_s2v.pages import page
+from phantom_s2v.reuse import origin_hash
 from phantom_s2v.videos import Video
 
 QUESTIONS = {
@@ -54,6 +56,8 @@ TABLES = (
     """create table if not exists votes (rater text not null, case_id text not null, first text not null,
 second text not null, question text not null, choice text not null, primary key (rater, case_id, first, second, question))""",
     "create table if not exists raters (rater text primary key, secret text not null unique)",
+    """create table if not exists shown (case_id text not null, first text not null, second text not null, content text not null,
+primary key (case_id, first, second))""",
 )
 LONGEST_NAME = 80  # characters of a rater's name
 SECRET = 24  # random bytes of a rater's link
@@ -86,6 +90,30 @@ class Pair:
         """Which of the two stands at the left and which at the right for a rater."""
         bit = hashlib.sha256(f"{rater}\0{self.case}\0{self.first}\0{self.second}".encode()).digest()[0] & 1
         return (1, 0) if bit else (0, 1)
+
+    @property
+    def content(self) -> str:
+        """Hash of what a rater sees: both videos, the references and the prompt."""
+        seen = [[content_hash(path) for path in some] for some in (self.videos, self.references)]
+        return origin_hash({"seen": seen, "prompt": self.prompt})
+
+
+def bind(file: Path, pairs: Sequence[Pair]) -> None:
+    """Note what is shown of every pair. Raises InputError where there are votes on other videos, references or prompts under the
+    same names: they would be counted for these.
+    """
+    with closing(open_votes(file)) as votes, votes:
+        for pair in pairs:
+            key, now = (pair.case, pair.first, pair.second), pair.content
+            row = votes.execute("select content from shown where case_id = ? and first = ? and second = ?", key).fetchone()
+            voted = votes.execute("select 1 from votes where case_id = ? and first = ? and second = ? limit 1", key).fetchone()
+            if voted and (row is None or row[0] != now):
+                before = row[0][:12] if row else "not recorded"
+                raise InputError(
+                    f"{file} holds votes on other videos of case {pair.case}, {pair.first} and {pair.second} (their hash is "
+                    f"{before}, and now {now[:12]}); choose another file with --votes"
+                )
+            votes.execute("insert or replace into shown values (?, ?, ?, ?)", (*key, now))
 
 
 def find_pairs(folders: Sequence[Path], told: dict[str, tuple[str, tuple[Path, ...]]]) -> list[Pair]:
@@ -182,7 +210,7 @@ def application(pairs: Sequence[Pair], file: Path, host: str = "127.0.0.1") -> F
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.middleware("http")(partial(_guard, own_names(host)))
-    open_votes(file).close()
+    bind(file, pairs)
 
     def known(secret: str) -> str:
         with closing(open_votes(file)) as votes:

@@ -15,7 +15,9 @@ from phantom_s2v.evaluation.kpi import Kpi, judge, verdict_of
 from phantom_s2v.evaluation.page import Scored, ScorePage
 from phantom_s2v.evaluation.score import as_json, faults, mean_of, score_footage, stranger_likeness
 from phantom_s2v.files import check_outputs, writing
+from phantom_s2v.hashes import content_hash
 from phantom_s2v.request import split_reference
+from phantom_s2v.reuse import origin_hash
 from phantom_s2v.videos import Timed, Video
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
@@ -98,6 +100,12 @@ class Asked:
     kpis: list[Kpi] = field(default_factory=list)
     stranger: Path | None = None  # a picture of another case: likeness to it is the control
     label: dict[str, str] = field(default_factory=dict)  # what the row says of the case
+
+    @property
+    def hash(self) -> str:
+        """Of prompt, references by content, and crop: scores of one case are compared where it is the same."""
+        references = [[name, content_hash(path)] for name, path in self.references]
+        return origin_hash({"prompt": self.prompt, "references": references, "crop": self.crop})
 
 
 def find_videos(place: Path) -> list[Path]:
@@ -185,7 +193,7 @@ def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
     found = replace(found, notes=[*said, *found.notes])
     wrong = faults(found, asked.tools.limits)
     verdicts = judge(found, asked.kpis)
-    row = {**asked.label, "video": path.name, **as_json(found, wrong, asked.tools)}
+    row = {**asked.label, "video": path.name, "asked": asked.hash, **as_json(found, wrong, asked.tools)}
     if asked.stranger:
         row["control"] = stranger_likeness(footage, media.read_picture(asked.stranger)[0], asked.tools)
     row["kpis"] = {v.kpi.metric: v.met for v in verdicts}

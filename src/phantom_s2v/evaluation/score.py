@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from phantom_s2v.errors import NotFiniteError
 from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.footage import FRAMES, Footage, shrunk, watch
 from phantom_s2v.evaluation.instruments import Embed, Instruments, Thresholds
@@ -18,6 +19,7 @@ from phantom_s2v.evaluation.subjects import (
     places_asked,
 )
 from phantom_s2v.media import evenly_spaced
+from phantom_s2v.model.finite import check_finite
 
 NAN = float("nan")
 FAULTS = ("other subject", "missing", "doubled", "swapped", "pasted", "flashed", "frozen", "flicker")
@@ -97,6 +99,8 @@ def score_footage(
     there = tools.limits.in_windows if looked.in_windows else tools.limits.there
     networks = {"whole": tools.embed, "clip_i": tools.clip, "dino_i": tools.dino}
     views = {name: embed(frames) for name, embed in networks.items() if embed and (references or name == "clip_i")}
+    for name, vectors in views.items():
+        check_finite(vectors, f"the embedding of frames for {name}")
     faces, known = _faces(frames, references, tools)
     subjects = [
         SubjectScore(
@@ -110,7 +114,7 @@ def score_footage(
         for i, name in enumerate(names)
     ]
     absent, notes = _said(footage.count, names, looked, known, subjects, tools)
-    return VideoScore(
+    scores = VideoScore(
         subjects=subjects,
         swapped=misplaced(seen, places_asked(prompt, names), there),
         motion_fb=footage.motion_fb,
@@ -126,6 +130,16 @@ def score_footage(
         not_measured=absent if prompt else {**absent, "text": absent.get("text", "no prompt was given")},
         notes=[*notes, *footage.notes],
     )
+    check_scores(scores)
+    return scores
+
+
+def check_scores(found: VideoScore) -> None:
+    """Raise NotFiniteError that names a score that is infinite; nan says that it was not measured."""
+    for part in (found, *found.subjects):
+        for name, value in vars(part).items():
+            if isinstance(value, float) and np.isinf(value):
+                raise NotFiniteError(f"the score {name} is infinite; what measured it is not sound")
 
 
 def ranking_score(video: np.ndarray, references: Sequence[np.ndarray], tools: Instruments) -> float:

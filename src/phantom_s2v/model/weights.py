@@ -1,6 +1,5 @@
 """Loading of weights: strictly, safetensors only, with one sentence where they do not fit."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -144,15 +143,3 @@ def weights_hash(*folders: Path) -> str:
     What is measured of the weights or told of them (magcache.json, facts.json) and diffusers' own index are no part of it.
     """
     return combined_hash((folder.name, folder_hash(folder, MADE_OF)) for folder in folders)
-
-
-def module_hash(model: nn.Module) -> str:
-    """SHA-256 over the weights of a loaded model and, where it has one, its configuration."""
-    config: Any = getattr(model, "config", {})
-    values = config.to_dict() if hasattr(config, "to_dict") else config
-    told = {key: value for key, value in values.items() if not key.startswith("_")}  # those are paths and versions
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

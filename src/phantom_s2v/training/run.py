@@ -15,7 +15,7 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.hashes import MADE_OF, folder_hash
 from phantom_s2v.model.autoencoder import load_autoencoder
-from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
+from phantom_s2v.model.encoders import ImageEncoder, TextEncoder, text_encoder_folder
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.model.weights import load_part
 from phantom_s2v.training.config import Bucket, TransformerConfig
@@ -50,6 +50,7 @@ def transformer_run(
     torch.manual_seed(config.train.seed)
     network = _on(_network(init_from, sizes, encoder), device).train()
     encoders = {name: folder_hash(folder / name, MADE_OF) for name in ("autoencoder", "image_encoder")}
+    encoders["text_encoder"] = folder_hash(_text_folder(folder) or text_encoder_folder(), MADE_OF)
     facts = {**facts_of("training.run", learned, init_from), **encoders}
     work = Work({(bucket.side, bucket.frames): sample_flop(network, bucket) for bucket in config.buckets}, peak(device))
     print(json.dumps(work.stated()), flush=True)
