@@ -11,10 +11,12 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from phantom_s2v.errors import InputError, OutputError
 from phantom_s2v.untrusted import parse_json
@@ -111,6 +113,25 @@ def beside(path: Path, rest: str) -> Path:
     return path.with_name(f"{path.stem}.{rest}")
 
 
+@contextmanager
+def locked(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Be the only process that writes in a folder; where another is, `waiting` is called and its end awaited.
+
+    The lock ends with the process that holds it, however it ends. Raises OutputError where nothing can be written there.
+    """
+    lock = FileLock(folder / "writer.lock")
+    with _naming(folder, folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_text(path: Path, text: str, sealed: bool = False) -> None:
     """Write text as UTF-8; see `writing`."""
     with writing(path, sealed) as file:
@@ -187,7 +208,7 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = (), force: b
 
 def _check_free(path: Path, inputs: set[tuple[int, int]], force: bool) -> None:
     """Raise InputError where something stands at `path` that must not be replaced, or where its name cannot be one."""
-    _check_name(path)
+    check_name(path)
     try:
         path.lstat()
     except FileNotFoundError:
@@ -204,7 +225,7 @@ def _check_free(path: Path, inputs: set[tuple[int, int]], force: bool) -> None:
         raise InputError(f"{path} exists already; choose another name, or replace it with --force")
 
 
-def _check_name(path: Path) -> None:
+def check_name(path: Path) -> None:
     """Raise InputError for a name that is not UTF-8, which Lance and safetensors cannot write to."""
     try:
         str(path).encode()
@@ -214,7 +235,7 @@ def _check_name(path: Path) -> None:
 
 def check_folder(folder: Path, room: int = ROOM) -> None:
     """Raise InputError where a folder is missing, cannot be written, or has fewer than `room` bytes free."""
-    _check_name(folder)
+    check_name(folder)
     if not folder.is_dir():
         raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
     scratch = _scratch(folder / "probe")

@@ -15,7 +15,7 @@ from phantom_s2v import media
 from phantom_s2v.data.exchange import export_folder, export_webdataset, read_captioned, read_export, to_files
 from phantom_s2v.data.loader import TripletLoader
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore, check
-from phantom_s2v.errors import DataError, InputError
+from phantom_s2v.errors import DataError, InputError, OutputError
 
 OWN = Rights("film 7", "CC-BY-4.0", "letter 12")
 
@@ -290,3 +290,86 @@ def test_the_commands(store, clip, tmp_path, monkeypatch, capsys):
     assert (code, json.loads(said.out)["left_out"]) == (3, 1)
     assert "a.mp4" in said.err
     assert phantom("show", tmp_path / "none.lance")[0] == 2
+
+
+WRITER = (
+    "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+    "import test_triplets as t\n"
+    "from phantom_s2v.data.triplets import TripletStore\n"
+    "store = TripletStore.create(Path(sys.argv[1]) / 's.lance')\n"
+    "clip, new = (Path(sys.argv[1]) / 'clip.mp4').read_bytes(), 0\n"
+    "for one in t.triplets(clip, int(sys.argv[3])): new += store.write([one])\n"
+    "print(new)\n"
+)
+
+
+def at_once(writers, count, clip, folder):
+    """New triplets of each of some processes that write the same `count` triplets into one store."""
+    (folder / "clip.mp4").write_bytes(clip)
+    command = [sys.executable, "-c", WRITER, str(folder), str(__file__).rsplit("/", 1)[0], str(count)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(writers)]
+    return [int(each.communicate(timeout=250)[0]) for each in running]
+
+
+def test_two_processes_write_one_store_at_once(clip, tmp_path):
+    new = at_once(2, 6, clip, tmp_path)
+    assert sum(new) == 6
+    store = TripletStore(tmp_path / "s.lance")
+    assert sorted(store.ids()) == sorted(t.id for t in triplets(clip, 6))
+    assert store.repaired == 0
+
+
+@pytest.mark.long
+def test_four_processes_write_one_store_at_once(clip, tmp_path):
+    assert sum(at_once(4, 90, clip, tmp_path)) == 90
+    store = TripletStore(tmp_path / "s.lance")
+    assert sorted(store.ids()) == sorted(t.id for t in triplets(clip, 90))
+    assert len(store.dataset.get_fragments()) <= 34
+    assert [index.name for index in store.dataset.describe_indices()] == ["id_idx"]
+
+
+def test_what_stands_twice_is_removed_at_open_and_the_first_stays(store, clip, tmp_path):
+    import lance
+
+    path = tmp_path / "triplets.lance"
+    twice = store.dataset.to_table().slice(2, 3)
+    for _ in range(2):  # as writers that take no turns leave it
+        lance.write_dataset(twice, str(path), mode="append")
+    assert lance.dataset(str(path)).count_rows() == 13
+    opened = TripletStore(path)
+    assert (opened.repaired, len(opened)) == (6, 7)
+    assert list(opened) == list(store)
+    assert TripletStore(path).repaired == 0
+
+
+def test_a_store_is_put_together_and_indexed(clip, tmp_path):
+    store = TripletStore.create(tmp_path / "s.lance")
+    ours = triplets(clip, 12)
+    for one in ours:
+        store.write([one])
+    assert len(store.dataset.get_fragments()) <= 9
+    assert [index.name for index in store.dataset.describe_indices()] == ["id_idx"]
+    assert sorted(store.ids()) == sorted(t.id for t in ours)
+    assert store.write(ours) == 0  # the index finds all
+
+
+def test_a_damaged_store_is_one_sentence(store, tmp_path, monkeypatch):
+    for file in (tmp_path / "triplets.lance" / "data").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    for read in (lambda: list(TripletStore(tmp_path / "triplets.lance")), lambda: store.take([0])):
+        with pytest.raises(DataError, match=r"triplets\.lance is damaged \(.*\)$"):
+            read()
+
+
+def test_a_full_disk_is_one_sentence_and_the_store_stays(store, clip, tmp_path, monkeypatch):
+    import resource
+
+    before, soft = list(store), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, soft[1]))
+    try:
+        with pytest.raises(OutputError, match=r"triplets\.lance cannot be written: .*what was there stays"):
+            store.write(triplets(clip, 9))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+    assert list(TripletStore(tmp_path / "triplets.lance")) == before
+    assert store.write(triplets(clip, 9)) == 2

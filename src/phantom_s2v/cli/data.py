@@ -14,6 +14,7 @@ from phantom_s2v.errors import InputError
 if TYPE_CHECKING:
     from phantom_s2v.data.pipeline.config import Config
     from phantom_s2v.data.pipeline.engine import MakeModels
+    from phantom_s2v.data.triplets import TripletStore
 
 
 @data.command("build")
@@ -190,6 +191,15 @@ def data_emoji(root: Annotated[Path | None, typer.Option(help="Where to keep the
     say(json.dumps({"subjects": len(load_store(target).subjects), "root": str(target)}))
 
 
+def opened(store: "TripletStore") -> "TripletStore":
+    """The store, with a word where opening it repaired something."""
+    if store.repaired:
+        tell(
+            f"{store.path}: {store.repaired} rows stood there twice and were removed; something wrote to it without taking turns"
+        )
+    return store
+
+
 @data.command("show")
 def data_show(
     store: Annotated[Path, typer.Argument(help="A dataset of triplets, NAME.lance.")],
@@ -200,7 +210,7 @@ def data_show(
     """Page through a dataset of triplets; the last line is one JSON object."""
     from phantom_s2v.data.triplets import TripletStore
 
-    triplets = TripletStore(store, version)
+    triplets = opened(TripletStore(store, version))
     for triplet in triplets.take(list(range(start, min(start + limit, len(triplets))))):
         say(f"{triplet.id}  {triplet.width}x{triplet.height}, {triplet.frames} frames at {triplet.fps:g}  {triplet.caption}")
         for reference in triplet.references:
@@ -220,7 +230,7 @@ def data_export(
     from phantom_s2v.data.exchange import export_folder, export_webdataset
     from phantom_s2v.data.triplets import TripletStore
 
-    triplets = TripletStore(store)
+    triplets = opened(TripletStore(store))
     with progress() as bar:
         shown = bar.track(triplets, total=len(triplets), description="triplets")
         count = export_webdataset(shown, len(triplets), out, force) if webdataset else export_folder(shown, out)
@@ -264,7 +274,7 @@ def data_import(
         found = readers[published](folder, clips, rights, left_out, tell)
     else:
         found = read_captioned(folder, rights, left_out, tell) if captioned else read_export(folder, left_out)
-    store = TripletStore.create(out)
+    store = opened(TripletStore.create(out))
     new = store.write(accepted(found, require_licence, left_out))
     say(json.dumps({"new": new, "triplets": len(store), "left_out": left}))
     if left:

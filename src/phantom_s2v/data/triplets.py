@@ -8,19 +8,26 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import lance
+import numpy as np
 import pyarrow as pa
 
-from phantom_s2v.errors import DataError
+from phantom_s2v.errors import DataError, OutputError
+from phantom_s2v.files import check_folder, check_name, locked, writing_folder
 from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS
 from phantom_s2v.untrusted import is_text, parse_json
 
 PAIRINGS = ("in-pair", "cross-pair")
 BATCH = 64  # rows held in memory while writing
+FRAGMENT = 4096  # rows of a fragment that is left as it is
+COMPACT, TIDY = 32, 8  # small fragments beyond which they are put together, between batches and at the end of writing
+REMOVED_AT_ONCE = 1000  # rows that one statement names
+INDEX = "id_idx"
 
 
 @dataclass(frozen=True)
@@ -158,11 +165,16 @@ def _from_row(row: dict[str, Any]) -> Triplet:
 
 
 class TripletStore:
-    """Triplets in a Lance dataset. Writes are merges on the id; every write is a version that can be read back."""
+    """Triplets in a Lance dataset. Writes are merges on the id; every write is a version that can be read back.
+
+    Processes that write to one store take turns. Where others wrote without that, ids stand twice: what is opened for the newest
+    version is checked, and of equal ids all rows but the first are removed; `repaired` says how many.
+    """
 
     def __init__(self, path: Path, version: int | None = None) -> None:
         if not path.is_dir():
             raise DataError(f"there is no dataset at {path}")
+        self.path = path
         try:
             self.dataset = lance.dataset(str(path), version=version)
         except (OSError, ValueError) as error:
@@ -171,26 +183,37 @@ class TripletStore:
             raise DataError(f"{path} is a dataset of something else; it lacks the columns {', '.join(sorted(missing))}")
         if odd := [name for name in SCHEMA.names if self.dataset.schema.field(name).type != SCHEMA.field(name).type]:
             raise DataError(f"{path} is a dataset of something else; its columns {', '.join(odd)} are of another type")
+        with self._reading():
+            self.repaired = self._repair() if version is None else 0
 
     @classmethod
     def create(cls, path: Path) -> "TripletStore":
         """The store at `path`, made empty where there is none."""
         if not path.exists():
-            lance.write_dataset(SCHEMA.empty_table(), str(path))
+            check_name(path)
+            check_folder(path.absolute().parent)
+            try:
+                with writing_folder(path) as scratch:
+                    lance.write_dataset(SCHEMA.empty_table(), str(scratch))
+            except OutputError:
+                if not path.is_dir():  # else another process was quicker
+                    raise
         return cls(path)
 
     def write(self, triplets: Iterable[Triplet], require_licence: bool = False) -> int:
         """Merge triplets in; returns how many were new. A batch is written whole or not at all."""
-        before, batch = len(self), []
+        new, batch = 0, []
         for triplet in triplets:
             check(triplet, require_licence)
             batch.append(_to_row(triplet))
             if len(batch) == BATCH:
-                self._merge(batch)
+                new += self._merge(batch)
                 batch = []
         if batch:
-            self._merge(batch)
-        return len(self) - before
+            new += self._merge(batch)
+        with self._writing():
+            self._tidy(TIDY)
+        return new
 
     def remove(self, ids: Iterable[str]) -> None:
         """Delete triplets; older versions keep them."""
@@ -198,31 +221,98 @@ class TripletStore:
         if odd := [each for each in wanted if not re.fullmatch("[0-9a-f]{32}", each)]:
             raise DataError(f"{odd[0][:60]!r} is no id of a triplet; an id has 32 hexadecimal digits")
         if listed := ", ".join(f"'{each}'" for each in wanted):
-            self.dataset.delete(f"id IN ({listed})")
-            self.dataset = lance.dataset(self.dataset.uri)
+            with self._writing():
+                self.dataset.delete(f"id IN ({listed})")
 
-    def _merge(self, rows: list[dict[str, Any]]) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the store alone, at its newest version before and after. Raises OutputError where Lance cannot write."""
+        with locked(self.path):
+            try:
+                self.dataset = lance.dataset(str(self.path))
+                yield
+                self.dataset = lance.dataset(str(self.path))
+            except (OSError, RuntimeError) as error:
+                raise OutputError(f"{self.path} cannot be written: {str(error).splitlines()[0]}; what was there stays") from error
+
+    def _merge(self, rows: list[dict[str, Any]]) -> int:
         unique = list({row["id"]: row for row in rows}.values())
         table = pa.Table.from_pylist(unique, schema=SCHEMA)
-        self.dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
-        self.dataset = lance.dataset(self.dataset.uri)
+        with self._writing():
+            done = self.dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
+            self._tidy(COMPACT)
+        return done["num_inserted_rows"]
+
+    def _tidy(self, least: int) -> None:
+        """Put fragments together where there are more than `least` small ones, and keep the index of ids up to date: reading and
+        merging get slower with every fragment.
+        """
+        dataset = lance.dataset(str(self.path))
+        if sum(fragment.count_rows() < FRAGMENT for fragment in dataset.get_fragments()) <= least:
+            return
+        dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT)
+        dataset = lance.dataset(str(self.path))
+        if any(index.name == INDEX for index in dataset.describe_indices()):
+            dataset.optimize.optimize_indices()
+        else:
+            dataset.create_scalar_index("id", "BTREE", name=INDEX)
+
+    def _repair(self) -> int:
+        """Remove rows whose id stands in an earlier row; returns how many. Raises DataError where they cannot be removed."""
+        if not _repeat(self.dataset):
+            return 0
+        try:
+            with self._writing():
+                found = self.dataset.to_table(columns=["id"], with_row_id=True)
+                first: dict[str, int] = {}
+                pairs = zip(found["id"].to_pylist(), found["_rowid"].to_pylist(), strict=True)
+                extra = [row for each, row in pairs if first.setdefault(each, row) != row]
+                for start in range(0, len(extra), REMOVED_AT_ONCE):
+                    listed = ", ".join(map(str, extra[start : start + REMOVED_AT_ONCE]))
+                    self.dataset.delete(f"_rowid IN ({listed})")
+        except OutputError as error:
+            raise DataError(f"{self.path} holds some triplets twice and cannot be repaired: {error}") from error
+        return len(extra)
 
     def __len__(self) -> int:
         return self.dataset.count_rows()
 
     def take(self, rows: list[int]) -> list[Triplet]:
-        """Triplets by row number, in the order that was asked for."""
-        return [_from_row(row) for row in self.dataset.take(rows).to_pylist()]
+        """Triplets by row number, in the order that was asked for. Raises DataError where the store is damaged."""
+        with self._reading():
+            return [_from_row(row) for row in self.dataset.take(rows).to_pylist()]
 
     def ids(self) -> list[str]:
         """Ids of all rows, in the store's order."""
-        return self.dataset.to_table(columns=["id"]).column("id").to_pylist()
+        with self._reading():
+            return self.dataset.to_table(columns=["id"]).column("id").to_pylist()
 
     def versions(self) -> list[tuple[int, str]]:
         """(number, time) of every version."""
         return [(v["version"], str(v["timestamp"])) for v in self.dataset.versions()]
 
     def __iter__(self) -> Iterator[Triplet]:
-        for batch in self.dataset.to_batches(batch_size=BATCH):
-            for row in batch.to_pylist():
+        batches = self.dataset.to_batches(batch_size=BATCH)
+        while True:
+            with self._reading():
+                batch = next(batches, None)
+                rows = [] if batch is None else batch.to_pylist()
+            if batch is None:
+                return
+            for row in rows:
                 yield _from_row(row)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"{self.path} is damaged ({str(error).splitlines()[0]})") from error
+
+
+def _repeat(dataset: Any) -> bool:
+    """Whether an id stands twice, by 8 bytes a row in memory: hashes that are equal by chance cost a closer look."""
+    batches = dataset.to_batches(columns=["id"])
+    hashes = [np.fromiter(map(hash, batch["id"].to_pylist()), np.int64) for batch in batches]
+    ordered = np.sort(np.concatenate(hashes)) if hashes else np.empty(0)
+    return bool((ordered[1:] == ordered[:-1]).any())

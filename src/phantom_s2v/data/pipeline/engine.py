@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import signal
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,6 +18,7 @@ from phantom_s2v.data.pipeline.bank import Bank, mark
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.triplets import Rights, Triplet, TripletStore
 from phantom_s2v.errors import DataError
+from phantom_s2v.files import locked
 
 LOOK = (("probe", probe.run), ("shots", shots.run), ("quality", quality.run))  # without networks, but for TransNetV2
 KNOW = (("caption", caption.run), ("subjects", subjects.run), ("embed", embed.run))
@@ -88,6 +90,7 @@ _state: list[Any] = []  # configuration and models of a process of the pool
 
 
 def _start(config: Config, make: MakeModels) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     _state[:] = [config, make()]
 
 
@@ -173,6 +176,30 @@ def build(
     could be read at all.
     """
     bank, own = Bank(bank_of(out)), cache(make)  # the models of this process
+    with locked(bank.folder, lambda: report("waiting for another process", 0, 1)):
+        _look(bank, paths, config, make if ray or workers > 1 else own, workers, ray, report)
+        summary = _counted(bank, paths)
+        start = time.process_time()
+        repeated = pair.repeats(bank, config)
+        summary.pairs = list(judge(bank, config, own, repeated, report))
+        summary.seconds["pair, verify"] = time.process_time() - start
+        start = time.process_time()
+        triplets = write.run(summary.pairs, repeated, bank, rights)
+        summary.new, summary.triplets = _replace(TripletStore.create(out), bank, triplets, require_licence)
+        summary.seconds["write"] = time.process_time() - start
+        return summary
+
+
+def _look(
+    bank: Bank,
+    paths: list[Path],
+    config: Config,
+    make: MakeModels,
+    workers: int,
+    ray: str,
+    report: Callable[[str, int, int], None],
+) -> None:
+    """Fill the bank with what it lacks of these files."""
     done, looked = bank.done(), mark(before_pairing(config), tuple(name for name, _ in (*LOOK, *KNOW)))
     todo = [str(path) for path in paths if str(path) not in done or done[str(path)] != (_source(path), looked)]
     if ray:
@@ -180,23 +207,13 @@ def build(
     elif workers > 1:
         films = in_pool(todo, config, make, workers)
     else:
-        films = (process(path, config, own()) for path in todo)
+        films = (process(path, config, make()) for path in todo)
     report("films", len(paths) - len(todo), len(paths))
     for number, film in enumerate(films, len(paths) - len(todo) + 1):
         film[-1]["config"] = looked
         bank.add(film)
         report("films", number, len(paths))
     bank.flush()
-    summary = _counted(bank, paths)
-    start = time.process_time()
-    repeated = pair.repeats(bank, config)
-    summary.pairs = list(judge(bank, config, own, repeated, report))
-    summary.seconds["pair, verify"] = time.process_time() - start
-    start = time.process_time()
-    triplets = write.run(summary.pairs, repeated, bank, rights)
-    summary.new, summary.triplets = _replace(TripletStore.create(out), bank, triplets, require_licence)
-    summary.seconds["write"] = time.process_time() - start
-    return summary
 
 
 def _counted(bank: Bank, paths: list[Path]) -> Summary:
