@@ -58,12 +58,12 @@ def _scratch(path: Path) -> Path:
 
 
 @contextmanager
-def _naming(path: Path, scratch: Path) -> Iterator[None]:
+def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
     """Errors of writing become one sentence with the file's name."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith((str(path), str(scratch))):
+        if error.filename is not None and not str(error.filename).startswith((str(path), str(scratch or path))):
             raise  # of another file
         reason = REASONS.get(error.errno or 0, error.strerror or str(error))
         raise OutputError(f"{path} cannot be written: {reason}; nothing half-written was left") from error
@@ -78,7 +78,7 @@ def writing(path: Path, sealed: bool = False) -> Iterator[BinaryIO]:
     full, the name is too long, or something foreign is there.
     """
     scratch = _scratch(path)
-    with _naming(path, scratch):
+    with naming(path, scratch):
         try:
             with os.fdopen(os.open(scratch, FLAGS, 0o666), "w+b") as file:
                 yield file
@@ -99,7 +99,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
     and where `path` is a folder with something in it.
     """
     scratch = _scratch(path)
-    with _naming(path, scratch):
+    with naming(path, scratch):
         try:
             scratch.mkdir()
             yield scratch
@@ -120,7 +120,7 @@ def locked(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterat
     The lock ends with the process that holds it, however it ends. Raises OutputError where nothing can be written there.
     """
     lock = FileLock(folder / "writer.lock")
-    with _naming(folder, folder):
+    with naming(folder):
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -1,7 +1,11 @@
 """Training: resuming is exact, Muon orthogonalises, dropping makes the branches of guidance."""
 
 import contextlib
+import errno
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +24,7 @@ from phantom_s2v.conditioning import Conditions, encode_references, null
 from phantom_s2v.data.compose import compose, plain_spec, scene_tensors
 from phantom_s2v.data.emoji import Sprites, write_store
 from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.errors import CheckpointError, NotFiniteError
+from phantom_s2v.errors import CheckpointError, DataError, InputError, NotFiniteError, OutputError
 from phantom_s2v.model.autoencoder import encode, to_pixels
 from phantom_s2v.model.parallel import world
 from phantom_s2v.training.checkpoint import load_state
@@ -121,7 +125,7 @@ def test_ema_is_the_recursion():
     assert ema.weight.item() == pytest.approx(0.1)
 
 
-def run(out, steps, rows=slice(None), noise=1.0, facts=None, breaks=None, **changes):
+def run(out, steps, rows=slice(None), noise=1.0, facts=None, breaks=None, pause=0.0, **changes):
     """Train on `rows` of the same four at every step, of which every process takes its share; the last two take a branch."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16))
@@ -135,6 +139,7 @@ def run(out, steps, rows=slice(None), noise=1.0, facts=None, breaks=None, **chan
 
     def loss(network):
         def value(batch, step):
+            time.sleep(pause)
             batch = batch * float("nan") if step == breaks else batch
             x, branch = batch + noise * torch.randn(batch.shape), batch[:, :1] == 3
             got = network[:2](x)
@@ -415,6 +420,65 @@ def test_options_beyond_their_range_are_refused(call_phantom, tmp_path, option, 
 
 def test_buckets_are_read():
     assert parse_buckets("128x1x12:0.8,96x25x2:.2") == (Bucket(128, 1, 12, 0.8), Bucket(96, 25, 2, 0.2))
+
+
+STOPPED = (
+    "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+    "import test_training as t\n"
+    "t.run(Path(sys.argv[1]), 100_000, pause=0.02, workers=1)\n"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_first_and_the_run_goes_on_bit_for_bit(tmp_path, number):
+    """The signal reaches the whole group, as Ctrl-C and systemd send it: the processes that compose batches too."""
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "parts"), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout
+    process.stdout.readline()  # two steps are done
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    found = re.search(r"phantom: stopped after step (\d+), which is saved", err)
+    assert found, err
+    assert "DataLoader" not in err
+    stopped = int(found[1])
+    whole, parts = run(tmp_path / "whole", stopped + 3), run(tmp_path / "parts", stopped + 3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    assert not list((tmp_path / "parts").glob(".*"))
+
+
+def test_a_full_disk_keeps_the_last_state_and_is_one_sentence(tmp_path, monkeypatch):
+    run(tmp_path, 2)
+    before = (tmp_path / "state.safetensors").read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("phantom_s2v.training.loop.check_folder", lambda *_, **__: None)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(
+        OutputError, match=r"state\.safetensors cannot be written: the disk is full; nothing half-written was left"
+    ):
+        run(tmp_path, 4)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+    monkeypatch.undo()
+    monkeypatch.setattr("phantom_s2v.training.loop.SAVED_BYTES", 10**12)
+    with pytest.raises(InputError, match="MB free"):
+        run(tmp_path, 4)
+
+
+def test_a_training_replaces_nothing_of_others(tmp_path, capsys):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "log.jsonl").write_text("mine")
+    (tmp_path / "part" / "transformer").mkdir(parents=True)
+    for place in ("log", "part"):
+        with pytest.raises(DataError, match="exists, and no training wrote it"):
+            run(tmp_path / place, 2)
+    run(tmp_path / "own", 2)
+    run(tmp_path / "own", 2)
+    assert "is at step 2 of 2 already; nothing was trained" in capsys.readouterr().err
 
 
 if __name__ == "__main__":  # a process of the test above that needs two

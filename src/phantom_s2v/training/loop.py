@@ -1,6 +1,7 @@
 """The one training loop: batches by step, loss by function, resumable at any step, on one process or torchrun's many."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -14,12 +15,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
+from phantom_s2v.errors import DataError
+from phantom_s2v.files import check_folder, naming, text_lines
 from phantom_s2v.model.parallel import average_gradients, is_main, join, leave, rank
 from phantom_s2v.training.checkpoint import load_state, save_state, state_facts
 from phantom_s2v.training.config import TrainConfig
 from phantom_s2v.training.guard import StepWatch, check_same_run
 from phantom_s2v.training.optim import Muon, rate_at, rate_left, update_ema
+from phantom_s2v.training.stopping import leave_signals_to_the_first, stop, stopping
 
+SAVED_BYTES = 16  # a parameter in a state: itself, its average and up to two moments in float32
 Loss = Callable[[Any, int], dict[str, torch.Tensor]]  # batch, step -> {"loss": scalar, ...}
 
 
@@ -105,15 +110,20 @@ def train(
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     optimizer = Muon(named, config.lr, config.adam_lr, dtype=dtype, exclude=exclude, slow=slow)
     state, start = out / "state.safetensors", 0
+    check_free(out, state)
     facts = {**facts, "train": asdict(config)}
     if state.exists():
         check_same_run(state, state_facts(state), facts, config.may_change)
         start = load_state(state, model, ema, optimizer)["step"]
+    numbers = sum(p.numel() for p in model.parameters())
+    check_folder(out, room=SAVED_BYTES * numbers)
+    if start >= config.steps and is_main():
+        print(f"phantom: {state} is at step {start} of {config.steps} already; nothing was trained", file=sys.stderr)
     loader = _loader(config, lambda step: make_batch(step, rank()), start, device)
     loss_fn, watch = loss_of(model), StepWatch()
     began = saved = validated = time.monotonic()
     decaying = start > config.warmup and rate_at(start - 1, config.steps, config.warmup, config.decay_share) < 1
-    with closing(_Log(out, config.log_steps, work)) if is_main() else nullcontext() as log:
+    with stopping(device) as asked, closing(_Log(out, config.log_steps, work)) if is_main() else nullcontext() as log:
         for step, batch in enumerate(loader, start):
             torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))  # a resumed run draws the noise of an unbroken one
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -129,17 +139,20 @@ def train(
             now = time.monotonic()
             over = bool(config.minutes) and now - began > config.minutes * 60
             last = over or step + 1 == config.steps
+            ended = asked()
             if log is not None:
                 log.add(step, {**parts, "grad_norm": norm}, batch)
-                if now - saved > config.save_minutes * 60 or last:
+                if now - saved > config.save_minutes * 60 or last or ended:
                     watch.check()
                     save_state(state, model, ema, optimizer, {**facts, "step": step + 1})
                     on_save(model, ema, decaying)
                     saved = time.monotonic()
-                if on_validate and (now - validated > config.validate_minutes * 60 or last):
-                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                        log.write(step, on_validate(model, ema))
-                    validated = time.monotonic()
+            if ended and not last:
+                stop(step + 1)
+            if log is not None and on_validate and (now - validated > config.validate_minutes * 60 or last):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    log.write(step, on_validate(model, ema))
+                validated = time.monotonic()
             if over:
                 break
     watch.check()
@@ -157,11 +170,28 @@ def to_device(batch: Any, device: torch.device) -> Any:
     }
 
 
+def check_free(out: Path, state: Path) -> None:
+    """Raise DataError where a folder holds what a training would replace, and no state of a training."""
+    log, parts = out / "log.jsonl", [out / name for name in ("autoencoder", "image_encoder", "transformer")]
+    foreign = [part for part in parts if part.exists()]
+    if log.exists() and '"seconds_per_step"' not in next(text_lines(log), '"seconds_per_step"'):
+        foreign.append(log)
+    if foreign and not state.exists():
+        raise DataError(f"{foreign[0]} exists, and no training wrote it, for {state.name} is not there; choose another folder")
+
+
 def _loader(config: TrainConfig, make_batch: Callable[[int], Any], start: int, device: torch.device) -> DataLoader:
     """Batches from step `start` on, composed ahead by the config's workers."""
     steps, ahead = Steps(make_batch, start, config.steps), 4 if config.workers else None
     pinned = device.type == "cuda"
-    return DataLoader(steps, batch_size=None, num_workers=config.workers, prefetch_factor=ahead, pin_memory=pinned)
+    return DataLoader(
+        steps,
+        batch_size=None,
+        num_workers=config.workers,
+        prefetch_factor=ahead,
+        pin_memory=pinned,
+        worker_init_fn=leave_signals_to_the_first,
+    )
 
 
 def _update(optimizer: Muon, loss: torch.Tensor, factor: float, clip_norm: float) -> torch.Tensor:
@@ -181,7 +211,8 @@ class _Log:
     """Means of the loss's parts, to log.jsonl, TensorBoard and the terminal. Numbers leave the device when a row is written."""
 
     def __init__(self, out: Path, every: int, work: Work | None) -> None:
-        self.file, self.writer, self.every = (out / "log.jsonl").open("a"), SummaryWriter(str(out)), every
+        self.path = out / "log.jsonl"
+        self.file, self.writer, self.every = self.path.open("a"), SummaryWriter(str(out)), every
         self.work, self.flop = work, 0.0
         self.parts: dict[str, list[torch.Tensor]] = {}
         self.count, self.since = 0, time.monotonic()
@@ -203,7 +234,8 @@ class _Log:
         for name, value in row.items():
             self.writer.add_scalar(name, value, step + 1)
         line = json.dumps({**{k: round(v, 5) for k, v in row.items()}, "step": step + 1})
-        print(line, file=self.file, flush=True)
+        with naming(self.path):
+            print(line, file=self.file, flush=True)
         print(line, flush=True)
 
     def close(self) -> None:
