@@ -129,8 +129,8 @@ def run(out, steps, rows=slice(None), noise=1.0, facts=None, breaks=None, pause=
     """Train on `rows` of the same four at every step, of which every process takes its share; the last two take a branch."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16))
-    settings = {"threads": torch.get_num_threads(), "save_minutes": 1e9, **changes}
-    config = TrainConfig(steps, workers=0, log_steps=2, warmup=2, precision="float32", **settings)
+    settings = {"threads": torch.get_num_threads(), "save_minutes": 1e9, "workers": 0, **changes}
+    config = TrainConfig(steps, log_steps=2, warmup=2, precision="float32", **settings)
 
     def make(step, rank):
         batch = torch.from_numpy(np.random.default_rng(step).normal(size=(4, 16)).astype(np.float32))
