@@ -171,13 +171,12 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def check_free(out: Path, state: Path) -> None:
-    """Raise DataError where a folder holds what a training would replace, and no state of a training."""
+    """Raise DataError where a folder holds what a training would replace or add to, and no training wrote it."""
     log, parts = out / "log.jsonl", [out / name for name in ("autoencoder", "image_encoder", "transformer")]
-    foreign = [part for part in parts if part.exists()]
-    if log.exists() and '"seconds_per_step"' not in next(text_lines(log), '"seconds_per_step"'):
-        foreign.append(log)
-    if foreign and not state.exists():
-        raise DataError(f"{foreign[0]} exists, and no training wrote it, for {state.name} is not there; choose another folder")
+    if log.exists() and '"step"' not in next(text_lines(log), '"step"'):
+        raise DataError(f"{log} exists, and no training wrote it; choose another folder")
+    if not (state.exists() or log.exists()) and (foreign := next((part for part in parts if part.exists()), None)):
+        raise DataError(f"{foreign} exists, and no training wrote it, since no {log.name} is beside it; choose another folder")
 
 
 def _loader(config: TrainConfig, make_batch: Callable[[int], Any], start: int, device: torch.device) -> DataLoader:
