@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -52,6 +53,14 @@ def parse_json(text: str | bytes) -> Any:
     """JSON that others wrote. Raises ValueError for what is none, for NaN and Infinity, and for what is nested too deep."""
     try:
         return json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML that others wrote. Raises ValueError for what is none, and for what is nested too deep."""
+    try:
+        return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 

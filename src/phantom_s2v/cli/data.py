@@ -96,14 +96,13 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
 
 def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
     """The pipeline's thresholds out of a TOML file and `over`. Raises InputError for names and values that are not legal."""
-    import tomllib
-
     from phantom_s2v.data.pipeline.config import Config
     from phantom_s2v.data.pipeline.shots import DETECTORS
     from phantom_s2v.files import read_text
+    from phantom_s2v.untrusted import parse_toml
 
     try:
-        given = tomllib.loads(read_text(file)) if file else {}
+        given = parse_toml(read_text(file)) if file else {}
     except ValueError as error:
         raise InputError(f"{file} is no TOML file that can be read ({error})") from error
     legal = {f.name: type(getattr(Config(), f.name)) for f in fields(Config)}

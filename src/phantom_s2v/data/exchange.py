@@ -120,13 +120,17 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
     groups = groups_of_tars(folder, left_out) if any(folder.glob("*.tar")) else groups_of_folder(folder)
+    found = False
     for name, files in groups:
+        found = True
         try:
             if isinstance(files, str):
                 raise DataError(f"{name} is left out: {files}")
             yield from_files(name, files)
         except DataError as error:
             left_out(str(error))
+    if not found:
+        raise DataError(f"{folder} holds no triplet; a triplet is ID.mp4, ID.json and its pictures, as files or in tars")
 
 
 def _stored(picture: Path, told: Callable[[str], None]) -> bytes:
@@ -147,6 +151,8 @@ def read_captioned(
         raise DataError(f"there is no folder {folder}")
     names = sorted(path.name for path in folder.iterdir())
     videos = [name for name in names if Path(name).suffix.lower() in VIDEOS]
+    if not videos:
+        raise DataError(f"{folder} holds no video; files named {', '.join(VIDEOS)} are read")
     pictures = _by_video({Path(name).stem for name in videos}, names, left_out)
     for name in videos:
         video = folder / name

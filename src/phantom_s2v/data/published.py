@@ -185,7 +185,7 @@ def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Righ
 def decode_mask(coded: dict[str, Any]) -> np.ndarray:
     """Mask bool [H, W] of COCO's compressed run lengths: columns first, six bits a sign, differences from the run before last."""
     (height, width), signs = coded["size"], coded["counts"]
-    if type(height) is not int or type(width) is not int or not 0 < height * width <= MOST_FRAME_PIXELS:
+    if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width > MOST_FRAME_PIXELS:
         raise DataError(f"a mask is of {str((width, height))[:60]} pixels; at most {MOST_FRAME_PIXELS:,} are read")
     if not isinstance(signs, str) or len(signs) > MOST_SIGNS:
         raise DataError(f"a mask has no text of at most {MOST_SIGNS:,} signs for its run lengths")

@@ -10,7 +10,6 @@ be measured is missed, such as the likeness of a subject that is in no frame; wi
 """
 
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import Instruments, network_of
 from phantom_s2v.evaluation.score import VideoScore
 from phantom_s2v.files import read_text
+from phantom_s2v.untrusted import parse_toml
 
 BY_HUB = [f"{network}_i{part}{low}" for network in ("clip", "dino") for part in ("", "_seg") for low in ("", "_lowest")]
 OF_SUBJECTS = {
@@ -54,8 +54,8 @@ class Verdict:
 def read_kpis(file: Path) -> list[Kpi]:
     """KPIs of a TOML file. Raises InputError for what is not legal in it."""
     try:
-        given: dict[str, Any] = tomllib.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
+        given: dict[str, Any] = parse_toml(read_text(file))
+    except ValueError as error:
         raise InputError(f"{file} is no TOML file that can be read ({error})") from error
     kpis = [_kpi(file.name, name, entry) for name, entry in given.items()]
     if not kpis:
