@@ -225,6 +225,14 @@ def _check_free(path: Path, inputs: set[tuple[int, int]], force: bool) -> None:
         raise InputError(f"{path} exists already; choose another name, or replace it with --force")
 
 
+def check_new_folder(out: Path, room: int = ROOM) -> None:
+    """Raise InputError where a folder cannot be made: something is there already, or its own folder has too little room."""
+    check_name(out)
+    if os.path.lexists(out) and (not out.is_dir() or out.is_symlink() or any(out.iterdir())):
+        raise InputError(f"{out} exists already; choose a name that is free")
+    check_folder(out.absolute().parent, room)
+
+
 def check_name(path: Path) -> None:
     """Raise InputError for a name that is not UTF-8, which Lance and safetensors cannot write to."""
     try:

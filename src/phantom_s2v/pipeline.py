@@ -1,6 +1,5 @@
 """PhantomPipeline: the face that users of diffusers know, over the same path as the command line."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from phantom_s2v.errors import InputError
+from phantom_s2v.files import write_json
 from phantom_s2v.generate import (
     Models,
     OnStep,
@@ -83,7 +83,7 @@ class PhantomPipeline:
         assert models.image_encoder is not None
         save_part(models.autoencoder, target / "autoencoder")
         save_part(models.image_encoder, target / "image_encoder")
-        (target / "preset.json").write_text(json.dumps(asdict(models.preset), indent=1) + "\n")
+        write_json(target / "preset.json", asdict(models.preset))
 
     def __call__(
         self,

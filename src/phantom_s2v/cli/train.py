@@ -147,6 +147,14 @@ def parse_network(text: str) -> dict[str, int]:
     return {"depth": depth, "dim": dim, "heads": heads}
 
 
+def check_new(out: Path) -> None:
+    """Raise InputError, before any work, where a model folder cannot be made; folders above it are."""
+    from phantom_s2v.files import check_new_folder
+
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    check_new_folder(out)
+
+
 @train.command("move")
 def train_move(
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
@@ -159,6 +167,7 @@ def train_move(
     import tempfile
 
     from phantom_s2v.data.emoji import default_root, load_store
+    from phantom_s2v.files import read_json
     from phantom_s2v.model.autoencoder import load_autoencoder
     from phantom_s2v.model.tensors import save_part
     from phantom_s2v.model.transformer import PhantomTransformer
@@ -167,8 +176,9 @@ def train_move(
     from phantom_s2v.training.autoencoder import composed
     from phantom_s2v.training.move import move_transformer
 
+    check_new(out)
     folder = model_folder(model)
-    preset, facts = (json.loads((folder / name).read_text()) for name in ("preset.json", "facts.json"))
+    preset, facts = (read_json(folder / name) for name in ("preset.json", "facts.json"))
     parts = {name: folder / name for name in ("transformer", "image_encoder")}
     network, old = load_part(PhantomTransformer, parts["transformer"]), load_autoencoder(folder / "autoencoder")
     pixels = composed(load_store(root or default_root()), 0, clips)
@@ -189,16 +199,20 @@ def train_pack(
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
     """Put trained parts together as a model folder in float16."""
+    import tempfile
+
     from phantom_s2v.data.emoji import default_root, load_store, subjects_hash
     from phantom_s2v.model.tensors import save_part
     from phantom_s2v.model.transformer import PhantomTransformer
     from phantom_s2v.model.weights import pack
     from phantom_s2v.presets import MINI
 
-    if transformer is None:
-        transformer = out / "transformer"
-        save_part(PhantomTransformer(), transformer)
+    check_new(out)
     seen = load_store(root or default_root()).subjects
     facts = {"subjects": subjects_hash(seen), "subject_count": len(seen), "transformer_samples": samples}
-    pack({"autoencoder": autoencoder, "image_encoder": image_encoder, "transformer": transformer}, MINI, facts, out)
+    with tempfile.TemporaryDirectory() as scratch:
+        if transformer is None:
+            transformer = Path(scratch)
+            save_part(PhantomTransformer(), transformer)
+        pack({"autoencoder": autoencoder, "image_encoder": image_encoder, "transformer": transformer}, MINI, facts, out)
     say(json.dumps(facts))

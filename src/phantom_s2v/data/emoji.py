@@ -9,7 +9,6 @@ The store is two files: `sprites.npy`, uint8 [N, 128, 128, 4] premultiplied RGBA
 import base64
 import hashlib
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from phantom_s2v.errors import DataError
+from phantom_s2v.files import check_folder, read_json, write_json
 from phantom_s2v.hashes import cache_folder, combined_hash, content_hash
 from phantom_s2v.untrusted import without_credentials
 
@@ -51,6 +51,7 @@ HELD_OUT_ANIMATED = 130  # of those, so that a hundred true clips can be shown
 _TONES = range(0x1F3FB, 0x1F400)
 _PERSONS = {0x1F468, 0x1F469, 0x1F9D1}
 _JOINERS = {0x200D, 0xFE0F, 0x2640, 0x2642}
+FETCHED_BYTES = 2 << 30  # of archives, and the store that they become
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,9 @@ def fetch(root: Path, held_out: Set[str], progress: Callable[[str], None]) -> No
     Training cannot read a held-out subject because the store does not contain one. Raises DataError without npm.
     """
     root.mkdir(parents=True, exist_ok=True)
+    check_folder(root, room=FETCHED_BYTES)
+    if (root / "subjects.json").exists() or (root / "sprites.npy").exists():
+        load_store(root)  # replaces a store, and nothing else
     with tempfile.TemporaryDirectory(dir=root) as scratch:
         archives = [_npm_pack(package, digest, Path(scratch), progress) for package, digest in PACKAGES.items()]
         progress("reading pictures")
@@ -245,12 +249,15 @@ def write_store(root: Path, entries: Iterable[tuple[str, np.ndarray, np.ndarray 
         arrays.append(frames)
         start += len(frames)
     np.save(root / "sprites.npy", np.concatenate(arrays))
-    (root / "subjects.json").write_text(json.dumps([asdict(s) for s in subjects], indent=0))
+    write_json(root / "subjects.json", [asdict(s) for s in subjects], indent=0)
 
 
 def load_store(root: Path) -> Sprites:
     """Open a store; the pixels stay on disk. Raises DataError where it is missing."""
     if not (root / "subjects.json").is_file():
         raise DataError(f"no emoji store at {root}; run `phantom data emoji` first (it fetches 750 MB with npm)")
-    subjects = tuple(Subject(**row) for row in json.loads((root / "subjects.json").read_text()))
-    return Sprites(subjects, np.load(root / "sprites.npy", mmap_mode="r"))
+    try:
+        subjects = tuple(Subject(**row) for row in read_json(root / "subjects.json"))
+        return Sprites(subjects, np.load(root / "sprites.npy", mmap_mode="r"))
+    except (TypeError, ValueError, OSError) as error:
+        raise DataError(f"{root} holds no emoji store, or a damaged one ({error}); choose another folder") from error

@@ -4,7 +4,6 @@ Sources: native Wan layout (facts 2.2) as .pth, as safetensors whole or in shard
 encoder, tokenizer and autoencoder in native files or in a Wan2.1 folder of diffusers. Every key is accounted for.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from transformers import UMT5Config, UMT5EncoderModel
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.files import check_new_folder, write_json, writing_folder
 from phantom_s2v.hashes import remember_hash
 from phantom_s2v.model.bounds import read_config
 from phantom_s2v.model.tensors import Tensors, write_sharded
@@ -40,24 +40,18 @@ Report = Callable[[str, int, int], None]  # part, bytes done, bytes in all
 
 
 def convert(wan: Path, phantom: Path, out: Path, report: Report, shard_bytes: int = 2 << 30) -> dict[str, Any]:
-    """Write the model folder `out`; returns its facts. Raises CheckpointError, and then leaves nothing behind."""
-    if out.exists():
-        raise CheckpointError(f"{out} exists already; choose a name that is free")
-    if not out.absolute().parent.is_dir():
-        raise CheckpointError(f"the folder {out.absolute().parent} of the output does not exist; make it first")
-    scratch = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
+    """Write the model folder `out`; returns its facts. Raises CheckpointError, and then leaves nothing behind, and InputError
+    where something is there already or the disk has too little room.
+    """
+    check_new_folder(out, room=sum(file.stat().st_size for file in find_weights(phantom)))
+    with writing_folder(out) as scratch:
         hashes, config = _transformer(wan, phantom, scratch / "transformer", report, shard_bytes)
         hashes |= _autoencoder(wan, scratch / "vae", config, report, shard_bytes)
         hashes |= _text_encoder(wan, scratch / "text_encoder", config, report, shard_bytes)
         _tokenizer(wan, scratch / "tokenizer")
         _diffusers_index(scratch)
         facts = {"files": hashes, "source": phantom.name}
-        (scratch / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-        scratch.rename(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        write_json(scratch / "facts.json", facts)
     for name, value in hashes.items():
         remember_hash(out / name, value)  # so that the first use need not read all of it again
     return facts
@@ -216,9 +210,9 @@ def _diffusers_index(folder: Path) -> None:
         "use_flow_sigmas": True,
         "flow_shift": 5.0,
     }
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", **parts}, indent=1) + "\n")
+    write_json(folder / "model_index.json", {"_class_name": "WanPipeline", **parts})
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
 
 
 def renamed(names: Iterable[str], rule: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, str]:
@@ -256,7 +250,7 @@ def _write(
 ) -> dict[str, str]:
     """Stream the tensors of a part to shards; returns their hashes by path within the model folder."""
     out.mkdir(parents=True)
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    write_json(out / "config.json", config)
     entries = [(new, source.stored(old), source.shape(old)) for new, old in names.items()]
     hashes = write_sharded(
         out, file, entries, lambda new: source.read_finite(names[new]), shard_bytes, lambda done, total: report(part, done, total)

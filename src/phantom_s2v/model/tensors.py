@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
-from phantom_s2v.files import writing
+from phantom_s2v.files import write_json, writing
 from phantom_s2v.model.bounds import check_archive, check_storage
 from phantom_s2v.untrusted import parse_json
 
@@ -242,14 +243,28 @@ def save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[st
 
 
 def save_part(model: Any, folder: Path) -> None:
-    """Save a model of diffusers or transformers by its own save_pretrained, with its tensors at multiples of 64 bytes."""
-    model.save_pretrained(folder)
-    for file in folder.glob("*.safetensors"):
-        entries = _entries(file)
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata()
-        order = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
-        _write_file(file, order, lambda name, entries=entries: _stored(entries[name]), lambda done: None, metadata)
+    """Save a model of diffusers or transformers by its own save_pretrained, with its tensors at multiples of 64 bytes.
+
+    Each file is written whole or not at all, the configuration last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        model.save_pretrained(scratch)
+        for file in sorted(Path(scratch).iterdir(), key=lambda file: file.suffix == ".json"):
+            _take_over(file, folder / file.name)
+
+
+def _take_over(file: Path, target: Path) -> None:
+    """Write `target` with the content of `file`, a safetensors file with its tensors aligned."""
+    if file.suffix != ".safetensors":
+        with writing(target) as opened:
+            opened.write(file.read_bytes())
+        return
+    entries = _entries(file)
+    with safe_open(file, "pt") as tensors:
+        metadata = tensors.metadata()
+    order = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
+    _write_file(target, order, lambda name: _stored(entries[name]), lambda done: None, metadata)
 
 
 def _bytes(value: torch.Tensor) -> memoryview:
@@ -291,7 +306,7 @@ def write_sharded(
     if len(shards) > 1:
         where = {entry[0]: file for file, shard in zip(files, shards, strict=True) for entry in shard}
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / f"{name}.index.json").write_text(json.dumps(index, indent=1) + "\n")
+        write_json(folder / f"{name}.index.json", index)
     return hashes
 
 

@@ -1,6 +1,5 @@
 """Loading of weights: strictly, safetensors only, with one sentence where they do not fit."""
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.files import write_json, writing_folder
 from phantom_s2v.hashes import MADE_OF, combined_hash, folder_hash
 from phantom_s2v.model.bounds import check_layers, read_config
 from phantom_s2v.model.finite import check_finite
@@ -123,18 +123,20 @@ def check_shapes(source: Path, got: dict[str, tuple[int, ...]], wanted: dict[str
 def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], out: Path) -> None:
     """Write a model folder in float16 from one folder of each part, with its defaults and facts beside.
 
-    `parts` names transformer, autoencoder and image_encoder; a part may be its own place in `out` already. Where a part was
-    loaded from, which diffusers notes in its config, is a path of this machine and stays behind.
+    `parts` names transformer, autoencoder and image_encoder. Where a part was loaded from, which diffusers notes in its config,
+    is a path of this machine and stays behind. Raises OutputError where something is in `out` already.
     """
-    for name, folder in parts.items():
-        state = {key: value.half() for key, value in read_tensors(folder / FILE)[0].items()}
-        config = read_config(folder / "config.json")
-        config.pop("_name_or_path", None)
-        (out / name).mkdir(parents=True, exist_ok=True)
-        save_tensors(state, out / name / FILE)
-        (out / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (out / "preset.json").write_text(json.dumps(preset, indent=1) + "\n")
-    (out / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with writing_folder(out) as scratch:
+        for name, folder in parts.items():
+            state = {key: value.half() for key, value in read_tensors(folder / FILE)[0].items()}
+            config = read_config(folder / "config.json")
+            config.pop("_name_or_path", None)
+            (scratch / name).mkdir()
+            save_tensors(state, scratch / name / FILE)
+            write_json(scratch / name / "config.json", dict(sorted(config.items())), indent=2)
+        write_json(scratch / "preset.json", preset)
+        write_json(scratch / "facts.json", facts)
 
 
 def weights_hash(*folders: Path) -> str:

@@ -11,7 +11,6 @@ A film's own row is written last, so a killed run does at most the films of its 
 
 import hashlib
 import json
-import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import pyarrow as pa
 
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.errors import DataError
+from phantom_s2v.files import writing_folder
 from phantom_s2v.reuse import code_version
 
 BUFFER = 8  # films that are written at once
@@ -138,10 +138,8 @@ class Bank:
         table = pa.Table.from_pylist(list({row["id"]: row for row in rows}.values()), schema=schema)
         dataset = self.open(name)
         if dataset is None:
-            scratch = self.folder / f".{name}.partial"
-            shutil.rmtree(scratch, ignore_errors=True)
-            lance.write_dataset(table, str(scratch))
-            scratch.rename(self._path(name))  # a dataset whose first write was killed cannot be opened
+            with writing_folder(Path(self._path(name))) as scratch:  # one whose first write was killed cannot be opened
+                lance.write_dataset(table, str(scratch))
             return
         if not dataset.schema.equals(schema):
             raise DataError(f"{self.folder} was filled with another model's vectors; choose another folder, or remove this one")
