@@ -373,3 +373,11 @@ def test_a_full_disk_is_one_sentence_and_the_store_stays(store, clip, tmp_path, 
         resource.setrlimit(resource.RLIMIT_FSIZE, soft)
     assert list(TripletStore(tmp_path / "triplets.lance")) == before
     assert store.write(triplets(clip, 9)) == 2
+
+
+def test_nothing_to_import_is_said_and_makes_no_store(call_phantom, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        code, said = call_phantom("data", "import", tmp_path / folder, "--out", tmp_path / "s.lance")
+        assert (code, len(said.err.splitlines()), said.out) == (2, 1, "")
+    assert not (tmp_path / "s.lance").exists()

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from phantom_s2v import PhantomPipeline
-from phantom_s2v.errors import CheckpointError
+from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.generate import model_hash
 from phantom_s2v.model.convert import convert
 from phantom_s2v.model.tensors import Tensors
@@ -175,7 +175,7 @@ def test_pickles_that_execute_gguf_and_others_are_refused(checkpoint, tmp_path):
 
 def test_an_output_that_exists_is_left_alone(checkpoint, converted):
     before = sorted(p.name for p in converted.iterdir())
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         convert(*checkpoint, converted, quiet)
     assert sorted(p.name for p in converted.iterdir()) == before
 

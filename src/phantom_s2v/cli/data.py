@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -273,8 +274,11 @@ def data_import(
         found = readers[published](folder, clips, rights, left_out, tell)
     else:
         found = read_captioned(folder, rights, left_out, tell) if captioned else read_export(folder, left_out)
+    first = next(found, None)  # what cannot be read at all shows before a store is made
+    if first is None and not left:
+        raise InputError(f"{folder} holds no triplet; nothing was imported")
     store = opened(TripletStore.create(out))
-    new = store.write(accepted(found, require_licence, left_out))
+    new = store.write(accepted(chain([first] if first else [], found), require_licence, left_out))
     say(json.dumps({"new": new, "triplets": len(store), "left_out": left}))
     if left:
         raise typer.Exit(3)
