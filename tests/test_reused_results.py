@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from safetensors.torch import load_file, save_file
 from phantom_s2v import jobs, media
 from phantom_s2v.data.heldout import held_out, still_path
 from phantom_s2v.evaluation import emoji
+from phantom_s2v.model.placement import Placement
+from phantom_s2v.record import origin_of
+from phantom_s2v.request import load_preset
 
 
 @pytest.fixture
@@ -131,6 +135,24 @@ def test_a_suite_makes_again_what_another_model_made(call_phantom, tiny, zeroed,
     seeds, said = run(tiny, seed=3)
     assert (seeds, "1 of 2 videos are made again; a: request.seed was 1 and is 3" in said) == ([3], True)
     assert run(zeroed, seed=3)[0] == [3, 5]
+
+
+def test_a_rephraser_counts_and_not_the_words_that_it_found(tmp_path, tiny):
+    request = replace(jobs.build_request({"prompt": "asked"}, load_preset(tiny)), prompt="found", asked_prompt="asked")
+    other = replace(request, prompt="found the next time")
+    placement, folder = asdict(Placement()), tmp_path / "rephraser"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"one")
+
+    def origin(request, where):
+        return origin_of(request, "weights", placement, rephrase=where)
+
+    first = origin(request, str(folder))
+    assert origin(other, str(folder)) == first
+    assert origin(other, None) != origin(request, None)  # made again of its record: by the words
+    (folder / "model.safetensors").write_bytes(b"two")
+    assert origin(request, str(folder)) != first
+    assert "secret" not in str(origin(request, "https://me:secret@example.org#model"))
 
 
 def test_true_clips_are_known_by_their_frames(call_phantom, tiny, tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ def origin_of(
     held = {name: value for name, value in placement.items() if name not in WHERE}
     words = without_credentials(rephrase) if rephrase and "://" in rephrase else rephrase and folder_hash(Path(rephrase), MADE_OF)
     return {
-        "request": {**asked, "prompt": request.asked_prompt or request.prompt},
+        "request": {**asked, "prompt": request.asked_prompt or request.prompt if rephrase else request.prompt},
         "references": [[r.subject, content_hash(Path(r.path))] for r in request.pictures()],
         "first_frame": content_hash(Path(request.first_frame)) if request.first_frame else None,
         "segmenter": folder_hash(Path(request.segmenter), MADE_OF) if request.segmenter else None,

@@ -60,6 +60,28 @@ def test_sprites_come_out_nearly_as_they_were(store, archives, tmp_path):
     assert difference[..., 3].mean() < 3
 
 
+def test_another_archives_sprites_are_unpacked_again(tmp_path, monkeypatch):
+    sprites, root, calls = tmp_path / "sprites", tmp_path / "emoji", []
+    for folder in (sprites, root):
+        folder.mkdir()
+
+    def unpack(folder, into):
+        calls.append(folder)
+        (into / "subjects.json").write_text(str(len(calls)))
+
+    monkeypatch.setattr(travel, "unpack_sprites", unpack)
+    (sprites / "1f98a.webp").write_bytes(b"one")
+    for count in (1, 1):
+        travel.unpack_store(sprites, root)
+        assert len(calls) == count
+    (sprites / "1f98a.webp").write_bytes(b"two")
+    travel.unpack_store(sprites, root)
+    assert len(calls) == 2
+    (root / "subjects.json").write_text("of something else")
+    travel.unpack_store(sprites, root)
+    assert len(calls) == 3
+
+
 def test_packed_captions_read_as_with_the_whole_text_encoder(store, archives, tmp_path):
     travel.unpack_command(archives / "start.zip", tmp_path)
     packed, whole = TextEncoder(tmp_path / "text_encoder"), TextEncoder()

@@ -131,6 +131,7 @@ def train(
             factor = rate_at(step, config.steps, config.warmup, config.decay_share)
             factor = min(factor, rate_left(time.monotonic() - began, config.minutes, config.decay_minutes))
             if factor < 1 and step >= config.warmup and not decaying:
+                watch.check()
                 on_save(model, ema, False)
                 decaying = True
             norm = _update(optimizer, parts["loss"], factor, config.clip_norm)

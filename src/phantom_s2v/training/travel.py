@@ -21,7 +21,10 @@ from safetensors.torch import load_file, save
 
 from phantom_s2v.data.emoji import Sprites, load_store, write_store
 from phantom_s2v.errors import DataError, InputError
+from phantom_s2v.files import read_json, write_json
+from phantom_s2v.hashes import folder_hash
 from phantom_s2v.model.weights import FILE
+from phantom_s2v.reuse import code_version, note, why_not
 
 PART = 15 << 20  # bytes of a part: the transfer brings files of up to 16 MiB back
 ARCHIVE = 62 << 20  # bytes of an archive: 64 MiB travel at once, the tracked files among them
@@ -180,8 +183,17 @@ def unpack_command(
     for wheel in (out / "wheels").glob("*.whl"):
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(out / "packages")
-    if (out / "sprites").is_dir() and not (out / "emoji" / "subjects.json").exists():
-        unpack_sprites(out / "sprites", out / "emoji")
+    if (out / "sprites").is_dir():
+        unpack_store(out / "sprites", out / "emoji")
+
+
+def unpack_store(sprites: Path, root: Path) -> None:
+    """`unpack_sprites`, unless the store under `root` was made of these sprites already, by this code."""
+    origin = {"sprites": folder_hash(sprites, (".webp", ".json")), "code": code_version("training.travel")}
+    made, noted = root / "subjects.json", root / "origin.json"
+    if not (made.exists() and noted.exists()) or why_not(made, read_json(noted), origin):
+        unpack_sprites(sprites, root)
+        write_json(noted, note(made, origin), sealed=True)
 
 
 @app.command("join")
