@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
-from phantom_s2v.untrusted import parse_json
+from phantom_s2v.untrusted import is_file, parse_json
 
 MOST_CONFIG = 16 << 20  # bytes of a configuration
 MOST_LAYERS = 1024
@@ -119,6 +119,8 @@ def _check_folder(folder: Path, build: Callable[[Path], nn.Module] | None) -> No
 
 def check_archive(file: Path) -> None:
     """Raise CheckpointError for a .pth whose parts are compressed, which torch's are not: kilobytes could become any size."""
+    if not is_file(file):
+        raise CheckpointError(f"{file} is not a file")
     try:
         with zipfile.ZipFile(file) as archive:
             if packed := next((e for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED), None):
