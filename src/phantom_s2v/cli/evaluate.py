@@ -53,6 +53,7 @@ def evaluate_run(
     videos: Annotated[Path | None, typer.Option(help="Folder of videos made elsewhere, ID.mp4: nothing is generated.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; a run goes on where it was.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many subjects, or cases.")] = None,
+    size: Annotated[int | None, typer.Option(help="emoji: side of the videos in pixels; by default the model's.")] = None,
     features: Features = "efficientnet-lite0",
     backend: Backend = "packaged",
     clip: Clip = "",
@@ -69,13 +70,15 @@ def evaluate_run(
     options = dict(locals())
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it can be 1 or more")
+    if size is not None and suite != "emoji":
+        raise InputError(f"size is for the emoji suite (got {suite})")
     if (suite == "opens2v") != (path is not None):
         raise InputError("opens2v takes the path of its JSON, and other suites take none")
     if suite not in ("emoji", "robustness", "opens2v") and not Path(suite).is_dir():
         raise InputError(f"suite is {suite!r}; legal are emoji, robustness, opens2v, or a folder with cases.jsonl")
     target = out or Path("outputs") / Path(suite).name
     if suite == "emoji":
-        run_emoji_suite(model, target, limit)
+        run_emoji_suite(model, target, limit, size)
     else:
         run_cases(options, target)
 
@@ -104,17 +107,19 @@ def run_cases(options: dict[str, Any], target: Path) -> None:
     finish(found, {"suite": suite, "model": None if videos else model})
 
 
-def run_emoji_suite(model: str, out: Path, limit: int | None) -> None:
+def run_emoji_suite(model: str, out: Path, limit: int | None, size: int | None) -> None:
     """The emoji suite, with its judge."""
     from phantom_s2v.evaluation.emoji import run_emoji
     from phantom_s2v.evaluation.report import table
     from phantom_s2v.generate import load_models
+    from phantom_s2v.geometry import VideoSize
     from phantom_s2v.presets import model_folder
 
     models = load_models(model_folder(model))
+    side = VideoSize(models.preset.frames, size, size).height if size else None
     with progress() as bar:
         task = bar.add_task("videos", total=None)
-        figures = run_emoji(models, out, limit, lambda done, total: bar.update(task, completed=done, total=total))
+        figures = run_emoji(models, out, limit, lambda done, total: bar.update(task, completed=done, total=total), side)
     say(*table(figures).splitlines())
     say(json.dumps(figures | {"model": models.preset.name, "weights": models.hash}))
 

@@ -32,7 +32,8 @@ from phantom_s2v.untrusted import parse_json
 DIRECTIONS = ("left", "right", "up", "down")
 PAIRS = 50
 TEXTURED_CLIPS = 32
-BANK_SIDE = 40  # pixels: sharper references are named worse (true clips: 75% at 160 pixels, 89% at 40)
+COARSE = 64  # pixels a side of a video up to which references are judged at BANK_SIDES[0]
+BANK_SIDES = (40, 64)  # pixels a side of the judge's references: sharper or coarser ones than the video are named worse
 
 
 @dataclass(frozen=True)
@@ -50,32 +51,36 @@ class Case:
         return tuple(cast.subject for cast in self.spec.casts)
 
 
-def emoji_cases(sprites: Sprites, limit: int | None) -> list[Case]:
-    """All cases in a fixed order; `limit` keeps the first so many subjects and half as many pairs."""
+def emoji_cases(sprites: Sprites, limit: int | None, side: int = COARSE) -> list[Case]:
+    """All cases in a fixed order, of videos of `side` pixels; `limit` keeps the first so many subjects, half as many pairs."""
     subjects = evaluated(sprites)
     count = min(limit or len(subjects), len(subjects))
     cases = []
     for index, subject in enumerate(subjects[:count]):
         motion = DIRECTIONS[index % 4]
         spec = ClipSpec(
-            (Cast(subject, size=0.76, reach=0.15, motion=motion),), ((Shot(),),), _ground(subject, sprites, index), False
+            (Cast(subject, size=0.76, reach=0.15, motion=motion),),
+            ((Shot(),),),
+            _ground(subject, sprites, index),
+            False,
+            side=side,
         )
         cases.append(Case(f"unnamed-{subject.key}", "unnamed", spec, 1000 + index))
         cases.append(Case(f"named-{subject.key}", "named", replace(spec, named=True), 2000 + index))
         cases.append(Case(f"control-{subject.key}", "control", replace(spec, shots=((),)), 1000 + index))
     for index in range(min(PAIRS, max(1, count // 2))):
         pair = subjects[index], subjects[(index + len(subjects) // 2) % len(subjects)]
-        cases.append(pair_case(pair, index, sprites))
+        cases.append(pair_case(pair, index, sprites, side))
     return cases
 
 
-def pair_case(pair: tuple[Subject, Subject], index: int, sprites: Sprites) -> Case:
+def pair_case(pair: tuple[Subject, Subject], index: int, sprites: Sprites, side: int = COARSE) -> Case:
     """Two subjects side by side; every second one is named."""
     casts = tuple(
         Cast(subject, size=0.5, centre=(0.5, x), reach=0.1, motion=("up", "down")[(index + place) % 2])
         for place, (subject, x) in enumerate(zip(pair, (0.25, 0.75), strict=True))
     )
-    spec = ClipSpec(casts, ((Shot(),), (Shot(),)), _ground(pair[0], sprites, index), index % 2 == 0)
+    spec = ClipSpec(casts, ((Shot(),), (Shot(),)), _ground(pair[0], sprites, index), index % 2 == 0, side=side)
     return Case(f"pair-{pair[0].key}-{pair[1].key}", "pair", spec, 3000 + index)
 
 
@@ -91,16 +96,18 @@ def request_of(case: Case, sprites: Sprites, models: Models) -> Request:
     """The request of a case, at the model's defaults."""
     chosen = [] if case.kind == "control" else case.subjects
     references = tuple(Reference(str(still_path(s.key)), s.key) for s in chosen)
-    return with_defaults(models.preset, prompt=caption(case.spec, sprites), references=references, seed=case.seed)
+    size = {"height": case.spec.side, "width": case.spec.side}
+    return with_defaults(models.preset, prompt=caption(case.spec, sprites), references=references, seed=case.seed, **size)
 
 
-def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None]) -> dict:
-    """Make and judge the cases of which `out`/cases.jsonl has no row of the same origin, then summarise. Returns the figures."""
+def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None], side: int | None = None) -> dict:
+    """Make and judge the cases, in videos of `side` pixels (the model's default), of which `out`/cases.jsonl has no row of the same origin, then summarise. Returns the figures."""
     sprites, judge = held_out(), Judge()
     out.mkdir(parents=True, exist_ok=True)
-    bank = reference_bank(judge, sprites)
+    side = side or models.preset.height
+    bank = reference_bank(judge, sprites, side)
     file = out / "cases.jsonl"
-    cases = emoji_cases(sprites, limit)
+    cases = emoji_cases(sprites, limit, side)
     check_outputs([out / "sheet.png"], force=True)
     origins = case_origins(cases, sprites, models)
     done = keep_rows(file, origins)
@@ -114,7 +121,7 @@ def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[in
             report(number + 1, len(cases))
     rows = [done[case.id] for case in cases]
     write_sheet(out, cases, sprites)
-    return summarise(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(models, sprites))
+    return summarise(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(models, sprites, side))
 
 
 def case_origins(cases: list[Case], sprites: Sprites, models: Models) -> dict[str, str]:
@@ -152,10 +159,11 @@ def _row(line: str, file: Path) -> dict | None:
     raise InputError(f"{file} exists, and phantom did not write it; choose another --out")
 
 
-def reference_bank(judge: Judge, sprites: Sprites) -> np.ndarray:
-    """Features [100, 1280] of the evaluated subjects' references, as coarse as subjects are in the videos."""
+def reference_bank(judge: Judge, sprites: Sprites, side: int = COARSE) -> np.ndarray:
+    """Features [100, 1280] of the evaluated subjects' references, about as coarse as subjects are in videos of `side` pixels."""
+    coarse = BANK_SIDES[side > COARSE]
     stills = (read_picture(still_path(s.key))[0] for s in evaluated(sprites))
-    return np.stack([judge.reference(letterbox(still, BANK_SIDE, BANK_SIDE)) for still in stills])
+    return np.stack([judge.reference(letterbox(still, coarse, coarse)) for still in stills])
 
 
 def judge_case(case: Case, video: np.ndarray, judge: Judge, bank: np.ndarray, sprites: Sprites) -> dict:
@@ -178,12 +186,12 @@ def true_rows(cases: list[Case], judge: Judge, bank: np.ndarray, sprites: Sprite
 
 
 @torch.no_grad()
-def autoencoder_psnr(models: Models, sprites: Sprites) -> dict[str, list[float]]:
+def autoencoder_psnr(models: Models, sprites: Sprites, side: int) -> dict[str, list[float]]:
     """PSNR in dB of held-out clips on textured grounds through the autoencoder: whole frames and the subject's box."""
     whole, subject = [], []
     for index in range(TEXTURED_CLIPS):
         rng = np.random.default_rng([7, index])
-        spec = random_spec(rng, evaluated(sprites), 25, models.preset.height, pictures=1)
+        spec = random_spec(rng, evaluated(sprites), 25, side, pictures=1)
         ground = replace(spec.ground, kind=("stripes", "dots", "checks", "noise")[index % 4])
         clip = compose(replace(spec, ground=ground), sprites)
         latents = encode(models.autoencoder, to_pixels(clip.video)[None])
