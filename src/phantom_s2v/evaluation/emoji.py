@@ -101,7 +101,10 @@ def request_of(case: Case, sprites: Sprites, models: Models) -> Request:
 
 
 def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None], side: int | None = None) -> dict:
-    """Make and judge the cases, in videos of `side` pixels (the model's default), of which `out`/cases.jsonl has no row of the same origin, then summarise. Returns the figures."""
+    """Make and judge the cases of which `out`/cases.jsonl has no row of the same origin, then summarise. Returns the figures.
+
+    Videos are of `side` pixels, by default the model's. Rows of another origin are made again.
+    """
     sprites, judge = held_out(), Judge()
     out.mkdir(parents=True, exist_ok=True)
     side = side or models.preset.height
