@@ -191,14 +191,19 @@ def finish(found: "Found", said: dict[str, Any]) -> None:
 
 
 @evaluate.command("autoencoder")
-def evaluate_autoencoder(model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini") -> None:
+def evaluate_autoencoder(
+    model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini",
+    size: Annotated[int | None, typer.Option(help="Side of the clips in pixels; by default the model's.")] = None,
+) -> None:
     """PSNR of held-out clips on textured grounds through the autoencoder; the last line is one JSON object."""
     from phantom_s2v.evaluation.emoji import autoencoder_psnr, held_out
     from phantom_s2v.evaluation.metrics import bootstrap
     from phantom_s2v.generate import load_models
+    from phantom_s2v.geometry import VideoSize
     from phantom_s2v.presets import model_folder
 
-    values = autoencoder_psnr(load_models(model_folder(model)), held_out())
+    models = load_models(model_folder(model))
+    values = autoencoder_psnr(models, held_out(), VideoSize(1, size, size).height if size else models.preset.height)
     say(json.dumps({name: [round(v, 3) for v in bootstrap(each)] for name, each in values.items()}))
 
 
