@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -431,3 +432,17 @@ def test_requests_into_a_folder_with_a_dot_and_nothing_made_is_said(phantom, tin
     (tmp_path / "all.jsonl").write_text("\n\n")
     code, _, err = phantom(*ask)
     assert (code, "holds no request; nothing was made" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("limit", "said"), [(2000, "of the output cannot be written"), (5000, r"fox\..* cannot be written")])
+def test_a_disk_that_takes_no_more_is_one_sentence_and_nothing_is_left(ask, tmp_path, limit, said):
+    """Below a probe's size before any work; else when the first file outgrows it, and what was begun is removed."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        code, lines = ask()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
+    assert re.search(f"{said}: it is larger than this system lets a file be", lines[-1]), lines
+    assert list(tmp_path.iterdir()) == []
