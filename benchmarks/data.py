@@ -103,9 +103,9 @@ def main() -> None:
         models = packaged_models()
         spent: dict[str, float] = {}
         clips = length = 0.0
-        process(str(next(folder.glob("*.mp4"))), config, models)  # the models load
+        list(process(str(next(folder.glob("*.mp4"))), config, models))  # the models load
         for each in sorted(folder.glob("*.mp4"))[:10]:
-            film = process(str(each), config, models)[-1]
+            *_, film = process(str(each), config, models)
             clips += film["clips"]
             length += media.read_video(each)[0].shape[0] / film["fps"]
             for name, value in film["seconds"].items():

@@ -59,10 +59,11 @@ def data_build(
     with progress() as bar:
         done = engine.build(paths, out, settings, make, rights, workers, ray, require_licence, by_stage(bar))
     page = out.with_suffix(".html")
-    report.write_report(page, Bank(engine.bank_of(out)), done.pairs, done.triplets, done.seconds, settings)
+    bank = Bank(engine.bank_of(out))
+    report.write_report(page, bank, bank.pairs(done.version, settings), done.triplets, done.seconds, settings)
     for path, reason in done.left_behind.items():
         tell(f"left behind: {path}: {reason}")
-    kept = sum(not p["drop"] for p in done.pairs)
+    kept = sum(not p["drop"] for p in bank.pairs(done.version, settings))
     facts = {"films": done.films, "left_behind": len(done.left_behind), "triplets": done.triplets, "new": done.new, "pairs": kept}
     say(json.dumps({**facts, "report": str(page)}))
     if done.left_behind:
@@ -176,7 +177,9 @@ def data_check(
     except typer.Exit as left:
         raise InputError("films were left behind that were composed just now; see above") from left
     bank, settings = Bank(engine.bank_of(dataset)), read_config(None, {"detector": detector})
-    facts = check(bank, paths, bank.all_pairs(), settings)
+    subjects = bank.open("subjects")
+    pairs = bank.pairs(subjects.version, settings) if subjects else ()
+    facts = check(bank, paths, pairs, settings)
     say(json.dumps({name: round(value, 4) for name, value in facts.items()}))
 
 

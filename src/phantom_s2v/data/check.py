@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Known:
     original: int  # the shot that a duplicate repeats, else the shot itself
 
 
-def check(bank: Bank, films: list[Path], pairs: list[Record], config: Config) -> dict[str, float]:
+def check(bank: Bank, films: list[Path], pairs: Iterable[Record], config: Config) -> dict[str, float]:
     """shot_f1, subject_recall, pair_precision, pair_recall, near_duplicates_kept, decoys_kept, and what they are counted over."""
     truths = {str(path): json.loads(path.with_suffix(".truth.json").read_text()) for path in films}
     clips: dict[str, list[Record]] = {path: [] for path in truths}
@@ -60,7 +61,7 @@ def check(bank: Bank, films: list[Path], pairs: list[Record], config: Config) ->
     return {
         "shot_f1": 2 * right / max(1, 2 * right + invented + missed),
         "subject_recall": found.seen / max(1, found.shown),
-        **judge_pairs([p for p in pairs if not p["drop"]], known, truths),
+        **judge_pairs((p for p in pairs if not p["drop"]), known, truths),
         "shots": sum(len(t["shots"]) for t in truths.values()),
         "subjects": found.shown,
         "faults_found": faults_found(found.drops),
@@ -111,11 +112,11 @@ def _overlap(views: list[Record], boxes: list[list[int] | None], frames: list[in
     return float(np.mean(values)) if values else 0.0
 
 
-def judge_pairs(pairs: list[Record], known: dict[str, Known], truths: dict[str, Record]) -> dict[str, float]:
+def judge_pairs(pairs: Iterable[Record], known: dict[str, Known], truths: dict[str, Record]) -> dict[str, float]:
     """Precision and recall of cross-pairs, and what was planted and kept."""
     right: set[str] = set()
-    correct = duplicates = decoys = 0
-    for each in pairs:
+    count = correct = duplicates = decoys = 0
+    for count, each in enumerate(pairs, 1):  # noqa: B007 - how many there were
         a, b = known.get(each["subject"]), known.get(each["partner"])
         same = a and b and a.film == b.film and a.identity == b.identity >= 0
         copy = bool(a and b and a.film == b.film and a.original == b.original)
@@ -132,11 +133,11 @@ def judge_pairs(pairs: list[Record], known: dict[str, Known], truths: dict[str, 
     planted = sum(i["decoy_of"] >= 0 for t in truths.values() for i in t["identities"])
     copies = sum(s["kind"] == "duplicate" for t in truths.values() for s in t["shots"])
     return {
-        "pair_precision": correct / max(1, len(pairs)),
+        "pair_precision": correct / max(1, count),
         "pair_recall": len(right & set(able)) / max(1, len(able)),
         "near_duplicates_kept": duplicates,
         "decoys_kept": decoys,
-        "pairs": len(pairs),
+        "pairs": count,
         "decoys_planted": planted,
         "near_duplicates_planted": copies,
     }

@@ -6,7 +6,8 @@ subjects  one row for every subject: its vectors and pictures
 written   ids of the triplets that were written
 pairs     one row for every subject: what was judged of its pairs, and at which version of the subjects
 
-A film's own row is written last, so a killed run does at most the films of its buffer again, and merging them changes nothing.
+A film's own row is written after those of its clips, so a killed run does at most the films of its buffer again, and merging them
+changes nothing.
 """
 
 import hashlib
@@ -25,8 +26,8 @@ from phantom_s2v.errors import DataError
 from phantom_s2v.files import writing_folder
 from phantom_s2v.reuse import code_version
 
-BUFFER = 8  # films that are written at once
-BATCH = 256  # rows that are read at once
+BUFFER, BUFFER_BYTES = 64, 64 << 20  # records, and bytes of their videos and pictures, that are held before they are written
+BATCH = 64  # rows that are read at once, with their videos
 PAIRING = ("pair", "verify")  # stages that judge pairs
 COMPACT = 32  # fragments from which on a dataset is put together again
 
@@ -72,7 +73,7 @@ class Bank:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.held: list[list[Record]] = []
+        self.held: dict[str, list[Record]] = {"subjects": [], "clips": [], "films": []}  # rows
 
     def _path(self, name: str) -> str:
         return str(self.folder / f"{name}.lance")
@@ -90,14 +91,17 @@ class Bank:
         for row in self.rows("films", ["facts"]):
             yield json.loads(row["facts"])
 
-    def judged(self, version: int, config: Config) -> dict[str, list[Record]]:
-        """Pairs that were judged at this version of the subjects, with these thresholds, by subject."""
-        where = f"version = {version} AND config = '{mark(config, PAIRING)}'"
-        return {row["id"]: json.loads(row["facts"]) for row in self.rows("pairs", ["facts"], where)}
+    def judged(self, version: int, config: Config) -> set[str]:
+        """Subjects whose pairs were judged at this version of the subjects, with these thresholds."""
+        return {row["id"] for row in self.rows("pairs", [], _of(version, config))}
 
-    def all_pairs(self) -> list[Record]:
-        """Every pair that was judged last."""
-        return [pair for row in self.rows("pairs", ["facts"]) for pair in json.loads(row["facts"])]
+    def pairs(self, version: int, config: Config, subjects: Collection[str] | None = None) -> Iterator[Record]:
+        """Pairs that were judged so, of some `subjects` or of all, a batch in memory at a time; those of a subject together."""
+        where = _of(version, config)
+        if subjects is not None:
+            where += f" AND id IN ({', '.join(repr(each) for each in sorted(subjects)) or repr('')})"
+        for row in self.rows("pairs", ["facts"], where):
+            yield from json.loads(row["facts"])
 
     def keep_pairs(self, pairs: dict[str, list[Record]], version: int, config: Config) -> None:
         """Write the judged pairs of some subjects."""
@@ -115,24 +119,40 @@ class Bank:
         table = pa.Table.from_pylist([{"id": each} for each in sorted(ids)], schema=pa.schema([("id", pa.string())]))
         lance.write_dataset(table, self._path("written"), mode="overwrite")
 
-    def add(self, film: list[Record]) -> None:
-        """Take the records of one film, its own last; they are on disk after `BUFFER` films, or `flush`."""
-        self.held.append(film)
-        if len(self.held) >= BUFFER:
+    def add(self, record: Record) -> None:
+        """Take in a clip's record or, after all of its clips, a film's; they are on disk after some of them, or `flush`.
+
+        Clips of a film that turned out to be broken are taken back.
+        """
+        if record["kind"] == "film":
+            self.held["films"].append(_film_row(record))
+            if record["drop"] and record["clips"]:
+                self._forget(record["film"])
+        else:
+            self.held["clips"].append(_clip_row(record))
+            if not record["drop"]:
+                self.held["subjects"] += [_subject_row(record, subject) for subject in record["subjects"]]
+        pictures = sum(len(view["picture"]) for row in self.held["subjects"] for view in row["views"])
+        size = pictures + sum(len(row["video"]) for row in self.held["clips"])
+        if size >= BUFFER_BYTES or len(self.held["clips"]) + len(self.held["films"]) >= BUFFER:
             self.flush()
+
+    def _forget(self, film: str) -> None:
+        """Remove the clips and subjects of a film."""
+        for name in ("subjects", "clips"):
+            self.held[name] = [row for row in self.held[name] if row["film"] != film]
+            if dataset := self.open(name):
+                dataset.delete(f"film = '{film}'")
 
     def flush(self) -> None:
         """Write what is held: subjects, then clips, then films."""
-        clips = [record for film in self.held for record in film if record["kind"] == "clip"]
-        films = [record for film in self.held for record in film if record["kind"] == "film"]
-        subjects = [_subject_row(clip, s) for clip in clips if not clip["drop"] for s in clip["subjects"]]
-        if subjects:
-            self._merge("subjects", subjects, subjects_schema(len(subjects[0]["vector"])))
-        if clips:
-            self._merge("clips", [_clip_row(clip) for clip in clips], CLIPS)
-        if films:
-            self._merge("films", [_film_row(film) for film in films], FILMS)
-        self.held = []
+        held, self.held = self.held, {name: [] for name in self.held}
+        if held["subjects"]:
+            self._merge("subjects", held["subjects"], subjects_schema(len(held["subjects"][0]["vector"])))
+        if held["clips"]:
+            self._merge("clips", held["clips"], CLIPS)
+        if held["films"]:
+            self._merge("films", held["films"], FILMS)
 
     def _merge(self, name: str, rows: list[Record], schema: pa.Schema) -> None:
         table = pa.Table.from_pylist(list({row["id"]: row for row in rows}.values()), schema=schema)
@@ -173,6 +193,11 @@ class Bank:
             part = order[start : start + BATCH]
             taken = dataset._take_rows([row for _, row in part], columns=["id", *columns])
             yield from sorted(taken.to_pylist(), key=lambda row: row["id"])
+
+
+def _of(version: int, config: Config) -> str:
+    """The filter of pairs that were judged at a version of the subjects with these thresholds."""
+    return f"version = {version} AND config = '{mark(config, PAIRING)}'"
 
 
 def mark(config: Config, stages: tuple[str, ...]) -> str:

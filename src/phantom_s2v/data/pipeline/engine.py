@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import groupby, islice
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
 from phantom_s2v.data.pipeline import caption, embed, pair, probe, quality, shots, subjects, verify, write
@@ -35,7 +36,7 @@ class Summary:
     left_behind: dict[str, str] = field(default_factory=dict)  # file -> reason
     triplets: int = 0
     new: int = 0
-    pairs: list[Record] = field(default_factory=list)  # all that were looked at
+    version: int = 0  # of the bank's subjects, at which their pairs were judged
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -74,39 +75,51 @@ class _Clock:
             self.spent += time.process_time() - start
 
 
-def process(path: str, config: Config, models: Models) -> list[Record]:
-    """All records of one file, its own last. Clips of a film that broke off are left out."""
-    return whole(list(chain([{"path": path}], (*LOOK, *KNOW), config, models)))
-
-
-def whole(records: list[Record]) -> list[Record]:
-    """A film's records in the order of its clips; of a film that was dropped its own alone."""
-    film = next(record for record in records if record["kind"] == "film")
-    clips = [] if film["drop"] else sorted((r for r in records if r["kind"] == "clip"), key=lambda r: r["start"])
-    return [*clips, film]
+def process(path: str, config: Config, models: Models) -> Iterator[Record]:
+    """The records of one file: those of its clips as they are done, its own last."""
+    for record in chain([{"path": path}], (*LOOK, *KNOW), config, models):
+        yield {name: value for name, value in record.items() if name not in ("work", "stills")}
 
 
 _state: list[Any] = []  # configuration and models of a process of the pool
 
 
-def _start(config: Config, make: MakeModels) -> None:
+def _start(config: Config, make: MakeModels, scratch: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
-    _state[:] = [config, make()]
+    _state[:] = [config, make(), scratch]
 
 
-def _work(path: str) -> list[Record]:
-    return process(path, *_state)
+def _work(path: str) -> str:
+    """Process a film into a file of pickles, so that no process holds a whole film; returns the file."""
+    config, models, scratch = _state
+    with NamedTemporaryFile(dir=scratch, delete=False) as file:
+        for record in process(path, config, models):
+            pickle.dump(record, file)
+    return file.name
 
 
-def in_pool(paths: Iterable[str], config: Config, make: MakeModels, workers: int) -> Iterator[list[Record]]:
-    """Films as they are done, by `workers` processes. Few films wait, so memory stays flat."""
+def _pickled(file: str) -> Iterator[Record]:
+    """Records of a file of pickles, which is removed then."""
+    with Path(file).open("rb") as source:
+        record: Record = {"kind": ""}
+        while record["kind"] != "film":
+            record = pickle.load(source)
+            yield record
+    Path(file).unlink()
+
+
+def in_pool(paths: Iterable[str], config: Config, make: MakeModels, workers: int) -> Iterator[Record]:
+    """Records of films as these are done, by `workers` processes. Few films wait, on disk, so memory stays flat."""
     source = iter(paths)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (config, make)) as pool:
-        running: set[Future[list[Record]]] = {pool.submit(_work, path) for path in islice(source, workers * AHEAD)}
+    with (
+        TemporaryDirectory() as scratch,
+        ProcessPoolExecutor(workers, get_context("spawn"), _start, (config, make, scratch)) as pool,
+    ):
+        running: set[Future[str]] = {pool.submit(_work, path) for path in islice(source, workers * AHEAD)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for each in done:
-                yield each.result()
+                yield from _pickled(each.result())
                 running |= {pool.submit(_work, path) for path in islice(source, 1)}
 
 
@@ -118,11 +131,16 @@ class _Stages:
 
     def __call__(self, row: Record) -> list[Record]:
         records = chain([pickle.loads(row["record"])], self.stages, self.config, self.models)
-        return [{"record": pickle.dumps(record)} for record in records]
+        last = self.stages is KNOW  # what only the stages look at stays behind
+        slim = ({k: v for k, v in r.items() if not last or k not in ("work", "stills")} for r in records)
+        return [{"record": pickle.dumps(record)} for record in slim]
 
 
-def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int, address: str) -> Iterator[list[Record]]:
-    """Films as they are done, by Ray Data: the first stages as tasks, those with networks as `workers` actors, streaming."""
+def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int, address: str) -> Iterator[Record]:
+    """Records as they are done, by Ray Data: the first stages as tasks, those with networks as `workers` actors, streaming.
+
+    A film's own record comes after those of all of its clips.
+    """
     import ray
     import ray.data
 
@@ -135,13 +153,19 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
     rows = ray.data.from_items([{"record": pickle.dumps({"path": path})} for path in paths])
     rows = rows.flat_map(look) if config.detector == "scenedetect" else _by_actors(rows, LOOK, config, make, workers)
     rows = _by_actors(rows, KNOW, config, make, workers)
-    held: dict[str, list[Record]] = {}
+    films: dict[str, Record] = {}  # those whose clips are still on the way
+    left: dict[str, int] = {}  # how many of them: below zero while the film's own record is on the way as well
     for row in rows.iter_rows():
         record = pickle.loads(row["record"])
-        film = held.setdefault(record["path"], [])
-        film.append(record)
-        if len(film) == 1 + next((r["clips"] for r in film if r["kind"] == "film"), len(film)):
-            yield whole(held.pop(record["path"]))
+        path, is_film = record["path"], record["kind"] == "film"
+        left[path] = left.get(path, 0) + (record["clips"] if is_film else -1)
+        if is_film:
+            films[path] = record
+        else:
+            yield record
+        if path in films and not left[path]:
+            del left[path]
+            yield films.pop(path)
     if address == "local":
         ray.shutdown()
 
@@ -181,10 +205,10 @@ def build(
         summary = _counted(bank, paths)
         start = time.process_time()
         repeated = pair.repeats(bank, config)
-        summary.pairs = list(judge(bank, config, own, repeated, report))
+        summary.version = judge(bank, config, own, repeated, report)
         summary.seconds["pair, verify"] = time.process_time() - start
         start = time.process_time()
-        triplets = write.run(summary.pairs, repeated, bank, rights)
+        triplets = write.run(partial(bank.pairs, summary.version, config), repeated, bank, rights)
         summary.new, summary.triplets = _replace(TripletStore.create(out), bank, triplets, require_licence)
         summary.seconds["write"] = time.process_time() - start
         return summary
@@ -203,16 +227,18 @@ def _look(
     done, looked = bank.done(), mark(before_pairing(config), tuple(name for name, _ in (*LOOK, *KNOW)))
     todo = [str(path) for path in paths if str(path) not in done or done[str(path)] != (_source(path), looked)]
     if ray:
-        films = on_ray(todo, config, make, workers, ray)
+        records = on_ray(todo, config, make, workers, ray)
     elif workers > 1:
-        films = in_pool(todo, config, make, workers)
+        records = in_pool(todo, config, make, workers)
     else:
-        films = (process(path, config, make()) for path in todo)
-    report("films", len(paths) - len(todo), len(paths))
-    for number, film in enumerate(films, len(paths) - len(todo) + 1):
-        film[-1]["config"] = looked
-        bank.add(film)
-        report("films", number, len(paths))
+        records = (record for path in todo for record in process(path, config, make()))
+    number = len(paths) - len(todo)
+    report("films", number, len(paths))
+    for record in records:
+        if record["kind"] == "film":
+            record["config"], number = looked, number + 1
+            report("films", number, len(paths))
+        bank.add(record)
     bank.flush()
 
 
@@ -264,13 +290,11 @@ def _source(path: Path) -> str:
         return ""
 
 
-def judge(
-    bank: Bank, config: Config, make: MakeModels, repeated: Container[str], report: Callable[[str, int, int], None]
-) -> Iterator[Record]:
-    """Every pair that was looked at, from the bank where it is known already; new ones are kept there on the way."""
+def judge(bank: Bank, config: Config, make: MakeModels, repeated: Container[str], report: Callable[[str, int, int], None]) -> int:
+    """Look at the pairs that the bank does not know yet, and keep them there; returns the version of the subjects they are of."""
     dataset = bank.open("subjects")
     if dataset is None:
-        return
+        return 0
     version, total = dataset.version, dataset.count_rows()
     known = bank.judged(version, config)
     held: dict[str, list[Record]] = {}
@@ -280,9 +304,6 @@ def judge(
         report("pairs", number, total)
         if len(held) == KEPT_AT_ONCE:
             bank.keep_pairs(held, version, config)
-            known |= held
             held = {}
     bank.keep_pairs(held, version, config)
-    known |= held
-    for subject in sorted(known):
-        yield from known[subject]
+    return version

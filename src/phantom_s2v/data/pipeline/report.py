@@ -17,26 +17,69 @@ from phantom_s2v.pages import figure, write_page
 SHEET = 24  # pairs on a sheet
 TILE = 112  # pixels
 BINS = 40
+SAMPLE = 100 * SHEET  # pairs that those on a sheet are taken of
+LISTED = 1000  # files that are named with a reason or a notice
 
 
-def write_report(path: Path, bank: Bank, pairs: list[Record], triplets: int, seconds: dict[str, float], config: Config) -> None:
+class _Pairs:
+    """What a report says of pairs, taken in one by one: counts, and a bounded number of examples."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.looked_at, self.kept, self.paired = config, 0, 0, 0
+        self.drops: Counter[str] = Counter()
+        self.similar, self.same = np.zeros(BINS, int), np.zeros(BINS, int)
+        self.near: list[Record] = []  # rejected, the least beyond a bound first
+        self.sample: list[Record] = []  # of those kept
+        self.rng, self.last = np.random.default_rng(0), ""
+
+    def add(self, pair: Record) -> None:
+        """Take in a pair; those of one subject follow each other."""
+        self.looked_at += 1
+        self.similar[_bin(pair["similarity"])] += 1
+        if pair["similarity"] >= self.config.lower:
+            self.same[_bin(pair["sameness"])] += 1
+        if pair["drop"]:
+            self.drops[pair["drop"]] += 1
+            self.near = sorted([*self.near, pair], key=lambda p: _beyond(p, self.config))[:SHEET]
+            return
+        self.kept += 1
+        self.paired += pair["subject"] != self.last
+        self.last = pair["subject"]
+        if len(self.sample) < SAMPLE:
+            self.sample.append(pair)
+        elif (place := int(self.rng.integers(self.kept))) < SAMPLE:  # every pair with the same chance
+            self.sample[place] = pair
+
+
+def write_report(
+    path: Path, bank: Bank, pairs: Iterable[Record], triplets: int, seconds: dict[str, float], config: Config
+) -> None:
     """Counts by stage, reasons for drops, histograms with their bounds, sheets of pairs, files left behind, seconds by stage."""
-    clips = [(row["drop"], json.loads(row["facts"])) for row in bank.rows("clips", ["drop", "facts"])]
-    films = list(bank.films())
-    kept = [p for p in pairs if not p["drop"]]
-    near = sorted((p for p in pairs if p["drop"]), key=lambda p: _beyond(p, config))
+    found, clips, films = _Pairs(config), Counter[str](), Counter[str]()
+    subjects, left, notices = 0, list[tuple[str, str]](), list[tuple[str, str]]()
+    for pair in pairs:
+        found.add(pair)
+    for row in bank.rows("clips", ["drop", "facts"]):
+        clips[row["drop"]] += 1
+        subjects += 0 if row["drop"] else len(json.loads(row["facts"])["subjects"])
+    for film in bank.films():
+        films[film["drop"]] += 1
+        if film["drop"] and len(left) < LISTED:
+            left.append((film["path"], film["drop"]))
+        if film["notices"] and len(notices) < LISTED:
+            notices.append((film["path"], "; ".join(film["notices"])))
     parts = [
-        _table("Counts", _counts(films, clips, pairs, triplets)),
-        _table("Why clips were dropped", Counter(drop for drop, _ in clips if drop).most_common()),
-        _table("Why pairs were dropped", Counter(p["drop"] for p in pairs if p["drop"]).most_common()),
+        _table("Counts", _counts(films, clips, subjects, found, triplets)),
+        _table("Why clips were dropped", Counter({k: v for k, v in clips.items() if k}).most_common()),
+        _table("Why pairs were dropped", found.drops.most_common()),
         "<h2>Similarity of subjects</h2><p>Below the bound it is another subject.</p>",
-        _histogram([p["similarity"] for p in pairs], config.lower),
+        _histogram(found.similar, config.lower),
         "<h2>Sameness of surroundings</h2><p>Above the bound it is the same picture.</p>",
-        _histogram([p["sameness"] for p in pairs if p["similarity"] >= config.lower], config.upper),
-        f"<h2>Pairs kept</h2>{_sheet(bank, _spread(kept))}",
-        f"<h2>Pairs just rejected</h2>{_sheet(bank, near[:SHEET])}",
-        _table("Files left behind", [(f["path"], f["drop"]) for f in films if f["drop"]]),
-        _table("Notices", [(f["path"], "; ".join(f["notices"])) for f in films if f["notices"]]),
+        _histogram(found.same, config.upper),
+        f"<h2>Pairs kept</h2>{_sheet(bank, _spread(found.sample))}",
+        f"<h2>Pairs just rejected</h2>{_sheet(bank, found.near)}",
+        _table(f"Files left behind (the first {LISTED})", left),
+        _table(f"Notices (the first {LISTED})", notices),
         _table("Seconds of CPU by stage", [(name, f"{value:.1f}") for name, value in seconds.items()]),
     ]
     write_page(path, path.stem, parts)
@@ -47,19 +90,23 @@ def _beyond(pair: Record, config: Config) -> float:
     return pair["sameness"] - config.upper if pair["drop"] == "near-duplicate" else max(0.0, config.lower - pair["similarity"])
 
 
-def _counts(films: list[Record], clips: list[tuple[str, Record]], pairs: list[Record], triplets: int) -> list[tuple[str, object]]:
-    left = [facts for drop, facts in clips if not drop]
+def _counts(films: Counter[str], clips: Counter[str], subjects: int, pairs: _Pairs, triplets: int) -> list[tuple[str, object]]:
     return [
-        ("files", len(films)),
-        ("files read", sum(not f["drop"] for f in films)),
-        ("clips", len(clips)),
-        ("clips kept", len(left)),
-        ("subjects in them", sum(len(facts["subjects"]) for facts in left)),
-        ("pairs looked at", len(pairs)),
-        ("pairs kept", sum(not p["drop"] for p in pairs)),
-        ("subjects with a cross-pair", len({p["subject"] for p in pairs if not p["drop"]})),
+        ("files", films.total()),
+        ("files read", films[""]),
+        ("clips", clips.total()),
+        ("clips kept", clips[""]),
+        ("subjects in them", subjects),
+        ("pairs looked at", pairs.looked_at),
+        ("pairs kept", pairs.kept),
+        ("subjects with a cross-pair", pairs.paired),
         ("triplets", triplets),
     ]
+
+
+def _bin(value: float) -> int:
+    """The bar of a value on the histograms' scale from -0.2 to 1."""
+    return min(BINS - 1, max(0, int((value + 0.2) / 1.2 * BINS)))
 
 
 def _table(title: str, rows: Iterable[tuple[object, object]]) -> str:
@@ -67,9 +114,8 @@ def _table(title: str, rows: Iterable[tuple[object, object]]) -> str:
     return f"<h2>{title}</h2><table>{''.join(lines)}</table>" if lines else f"<h2>{title}</h2><p>None.</p>"
 
 
-def _histogram(values: list[float], bound: float) -> str:
+def _histogram(counts: np.ndarray, bound: float) -> str:
     """Bars over -0.2 to 1, and the bound as a line; the bars' heights go with the square root of their counts."""
-    counts, _ = np.histogram(np.clip(values, -0.2, 1), BINS, (-0.2, 1))
     width, height = 800, 160
     tallest = float(np.sqrt(max(1, counts.max())))
     bars = "".join(

@@ -2,29 +2,31 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import islice
 
-from phantom_s2v.data.pipeline.bank import BATCH, Bank
+from phantom_s2v.data.pipeline.bank import Bank
 from phantom_s2v.data.pipeline.config import Record
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference
 from phantom_s2v.geometry import MAX_PICTURES
 
+BATCH = 32  # clips that are in memory at once, with their videos and pictures
 
-def run(pairs: Iterable[Record], repeated: Container[str], bank: Bank, rights: Rights) -> Iterator[Triplet]:
+
+def run(pairs: Callable[[set[str]], Iterable[Record]], repeated: Container[str], bank: Bank, rights: Rights) -> Iterator[Triplet]:
     """Triplets of every clip that stays: each subject by its partners (cross-pair), else by another moment of the clip (in-pair).
 
-    Clips that are `repeated` are left out. `rights` hold where a film came without its own.
+    `pairs` gives those of some subjects; clips that are `repeated` are left out. `rights` hold where a film came without its own.
     """
-    partners: dict[str, list[Record]] = defaultdict(list)
-    for pair in pairs:
-        if not pair["drop"]:
-            partners[pair["subject"]].append(pair)
     kept = (clip for clip in bank.rows("clips", ["video", "facts"], "`drop` = ''") if clip["id"] not in repeated)
     while batch := list(islice(kept, BATCH)):
         clips = [(json.loads(clip["facts"]), clip["video"]) for clip in batch]
         wanted = {subject for facts, _ in clips for subject in facts["subjects"]}
-        others = [pair for subject in wanted for pair in partners.get(subject, [])]
+        partners: dict[str, list[Record]] = defaultdict(list)
+        for pair in pairs(wanted):
+            if not pair["drop"]:
+                partners[pair["subject"]].append(pair)
+        others = [pair for found in partners.values() for pair in found]
         views = bank.subjects(wanted | {pair["partner"] for pair in others})
         sources = bank.clip_facts({pair["partner_clip"] for pair in others})
         for facts, video in clips:
