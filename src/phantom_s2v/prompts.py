@@ -164,7 +164,9 @@ def _post(url: str, body: bytes, headers: dict[str, str], place: str) -> bytes:
         try:
             answer = answers.get(timeout=PATIENCE)
         except queue.Empty as error:
-            raise InputError(f"the endpoint {place} gave no whole answer within {PATIENCE} s") from error
+            answer = httpx.TimeoutException(str(error))
+    if isinstance(answer, httpx.TimeoutException):
+        raise InputError(f"the endpoint {place} gave no whole answer within {PATIENCE} s") from answer
     if isinstance(answer, InputError):
         raise answer
     if isinstance(answer, Exception):  # httpx's own, and what sockets and odd addresses raise

@@ -112,8 +112,8 @@ def drip_headers(handler):
 def test_one_deadline_holds_for_the_whole_answer(serve, monkeypatch, slow):
     monkeypatch.setattr(prompts, "PATIENCE", 0.5)
     server, start = serve(slow), time.monotonic()
-    assert "within 0.5 s" in said(server.where) or "ReadTimeout" in said(server.where)
-    assert time.monotonic() - start < 5
+    assert "within 0.5 s" in said(server.where)
+    assert time.monotonic() - start < 8
 
 
 def endless(handler):

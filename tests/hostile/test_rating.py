@@ -115,7 +115,7 @@ def test_votes_are_their_owners(served, tmp_path, monkeypatch):
     _, _, file = served
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     old = tmp_path / "old.sqlite"
-    sqlite3.connect(old).execute("create table a (b)")
+    rating.open_votes(old).close()
     old.chmod(0o644)
     rating.open_votes(old).close()
     assert stat.S_IMODE(old.stat().st_mode) == 0o600
