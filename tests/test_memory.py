@@ -81,6 +81,7 @@ def test_prompts_lie_on_disk():
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_ten_minutes_of_480p_are_scored_in_the_memory_of_ten_seconds(tmp_path):
     short, long = write(tmp_path / "short.mp4", 250, 480, 854), write(tmp_path / "long.mp4", 15_000, 480, 854)
     less, more = peak(SCORE, short, tmp_path / "short.html"), peak(SCORE, long, tmp_path / "long.html")
@@ -91,6 +92,7 @@ def test_ten_minutes_of_480p_are_scored_in_the_memory_of_ten_seconds(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_many_videos_are_scored_in_the_memory_of_few(tmp_path):
     for name, count in (("few", 20), ("many", 400)):
         (tmp_path / name).mkdir()
