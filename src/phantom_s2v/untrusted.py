@@ -22,6 +22,7 @@ from phantom_s2v.errors import InputError
 T = TypeVar("T")
 LARGEST_NUMBER = 2**63 - 1
 MOST_TEXT = 1 << 20  # bytes of a small text, such as a caption
+FILE_FIELDS = ("path", "first_frame", "background", "segmenter")  # fields of dataclasses that name files: any name there is
 # Control characters (ESC begins a terminal's commands), lone surrogates (names that are not UTF-8), marks that turn the direction
 # of writing, and the separators that some readers take for the end of a line.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
@@ -172,7 +173,7 @@ def _of_type(value: Any, hint: Any, name: str) -> Any:
         return number
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is str and isinstance(value, str) and is_text(value):
+    if hint is str and isinstance(value, str) and (is_text(value) or (name in FILE_FIELDS and is_file_name(value))):
         return value
     raise ValueError(f"{name} is {_brief(value)}; legal is {_words(hint)}")
 
@@ -189,6 +190,15 @@ def is_text(value: str) -> bool:
     """Whether a string can be written as UTF-8: JSON may hold half of a surrogate pair."""
     try:
         value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_file_name(value: str) -> bool:
+    """Whether a string can name a file: a name that is not UTF-8 reads as text with bytes U+DC80 to U+DCFF (os.fsdecode)."""
+    try:
+        os.fsencode(value)
     except UnicodeEncodeError:
         return False
     return True

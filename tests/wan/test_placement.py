@@ -182,7 +182,7 @@ def test_magcache_needs_ratios(converted, with_ratios, tmp_path):
     with pytest.raises(CheckpointError, match="damaged"):
         placed(damaged, cache="magcache")
     (damaged / RATIOS).write_text((with_ratios / RATIOS).read_text().replace("1.02", "NaN"))
-    with pytest.raises(CheckpointError, match="is not finite"):
+    with pytest.raises(CheckpointError, match="NaN is no number of JSON"):
         placed(damaged, cache="magcache")
     (damaged / RATIOS).write_text((with_ratios / RATIOS).read_text())
     placed(damaged, cache="magcache")
