@@ -200,3 +200,11 @@ def test_what_is_no_text_or_json_is_one_sentence(tmp_path):
 def test_a_name_that_is_not_utf_8_can_be_written_down(tmp_path):
     files.write_json(tmp_path / "a.json", {"path": os.fsdecode(b"a\xff.png")}, sealed=True)
     assert os.fsencode(files.read_json(tmp_path / "a.json")["path"]) == b"a\xff.png"
+
+
+def test_a_text_that_is_too_large_to_be_read_at_once_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_WHOLE", 1 << 20)
+    with (tmp_path / "big.json").open("wb") as file:
+        file.truncate((1 << 20) + (1 << 20))
+    with pytest.raises(InputError, match=r"big.json has 2 MiB; a text that is read whole must have at most 1 MiB"):
+        files.read_json(tmp_path / "big.json")

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 import typer
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 
 from phantom_s2v.data.emoji import Sprites, load_store, write_store
 from phantom_s2v.errors import DataError, InputError
-from phantom_s2v.files import read_json, write_json
+from phantom_s2v.files import read_json, write_json, writing
 from phantom_s2v.hashes import folder_hash
 from phantom_s2v.model.weights import FILE
 from phantom_s2v.reuse import code_version, note, why_not
@@ -110,10 +110,8 @@ def part(folder: Path, out: Path) -> list[Path]:
     files = []
     for number, start in enumerate(range(0, len(data), PART)):
         files.append(out / f"{folder.name}.{number}.part")
-        scratch = files[-1].with_suffix(".new")
-        scratch.write_bytes(data[start : start + PART])
-        os.replace(scratch, files[-1])
-    (out / f"{folder.name}.config.json").write_bytes((folder / "config.json").read_bytes())
+        _write(files[-1], data[start : start + PART])
+    _write(out / f"{folder.name}.config.json", (folder / "config.json").read_bytes())
     return files
 
 
@@ -122,7 +120,12 @@ def write_parts(run: Path, out: Path) -> None:
     for name in ("raw", "transformer"):
         if (run / name / FILE).is_file():
             part(run / name, out)
-    (out / "log.jsonl").write_bytes((run / "log.jsonl").read_bytes())
+    _write(out / "log.jsonl", (run / "log.jsonl").read_bytes())
+
+
+def _write(path: Path, data: bytes) -> None:
+    with writing(path) as file:
+        file.write(data)
 
 
 def join(parts: Path, name: str, out: Path) -> None:
@@ -130,13 +133,12 @@ def join(parts: Path, name: str, out: Path) -> None:
     files = sorted(parts.glob(f"{name}.*.part"), key=lambda file: int(file.name.split(".")[-2]))
     data = b"".join(file.read_bytes() for file in files)
     out.mkdir(parents=True, exist_ok=True)
-    (out / FILE).write_bytes(data)
-    (out / "config.json").write_bytes((parts / f"{name}.config.json").read_bytes())
     try:
-        load_file(out / FILE)
+        load(data)
     except Exception as error:
-        (out / FILE).unlink()
         raise DataError(f"{parts} has no whole weights of {name} ({len(files)} parts, {len(data)} bytes): {error}") from error
+    _write(out / FILE, data)
+    _write(out / "config.json", (parts / f"{name}.config.json").read_bytes())
 
 
 @app.command("pack")
