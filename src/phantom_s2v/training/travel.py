@@ -9,7 +9,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -49,8 +49,8 @@ def pack_sprites(store: Sprites, archive: zipfile.ZipFile) -> None:
 def unpack_sprites(folder: Path, root: Path) -> None:
     """Write the store of `pack_sprites`, unpacked in `folder`, under `root`, decoding on all cores."""
     keys = json.loads((folder / "keys.json").read_text())
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(_decode, [folder / f"{key}.webp" for key in keys], chunksize=16)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
+        decoded = pool.map(_decode, [folder / f"{key}.webp" for key in keys])
         write_store(root, ((key, f[0], f[1:] if len(f) > 1 else None) for key, f in zip(keys, decoded, strict=True)))
 
 
