@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import stat
 
 import pytest
@@ -26,6 +27,19 @@ def test_nothing_half_written_is_left(tmp_path, error, before):
         raise error
     assert not (tmp_path / "folder").exists()
     assert len(list(tmp_path.iterdir())) == bool(before)
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    files.append(path, "one\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"rows\.jsonl cannot be written: it is larger than this system lets a file be"):
+            files.append(path, "two\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_text() == "one\n"
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phantom_s2v import colour, media
+from phantom_s2v import colour, media, videos
 from phantom_s2v.data import clips
 from phantom_s2v.data.exchange import read_captioned
 from phantom_s2v.data.loader import decode
@@ -539,3 +539,12 @@ def test_paths_are_names_and_not_protocols(tmp_path, monkeypatch):
     encode(Path("concat:a.mp4"), [scene()] * 3, 12, 6)
     assert Path("concat:a.mp4").is_file()
     same_scene(media.read_video(Path("concat:a.mp4"))[0][0])
+
+
+def test_steps_past_a_thousand_lengths_are_all_counted():
+    steps, now = videos._Steps(), 0.0
+    for number in range(3001):
+        steps.add(now)
+        now += (number % 1500 + 1) / 1000
+    assert sum(steps.lengths.values()) == 3000
+    assert len(steps.lengths) <= 1001

@@ -109,6 +109,19 @@ def writing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, all of it or none. Raises OutputError as `writing` does."""
+    left = text.encode("utf-8", "backslashreplace")
+    with naming(path), path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
 def beside(path: Path, rest: str) -> Path:
     """The name of what belongs to an output: of fox.mp4 and "sheet.png" fox.sheet.png, which is nobody's input by chance."""
     return path.with_name(f"{path.stem}.{rest}")

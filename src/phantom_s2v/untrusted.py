@@ -22,7 +22,8 @@ from phantom_s2v.errors import InputError
 T = TypeVar("T")
 LARGEST_NUMBER = 2**63 - 1
 MOST_TEXT = 1 << 20  # bytes of a small text, such as a caption
-FILE_FIELDS = ("path", "first_frame", "background", "segmenter")  # fields of dataclasses that name files: any name there is
+# Fields of dataclasses that name files: any name there is.
+FILE_FIELDS = ("path", "first_frame", "background", "segmenter", "reference", "img_paths")
 # Control characters (ESC begins a terminal's commands), lone surrogates (names that are not UTF-8), marks that turn the direction
 # of writing, and the separators that some readers take for the end of a line.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")

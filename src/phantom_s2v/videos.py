@@ -226,7 +226,8 @@ class _Steps:
         """Take in the time of a frame."""
         if self.count:
             length = round((now - self.before) * 1000)
-            self.lengths[length if len(self.lengths) < 1000 else -1] = self.lengths.get(length, 0) + 1
+            key = length if length in self.lengths or len(self.lengths) < 1000 else -1
+            self.lengths[key] = self.lengths.get(key, 0) + 1
         self.count, self.before = self.count + 1, now
 
     def steady(self, fps: float, base: float) -> bool:

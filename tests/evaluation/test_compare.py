@@ -281,6 +281,22 @@ def test_bad_votes_and_places_are_refused(pairs, tmp_path):
         rating.find_pairs([tmp_path / "secret-a"], {})
 
 
+@pytest.mark.parametrize(
+    ("videos", "said"),
+    [
+        (("x/one/a.mp4", "y/one/a.mp4"), "a second system of this name, one"),
+        (("x/a.mp4", "x/a.mov", "y/a.mp4"), r"a\.mov and a\.mp4, both of case a"),
+        (("equal/a.mp4", "y/a.mp4"), "the name of an answer, equal"),
+    ],
+)
+def test_systems_and_cases_that_votes_could_not_tell_apart_are_refused(tmp_path, videos, said):
+    for name in videos:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=said):
+        rating.find_pairs(list(dict.fromkeys((tmp_path / name).parent for name in videos)), {})
+
+
 def test_a_vote_given_again_replaces_the_former(pairs, tmp_path):
     votes = rating.open_votes(tmp_path / "v.sqlite")
     for choice in ("left", "right"):

@@ -9,10 +9,13 @@ from efficientnet_lite_pytorch import EfficientNet
 
 from phantom_s2v.data.compose import compose
 from phantom_s2v.data.heldout import evaluated, held_out
+from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import emoji, metrics
 from phantom_s2v.evaluation.judge import Judge
 from phantom_s2v.evaluation.regions import border_colour, cut_out, regions
 from phantom_s2v.evaluation.report import table
+from phantom_s2v.hashes import content_hash
+from phantom_s2v.media import write_picture
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +169,31 @@ def test_a_run_resumes_and_its_last_line_has_all_figures(tiny_models, tmp_path, 
     assert emoji.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None) == figures
     assert (tmp_path / "sheet.png").is_file()
     assert "identification_true_clips" in table(figures)
+
+
+def test_a_row_is_kept_as_long_as_its_frames_are(tmp_path):
+    """Gone, or another case's: made again. The row of another case stays."""
+    (tmp_path / "frames").mkdir()
+    rows = []
+    for level, name in enumerate(("same", "gone", "other")):
+        write_picture(tmp_path / "frames" / f"{name}.png", np.full((8, 8, 3), level, np.uint8))
+        rows.append({"id": name, "origin": "x", "frames": content_hash(tmp_path / "frames" / f"{name}.png")})
+    (tmp_path / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "mine", "origin": "y"}]))
+    (tmp_path / "frames" / "gone.png").unlink()
+    write_picture(tmp_path / "frames" / "other.png", np.full((8, 8, 3), 9, np.uint8))
+    assert emoji.keep_rows(tmp_path / "cases.jsonl", dict.fromkeys(("same", "gone", "other"), "x")) == {"same": rows[0]}
+    kept = [json.loads(line)["id"] for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
+    assert kept == ["same", "mine"]
+
+
+def test_a_picture_of_the_user_among_the_frames_is_refused_before_any_work(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(emoji, "generate", None)
+    first = emoji.emoji_cases(held_out(), 1)[0].id
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / f"{first}.png").write_bytes(b"mine")
+    with pytest.raises(InputError, match="phantom did not write it"):
+        emoji.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None)
+    assert (tmp_path / "frames" / f"{first}.png").read_bytes() == b"mine"
 
 
 def drifting(dy, dx, frames=6, seed=0):

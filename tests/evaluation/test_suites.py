@@ -54,6 +54,22 @@ def test_a_folder_of_ones_own_with_videos_made_elsewhere(phantom, own, tmp_path)
     assert "unreadable" in suites.read_rows(out)[1]
 
 
+def test_a_video_whose_numbers_are_not_finite_does_not_end_the_run(own, tmp_path):
+    folder, videos = own
+    media.write_video(videos / "case-0.mp4", np.zeros((6, 64, 64, 3), np.uint8), 8)  # black, which this network cannot do
+
+    def embed(pictures):
+        dark = all(int(np.asarray(picture).max()) < 8 for picture in pictures)
+        return np.full((len(pictures), 1), np.nan if dark else 1, np.float32)
+
+    tools = Instruments("test", embed, Thresholds())
+    found = suites.run_suite(suites.read_own(folder), videos, None, tools, [], tmp_path, lambda *_: None)
+    assert (found.unreadable, found.summary["videos"]) == (1, 2)
+    first, second = suites.read_rows(tmp_path)
+    assert "not finite" in first["unreadable"]
+    assert "unreadable" not in second
+
+
 def test_videos_are_made_once(phantom, own, tmp_path, tiny):
     folder, _ = own
     out = tmp_path / "out"
@@ -78,6 +94,11 @@ def test_videos_are_made_once(phantom, own, tmp_path, tiny):
         ('{"id": "a", "prompt": "x", "reference": ["none.png"]}', "not a file"),
         ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "stands once"),
         ("", "holds no case"),
+        ('\n{"id": ["a"], "prompt": "x"}', "line 2, .*id is a list of 1; legal is a text"),
+        ('{"id": "a", "prompt": {"x": 1}}', "line 1, .*prompt is an object"),
+        ('{"id": "a", "prompt": "x", "reference": "a.png"}', "line 1, .*reference is 'a.png'; legal is a list of a text"),
+        ('{"id": "a", "prompt": "x", "first_frame": 3}', "line 1, .*first_frame is not the name of a file"),
+        ('{"id": "a", "prompt": "x", "out": "b.mp4"}', "line 1, .*it has out, and the id names the video"),
     ],
 )
 def test_what_is_wrong_in_a_suite_is_one_sentence(tmp_path, line, said):
@@ -126,6 +147,21 @@ def test_opens2v_cases_keep_their_order_and_names(opens2v):
     assert [c.kind for c in cases] == ["singleobj", "faceobj", "multi"]
     assert [name for name, _ in cases[2].references] == ["cup 1", "cup 2"]
     assert [name for name, _ in cases[1].references] == ["man", "cup"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"prompt": {"x": 1}, "img_paths": []}', "'a_1': prompt is an object"),
+        ('{"prompt": "x", "img_paths": "cup.jpg"}', "'a_1': img_paths is 'cup.jpg'; legal is a list"),
+        ('{"prompt": "x", "img_paths": [], "class_label": "cup"}', "'a_1': class_label is 'cup'"),
+        ('["prompt"]', "'a_1': it is a list of 1"),
+    ],
+)
+def test_what_is_wrong_in_opens2v_names_the_case(tmp_path, row, said):
+    (tmp_path / "x.json").write_text('{"a_1": ' + row + "}")
+    with pytest.raises(InputError, match=said):
+        suites.read_opens2v(tmp_path / "x.json")
 
 
 def test_opens2v_results_are_in_its_own_files(phantom, opens2v, tmp_path):

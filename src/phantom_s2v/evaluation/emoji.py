@@ -19,7 +19,7 @@ from phantom_s2v.data.looks import COLOURS, Ground
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.judge import Judge, judge_file
-from phantom_s2v.files import check_outputs, text_lines, write_text
+from phantom_s2v.files import append, check_outputs, naming, text_lines, write_text
 from phantom_s2v.generate import Models, generate
 from phantom_s2v.hashes import content_hash, folder_hash
 from phantom_s2v.media import letterbox, open_picture, read_picture, write_picture
@@ -103,25 +103,27 @@ def request_of(case: Case, sprites: Sprites, models: Models) -> Request:
 def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None], side: int | None = None) -> dict:
     """Make and judge the cases of which `out`/cases.jsonl has no row of the same origin, then summarise. Returns the figures.
 
-    Videos are of `side` pixels, by default the model's. Rows of another origin are made again.
+    Videos are of `side` pixels, by default the model's. Rows of another origin, or whose frames are gone, are made again.
     """
     sprites, judge = held_out(), Judge()
-    out.mkdir(parents=True, exist_ok=True)
+    frames = out / "frames"
+    with naming(frames):
+        frames.mkdir(parents=True, exist_ok=True)
     side = side or models.preset.height
     bank = reference_bank(judge, sprites, side)
     file = out / "cases.jsonl"
     cases = emoji_cases(sprites, limit, side)
-    check_outputs([out / "sheet.png"], force=True)
+    check_outputs([out / "sheet.png", *(frames / f"{case.id}.png" for case in cases)], force=True)
     origins = case_origins(cases, sprites, models)
     done = keep_rows(file, origins)
-    with file.open("a") as lines:
-        for number, case in enumerate(cases):
-            if case.id not in done:
-                video = generate(request_of(case, sprites, models), models).video
-                done[case.id] = {**judge_case(case, video, judge, bank, sprites), "origin": origins[case.id]}
-                _keep_frames(out / "frames" / f"{case.id}.png", case, video)
-                print(json.dumps(done[case.id]), file=lines, flush=True)
-            report(number + 1, len(cases))
+    for number, case in enumerate(cases):
+        if case.id not in done:
+            video = generate(request_of(case, sprites, models), models).video
+            shown = _keep_frames(frames / f"{case.id}.png", video)
+            row = judge_case(case, video, judge, bank, sprites)
+            done[case.id] = {**row, "frames": shown, "origin": origins[case.id]}
+            append(file, json.dumps(done[case.id]) + "\n")
+        report(number + 1, len(cases))
     rows = [done[case.id] for case in cases]
     write_sheet(out, cases, sprites)
     return summarise(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(models, sprites, side))
@@ -141,20 +143,28 @@ def case_origins(cases: list[Case], sprites: Sprites, models: Models) -> dict[st
 
 
 def keep_rows(file: Path, origins: dict[str, str]) -> dict[str, dict]:
-    """The rows of cases.jsonl whose origin is the one wanted, by id. Rows of these cases of any other origin, and damaged ones,
-    are taken out of the file; those of other cases stay.
+    """The rows of cases.jsonl whose origin is the one wanted, by id, and whose frames lie beside it. Rows of these cases of any
+    other origin or frames, and damaged ones, are taken out of the file; those of other cases stay.
     """
     rows = [row for row in (_row(line, file) for line in text_lines(file)) if row] if file.exists() else []
-    kept = [row for row in rows if origins.get(row["id"], row.get("origin")) == row.get("origin")]
+    kept = [row for row in rows if row["id"] not in origins or _same(row, file.parent / "frames", origins[row["id"]])]
     write_text(file, "".join(json.dumps(row) + "\n" for row in kept))
     return {row["id"]: row for row in kept if row["id"] in origins}
+
+
+def _same(row: dict, frames: Path, origin: str) -> bool:
+    """Whether a row is of this origin, and the frames that it was written with are still there."""
+    try:
+        return row.get("origin") == origin and row.get("frames") == content_hash(frames / f"{row['id']}.png")
+    except OSError:
+        return False
 
 
 def _row(line: str, file: Path) -> dict | None:
     """The row of a line; None where it is damaged, as the last one is after a kill. Raises InputError where it is not ours."""
     try:
         row = parse_json(line)
-        if isinstance(row, dict) and "id" in row and row.keys() & {"origin", "ranks"}:
+        if isinstance(row, dict) and isinstance(row.get("id"), str) and row.keys() & {"origin", "ranks"}:
             return row
     except ValueError:
         if line[:5] == '{"id"'[: len(line)]:
@@ -242,11 +252,11 @@ def _hits(within: int) -> Callable[[list[dict]], list[float]]:
     return hits
 
 
-def _keep_frames(path: Path, case: Case, video: np.ndarray) -> None:
-    """Five frames of a case as one strip."""
-    path.parent.mkdir(exist_ok=True)
+def _keep_frames(path: Path, video: np.ndarray) -> str:
+    """Write five frames of a video as one strip; returns the file's hash."""
     chosen = video[np.linspace(0, len(video) - 1, 5).round().astype(int)]
     write_picture(path, np.concatenate(list(chosen), 1))
+    return content_hash(path)
 
 
 def write_sheet(out: Path, cases: list[Case], sprites: Sprites, rows: int = 16) -> None:

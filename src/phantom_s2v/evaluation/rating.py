@@ -118,7 +118,13 @@ def bind(file: Path, pairs: Sequence[Pair]) -> None:
 
 def find_pairs(folders: Sequence[Path], told: dict[str, tuple[str, tuple[Path, ...]]]) -> list[Pair]:
     """All pairs of systems on every case that both have; `told` has prompt and references by case. Raises InputError."""
-    systems = {_system(folder): _videos(folder) for folder in folders}
+    systems: dict[str, dict[str, Path]] = {}
+    for folder in folders:
+        name = _system(folder)
+        if name in systems or name in CHOICES:
+            why = "a second system of this name" if name in systems else "the name of an answer"
+            raise InputError(f"{folder} is {why}, {name}, and votes could not be told apart; rename the folder")
+        systems[name] = _videos(folder)
     if len(systems) < 2:
         raise InputError(f"{len(systems)} system was given; rating side by side needs two or more folders of different names")
     pairs = []
@@ -168,8 +174,11 @@ def _system(folder: Path) -> str:
 
 
 def _videos(folder: Path) -> dict[str, Path]:
-    place = folder / "videos" if (folder / "videos").is_dir() else folder
-    return {path.stem: path for path in sorted(place.glob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()}
+    place, found = folder / "videos" if (folder / "videos").is_dir() else folder, dict[str, Path]()
+    for path in sorted(place.glob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and found.setdefault(path.stem, path) != path:
+            raise InputError(f"{place} holds {found[path.stem].name} and {path.name}, both of case {path.stem}; take one away")
+    return found
 
 
 def open_votes(file: Path) -> sqlite3.Connection:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom_s2v import media
-from phantom_s2v.errors import InputError
+from phantom_s2v.errors import InputError, NotFiniteError
 from phantom_s2v.evaluation.footage import watch
 from phantom_s2v.evaluation.instruments import Instruments, network_of
 from phantom_s2v.evaluation.kpi import Kpi, judge, verdict_of
@@ -181,21 +181,24 @@ class Cropped:
 
 
 def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
-    """A video's score and its row; of the frames only those are kept that a page can show."""
+    """A video's score and its row; of the frames only those are kept that a page can show.
+
+    One that cannot be read, or of which a number is not finite, is unreadable: the others of a run go on.
+    """
     pictures, names = [media.read_picture(p)[0] for _, p in asked.references], [n for n, _ in asked.references]
+    other = media.read_picture(asked.stranger)[0] if asked.stranger else None
     video = Video(path)
     try:
         footage, said = watch(Cropped(video, asked.crop), pictures, asked.tools), list(video.facts.notices)
-    except InputError as error:
+        found = score_footage(footage, pictures, names, asked.prompt, asked.tools)
+        control = {} if other is None else {"control": stranger_likeness(footage, other, asked.tools)}
+    except (InputError, NotFiniteError) as error:
         empty = Scored(path.name, {}, [], None, {}, [], str(error))
         return empty, {**asked.label, "video": path.name, "unreadable": str(error)}
-    found = score_footage(footage, pictures, names, asked.prompt, asked.tools)
     found = replace(found, notes=[*said, *found.notes])
     wrong = faults(found, asked.tools.limits)
     verdicts = judge(found, asked.kpis)
-    row = {**asked.label, "video": path.name, "asked": asked.hash, **as_json(found, wrong, asked.tools)}
-    if asked.stranger:
-        row["control"] = stranger_likeness(footage, media.read_picture(asked.stranger)[0], asked.tools)
+    row = {**asked.label, "video": path.name, "asked": asked.hash, **as_json(found, wrong, asked.tools), **control}
     row["kpis"] = {v.kpi.metric: v.met for v in verdicts}
     return Scored(path.name, footage.stills, pictures, found, wrong, verdicts), row
 

@@ -6,7 +6,7 @@ to prompt, img_paths (below the folder of the file) and class_label.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from phantom_s2v.evaluation.run import Asked, Found, score_all
 from phantom_s2v.files import check_outputs, ours, read_json, text_lines, write_json
 from phantom_s2v.hashes import content_hash
 from phantom_s2v.request import split_reference
-from phantom_s2v.untrusted import parse_json
+from phantom_s2v.untrusted import is_file_name, parse_json, typed
 from phantom_s2v.videos import Video
 
 COLUMNS, WRITTEN = ("motionscore", "aesthetic_score", "facesim"), "written.json"  # OpenS2V's result files, and what we wrote
@@ -48,6 +48,24 @@ class Case:
         return {**self.options, "prompt": self.prompt, "reference": [(name, str(path)) for name, path in self.references]}
 
 
+@dataclass(frozen=True)
+class _Line:
+    """What every line of cases.jsonl has."""
+
+    id: str
+    prompt: str
+    reference: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What we read of a case of OpenS2V."""
+
+    prompt: str
+    img_paths: tuple[str, ...]
+    class_label: tuple[str, ...] | None = None
+
+
 def read_own(folder: Path) -> list[Case]:
     """The cases of a folder with cases.jsonl. Raises InputError for a line that is none, or names what is not below it."""
     file = folder / "cases.jsonl"
@@ -58,32 +76,53 @@ def read_own(folder: Path) -> list[Case]:
         if not line.strip():
             continue
         try:
-            given = parse_json(line)
-            named = [split_reference(str(text), i) for i, text in enumerate(given.pop("reference", []))]
-            name, prompt = str(given.pop("id")), str(given.pop("prompt"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            cases.append(_own_case(parse_json(line), folder))
+        except (ValueError, InputError) as error:
             raise InputError(f"{file.name}, line {number}, is no case ({error}); it needs id, prompt and reference") from error
-        references = tuple((subject, below(folder, path)) for subject, path in named)
-        given |= {name: str(below(folder, str(given[name]))) for name in FILES if given.get(name)}
-        cases.append(Case(name, prompt, references, options=given))
     return checked(cases, file)
+
+
+def _own_case(given: Any, folder: Path) -> Case:
+    """The case of a line. Raises ValueError or InputError where it is none."""
+    if not isinstance(given, dict):
+        raise ValueError("it is no object")
+    if "out" in given:
+        raise ValueError("it has out, and the id names the video")
+    own, options = _parted(given, _Line)
+    line = typed(_Line, own)
+    for name in FILES:
+        if (value := options.get(name)) is not None:
+            if not isinstance(value, str) or not value or not is_file_name(value):
+                raise ValueError(f"{name} is not the name of a file")
+            options[name] = str(below(folder, value))
+    named = [split_reference(text, i) for i, text in enumerate(line.reference)]
+    return Case(line.id, line.prompt, tuple((subject, below(folder, path)) for subject, path in named), options=options)
+
+
+def _parted(given: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of an object that are fields of a dataclass, and the others."""
+    known = {each.name for each in fields(kind)}
+    return {k: v for k, v in given.items() if k in known}, {k: v for k, v in given.items() if k not in known}
 
 
 def read_opens2v(file: Path) -> list[Case]:
     """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none or a picture is missing."""
-    try:
-        given = read_json(file)
-        rows = [(str(name), row["prompt"], list(row["img_paths"]), row.get("class_label") or []) for name, row in given.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file} is no JSON of OpenS2V-Eval ({error}); it maps an id to prompt, img_paths and class_label"
-        ) from error
+    given = read_json(file)
+    if not isinstance(given, dict):
+        raise InputError(f"{file} is no JSON of OpenS2V-Eval; it maps an id to prompt, img_paths and class_label")
     cases = []
-    for name, prompt, paths, labels in rows:
-        named = [str(labels[i]).lower() if i < len(labels) else f"subject {i + 1}" for i in range(len(paths))]
+    for name, row in given.items():
+        try:
+            entry = typed(_Entry, _parted(row, _Entry)[0] if isinstance(row, dict) else row)
+        except ValueError as error:
+            raise InputError(
+                f"{file}, {name!r}: {error}; a case of OpenS2V-Eval has prompt, img_paths and class_label"
+            ) from error
+        paths, labels = entry.img_paths, entry.class_label or ()
+        named = [labels[i].lower() if i < len(labels) else f"subject {i + 1}" for i in range(len(paths))]
         named = [f"{n} {i + 1}" if named.count(n) > 1 else n for i, n in enumerate(named)]
-        pairs = tuple((subject, below(file.parent, str(path))) for subject, path in zip(named, paths, strict=True))
-        cases.append(Case(name, str(prompt), pairs, kind=name.rsplit("_", 1)[0]))
+        pairs = tuple((subject, below(file.parent, path)) for subject, path in zip(named, paths, strict=True))
+        cases.append(Case(name, entry.prompt, pairs, kind=name.rsplit("_", 1)[0]))
     return checked(cases, file)
 
 
