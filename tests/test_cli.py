@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from phantom_s2v import cli, jobs, media
+from phantom_s2v import cli, files, jobs, media
 from phantom_s2v.errors import InputError
 from phantom_s2v.request import load_preset
 
@@ -404,6 +405,46 @@ def test_an_output_that_is_an_input_is_refused_even_with_force(ask, tmp_path, mo
     code, (said,) = ask("--from", tmp_path / "fox.metadata.json", "--force")
     assert code == 2
     assert "fox.metadata.json is also an input" in said
+
+
+@pytest.mark.parametrize("form", ["plain", "requests", "record"])
+def test_a_lora_is_an_input(phantom, tmp_path, form):
+    wan, lora = tmp_path / "wan" / "transformer", tmp_path / "0001.mp4"
+    wan.mkdir(parents=True)
+    (wan / "config.json").write_text(
+        '{"_class_name": "WanTransformer3DModel", "num_attention_heads": 2, "attention_head_dim": 12}'
+    )
+    files.write_text(lora, "x", sealed=True)
+    before = lora.read_bytes()
+    (tmp_path / "all.jsonl").write_text('{"prompt": "one", "frames": 5, "size": "32x32"}')
+    request = asdict(jobs.build_request({"prompt": "one", "frames": 5, "size": "32x32"}, load_preset(wan.parent)))
+    (tmp_path / "r.json").write_text(json.dumps({"request": request, "placement": {"loras": [[str(lora), 1.0]]}}))
+    asked = {
+        "plain": ("--prompt", "one", "--frames", 5, "--size", "32x32", "--lora", lora, "--out", lora),
+        "requests": ("--requests", tmp_path / "all.jsonl", "--lora", lora, "--out", tmp_path),
+        "record": ("--from", tmp_path / "r.json", "--out", lora),
+    }
+    code, _, err = phantom("generate", "--model", wan.parent, "--force", *asked[form])
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "0001.mp4 is also an input" in err
+    assert lora.read_bytes() == before
+
+
+def test_a_suffix_in_upper_case_is_as_good(ask, phantom, tiny, tmp_path):
+    made = {f"up{rest}" for rest in (".MP4", ".sheet.png", ".metadata.json")}
+    assert ask(out="up.MP4") == (0, [])
+    assert {p.name for p in tmp_path.iterdir()} == made
+    code, (said,) = ask(out="up.MP4")
+    assert (code, "replace it with --force" in said) == (2, True)
+    assert ask("--force", "--seed", 1, out="up.MP4") == (0, [])
+    (tmp_path / "all.jsonl").write_text('{"prompt": "one", "frames": 5, "out": "x.MP4"}')
+    several = ("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path)
+    assert phantom(*several)[:2] == (0, f"{tmp_path / 'x.MP4'}\n")
+    code, said, err = phantom(*several)
+    assert (code, said, "are there already" in err) == (0, "", True)
+    (tmp_path / "fox.sheet.png").write_text("mine")
+    code, (said,) = ask(out="fox.txt")
+    assert (code, "videos are written as .mp4" in said) == (2, True)
 
 
 def test_two_requests_with_one_output_are_refused_before_work(phantom, tiny, tmp_path):

@@ -110,7 +110,8 @@ def test_long_names_are_told_before_work_and_the_longest_can_be_written(tmp_path
 
 CONTENTS = {
     "a.html": "<!doctype html><p>x", "a.toml": "[likeness]\nleast = 0.5\n", "a.json": '{"a": {"b": 1}}',
-    "a.jsonl": '{"a": 1}\n{"a": {"b": 2}}\n', "a.png": "x" * 500, "a.mp4": "y" * 500, "a.tar": "",
+    "a.jsonl": '{"a": 1}\n{"a": {"b": 2}}\n', "a.png": "x" * 500, "a.mp4": "y" * 500, "a.tar": "", "a.MP4": "y" * 500,
+    "a.JSON": '{"a": 1}',
 }  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def test_our_own_is_known_by_its_seal_and_only_unchanged(tmp_path, name):
     files.write_text(path, CONTENTS[name], sealed=True)
     assert files.ours(path)
     whole = path.read_bytes()
-    assert files.SEALS.keys() >= {path.suffix}
+    assert files.SEALS.keys() >= {path.suffix.lower()}
     for place in {0, len(whole) // 2, len(whole) - 70, len(whole) - 1}:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         assert not files.ours(path)
@@ -196,7 +197,16 @@ def test_text_of_any_unicode_encoding(tmp_path, encoding, end):
 def test_other_text_is_one_sentence(tmp_path, content):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.txt is no Unicode text \(byte 0x.. after line 0\); save it as UTF-8"):
+    with pytest.raises(InputError, match=r"a\.txt is no Unicode text \(byte 0x.. in line 1\); save it as UTF-8"):
+        files.read_text(path)
+
+
+@pytest.mark.parametrize("before", [0, 6, 5000])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_the_line_of_what_is_no_text_is_named(tmp_path, before, end):
+    path = tmp_path / "a.txt"
+    path.write_bytes(("狐" * 5).encode().join([b"", end]) * before + b"ab\x80" + end + b"c")
+    with pytest.raises(InputError, match=rf"byte 0x80 in line {before + 1}\)"):
         files.read_text(path)
 
 

@@ -23,7 +23,7 @@ from phantom_s2v.untrusted import parse_json
 
 MARK = b"phantom-s2v sha256 "
 SEAL = len(MARK) + 64
-SEALS = {  # suffix: what stands before and after the seal
+SEALS = {  # suffix in lower case: what stands before and after the seal
     ".mp4": ((8 + SEAL).to_bytes(4, "big") + b"free", b""),  # a box that players skip
     ".png": (b"", b""),  # after the last chunk
     ".html": (b"\n<!-- ", b" -->\n"),
@@ -84,7 +84,7 @@ def writing(path: Path, sealed: bool = False) -> Iterator[BinaryIO]:
             with os.fdopen(os.open(scratch, FLAGS, 0o666), "w+b") as file:
                 yield file
                 if sealed:
-                    _seal(file, path.suffix)
+                    _seal(file, path.suffix.lower())
                 file.flush()
                 os.fsync(file.fileno())
             if sealed and os.path.lexists(path) and not ours(path):
@@ -177,7 +177,7 @@ def _seal(file: BinaryIO, suffix: str) -> None:
 
 def ours(path: Path) -> bool:
     """Whether a file is as `writing` sealed it. A link, a folder and a file that cannot be read are not."""
-    before, after = SEALS.get(path.suffix, (b"", b""))
+    before, after = SEALS.get(path.suffix.lower(), (b"", b""))
     length = len(before) + SEAL + len(after)
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size < length:
@@ -301,11 +301,16 @@ def text_lines(path: Path) -> Iterator[str]:
                 yield line.rstrip("\n")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is no Unicode text (byte 0x{error.object[error.start]:02x} after line {number}); save it as UTF-8, since "
-            "older encodings cannot be told apart"
+            f"{path} is no Unicode text (byte 0x{error.object[error.start]:02x} in line {number + _ends(error) + 1}); save it as "
+            "UTF-8, since older encodings cannot be told apart"
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _ends(error: UnicodeDecodeError) -> int:
+    """How many lines end, in the part of a text that was being decoded, before the byte that cannot be."""
+    return len(re.findall("\r\n?|\n", error.object[: error.start].decode(error.encoding, "replace")))
 
 
 def read_text(path: Path) -> str:

@@ -90,15 +90,21 @@ def check_names(jobs: list[Job], inputs: list[Path], preview: bool, force: bool)
 
     With `force` what is there may be ours.
     """
+    for _, target in jobs:
+        _check_suffix(target)
     outputs = [path for _, target in jobs for path in outputs_of(target, preview)]
     check_outputs(outputs, [*inputs, *(path for request, _ in jobs for path in inputs_of(request))], force)
 
 
-def check_job(request: Request, target: Path) -> None:
-    """Raise InputError for a picture or an output that cannot be used, before anything loads."""
-    check_outputs(outputs_of(target), inputs_of(request), force=True)
+def _check_suffix(target: Path) -> None:
     if target.suffix.lower() != ".mp4":
         raise InputError(f"the output is {target.name}; videos are written as .mp4")
+
+
+def check_job(request: Request, target: Path) -> None:
+    """Raise InputError for a picture or an output that cannot be used, before anything loads."""
+    _check_suffix(target)
+    check_outputs(outputs_of(target), inputs_of(request), force=True)
     read_pictures(request)
     if request.first_frame:
         media.read_picture(Path(request.first_frame))

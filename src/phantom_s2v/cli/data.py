@@ -63,6 +63,8 @@ def data_build(
     report.write_report(page, bank, bank.pairs(done.version, settings), done.triplets, done.seconds, settings)
     for path, reason in done.left_behind.items():
         tell(f"left behind: {path}: {reason}")
+    if not done.triplets:
+        tell(f"no triplet was made; {page} says why clips were dropped")
     kept = sum(not p["drop"] for p in bank.pairs(done.version, settings))
     facts = {"films": done.films, "left_behind": len(done.left_behind), "triplets": done.triplets, "new": done.new, "pairs": kept}
     say(json.dumps({**facts, "report": str(page)}))

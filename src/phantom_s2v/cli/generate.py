@@ -85,7 +85,7 @@ def generate(
 
     placement, preset = prepare(options)
     jobs = [] if from_ or requests else requested(options, preset)
-    check_names(jobs, [Path(file) for file, _ in placement.loras], preview, force)
+    check_names(jobs, placement.files(), preview, force)
     best = ranked(options)
     if from_:
         _again(from_, out, model, preview, placement, budget, force)
@@ -278,7 +278,7 @@ def _many(
     jobs, faults, count = read_requests(file, folder, preset)
     if not count:
         raise InputError(f"{file} holds no request; nothing was made")
-    check_names(jobs, [file], preview, force=True)
+    check_names(jobs, [file, *placement.files()], preview, force=True)
     if faults and len(faults) == count:
         raise InputError(faults[0])
     place = model_folder(model)
@@ -317,8 +317,8 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
 
     record = read_json(file)
     request = request_from(record)
-    check_names([(request, out)], [file], preview, force)
     placement = placement_from(record) if placement == Placement() else placement
+    check_names([(request, out)], [file, *placement.files()], preview, force)
     folder = model_folder(model)
     check(request, load_preset(folder))
     check_files(record)

@@ -62,6 +62,10 @@ class Placement:
         if self.parallel != "none" and self.offload != "none":
             raise InputError(f"parallel {self.parallel} and offload {self.offload} were asked for together; choose one of them")
 
+    def files(self) -> list[Path]:
+        """The files that it reads."""
+        return [Path(file) for file, _ in self.loras]
+
     def torch_device(self) -> torch.device:
         """The device that computes."""
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
