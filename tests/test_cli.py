@@ -396,15 +396,16 @@ def test_what_is_there_is_refused_before_work_and_force_replaces_only_our_own(as
     assert (tmp_path / "fox.preview.png").read_text() == "mine"
 
 
-def test_an_output_that_is_an_input_is_refused_even_with_force(ask, tmp_path, monkeypatch):
+def test_an_output_that_is_an_input_is_refused_even_with_force(ask, phantom, tiny, tmp_path):
     assert ask()[0] == 0
     for option in ("--reference", "--first-frame", "--background"):
         code, (said,) = ask(option, tmp_path / "fox.sheet.png", "--force")
         assert code == 2
         assert "fox.sheet.png is also an input, which would be lost" in said
-    code, (said,) = ask("--from", tmp_path / "fox.metadata.json", "--force")
+    again = ("generate", "--model", tiny, "--from", tmp_path / "fox.metadata.json", "--out", tmp_path / "fox.mp4", "--force")
+    code, _, err = phantom(*again)
     assert code == 2
-    assert "fox.metadata.json is also an input" in said
+    assert "fox.metadata.json is also an input" in " ".join(err.split())
 
 
 @pytest.mark.parametrize("form", ["plain", "requests", "record"])
@@ -464,8 +465,6 @@ def test_requests_into_a_folder_with_a_dot_and_nothing_made_is_said(phantom, tin
     folder = tmp_path / "v1.0"
     (tmp_path / "all.jsonl").write_text('{"prompt": "one", "frames": 5}')
     ask = ("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", folder)
-    code, _, err = phantom(*ask)
-    assert (code, f"the folder {folder} of the output does not exist" in err) == (2, True)
     folder.mkdir()
     assert phantom(*ask)[:2] == (0, f"{folder / '0001.mp4'}\n")
     code, said, err = phantom(*ask)
@@ -487,3 +486,33 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_nothing_is_left(ask, tmp_
     assert code == 2
     assert re.search(f"{said}: it is larger than this system lets a file be", lines[-1]), lines
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "file", "more", "said"), [
+    ("--from", "a.metadata.json", ("--steps", 3, "--prompt", "b"), "--prompt, --steps must not be given with it"),
+    ("--from", "a.metadata.json", ("--requests", "b.jsonl"), "--requests must not be given with it"),
+    ("--requests", "all.jsonl", ("--seed", 9), "has its options in each line; --seed must not be given with it"),
+])  # fmt: skip
+def test_options_that_would_be_left_unused_are_refused(phantom, tiny, tmp_path, kind, file, more, said):
+    code, _, err = phantom("generate", "--model", tiny, kind, tmp_path / file, "--out", tmp_path / "v.mp4", *more)
+    assert code == 2
+    assert said in " ".join(err.split())
+
+
+def test_a_record_that_was_edited_says_so(phantom, tiny, tmp_path):
+    assert phantom("generate", "--model", tiny, "--prompt", "a", "--out", tmp_path / "a.mp4")[0] == 0
+    record = tmp_path / "a.metadata.json"
+    record.write_text(record.read_text().replace('"steps": 3', '"steps": 2'))
+    code, _, err = phantom("generate", "--model", tiny, "--from", record, "--out", tmp_path / "b.mp4")
+    assert (code, "a.metadata.json was changed since it was written" in err) == (0, True)
+    assert "nothing has changed" not in err
+
+
+def test_the_folder_of_requests_is_made(phantom, tiny, tmp_path):
+    (tmp_path / "all.jsonl").write_text('{"prompt": "a"}\n')
+    code, _, err = phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path / "new")
+    assert code == 0, err
+    assert (tmp_path / "new" / "0001.mp4").is_file()
+    far = tmp_path / "missing" / "new"
+    code, _, err = phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", far)
+    assert (code, len([line for line in err.splitlines() if line.startswith("phantom: ")])) == (2, 1)

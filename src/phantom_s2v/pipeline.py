@@ -88,7 +88,7 @@ class PhantomPipeline:
     def __call__(
         self,
         prompt: str = "",
-        references: Sequence[str | Path | tuple[str, str | Path]] = (),
+        references: str | Path | Sequence[str | Path | tuple[str, str | Path]] = (),
         *,
         first_frame: str | Path | None = None,
         background: str | Path | None = None,
@@ -172,7 +172,8 @@ class PhantomPipeline:
         return sample(request, self.models, velocity, places, None, on_step, generator)
 
 
-def _references(given: Sequence[str | Path | tuple[str, str | Path]]) -> tuple[Reference, ...]:
+def _references(given: str | Path | Sequence[str | Path | tuple[str, str | Path]]) -> tuple[Reference, ...]:
+    given = [given] if isinstance(given, str | Path) else given
     return tuple(
         Reference(str(r[1]), r[0]) if isinstance(r, tuple) else Reference(str(r), f"subject {i + 1}") for i, r in enumerate(given)
     )

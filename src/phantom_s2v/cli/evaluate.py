@@ -239,6 +239,8 @@ def evaluate_score(
         check_outputs([out.with_suffix(".jsonl")], force=force)
     kpis, box, paths = read_kpis(kpi) if kpi else [], parse_crop(crop), find_videos(videos)
     named, tools = name_references(reference or []), chosen(options)
+    if not named:
+        tell("no --reference was given: no subject is looked for, only how the video moves and flickers")
     check_networks(kpis, tools)
     asked = Asked(named, prompt, tools, box, kpis)
     with progress() as bar:

@@ -52,7 +52,9 @@ def generate(
     released_behaviour: Annotated[
         bool, typer.Option(help="Read pictures and draw noise as Phantom's released code does.")
     ] = False,
-    preview: Annotated[bool, typer.Option(help="Write frames on the way to OUT.preview.png.")] = False,
+    preview: Annotated[
+        bool, typer.Option(help="Save intermediate frames to OUT.preview.png, which is removed when the video is done.")
+    ] = False,
     requests: Annotated[Path | None, typer.Option(help="JSON lines, one request each: the same names as these options.")] = None,
     from_: Annotated[Path | None, typer.Option("--from", help="Reproduce a video from its .metadata.json.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1 (Phantom-Wan).")] = "auto",
@@ -83,6 +85,7 @@ def generate(
     options = dict(locals())
     from phantom_s2v.jobs import check_names
 
+    refuse_unused(options)
     placement, preset = prepare(options)
     jobs = [] if from_ or requests else requested(options, preset)
     check_names(jobs, placement.files(), preview, force)
@@ -94,6 +97,20 @@ def generate(
     else:
         jobs = worded(jobs, rephrase, preset)
         run_jobs(jobs, model, preview, placement, budget=budget, best=best, rephrase=rephrase)
+
+
+def refuse_unused(options: dict[str, Any]) -> None:
+    """Raise InputError for options that --from or --requests, which bring their own, would leave unused."""
+    from phantom_s2v.jobs import OPTIONS
+
+    if not (options["from_"] or options["requests"]):
+        return
+    mine = [*sorted(OPTIONS - {"out"}), "seeds", *(["requests", "rephrase"] if options["from_"] else [])]
+    usual = inspect.signature(generate).parameters
+    given = [name for name in mine if options[name] != usual[name].default]
+    if given:
+        kind = "--from makes a recorded video again as it was" if options["from_"] else "--requests has its options in each line"
+        raise InputError(f"{kind}; {', '.join('--' + name.replace('_', '-') for name in given)} must not be given with it")
 
 
 def estimate(card: str | None, **options: Any) -> None:
@@ -264,7 +281,7 @@ def _many(
 
     Lines that cannot be made are listed on stderr and left out: exit code 3, or 2 where none can be made.
     """
-    from phantom_s2v.files import check_folder
+    from phantom_s2v.files import check_folder, naming
     from phantom_s2v.generate import model_hash
     from phantom_s2v.jobs import check_names, read_requests, remade_because
     from phantom_s2v.model.step_cache import read_ratios
@@ -274,6 +291,8 @@ def _many(
     if not file.is_file():
         raise InputError(f"{file} is not a file; --requests takes JSON lines, one request each")
     folder = out.parent if out.suffix.lower() == ".mp4" and not out.is_dir() else out
+    with naming(folder):
+        folder.mkdir(exist_ok=True)
     check_folder(folder)
     jobs, faults, count = read_requests(file, folder, preset)
     if not count:
@@ -307,7 +326,7 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
 
     Memory options and LoRAs are the record's, unless others are given.
     """
-    from phantom_s2v.files import read_json
+    from phantom_s2v.files import ours, read_json
     from phantom_s2v.generate import load_models
     from phantom_s2v.jobs import check_job, check_names
     from phantom_s2v.model.placement import Placement, placement_from
@@ -325,6 +344,8 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
     check_job(request, out)
     models = load_models(folder, placement)
     said = changes(record, models.hash)
+    if not ours(file):
+        said.insert(0, f"{file.name} was changed since it was written")
     for line in said or ["nothing has changed; the video will be the same"]:
         tell(line)
     run_jobs([(request, out)], model, preview, placement, models, budget)

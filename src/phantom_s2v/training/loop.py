@@ -22,7 +22,7 @@ from phantom_s2v.training.checkpoint import load_state, save_state, state_facts
 from phantom_s2v.training.config import TrainConfig
 from phantom_s2v.training.guard import StepWatch, check_same_run
 from phantom_s2v.training.optim import Muon, rate_at, rate_left, update_ema
-from phantom_s2v.training.stopping import leave_signals_to_the_first, stop, stopping
+from phantom_s2v.training.stopping import leave_signals_to_the_first, shared, stop, stopping
 
 SAVED_BYTES = 16  # a parameter in a state: itself, its average and up to two moments in float32
 Loss = Callable[[Any, int], dict[str, torch.Tensor]]  # batch, step -> {"loss": scalar, ...}
@@ -129,7 +129,8 @@ def train(
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 parts = loss_fn(prepare(to_device(batch, device)), step)
             factor = rate_at(step, config.steps, config.warmup, config.decay_share)
-            factor = min(factor, rate_left(time.monotonic() - began, config.minutes, config.decay_minutes))
+            spent = shared(time.monotonic() - began, device) if config.minutes else 0.0
+            factor = min(factor, rate_left(spent, config.minutes, config.decay_minutes))
             if factor < 1 and step >= config.warmup and not decaying:
                 watch.check()
                 on_save(model, ema, False)
@@ -138,7 +139,7 @@ def train(
             update_ema(ema, model, config.ema_decay, step)
             watch.see(step, {**parts, "grad_norm": norm})
             now = time.monotonic()
-            over = bool(config.minutes) and now - began > config.minutes * 60
+            over = bool(config.minutes) and spent > config.minutes * 60
             last = over or step + 1 == config.steps
             ended = asked()
             if log is not None:

@@ -8,9 +8,14 @@ from contextlib import contextmanager
 
 import torch
 
-from phantom_s2v.model.parallel import is_main, summed
+from phantom_s2v.model.parallel import is_main, summed, world
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def shared(value: float, device: torch.device) -> float:
+    """The mean of a number over torchrun's processes, the same in all of them; one that is alone waits for no device."""
+    return value if world() < 2 else float(summed([torch.tensor([value], device=device)])[0]) / world()
 
 
 @contextmanager
@@ -27,7 +32,7 @@ def stopping(device: torch.device) -> Iterator[Callable[[], bool]]:
         caught.append(number)
 
     def asked() -> bool:
-        return bool(summed([torch.tensor([float(len(caught))], device=device)])[0])
+        return bool(shared(float(len(caught)), device))
 
     if threading.current_thread() is not threading.main_thread():
         yield asked
