@@ -1,5 +1,6 @@
 """The command as a user types it: exit codes, one sentence on stderr, nothing half-written."""
 
+import inspect
 import json
 import os
 import re
@@ -8,14 +9,17 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.models import OptionInfo
 
 from phantom_s2v import cli, files, jobs, media
+from phantom_s2v.cli.app import app
 from phantom_s2v.errors import InputError
 from phantom_s2v.request import load_preset
 
@@ -151,7 +155,9 @@ def test_notices_go_to_stderr(phantom, tiny, tmp_path):
         (["--prompt", "a", "--solver", "dpm++"], "euler or unipc"),
         (["--prompt", "a", "--steps", "0"], "steps is 0"),
         (["--prompt", "a", "--seed", "-1"], "seed is -1"),
-        (["--prompt", "a", "--seeds", "0"], "seeds is 0"),
+        (["--prompt", "a", "--seeds", "0"], "seeds is 0; it can be 1 to 10,000"),
+        (["--prompt", "a", "--seeds", "100000000"], "seeds is 100000000; it can be 1 to 10,000"),
+        (["--prompt", "a", "--best-of", "10001"], "best-of is 10001; it can be 1 to 10,000"),
         (["--prompt", "a", "--guidance-text", "-2"], "guidance_text is -2"),
         (["--prompt", "a", "--reference", "nowhere.png"], "nowhere.png is not a file"),
         (["--prompt", "a", "--reference", "=x.png"], "legal is PATH or NAME=PATH"),
@@ -172,6 +178,40 @@ def test_refusals(phantom, tiny, tmp_path, monkeypatch, arguments, said):
     assert (code, out) == (2, "")
     assert len(err.strip().splitlines()) == 1, err
     assert re.search(said, err), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def numbers_of(group, words=()):
+    """(words of a command, what it requires, option) of every option that is a whole number."""
+    for part in group.registered_groups:
+        yield from numbers_of(part.typer_instance, (*words, part.name))
+    for command in group.registered_commands:
+        called = (*words, command.name or command.callback.__name__.replace("_", "-"))
+        options = {name: get_args(p.annotation) for name, p in inspect.signature(command.callback).parameters.items()}
+        needed = [name for name, p in inspect.signature(command.callback).parameters.items() if p.default is p.empty]
+        words_of = {name: f"--{name.replace('_', '-')}" for name in options}
+        required = [
+            word for name in needed for word in ([words_of[name]] if isinstance(options[name][1], OptionInfo) else []) + ["x"]
+        ]
+        for name, (kind, *_) in options.items():
+            if kind in (int, int | None):
+                yield pytest.param(called, required, words_of[name], id=" ".join((*called, words_of[name])))
+
+
+NUMBERS = list(numbers_of(app))
+
+
+def test_every_command_with_whole_numbers_is_seen():
+    assert len(NUMBERS) >= 40
+
+
+@pytest.mark.parametrize(("words", "required", "option"), NUMBERS)
+def test_no_whole_number_below_zero_is_taken(phantom, tiny, tmp_path, monkeypatch, words, required, option):
+    monkeypatch.chdir(tmp_path)
+    own = ["--model", tiny, "--prompt", "a"] if words[0] in ("generate", "estimate", "calibrate-magcache") else []
+    code, said, err = phantom(*words, *required, *own, option, "-1")
+    assert (code, said, len(err.splitlines())) == (2, "", 1), err
+    assert re.search(rf"{option.strip('-')} is -1; it can be ", err)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,8 +4,10 @@ import json
 import re
 from functools import partial
 
+import numpy as np
 import pytest
 
+from phantom_s2v import media
 from phantom_s2v.data.triplets import TripletStore
 
 
@@ -45,13 +47,15 @@ def test_films_are_made_checked_and_built_again(phantom, tmp_path):
         (("build", ".", "--out", "t.db"), "NAME.lance"),
         (("build", ".", "--out", "t.lance"), "holds no video"),
         (("build", ".", "--out", "no/t.lance"), "does not exist"),
-        (("build", ".", "--out", "t.lance", "--workers", "0"), "1 or more"),
+        (("build", ".", "--out", "t.lance", "--workers", "0"), "workers is 0; it can be 1 to 1,024"),
         (("build", ".", "--out", "t.lance", "--detector", "eye"), "scenedetect, transnet, both"),
         (("build", ".", "--out", "t.lance", "--config", "a.toml"), "no TOML"),
         (("build", ".", "--out", "t.lance", "--config", "b.toml"), "blurr is no threshold"),
         (("build", ".", "--out", "t.lance", "--config", "c.toml"), "blur is 'much'"),
         (("build", ".", "--out", "t.lance", "--embedder", "a/b/c"), "a/b/c"),
         (("check", "--out", "no/c"), "does not exist"),
+        (("films", "--out", "f", "--films", "0"), "films is 0; it can be 1 to 10,000"),
+        (("check", "--out", "f", "--films", "1000000000"), "films is 1000000000; it can be 1 to 10,000"),
     ],
 )
 def test_bad_input_is_one_sentence(phantom, tmp_path, monkeypatch, arguments, said):
@@ -64,6 +68,32 @@ def test_bad_input_is_one_sentence(phantom, tmp_path, monkeypatch, arguments, sa
     assert said in got.err
     assert "Traceback" not in got.err
     assert not list(tmp_path.glob("*.lance"))
+
+
+def test_a_build_that_made_nothing_says_so(phantom, tmp_path):
+    media.write_video(tmp_path / "grey.mp4", np.full((24, 64, 64, 3), 128, np.uint8), 12)
+    code, got = phantom("build", tmp_path / "grey.mp4", "--out", tmp_path / "t.lance")
+    assert (code, json.loads(got.out)["triplets"]) == (0, 0)
+    assert f"no triplet was made; {tmp_path / 't.html'} says why clips were dropped" in got.err
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--version", "99"), r"t\.lance has no version 99; its versions are 1 to 1"),
+        (("--version", str(10**30)), "version"),
+        (("--start", "-3"), "start"),
+        (("--limit", "0"), "limit"),
+    ],
+)
+def test_what_a_dataset_does_not_have_is_one_plain_sentence(phantom, tmp_path, asked, said):
+    TripletStore.create(tmp_path / "t.lance")
+    code, got = phantom("show", tmp_path / "t.lance", *asked)
+    assert (code, got.out, len(got.err.splitlines())) == (2, "", 1)
+    assert re.search(said, got.err)
+    assert ".rs:" not in got.err
+    code, got = phantom("show", tmp_path / "t.lance", "--start", 10**9, "--limit", 10**9, "--version", 1)
+    assert (code, json.loads(got.out)) == (0, {"triplets": 0, "versions": [1]})
 
 
 def test_thresholds_come_from_a_file(tmp_path):

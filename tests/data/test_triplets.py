@@ -262,6 +262,8 @@ def test_things_that_are_no_store(tmp_path):
     (tmp_path / "empty.lance").mkdir()
     with pytest.raises(DataError, match="is no Lance dataset"):
         TripletStore(tmp_path / "empty.lance")
+    with pytest.raises(DataError, match=r"^((?!\.rs).)*$"):  # no place in Lance's source
+        TripletStore(tmp_path / "empty.lance")
     lance.write_dataset(pa.table({"a": [1]}), str(tmp_path / "other.lance"))
     with pytest.raises(DataError, match="lacks the columns caption"):
         TripletStore(tmp_path / "other.lance")

@@ -17,6 +17,7 @@ from phantom_s2v.data.published import decode_mask, read_phantom_data
 from phantom_s2v.data.triplets import Rights
 from phantom_s2v.errors import CheckpointError, DataError, InputError
 from phantom_s2v.generate import check_models
+from phantom_s2v.model import bounds
 from phantom_s2v.model.tensors import Tensors
 from phantom_s2v.model.weights import check_part
 from phantom_s2v.presets import model_folder
@@ -101,6 +102,7 @@ def copy_of(folder, target, part, **changes):
         ("transformer/config.json", {"depth": 10**8}), ("transformer/config.json", {"depth": 1000}),
         ("transformer/config.json", {"dim": 10**8}), ("transformer/config.json", {"heads": 10**9}),
         ("transformer/config.json", {"depth": "x"}), ("transformer/config.json", {"depth": [1]}),
+        ("transformer/config.json", {"depth": -1}),
         ("transformer/config.json", {"heads": 0}), ("transformer/config.json", {"dim": -5}),
         ("autoencoder/config.json", {"num_res_blocks": 10**8}), ("autoencoder/config.json", {"dim_mult": [1] * 100_000}),
         ("autoencoder/config.json", {"latents_mean": [0.0] * 2_000_000}), ("image_encoder/config.json", {"width": 10**9}),
@@ -112,6 +114,24 @@ def test_a_configuration_is_bounded_by_its_weights(tmp_path, part, changes):
     with pytest.raises(CheckpointError):
         check_models(folder)
     assert time.process_time() - begun < 20
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"depth": -1}, "depth is -1; at least 0 is legal"),
+        ({"a": {"num_hidden_layers": -2}}, "num_hidden_layers is -2"),
+        ({"patch_size": [1, -2]}, "patch_size is -2"),
+        ({"vision_feature_layers": [-2], "pad_token_id": -1, "window_size": -1, "depth": 0}, None),
+    ],
+)
+def test_what_is_counted_in_a_configuration_is_not_negative(tmp_path, values, said):
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    if said is None:
+        assert bounds.read_config(tmp_path / "config.json") == values
+        return
+    with pytest.raises(CheckpointError, match=said):
+        bounds.read_config(tmp_path / "config.json")
 
 
 def test_the_packaged_model_passes():

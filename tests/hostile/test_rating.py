@@ -111,6 +111,19 @@ def test_a_large_body_is_not_read(served):
     assert client.post(f"{links['Ann']}/vote/0", content=endless, headers=origin).status_code == 413
 
 
+def test_a_link_is_no_file_of_votes(tmp_path):
+    link, target = tmp_path / "v.sqlite", tmp_path / "other.sqlite"
+    link.symlink_to(target)
+    with pytest.raises(InputError, match=r"v\.sqlite is a link"):
+        rating.open_votes(link)
+    assert not target.exists()
+    rating.open_votes(target).close()
+    target.chmod(0o644)
+    with pytest.raises(InputError, match=r"v\.sqlite is a link"):
+        rating.open_votes(link)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+
+
 def test_votes_are_their_owners(served, tmp_path, monkeypatch):
     _, _, file = served
     assert stat.S_IMODE(file.stat().st_mode) == 0o600

@@ -476,6 +476,11 @@ def test_a_training_replaces_nothing_of_others(tmp_path, capsys):
     for place in ("log", "part"):
         with pytest.raises(DataError, match="exists, and no training wrote it"):
             run(tmp_path / place, 2)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "log.jsonl").symlink_to(tmp_path / "planted")
+    with pytest.raises(DataError, match=r"log\.jsonl is a link"):
+        run(tmp_path / "linked", 2)
+    assert not (tmp_path / "planted").exists()
     run(tmp_path / "own", 2)
     run(tmp_path / "own", 2)
     assert "is at step 2 of 2 already; nothing was trained" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from phantom_s2v.errors import PhantomError
+from phantom_s2v.errors import InputError, PhantomError
 from phantom_s2v.files import REASONS
 from phantom_s2v.untrusted import printable
 
@@ -28,10 +28,24 @@ app.add_typer(models, name="models")
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 err = Console(stderr=True)
+MOST_VIDEOS, MOST_PROCESSES, MOST_STEPS = 10_000, 1024, 10**9
+MOST_SEED = 10**12  # a training multiplies it by a million, within 64 bits
+MOST_ROW = 2**63 - 1
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 Force = Annotated[
     bool, typer.Option("--force", help="Replace outputs that phantom wrote and nobody changed. Other files are never replaced.")
 ]
+
+
+def whole(low: int, high: int, meaning: str) -> Any:
+    """An option that is a whole number of `low` to `high`; any other is refused before work, in the sentence that errors have."""
+
+    def check(param: typer.CallbackParam, value: int | None) -> int | None:
+        if value is not None and not low <= value <= high:
+            raise InputError(f"{str(param.name).replace('_', '-')} is {value}; it can be {low:,} to {high:,}")
+        return value
+
+    return typer.Option(help=meaning, callback=check)
 
 
 def main() -> None:

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import Force, by_stage, data, models, progress, say, tell
+from phantom_s2v.cli.app import (
+    MOST_PROCESSES,
+    MOST_ROW,
+    MOST_SEED,
+    MOST_VIDEOS,
+    Force,
+    by_stage,
+    data,
+    models,
+    progress,
+    say,
+    tell,
+    whole,
+)
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +46,7 @@ def data_build(
     look_for_people: Annotated[
         bool, typer.Option("--people", help="Look for persons and faces too (phantom models fetch).")
     ] = False,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[int, whole(1, MOST_PROCESSES, "Processes.")] = 1,
     ray: Annotated[str, typer.Option(help="Run on Ray: local, or the address of a cluster.")] = "",
     source: Annotated[str, typer.Option(help="Where the videos come from.")] = "",
     licence: Annotated[str, typer.Option(help="Their licence.")] = "",
@@ -50,7 +63,7 @@ def data_build(
 
     over = ({"detector": detector} if detector else {}) | ({"people": True} if look_for_people else {})
     named = {"captioner": captioner, "grounder": grounder, "segmenter": segmenter, "embedder": embedder}
-    check_out(videos, out, workers)
+    check_out(videos, out)
     settings, make = asked_models(read_config(config, over), named)
     paths = list(probe.find(videos))
     if not paths:
@@ -121,7 +134,7 @@ def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
     return Config(**values)
 
 
-def check_out(videos: Path, out: Path, workers: int) -> None:
+def check_out(videos: Path, out: Path) -> None:
     """Raise InputError for what cannot be used, before anything starts."""
     from phantom_s2v.files import check_outputs
 
@@ -129,17 +142,15 @@ def check_out(videos: Path, out: Path, workers: int) -> None:
         raise InputError(f"{videos} does not exist; give a folder of videos, or a video")
     if out.suffix != ".lance":
         raise InputError(f"the output is {out.name}; a dataset is written as NAME.lance")
-    if workers < 1:
-        raise InputError(f"workers is {workers}; it can be 1 or more")
     check_outputs([out.with_suffix(".html")], force=True)
 
 
 @data.command("films")
 def data_films(
     out: Annotated[Path, typer.Option(help="Folder of the films and their truth.")],
-    films: Annotated[int, typer.Option(help="How many.")] = 200,
+    films: Annotated[int, whole(1, MOST_VIDEOS, "How many.")] = 200,
     training: Annotated[bool, typer.Option(help="Of the training emoji (phantom data emoji), not of those held out.")] = False,
-    seed: Annotated[int, typer.Option(help="Another seed composes other films.")] = 0,
+    seed: Annotated[int, whole(0, MOST_SEED, "Another seed composes other films.")] = 0,
 ) -> None:
     """Compose films of emoji whose cuts, subjects and identities are known."""
     from phantom_s2v.data.emoji import default_root, load_store
@@ -156,10 +167,10 @@ def data_films(
 @data.command("check")
 def data_check(
     out: Annotated[Path, typer.Option(help="Folder that takes films, dataset and report.")],
-    films: Annotated[int, typer.Option(help="How many films.")] = 200,
+    films: Annotated[int, whole(1, MOST_VIDEOS, "How many films.")] = 200,
     training: Annotated[bool, typer.Option(help="Of the training emoji, where bounds are set.")] = False,
     detector: Annotated[str, typer.Option(help="scenedetect, transnet or both.")] = "scenedetect",
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[int, whole(1, MOST_PROCESSES, "Processes.")] = 1,
     ray: Annotated[str, typer.Option(help="Run on Ray: local, or the address of a cluster.")] = "",
 ) -> None:
     """Measure the pipeline on films whose truth is known; the last line is one JSON object."""
@@ -208,15 +219,16 @@ def opened(store: "TripletStore") -> "TripletStore":
 @data.command("show")
 def data_show(
     store: Annotated[Path, typer.Argument(help="A dataset of triplets, NAME.lance.")],
-    start: Annotated[int, typer.Option(help="First row.")] = 0,
-    limit: Annotated[int, typer.Option(help="How many rows.")] = 10,
-    version: Annotated[int | None, typer.Option(help="An older version; the newest by default.")] = None,
+    start: Annotated[int, whole(0, MOST_ROW, "First row.")] = 0,
+    limit: Annotated[int, whole(1, MOST_ROW, "How many rows.")] = 10,
+    version: Annotated[int | None, whole(1, MOST_ROW, "An older version; the newest by default.")] = None,
 ) -> None:
     """Page through a dataset of triplets; the last line is one JSON object."""
     from phantom_s2v.data.triplets import TripletStore
 
     triplets = opened(TripletStore(store, version))
-    for triplet in triplets.take(list(range(start, min(start + limit, len(triplets))))):
+    for row in range(start, min(start + limit, len(triplets))):
+        (triplet,) = triplets.take([row])  # one in memory at a time
         say(f"{triplet.id}  {triplet.width}x{triplet.height}, {triplet.frames} frames at {triplet.fps:g}  {triplet.caption}")
         for reference in triplet.references:
             licence = reference.rights.licence or "no licence"

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import Force, by_stage, evaluate, progress, say, tell
+from phantom_s2v.cli.app import MOST_ROW, MOST_VIDEOS, Force, by_stage, evaluate, progress, say, tell, whole
 from phantom_s2v.errors import InputError
+from phantom_s2v.geometry import SPACE_STRIDE
+from phantom_s2v.request import MOST_SIDE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,8 +54,11 @@ def evaluate_run(
     model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini",
     videos: Annotated[Path | None, typer.Option(help="Folder of videos made elsewhere, ID.mp4: nothing is generated.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; a run goes on where it was.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many subjects, or cases.")] = None,
-    size: Annotated[int | None, typer.Option(help="emoji: side of the videos in pixels; by default the model's.")] = None,
+    limit: Annotated[int | None, whole(1, MOST_ROW, "Only the first so many subjects, or cases.")] = None,
+    size: Annotated[
+        int | None,
+        whole(SPACE_STRIDE, MOST_SIDE, "emoji: side of the videos in pixels; by default the model's."),
+    ] = None,
     features: Features = "efficientnet-lite0",
     backend: Backend = "packaged",
     clip: Clip = "",
@@ -68,8 +73,6 @@ def evaluate_run(
     Exit codes: 1 a KPI is missed, 2 bad input, 3 some videos could not be read.
     """
     options = dict(locals())
-    if limit is not None and limit < 1:
-        raise InputError(f"limit is {limit}; it can be 1 or more")
     if size is not None and suite != "emoji":
         raise InputError(f"size is for the emoji suite (got {suite})")
     if (suite == "opens2v") != (path is not None):
@@ -193,7 +196,7 @@ def finish(found: "Found", said: dict[str, Any]) -> None:
 @evaluate.command("autoencoder")
 def evaluate_autoencoder(
     model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini",
-    size: Annotated[int | None, typer.Option(help="Side of the clips in pixels; by default the model's.")] = None,
+    size: Annotated[int | None, whole(SPACE_STRIDE, MOST_SIDE, "Side of the clips in pixels; by default the model's.")] = None,
 ) -> None:
     """PSNR of held-out clips on textured grounds through the autoencoder; the last line is one JSON object."""
     from phantom_s2v.evaluation.emoji import autoencoder_psnr, held_out
@@ -283,7 +286,7 @@ def evaluate_rate(
     host: Annotated[
         str, typer.Option(help="Address to serve at; any but this machine's own needs --allow-remote.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to serve at.", min=1, max=65535)] = 8765,
+    port: Annotated[int, whole(1, 65535, "Port to serve at.")] = 8765,
     allow_remote: Annotated[
         bool, typer.Option(help="Serve to other machines: without encryption, to everybody who has a rater's link.")
     ] = False,
@@ -391,8 +394,8 @@ def evaluate_calibrate(
 
 @evaluate.command("self-check")
 def evaluate_self_check(
-    each: Annotated[int, typer.Option(help="Clips with each fault.")] = 200,
-    clean: Annotated[int, typer.Option(help="Clips without a fault.")] = 500,
+    each: Annotated[int, whole(1, MOST_VIDEOS, "Clips with each fault.")] = 200,
+    clean: Annotated[int, whole(1, MOST_VIDEOS, "Clips without a fault.")] = 500,
     training: Annotated[bool, typer.Option(help="Of the training emoji, on which thresholds were set.")] = False,
 ) -> None:
     """Plant faults in clips of held-out emoji and say how many are found, and how many false alarms clean clips raise."""
@@ -401,8 +404,6 @@ def evaluate_self_check(
     from phantom_s2v.data.heldout import held_out
     from phantom_s2v.evaluation import selfcheck
 
-    if min(each, clean) < 1:
-        raise InputError(f"each is {each} and clean is {clean}; both can be 1 or more")
     sprites = load_store(default_root()) if training else held_out()
     tools = replace(instruments(Wanted(features="phantom-mini")), faces=None)  # drawn things have none that dlib knows
     with progress() as bar:

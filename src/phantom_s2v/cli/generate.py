@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import Force, app, by_stage, progress, say, tell
+from phantom_s2v.cli.app import MOST_VIDEOS, Force, app, by_stage, progress, say, tell, whole
 from phantom_s2v.errors import InputError
 from phantom_s2v.untrusted import printable
 
@@ -39,9 +39,9 @@ def generate(
     frames: Annotated[int | None, typer.Option(help="Length, a multiple of 4 plus 1.")] = None,
     fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same video on the same machine.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Make so many videos, from seed on.")] = 1,
+    seeds: Annotated[int, whole(1, MOST_VIDEOS, "Make so many videos, from seed on.")] = 1,
     best_of: Annotated[
-        int, typer.Option(help="Make so many candidates, from seed on, and keep the one whose subjects are most themselves.")
+        int, whole(1, MOST_VIDEOS, "Make so many candidates, from seed on, and keep the one whose subjects are most themselves.")
     ] = 1,
     steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
     solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
@@ -155,8 +155,6 @@ def prepare(options: dict[str, Any]) -> tuple["Placement", "Preset"]:
 def ranked(options: dict[str, Any]) -> "BestOf | None":
     """What chooses among candidates. Raises InputError where there is nothing to choose by."""
     count = options["best_of"]
-    if count < 1:
-        raise InputError(f"best-of is {count}; it can be 1 or more")
     if count == 1:
         return None
     if options["from_"] or options["seeds"] > 1:
@@ -177,8 +175,6 @@ def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
     from phantom_s2v.jobs import DEFAULTED, FILES, SWITCHES, build_request
 
     seed, seeds, out = options["seed"], options["seeds"], options["out"]
-    if seeds < 1:
-        raise InputError(f"seeds is {seeds}; it can be 1 or more")
     asked = {name: options[name] for name in (*DEFAULTED, *SWITCHES, "size", "prompt", "reference")}
     asked |= {name: str(options[name]) if options[name] else None for name in FILES}
     jobs = []
@@ -243,11 +239,13 @@ def run_jobs(
     from phantom_s2v.presets import model_folder
     from phantom_s2v.record import origin_of
 
+    candidates = best.count if best else 1
     for request, target in jobs:
         check_job(request, target)
+        if request.seed + candidates > 2**63:
+            raise InputError(f"seed is {request.seed}; with {candidates} candidates it can be 0 to {2**63 - candidates}")
     if not loaded:
         check_models(model_folder(model))
-    candidates = best.count if best else 1
     head(jobs, model, placement, budget, candidates)
     models = loaded or load_models(model_folder(model), placement)
     read_prompts([request for request, _ in jobs], models)
@@ -398,10 +396,10 @@ def calibrate_magcache(
 
     folder = model_folder(model)
     preset = load_preset(folder)
-    if preset.family != "wan":
-        raise InputError(f"{preset.name} has no step caches; ratios are measured of Phantom-Wan")
     asked = {"prompt": prompt, "reference": reference, "size": size, "frames": frames, "steps": steps, "seed": seed}
     request = build_request({**asked, "untrained_size": untrained_size}, preset)
+    if preset.family != "wan":
+        raise InputError(f"{preset.name} has no step caches; ratios are measured of Phantom-Wan")
     check_outputs([folder / RATIOS], force=True)
     models = load_models(folder, Placement(device=device, dtype=dtype, offload=offload, cache="magcache"), calibrate=True)
     with progress() as bar:

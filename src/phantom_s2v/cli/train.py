@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from phantom_s2v.cli.app import say, train
+from phantom_s2v.cli.app import MOST_PROCESSES, MOST_ROW, MOST_SEED, MOST_STEPS, say, train, whole
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.training.config import Bucket
@@ -22,11 +22,14 @@ AllowChange = Annotated[
 @train.command("autoencoder")
 def train_autoencoder(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps, after those of the linear path.")] = 2_150,
+    steps: Annotated[int, whole(1, MOST_STEPS, "Optimizer steps, after those of the linear path.")] = 2_150,
     decoder_only: Annotated[bool, typer.Option(help="Keep the latents, train the decoder alone.")] = False,
     init_from: Annotated[Path | None, typer.Option(help="Folder of an autoencoder to start from.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the clips: another one where training goes on from weights.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    seed: Annotated[
+        int | None,
+        whole(0, MOST_SEED, "Seed of the clips: another one where training goes on from weights."),
+    ] = None,
+    threads: Annotated[int, whole(1, MOST_PROCESSES, "CPU threads.")] = 1,
     allow_change: AllowChange = None,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
@@ -46,9 +49,9 @@ def train_autoencoder(
 @train.command("image-encoder")
 def train_image_encoder(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 800,
+    steps: Annotated[int, whole(1, MOST_STEPS, "Optimizer steps.")] = 800,
     init_from: Annotated[Path | None, typer.Option(help="Folder of an image encoder to start from.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    threads: Annotated[int, whole(1, MOST_PROCESSES, "CPU threads.")] = 1,
     allow_change: AllowChange = None,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
@@ -65,7 +68,7 @@ def train_image_encoder(
 @train.command("transformer")
 def train_transformer(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 1_000_000,
+    steps: Annotated[int, whole(1, MOST_STEPS, "Optimizer steps.")] = 1_000_000,
     minutes: Annotated[float, typer.Option(help="End the run after so many minutes; 0: after --steps.")] = 0.0,
     model: Annotated[str, typer.Option(help="Model whose autoencoder and image encoder are used.")] = "phantom-mini",
     init_from: Annotated[Path | None, typer.Option(help="Initial weights of the transformer (warmup is applied).")] = None,
@@ -81,11 +84,11 @@ def train_transformer(
     decay_minutes: Annotated[float, typer.Option(help="Minutes, of --minutes, for linear learning rate decay.")] = 0.0,
     ema_decay: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.9995,
     plain: Annotated[float, typer.Option(help="Share of samples with large subjects on a plain background, 0 to 1.")] = 0.6,
-    seed: Annotated[int, typer.Option(help="Another seed composes other triplets.")] = 0,
+    seed: Annotated[int, whole(0, MOST_SEED, "Another seed composes other triplets.")] = 0,
     validate_minutes: Annotated[float, typer.Option(help="Minutes between validations.")] = 15.0,
     save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
-    workers: Annotated[int, typer.Option(help="Processes that compose batches ahead; 0: none.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    workers: Annotated[int, whole(0, MOST_PROCESSES, "Processes that compose batches ahead; 0: none.")] = 0,
+    threads: Annotated[int, whole(1, MOST_PROCESSES, "CPU threads.")] = 1,
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is measured to be faster.")
     ] = "auto",
@@ -160,7 +163,7 @@ def train_move(
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
     autoencoder: Annotated[Path, typer.Option(help="Folder of the autoencoder to move to.")],
     model: Annotated[str, typer.Option(help="Model whose transformer is moved.")] = "phantom-mini",
-    clips: Annotated[int, typer.Option(help="Composed clips that the two autoencoders' latents are compared on.")] = 160,
+    clips: Annotated[int, whole(1, 1_000, "Composed clips that the two autoencoders' latents are compared on.")] = 160,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
     """Fit a trained transformer to another autoencoder's latents, from which its training goes on."""
@@ -195,7 +198,7 @@ def train_pack(
     autoencoder: Annotated[Path, typer.Option(help="Folder of the autoencoder.")],
     image_encoder: Annotated[Path, typer.Option(help="Folder of the image encoder.")],
     transformer: Annotated[Path | None, typer.Option(help="Folder of the transformer; without it, a random one.")] = None,
-    samples: Annotated[int, typer.Option(help="Samples that the transformer has learned from, for the record.")] = 0,
+    samples: Annotated[int, whole(0, MOST_ROW, "Samples that the transformer has learned from, for the record.")] = 0,
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
     """Put trained parts together as a model folder in float16."""

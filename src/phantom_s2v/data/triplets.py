@@ -164,6 +164,11 @@ def _from_row(row: dict[str, Any]) -> Triplet:
         raise DataError(f"the row {row.get('id')!r} of the dataset is no triplet ({error})") from error
 
 
+def _said(error: Exception) -> str:
+    """The first line of what Lance says, without the places in its source."""
+    return re.sub(r",? ?\S+\.rs:\d+(:\d+)?", "", str(error).splitlines()[0])
+
+
 class TripletStore:
     """Triplets in a Lance dataset. Writes are merges on the id; every write is a version that can be read back.
 
@@ -176,9 +181,14 @@ class TripletStore:
             raise DataError(f"there is no dataset at {path}")
         self.path = path
         try:
-            self.dataset = lance.dataset(str(path), version=version)
+            self.dataset = lance.dataset(str(path))
+            known = [number for number, _ in self.versions()] if version is not None else []
+            if known and version not in known:
+                raise DataError(f"{path} has no version {version}; its versions are {min(known)} to {max(known)}")
+            if version is not None:
+                self.dataset = self.dataset.checkout_version(version)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is no Lance dataset, or has no version {version} ({str(error).splitlines()[0]})") from error
+            raise DataError(f"{path} is no Lance dataset ({_said(error)})") from error
         if missing := set(SCHEMA.names) - set(self.dataset.schema.names):
             raise DataError(f"{path} is a dataset of something else; it lacks the columns {', '.join(sorted(missing))}")
         if odd := [name for name in SCHEMA.names if self.dataset.schema.field(name).type != SCHEMA.field(name).type]:
@@ -233,7 +243,7 @@ class TripletStore:
                 yield
                 self.dataset = lance.dataset(str(self.path))
             except (OSError, RuntimeError) as error:
-                raise OutputError(f"{self.path} cannot be written: {str(error).splitlines()[0]}; what was there stays") from error
+                raise OutputError(f"{self.path} cannot be written: {_said(error)}; what was there stays") from error
 
     def _merge(self, rows: list[dict[str, Any]]) -> int:
         unique = list({row["id"]: row for row in rows}.values())
@@ -307,7 +317,7 @@ class TripletStore:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.path} is damaged ({str(error).splitlines()[0]})") from error
+            raise DataError(f"{self.path} is damaged ({_said(error)})") from error
 
 
 def _repeat(dataset: Any) -> bool:

@@ -183,6 +183,8 @@ def _videos(folder: Path) -> dict[str, Path]:
 
 def open_votes(file: Path) -> sqlite3.Connection:
     """The votes' file, made where there is none, for its owner alone: it holds names. Raises InputError if it is no such file."""
+    if file.is_symlink():
+        raise InputError(f"{file} is a link, through which another file would be changed; give the file of votes itself")
     try:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

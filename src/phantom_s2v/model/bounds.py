@@ -27,6 +27,8 @@ SHORT = {  # of which tables and pictures are made at once
 }
 LAYERS = re.compile(r"(^|_)(layers|depth|depths|blocks|heads|experts|stages)($|_)")
 FREE = re.compile(r"theta|seed|_id$|_ids$|scale")  # numbers that are no sizes
+COUNTS = re.compile(r"(^|_)(dim|channels|hidden_size|image_size|patch_size|vocab_size)$")  # with SHORT and LAYERS: never negative
+CHOSEN = "feature"  # names of layers that are chosen by number, from the end where it is negative
 SPARE = 64 << 20  # bytes that a model may have beside its stored weights
 WIDEN = 8  # float8 to float64
 
@@ -67,6 +69,8 @@ def _check_number(name: str, value: float) -> None:
         if not math.isfinite(value):
             raise ValueError(f"{name} is not finite")
         return
+    if value < 0 and CHOSEN not in name and (name in SHORT or LAYERS.search(name) or COUNTS.search(name)):
+        raise ValueError(f"{name} is {value}; at least 0 is legal")
     most = SHORT.get(name) or (MOST_LAYERS if LAYERS.search(name) else 2**63 - 1 if FREE.search(name) else MOST_NUMBER)
     if abs(value) > most:
         raise ValueError(f"{name} is {'a very large number' if abs(value) > 2**63 else value}; at most {most:,} is legal")

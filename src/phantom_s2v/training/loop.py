@@ -175,6 +175,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
 def check_free(out: Path, state: Path) -> None:
     """Raise DataError where a folder holds what a training would replace or add to, and no training wrote it."""
     log, parts = out / "log.jsonl", [out / name for name in ("autoencoder", "image_encoder", "transformer")]
+    if log.is_symlink():
+        raise DataError(f"{log} is a link, through which another file would be written to; choose another folder")
     if log.exists() and '"step"' not in next(text_lines(log), '"step"'):
         raise DataError(f"{log} exists, and no training wrote it; choose another folder")
     if not (state.exists() or log.exists()) and (foreign := next((part for part in parts if part.exists()), None)):
