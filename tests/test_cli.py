@@ -471,6 +471,12 @@ def test_a_lora_is_an_input(phantom, tmp_path, form):
     assert lora.read_bytes() == before
 
 
+def test_the_last_seed_of_candidates_has_to_be_one(ask, picture, tmp_path):
+    code, said = ask("--reference", picture, "--seed", 2**63 - 1, "--best-of", 2)
+    assert (code, len(said)) == (2, 1)
+    assert f"seed is {2**63 - 1}; with 2 candidates it can be 0 to {2**63 - 2}" in said[0]
+
+
 def test_a_suffix_in_upper_case_is_as_good(ask, phantom, tiny, tmp_path):
     made = {f"up{rest}" for rest in (".MP4", ".sheet.png", ".metadata.json")}
     assert ask(out="up.MP4") == (0, [])
