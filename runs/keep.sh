@@ -11,8 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from phantom_s2v.model.tensors import save_tensors
-from phantom_s2v.model.weights import FILE
+from phantom_s2v.model.tensors import FILE, save_tensors
 
 source, target = map(Path, sys.argv[1:])
 target.mkdir(parents=True, exist_ok=True)

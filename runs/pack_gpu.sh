@@ -8,9 +8,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${1:-}" = --restore ]; then git sparse-checkout disable; exit; fi
 BIN=${BIN:-.venv/bin} OUT=outputs/gpu
-WHEELS=(diffusers==0.42.1 importlib_metadata==10.2.0 zipp==4.1.2)
+WHEELS=(diffusers==0.42.1 importlib_metadata==10.2.0 zipp==4.1.2  # and what diffusers asks for when it is imported
+  requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi charset-normalizer==3.5.2)
 mkdir -p "$OUT/wheels"
-"$BIN/pip" download --quiet --disable-pip-version-check --no-deps --dest "$OUT/wheels" "${WHEELS[@]}"
+"$BIN/pip" download --quiet --disable-pip-version-check --no-deps --platform any --python-version 3.12 --only-binary=:all: \
+  --dest "$OUT/wheels" "${WHEELS[@]}"
 ROOT=${XDG_CACHE_HOME:-$HOME/.cache}/phantom-s2v/emoji
 [ -f "$ROOT/subjects.json" ] || "$BIN/phantom" data emoji
 "$BIN/python" -m phantom_s2v.training.travel pack "$OUT" --root "$ROOT" --model src/phantom_s2v/weights/phantom-mini \

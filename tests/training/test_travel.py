@@ -124,6 +124,15 @@ def test_the_script_runs_without_what_the_other_machine_lacks(archives, tmp_path
     assert {"tflop_of_a_32px_1f_sample", "tflop_of_a_32px_5f_sample"} < set(stated)
 
 
+def test_archives_are_unpacked_before_the_wheels_in_them_are_there(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BLOCK.replace("('av',", "('diffusers', 'av',"))
+    assert "diffusers" in (tmp_path / "sitecustomize.py").read_text()
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    subprocess.run(
+        [sys.executable, "-c", "import phantom_s2v.training.travel"], check=True, env={**os.environ, "PYTHONPATH": path}
+    )
+
+
 def test_an_archive_that_is_too_large_is_refused(store, tmp_path, monkeypatch):
     from phantom_s2v.errors import InputError
 

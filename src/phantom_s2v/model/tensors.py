@@ -27,6 +27,7 @@ from phantom_s2v.files import write_json, writing
 from phantom_s2v.model.bounds import check_archive, check_storage
 from phantom_s2v.untrusted import parse_json
 
+FILE = "diffusion_pytorch_model.safetensors"  # of a part of a model, as diffusers names it
 WIDTH = {
     "F64": 8,
     "F32": 4,

@@ -14,11 +14,10 @@ from phantom_s2v.files import write_json, writing_folder
 from phantom_s2v.hashes import MADE_OF, combined_hash, folder_hash
 from phantom_s2v.model.bounds import check_layers, read_config
 from phantom_s2v.model.finite import check_finite
-from phantom_s2v.model.tensors import aligned, read_tensors, save_tensors
+from phantom_s2v.model.tensors import FILE, aligned, read_tensors, save_tensors
 from phantom_s2v.untrusted import parse_json
 
 M = TypeVar("M", bound=ModelMixin)
-FILE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{FILE}.index.json"
 
 

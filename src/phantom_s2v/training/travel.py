@@ -23,7 +23,7 @@ from phantom_s2v.data.emoji import Sprites, load_store, write_store
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files import read_json, write_json, writing
 from phantom_s2v.hashes import folder_hash
-from phantom_s2v.model.weights import FILE
+from phantom_s2v.model.tensors import FILE
 from phantom_s2v.reuse import code_version, note, why_not
 
 PART = 15 << 20  # bytes of a part: the transfer brings files of up to 16 MiB back
