@@ -83,9 +83,10 @@ def test_prompts_lie_on_disk():
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_ten_minutes_of_480p_are_scored_in_the_memory_of_ten_seconds(tmp_path):
+    """The frames of ten minutes are 18 GB. Peaks of one length differ by up to 100 MB, by what the allocator gives back when."""
     short, long = write(tmp_path / "short.mp4", 250, 480, 854), write(tmp_path / "long.mp4", 15_000, 480, 854)
     less, more = peak(SCORE, short, tmp_path / "short.html"), peak(SCORE, long, tmp_path / "long.html")
-    assert more < 1.1 * less
+    assert more - less < 150
     row = json.loads((tmp_path / "long.jsonl").read_text().splitlines()[0])
     assert row["frames_looked_at"][-1] == 14_999
     assert any("600 evenly spaced pairs" in note for note in row["notes"])
