@@ -60,6 +60,7 @@ def transformer_run(
     return train_transformer(
         config,
         network,
+        # a text encoder of its own: worker processes hold nothing that lies on the GPU
         Triplets(learned, config, TextEncoder(_text_folder(folder)), pad_text=device.type == "cuda"),
         encoder,
         out,
