@@ -20,6 +20,7 @@ MINI = {  # defaults of phantom-mini, written beside its weights
     "guidance_text": 4.0,
     "side_range": [48, 96],
 }
+CONVOLUTIONS = "float32"  # with bfloat16 a CPU with AMX gives NaN for gradients of causal convolutions at 128 pixels (torch 2.13)
 MODELS = {"phantom-mini": Path(__file__).parent / "weights" / "phantom-mini"}
 
 
@@ -54,13 +55,14 @@ def hub_folder(name: str) -> Path:
 
 def mini_autoencoder(steps: int = 2_150) -> AutoencoderConfig:
     """phantom-mini's autoencoder: its linear path, a quarter of an hour on one core, then the whole, some hours."""
-    train = TrainConfig(steps, lr=0.005, adam_lr=5e-4, warmup=100, decay_share=0.9, ema_decay=0.998)
+    train = TrainConfig(steps, lr=0.005, adam_lr=5e-4, warmup=100, decay_share=0.9, ema_decay=0.998, precision=CONVOLUTIONS)
     return AutoencoderConfig(train, replace(train, steps=1_500, lr=0.008, adam_lr=1e-3, decay_share=0.7))
 
 
 def mini_decoder(steps: int = 4_000) -> AutoencoderConfig:
     """The decoder alone, with the encoder frozen, so that latents stay what the transformer knows."""
-    return AutoencoderConfig(TrainConfig(steps, lr=0.005, decay_share=0.5, ema_decay=0.998, seed=1), decoder_only=True)
+    train = TrainConfig(steps, lr=0.005, decay_share=0.5, ema_decay=0.998, seed=1, precision=CONVOLUTIONS)
+    return AutoencoderConfig(train, decoder_only=True)
 
 
 def mini_image_encoder(steps: int = 800) -> ImageEncoderConfig:

@@ -10,7 +10,8 @@ import typer
 
 from phantom_s2v.cli.app import MOST_PROCESSES, MOST_ROW, MOST_SEED, MOST_STEPS, say, train, whole
 from phantom_s2v.errors import InputError
-from phantom_s2v.geometry import VideoSize
+from phantom_s2v.geometry import SPACE_STRIDE, VideoSize
+from phantom_s2v.request import MOST_SIDE
 from phantom_s2v.training.config import Bucket
 
 AllowChange = Annotated[
@@ -24,6 +25,7 @@ def train_autoencoder(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     steps: Annotated[int, whole(1, MOST_STEPS, "Optimizer steps, after those of the linear path.")] = 2_150,
     decoder_only: Annotated[bool, typer.Option(help="Keep the latents, train the decoder alone.")] = False,
+    size: Annotated[int, whole(SPACE_STRIDE, MOST_SIDE, "Side of the clips in pixels.")] = 64,
     init_from: Annotated[Path | None, typer.Option(help="Folder of an autoencoder to start from.")] = None,
     seed: Annotated[
         int | None,
@@ -42,7 +44,7 @@ def train_autoencoder(
     free = tuple(allow_change or ())
     linear = config.linear and replace(config.linear, threads=threads, may_change=free)
     run = replace(config.train, threads=threads, may_change=free, seed=config.train.seed if seed is None else seed)
-    config = replace(config, train=run, linear=linear)
+    config = replace(config, train=run, linear=linear, side=VideoSize(1, size, size).height)
     autoencoder.train_autoencoder(config, load_store(root or default_root()), out, init_from)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from phantom_s2v.data.compose import ClipSpec, compose, random_spec
 from phantom_s2v.data.emoji import Sprites
 from phantom_s2v.data.looks import TEXTURES
+from phantom_s2v.data.render import STANDARD
 from phantom_s2v.model.autoencoder import build_autoencoder, skip_empty_history, to_pixels
 from phantom_s2v.model.parallel import is_main
 from phantom_s2v.model.tensors import align, save_part
@@ -33,7 +34,7 @@ def batch(config: AutoencoderConfig, sprites: Sprites, step: int, rank: int = 0)
     rng = np.random.default_rng([config.train.seed, 1, step, rank])
     frames, count = config.batches[step % len(config.batches)]
     videos, masks = [], []
-    for _ in range(count):
+    for _ in range(max(1, round(count * (STANDARD / config.side) ** 2))):
         clip = compose(_spec(rng, config, sprites, frames), sprites)
         reference = frames == 1 and rng.random() < config.references
         videos.append(clip.references[0][None] if reference else clip.video)
@@ -42,7 +43,7 @@ def batch(config: AutoencoderConfig, sprites: Sprites, step: int, rank: int = 0)
 
 
 def _spec(rng: np.random.Generator, config: AutoencoderConfig, sprites: Sprites, frames: int) -> ClipSpec:
-    spec = random_spec(rng, sprites.subjects, frames, pictures=int(rng.integers(1, 3)))
+    spec = random_spec(rng, sprites.subjects, frames, config.side, pictures=int(rng.integers(1, 3)))
     if rng.random() >= config.textured:
         return spec
     return replace(spec, ground=replace(spec.ground, kind=str(rng.choice(TEXTURES))))
@@ -96,7 +97,7 @@ def _start(config: AutoencoderConfig, sprites: Sprites, out: Path, facts: dict[s
     if config.linear is None or (out.parent / "state.safetensors").exists():
         return build_autoencoder()
     torch.set_num_threads(config.linear.threads)
-    linear, pixels = linear_path(), composed(sprites, config.train.seed)
+    linear, pixels = linear_path(), composed(sprites, config.train.seed, side=config.side)
     principal_start(linear, pixels)
     return whole(_train(config, config.linear, sprites, linear, out, facts), pixels)
 
@@ -120,10 +121,10 @@ def _train(
     return ema
 
 
-def composed(sprites: Sprites, seed: int, count: int = 40) -> torch.Tensor:
+def composed(sprites: Sprites, seed: int, count: int = 40, side: int = STANDARD) -> torch.Tensor:
     """Pixels [N, 3, 17, H, W] on which latents are measured."""
     rngs = [np.random.default_rng([seed, 2, index]) for index in range(count)]
-    return torch.stack([to_pixels(compose(random_spec(rng, sprites.subjects, 17), sprites).video) for rng in rngs])
+    return torch.stack([to_pixels(compose(random_spec(rng, sprites.subjects, 17, side), sprites).video) for rng in rngs])
 
 
 @torch.no_grad()
@@ -134,7 +135,8 @@ def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprit
     """
     if not config.decoder_only:
         network: Any = model
-        latents = torch.cat([network.encode(p[None]).latent_dist.mode() for p in composed(sprites, config.train.seed)])
+        clips = composed(sprites, config.train.seed, side=config.side)
+        latents = torch.cat([network.encode(p[None]).latent_dist.mode() for p in clips])
         mean, deviation = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
         size = channel_weight(model, latents[:3], deviation).pow(SPREAD / 2)
         size /= size.square().mean().sqrt()

@@ -32,7 +32,8 @@ class AutoencoderConfig:
 
     train: TrainConfig
     linear: TrainConfig | None = None  # of the linear path, where no weights to start from are given; None: random ones
-    batches: tuple[tuple[int, int], ...] = ((17, 4), (9, 6), (17, 4), (9, 6), (1, 24))  # frames and clips a step, in turn
+    batches: tuple[tuple[int, int], ...] = ((17, 4), (9, 6), (17, 4), (9, 6), (1, 24))  # frames and clips of 64 pixels, in turn
+    side: int = 64  # pixels of the clips; of larger ones a step has fewer, so that its pixels stay about the same
     references: float = 0.4  # share of stills that are references
     textured: float = 0.6  # share of grounds that are textured whatever the scene says: the hardest to keep
     kl: float = 2.5e-5  # weight of the posterior's divergence from a unit normal, per latent element
