@@ -62,6 +62,22 @@ def tiny_models(tiny):
 
 
 @pytest.fixture(scope="session")
+def tiny_student(tiny, tmp_path_factory) -> Path:
+    """The tiny model as guidance distillation starts: with weights of guidance as inputs that have no effect yet."""
+    import shutil
+
+    from phantom_s2v.model.transformer import PhantomTransformer
+    from phantom_s2v.model.weights import load_part
+    from phantom_s2v.training.distillation import student_of
+
+    folder = tmp_path_factory.mktemp("tiny_student") / "model"
+    shutil.copytree(tiny, folder)
+    shutil.rmtree(folder / "transformer")
+    student_of(load_part(PhantomTransformer, tiny / "transformer"), (1.0, 7.0)).save_pretrained(folder / "transformer")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def misplace():
     """Writes a file as the safetensors package does, whose tensors lie at 8 mod 16 where their sizes let them."""
     from safetensors.torch import save_file

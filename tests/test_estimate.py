@@ -62,9 +62,21 @@ def test_tokens_are_those_of_the_facts():
     preset = wan_preset({"_class_name": "WanTransformer3DModel", "num_attention_heads": 12, "attention_head_dim": 128})
     request = build_request({"prompt": "a", "reference": ["a=1.png", "b=2.png"]}, preset)
     assert estimate.token_count(request, preset) == 35_880
-    assert calibrate.branch_count(request) == 3
-    assert calibrate.branch_count(replace(request, references=())) == 2
-    assert calibrate.branch_count(replace(request, guidance_image=1.0, guidance_text=1.0)) == 1
+    assert calibrate.branch_count(request, {}) == 3
+    assert calibrate.branch_count(replace(request, references=()), {}) == 2
+    assert calibrate.branch_count(replace(request, guidance_image=1.0, guidance_text=1.0), {}) == 1
+
+
+def test_a_distilled_model_is_counted_with_one_forward(tiny_student, picture, monkeypatch):
+    preset = load_preset(tiny_student)
+    monkeypatch.setattr(calibrate, "measure", lambda *_: estimate.Speed(1e9, 1e12, "a test"))
+    request = build_request({"prompt": "a", "reference": [str(picture)], "steps": 4}, preset)
+    one, negative = (
+        calibrate.estimate(replace(request, negative_prompt=text), preset, tiny_student, Placement()) for text in ("", "blurry")
+    )
+    assert (one.forwards, negative.forwards) == (4, 12)
+    assert 3 * one.flops == negative.flops
+    assert one.peak <= negative.peak
 
 
 def test_the_autoencoder_counts_in_proportion(tiny):

@@ -1,5 +1,8 @@
 """PhantomPipeline over the same path, and the packaged phantom-mini."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from safetensors import safe_open
 from phantom_s2v import PhantomPipeline
 from phantom_s2v.data.heldout import still_path
 from phantom_s2v.errors import CheckpointError, InputError
-from phantom_s2v.generate import generate
+from phantom_s2v.generate import generate, load_models
 from phantom_s2v.jobs import build_request
 from phantom_s2v.presets import model_folder
 
@@ -92,3 +95,42 @@ def test_phantom_mini_listens_to_its_reference_and_to_its_prompt():
     border = np.median(make("1f427", "blue")[:3].reshape(-1, 3), 0)
     assert border.argmax() == 2, "a blue background"
     assert np.median(penguin[:3].reshape(-1, 3), 0)[2] < 150, "a yellow one"
+
+
+@pytest.fixture
+def counted(tiny_student, monkeypatch):
+    """A distilled model and the samples of each of its forwards."""
+    models, forwards = load_models(tiny_student), []
+    whole = type(models.transformer).forward
+    monkeypatch.setattr(type(models.transformer), "forward", lambda *a, **k: forwards.append(len(a[1])) or whole(*a, **k))
+    return models, forwards
+
+
+@pytest.mark.parametrize("references", [True, False])
+def test_a_distilled_model_makes_one_forward_a_step(counted, tiny_models, picture, references):
+    """Before any training it is the conditional branch, which the teacher gives at weights 1 and 1."""
+    models, forwards = counted
+    shared = {"references": [("cat", picture)] if references else (), "num_frames": 5, "num_inference_steps": 3}
+    out = PhantomPipeline(models)("A cat moves.", **shared, guidance_image=2.0, guidance_text=6.0).frames
+    assert forwards == [1, 1, 1]
+    plain = PhantomPipeline(tiny_models)("A cat moves.", **shared, guidance_image=1.0, guidance_text=1.0).frames
+    assert np.array_equal(out, plain)
+
+
+@pytest.mark.parametrize("asked", [{"negative_prompt": "blurry"}, {"guidance_image": 0.5}, {"guidance_text": 8.0}])
+def test_a_distilled_model_gives_the_branches_for_what_it_did_not_learn(counted, tiny_models, picture, asked):
+    models, forwards = counted
+    shared = {"references": [("cat", picture)], "num_frames": 5, "num_inference_steps": 2, **asked}
+    out = PhantomPipeline(models)("A cat moves.", **shared).frames
+    assert forwards == [3, 3]
+    assert np.array_equal(out, PhantomPipeline(tiny_models)("A cat moves.", **shared).frames)
+
+
+def test_a_transformer_of_an_earlier_configuration_loads(tiny, tmp_path):
+    """One without the field of guidance distillation, as all checkpoints before it."""
+    shutil.copytree(tiny, tmp_path / "model")
+    file = tmp_path / "model" / "transformer" / "config.json"
+    config = json.loads(file.read_text())
+    assert config.pop("guidance_range") is None
+    file.write_text(json.dumps(config))
+    assert load_models(tmp_path / "model").transformer.config.guidance_range is None

@@ -22,7 +22,7 @@ from phantom_s2v.model.placement import Placement
 from phantom_s2v.model.step_cache import ONE_BATCH
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.request import Preset, Request
-from phantom_s2v.sampling.guidance import weights
+from phantom_s2v.sampling.guidance import is_distilled, weights
 
 RUNTIME_BYTES = 1e8  # what torch itself takes when it first computes; measured (dev/LOG.md)
 PATIENCE = 1.0  # seconds for each of the two measurements
@@ -42,7 +42,7 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
     """What a request takes with the model in `folder`, on this machine or on a card of the table."""
     transformer, autoencoder = read_configs(folder)
     wan = preset.family == "wan"
-    tokens, branches = e.token_count(request, preset), branch_count(request)
+    tokens, branches = e.token_count(request, preset), branch_count(request, transformer)
     forward = e.wan_flops(transformer, tokens) if wan else e.mini_flops(transformer, request)
     flops = float(forward * branches * request.steps)
     coder = autoencoder_flops(autoencoder, request)
@@ -59,9 +59,12 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
     return e.Estimate(tokens, branches * request.steps, flops, coder, sum(sizes.values()), peak, seconds, speed.name)
 
 
-def branch_count(request: Request) -> int:
-    """Forwards a step that guidance needs."""
-    return len(weights(request.guidance_image, request.guidance_text, bool(request.pictures())))
+def branch_count(request: Request, transformer: dict[str, Any]) -> int:
+    """Forwards a step that guidance needs with a transformer of this configuration."""
+    given = (request.guidance_image, request.guidance_text)
+    if is_distilled(transformer.get("guidance_range"), *given, request.negative_prompt):
+        return 1
+    return len(weights(*given, bool(request.pictures())))
 
 
 def peak_bytes(sizes: dict[str, float], running: float, decoding: float, offload: str, wan: bool) -> float:
@@ -183,7 +186,7 @@ def measure(
     def forward(size: Request) -> tuple[float, float]:
         """FLOP of one forward of one block, and its seconds."""
         frames, h, w = VideoSize(size.frames, size.height, size.width).latent
-        n, branches = len(size.pictures()), branch_count(size)
+        n, branches = len(size.pictures()), branch_count(size, one)
         if wan:
             x = torch.zeros(1, one["in_channels"], frames + n, h, w, device=device, dtype=dtype)
             text = torch.zeros(1, e.TEXT_PLACES, one["text_dim"], device=device, dtype=dtype)

@@ -27,7 +27,7 @@ from phantom_s2v.model.wan import WanTextEncoder, check_parts_agree, pad_text, w
 from phantom_s2v.model.weights import check_part, load_part, weights_hash
 from phantom_s2v.record import record_of
 from phantom_s2v.request import Preset, Request, check, load_preset
-from phantom_s2v.sampling.guidance import Velocity, guided, guided_by
+from phantom_s2v.sampling.guidance import Velocity, distilled, guided, guided_by, is_distilled
 from phantom_s2v.sampling.schedules import uniform
 from phantom_s2v.sampling.solvers import SOLVERS
 
@@ -161,9 +161,12 @@ def velocity_of(request: Request, models: Models, pictures: list[np.ndarray], pr
     if not pictures:
         none = conditions.references.new_zeros(1, 0, conditions.references.shape[2], *shape[1:])
         conditions = replace(conditions, references=none)
+    weights = (request.guidance_image, request.guidance_text)
+    if is_distilled(cast(Any, models.transformer.config).guidance_range, *weights, request.negative_prompt):
+        return distilled(models.transformer, conditions, *weights)
     negative = models.text_encoder([request.negative_prompt])
     check_finite(negative[0], "the embedding of the negative prompt")
-    return guided(models.transformer, conditions, negative, request.guidance_image, request.guidance_text)
+    return guided(models.transformer, conditions, negative, *weights)
 
 
 def subject_indices(request: Request) -> list[int]:

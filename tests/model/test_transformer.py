@@ -150,3 +150,22 @@ def test_saves_and_loads_as_diffusers_models_do(tmp_path):
     state = again.state_dict()
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     torch.testing.assert_close(again(**inputs()), model(**inputs()), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_guidance_are_inputs_where_the_config_says_so():
+    student, given = network(guidance_range=(1.0, 7.0)), inputs()
+    plain = student(**given)
+    assert torch.equal(student(**given, guidance=torch.ones(2, 2)), plain)
+    for place in range(2):  # of image and of text, in the first sample alone
+        weights = torch.ones(2, 2)
+        weights[0, place] = 4
+        out = student(**given, guidance=weights)
+        assert not torch.allclose(out[0], plain[0], atol=1e-4)
+        assert torch.equal(out[1], plain[1])
+    with pytest.raises(ValueError, match="takes no weights of guidance"):
+        network()(**given, guidance=torch.ones(2, 2))
+
+
+def test_a_guidance_range_holds_one():
+    with pytest.raises(InputError, match=r"guidance_range must hold 1, where guidance does nothing \(got 2.0 to 7.0\)"):
+        network(guidance_range=(2.0, 7.0))

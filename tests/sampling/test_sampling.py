@@ -3,7 +3,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from phantom_s2v.conditioning import Conditions, null, stack, without_text
-from phantom_s2v.sampling.guidance import combine, guided, guided_by, weights
+from phantom_s2v.sampling.guidance import combine, distilled, guided, guided_by, is_distilled, weights
 from phantom_s2v.sampling.schedules import uniform
 from phantom_s2v.sampling.solvers import SOLVERS, euler, unipc
 
@@ -138,3 +138,28 @@ def test_guided_runs_the_branches_that_differ(n, calls):
     assert seen["batch"] == calls
     none, image, both = (1.0, 2.0, 3.0) if n else (1.0, 1.0, 2.0)
     assert value.flatten()[0] == pytest.approx(none + 2 * (image - none) + 3 * (both - image))
+
+
+@pytest.mark.parametrize("n", [2, 0])
+def test_a_distilled_model_is_asked_once_with_its_weights(n):
+    seen = []
+
+    def model(x, t, guidance, **arguments):
+        seen.append((len(x), t.shape, guidance.tolist(), arguments["subjects"].shape))
+        return -x
+
+    x = torch.ones(1, 4, 3, 2, 2)
+    assert torch.equal(distilled(model, conditions(n=n), 2.5, 4.0)(x, torch.ones(3)), -x)
+    assert seen == [(1, (1, 3), [[2.5, 4.0]], (1, n))]
+
+
+@pytest.mark.parametrize(("request_", "expected"), [
+    (((1.0, 7.0), 3.5, 4.0, ""), True),
+    (([1.0, 7.0], 1.0, 7.0, ""), True),
+    (((1.0, 7.0), 3.5, 7.5, ""), False),  # weights that it did not learn
+    (((1.0, 7.0), 0.0, 4.0, ""), False),
+    (((1.0, 7.0), 3.5, 4.0, "blurry"), False),  # another null branch than the one that it learned
+    ((None, 3.5, 4.0, ""), False),
+])  # fmt: skip
+def test_one_forward_serves_weights_that_were_learned(request_, expected):
+    assert is_distilled(*request_) is expected

@@ -410,6 +410,7 @@ def test_a_run_ends_after_its_minutes(tmp_path):
     ("--buckets", "64x2x4:1", "frames is 2; a legal length is a multiple of 4 plus 1"),
     ("--network", "8x100x3", "network needs a depth and heads of at least 1"),
     ("--device", "tpu", "device must be cpu or cuda (got 'tpu')"),
+    ("--distill-guidance", "nowhere", "nowhere/config.json"),
 ])  # fmt: skip
 def test_options_beyond_their_range_are_refused(call_phantom, tmp_path, option, value, said):
     code, out = call_phantom("train", "transformer", "--out", tmp_path / "run", option, value)

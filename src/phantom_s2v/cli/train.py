@@ -74,6 +74,10 @@ def train_transformer(
     minutes: Annotated[float, typer.Option(help="End the run after so many minutes; 0: after --steps.")] = 0.0,
     model: Annotated[str, typer.Option(help="Model whose autoencoder and image encoder are used.")] = "phantom-mini",
     init_from: Annotated[Path | None, typer.Option(help="Initial weights of the transformer (warmup is applied).")] = None,
+    distill_guidance: Annotated[
+        Path | None,
+        typer.Option(help="Distill the guidance of this transformer: one forward a step. Starts from it without --init-from."),
+    ] = None,
     network: Annotated[
         str, typer.Option(help="Sizes of a new transformer: DEPTHxDIMxHEADS, used without --init-from.")
     ] = "8x192x3",
@@ -103,7 +107,7 @@ def train_transformer(
 ) -> None:
     """Train the transformer on composed triplets, from given or random weights. Resumes from the last checkpoint."""
     from phantom_s2v import presets
-    from phantom_s2v.training.config import TrainConfig, TransformerConfig
+    from phantom_s2v.training.config import TrainConfig, TransformerConfig, distilling
     from phantom_s2v.training.run import transformer_run
 
     _between("decay-fraction", decay_fraction, 0, 1)
@@ -117,7 +121,9 @@ def train_transformer(
         buckets=parse_buckets(buckets),
         plain=plain,
     )  # fmt: skip
-    transformer_run(config, presets.model_folder(model), out, init_from, parse_network(network), device, root, parts)
+    config = distilling(config) if distill_guidance else config
+    folder, sizes = presets.model_folder(model), parse_network(network)
+    transformer_run(config, folder, out, init_from, sizes, device, root, parts, distill_guidance)
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

@@ -64,6 +64,21 @@ class TimeEmbedding(nn.Module):
         return self.layers(sinusoid(t * 1000, self.dim))
 
 
+class GuidanceEmbedding(nn.Module):
+    """Weights of image and text guidance -> [..., D], zero until it is trained (Meng 2023, arXiv 2210.03142, section 3.1)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.Sequential(nn.Linear(2 * dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        nn.init.zeros_(self.layers[2].weight)
+        nn.init.zeros_(self.layers[2].bias)
+
+    def forward(self, weights: torch.Tensor) -> torch.Tensor:
+        """weights [..., 2] -> [..., D]; a weight of 10 is to the sinusoid what t = 1 is."""
+        return self.layers(sinusoid(weights * 100, self.dim).flatten(-2))
+
+
 class Mlp(nn.Sequential):
     """Two layers with GELU."""
 

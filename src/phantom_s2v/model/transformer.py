@@ -12,9 +12,10 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import nn
 
+from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import MAX_SUBJECTS, windows
 from phantom_s2v.model.attention import Seen, Tokens, window_attention
-from phantom_s2v.model.layers import Mlp, TimeEmbedding, grid_positions, modulate, rotary_table
+from phantom_s2v.model.layers import GuidanceEmbedding, Mlp, TimeEmbedding, grid_positions, modulate, rotary_table
 
 SMALLEST_T = 0.05  # below it the velocity of a predicted clean latent is no longer amplified
 
@@ -74,6 +75,9 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
     The ablations of the paper are fields: `window_size`, `shift_windows` (ours), `inject_everywhere`,
     `use_vae_references`, `use_image_tokens`. `absolute_positions` and the subject-index embedding are ours
     (docs/method.md). The network predicts the clean latent and returns velocity = (x_t - x) / t.
+
+    With `guidance_range` it is a student of guidance distillation (Meng 2023, arXiv 2210.03142): it takes the weights of image
+    and text guidance as inputs, was trained with weights in this range, and gives the guided velocity in one forward.
     """
 
     config: Any  # diffusers turns the arguments below into it
@@ -97,6 +101,7 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
         use_vae_references: bool = True,
         use_image_tokens: bool = True,
         absolute_positions: bool = True,
+        guidance_range: tuple[float, float] | None = None,  # of weights that are inputs; None: they are no inputs
     ) -> None:
         super().__init__()
         self.patch_in = nn.Linear(latent_channels * patch**2, dim)
@@ -115,6 +120,11 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.subject.weight, std=0.02)
+        if guidance_range is not None:
+            lowest, highest = guidance_range
+            if not 0 <= lowest <= 1 <= highest:
+                raise InputError(f"guidance_range must hold 1, where guidance does nothing (got {lowest} to {highest})")
+            self.guidance = GuidanceEmbedding(dim)
 
     def forward(
         self,
@@ -127,14 +137,14 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
         image_seen: torch.Tensor,  # bool [B, n]; False: the learned null instead of the tokens
         subjects: torch.Tensor,  # int [B, n], index of each picture's subject
         reference_mask: torch.Tensor | None = None,  # bool [B, n]; False: a place that nothing attends to
+        guidance: torch.Tensor | None = None,  # [B, 2], weights of image and text guidance; None: 1 and 1, the plain velocity
     ) -> torch.Tensor:
-        """Velocity [B, C, T, h, w]; the reference places are dropped."""
+        """Velocity [B, C, T, h, w]; the reference places are dropped. `guidance` needs a model with `guidance_range`."""
         time = t if t.ndim == 2 else t[:, None].expand(-1, latents.shape[2])
         vision = self._vision_branch(latents, references, subjects)
         words, seen = self._text_branch(text, text_mask, image_tokens, image_seen, subjects, reference_mask)
         n = vision.shape[1] - latents.shape[2]
-        mark = nn.functional.silu(self.time(torch.cat([time, time.new_zeros(len(time), n)], 1)))  # references: t = 0
-        text_mark = nn.functional.silu(self.time(time.amax(1)))
+        mark, text_mark = self._marks(time, n, guidance)
         vision_time = rearrange(self.time_vision(mark), "b t (m d) -> m b t 1 d", m=6)
         text_time = rearrange(self.time_text(text_mark), "b (m d) -> m b 1 d", m=6)
         angles = self._angles(latents)
@@ -143,6 +153,17 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
             ranges = windows(latents.shape[2], self.config.window_size, n, shifted)
             vision, words = block(vision, words, (vision_time, text_time), n, ranges, angles, seen, self.config.inject_everywhere)
         return self._velocity(latents, vision[:, : latents.shape[2]], mark[:, : latents.shape[2]], time)
+
+    def _marks(self, time: torch.Tensor, n: int, guidance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What modulates vision [B, T + n, D] and text [B, D]: t, with that of the clean references 0, and guidance."""
+        mark = self.time(torch.cat([time, time.new_zeros(len(time), n)], 1))
+        text_mark = self.time(time.amax(1))
+        if self.config.guidance_range is not None:
+            weights = self.guidance(time.new_ones(len(time), 2) if guidance is None else guidance)
+            mark, text_mark = mark + weights[:, None], text_mark + weights
+        elif guidance is not None:
+            raise ValueError("this transformer takes no weights of guidance: its guidance_range is None")
+        return nn.functional.silu(mark), nn.functional.silu(text_mark)
 
     def _vision_branch(self, latents: torch.Tensor, references: torch.Tensor, subjects: torch.Tensor) -> torch.Tensor:
         """Equation 2: video tokens with the reference tokens at the tail, [B, T + n, S, D]."""

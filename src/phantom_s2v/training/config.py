@@ -1,6 +1,6 @@
 """Configuration of a training run: frozen, saved with every checkpoint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,10 @@ class TransformerConfig:
     first_frame: float = 0.08  # first latent frame clean, of clips with more than one
     t_mean: float = 0.8  # logit-normal timestep density (SD3), towards noise
     t_scale: float = 1.0
+    guidance_range: tuple[float, float] | None = None  # of weights of guidance that a student learns; None: ordinary training
+    unguided: float = 0.25  # of a student's samples: share with weights 1 and 1, which alone have null branches
+
+
+def distilling(config: TransformerConfig) -> TransformerConfig:
+    """The same for guidance distillation. Null branches are a third of the unguided samples, so that they stay what they were."""
+    return replace(config, guidance_range=(1.0, 7.0), drop_all=0.3)

@@ -5,6 +5,7 @@ import time
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from phantom_s2v.model.encoders import ImageEncoder, TextEncoder, text_encoder_f
 from phantom_s2v.model.transformer import PhantomTransformer
 from phantom_s2v.model.weights import load_part
 from phantom_s2v.training.config import Bucket, TransformerConfig
+from phantom_s2v.training.distillation import distillation_loss, student_of
 from phantom_s2v.training.guard import facts_of
 from phantom_s2v.training.loop import Work, pick_dtype
-from phantom_s2v.training.transformer import train_transformer
+from phantom_s2v.training.transformer import TransformerLoss, loss_of, train_transformer
 from phantom_s2v.training.triplets import TEXT_PLACES, TripletEncoder, Triplets, validation_families
 from phantom_s2v.training.validation import Validation
 
@@ -35,27 +37,34 @@ def transformer_run(
     device_name: str,
     root: Path | None,
     parts: Path | None = None,
+    teacher_folder: Path | None = None,
 ) -> PhantomTransformer:
     """Train a transformer for the autoencoder and image encoder of the model in `folder`; returns the average.
 
-    It starts from the weights in `init_from`, else from random ones of `sizes` (arguments of PhantomTransformer). The text
-    encoder is `folder`/text_encoder where there is one, else the packaged one. Raises InputError where there is no such device.
+    It starts from the weights in `init_from`, else from random ones of `sizes` (arguments of PhantomTransformer). With a
+    `teacher_folder` it is a student of that transformer's guidance, and starts from it without `init_from`. The text encoder is
+    `folder`/text_encoder where there is one, else the packaged one. Raises InputError where there is no such device.
     """
     device = _device(device_name)
+    teacher = _on(_teacher(teacher_folder), device) if teacher_folder else None
     store = load_store(root or default_root())
     encoder = load_encoder(folder, store, device)
     apart = validation_families(store.subjects)
     learned = replace(store, subjects=tuple(s for s in store.subjects if s.family not in apart))
     shown = tuple(s for s in store.subjects if s.family in apart and s.animated)
     torch.manual_seed(config.train.seed)
-    network = _on(_network(init_from, sizes, encoder), device).train()
-    encoders = {name: folder_hash(folder / name, MADE_OF) for name in ("autoencoder", "image_encoder")}
-    encoders["text_encoder"] = folder_hash(_text_folder(folder) or text_encoder_folder(), MADE_OF)
-    facts = {**facts_of("training.run", learned, init_from), **encoders}
-    work = Work({(bucket.side, bucket.frames): sample_flop(network, bucket) for bucket in config.buckets}, peak(device))
+    network = _network(init_from or teacher_folder, sizes, encoder)
+    if config.guidance_range:
+        network = student_of(network, config.guidance_range)
+    network = _on(network, device).train()
+    facts = {**facts_of("training.run", learned, init_from), **_hashes(folder, teacher_folder)}
+    passes = 2 if teacher else 1  # three forwards of a teacher cost what a student's forward and backward do
+    flop = {(bucket.side, bucket.frames): passes * sample_flop(network, bucket) for bucket in config.buckets}
+    work = Work(flop, peak(device))
     print(json.dumps(work.stated()), flush=True)
     if device.type == "cuda":
-        _for_cuda(network)
+        _for_cuda(network, *([teacher] if teacher else []))
+    loss: TransformerLoss = partial(distillation_loss, teacher=teacher) if teacher else loss_of
     side = max(bucket.side for bucket in config.buckets)
     return train_transformer(
         config,
@@ -68,6 +77,7 @@ def transformer_run(
         Validation(store, shown, encoder, side, device),
         parts,
         work,
+        loss,
     )
 
 
@@ -109,10 +119,25 @@ def _network(init_from: Path | None, sizes: dict[str, Any], encoder: TripletEnco
     return PhantomTransformer(latent_channels=channels, image_dim=int(encoder.image_encoder.config["width"]), **sizes)
 
 
-def _for_cuda(network: PhantomTransformer) -> None:
+def _hashes(folder: Path, teacher: Path | None) -> dict[str, str]:
+    """Of the frozen networks that a run is made with: the encoders of the model in `folder`, and the teacher."""
+    parts = {name: folder / name for name in ("autoencoder", "image_encoder")}
+    parts["text_encoder"] = _text_folder(folder) or text_encoder_folder()
+    return {name: folder_hash(part, MADE_OF) for name, part in {**parts, **({"teacher": teacher} if teacher else {})}.items()}
+
+
+def _teacher(folder: Path) -> PhantomTransformer:
+    """The transformer whose guidance is distilled. Raises InputError for one that is distilled already."""
+    teacher = load_part(PhantomTransformer, folder)
+    if teacher.config.guidance_range is not None:
+        raise InputError(f"the transformer in {folder} is distilled already; a teacher must have no guidance_range")
+    return teacher
+
+
+def _for_cuda(*networks: PhantomTransformer) -> None:
     """Matrix products in TF32 where they are not in bfloat16, and blocks compiled: one program for all of them."""
     torch.set_float32_matmul_precision("high")
-    for block in network.blocks:
+    for block in chain.from_iterable(network.blocks for network in networks):
         block.compile()
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from phantom_s2v.conditioning import Conditions, null, without_image_tokens, without_latents, without_text
 from phantom_s2v.data.render import Tensors
 from phantom_s2v.flow import interpolate, sample_t, velocity_loss, velocity_target
-from phantom_s2v.geometry import MAX_SUBJECTS
+from phantom_s2v.geometry import MAX_SUBJECTS, SPACE_STRIDE, TIME_STRIDE
 from phantom_s2v.model.parallel import is_main
 from phantom_s2v.model.tensors import save_part
 from phantom_s2v.model.transformer import PhantomTransformer
@@ -23,12 +23,18 @@ from phantom_s2v.training.validation import Validation
 ADAM = ("patch_in", "text_in", "image_in", "image_position", "subject", "time", "head")  # not for Muon
 
 
-def drop(c: Conditions, config: TransformerConfig, empty: tuple[torch.Tensor, torch.Tensor]) -> Conditions:
-    """Turn random rows into the null branches, and drop one kind of reference feature in others."""
+def drop(
+    c: Conditions, config: TransformerConfig, empty: tuple[torch.Tensor, torch.Tensor], guided: torch.Tensor | None = None
+) -> Conditions:
+    """Turn random rows into the null branches, and drop one kind of reference feature in others.
+
+    Rows that are `guided` (bool [B]) keep their references: guidance sees no others.
+    """
     draw = torch.rand(4, len(c), device=c.text.device)
-    c = without_latents(without_image_tokens(c, draw[0] < config.drop_image), draw[1] < config.drop_vae)
+    kept = draw if guided is None else draw + guided.float()  # 1 and more is below no rate
+    c = without_latents(without_image_tokens(c, kept[0] < config.drop_image), kept[1] < config.drop_vae)
     c = without_text(c, empty, draw[2] < config.drop_text)
-    return null(c, empty, draw[3] < config.drop_all)
+    return null(c, empty, kept[3] < config.drop_all)
 
 
 def permute_subjects(subjects: torch.Tensor) -> torch.Tensor:
@@ -42,19 +48,41 @@ def loss_of(config: TransformerConfig, empty: tuple[torch.Tensor, torch.Tensor],
 
     def loss(batch: Tensors, step: int) -> Tensors:
         x = batch["latents"]
-        conditions = conditions_of(batch)
-        conditions = drop(replace(conditions, subjects=permute_subjects(conditions.subjects)), config, empty)
-        t = sample_t(len(x), config.t_mean, config.t_scale, device=x.device)[:, None].repeat(1, x.shape[2])
-        if x.shape[2] > 1:
-            t[:, 0] = torch.where(torch.rand(len(x), device=x.device) < config.first_frame, 0, t[:, 0])
-        noise = torch.randn(x.shape, device=x.device)
-        x_t = interpolate(x, noise, t[:, None, :, None, None])
+        conditions = drop(permuted(batch), config, empty)
+        x_t, t, noise = noised(x, config)
         velocity = model(x_t, t, **conditions.arguments())
-        weight = 1 + config.subject_weight * batch["subject_share"]
-        value = velocity_loss(velocity, velocity_target(x, noise), t > 0, weight)
-        return {"loss": value, f"loss_{8 * x.shape[3]}px_{4 * x.shape[2] - 3}f": value.detach()}
+        value = velocity_loss(velocity, velocity_target(x, noise), t > 0, position_weight(batch, config))
+        return {"loss": value, f"loss_{size_of(x)}": value.detach()}
 
     return loss
+
+
+def permuted(batch: Tensors) -> Conditions:
+    """The conditions of an encoded batch, with subject indices renamed."""
+    conditions = conditions_of(batch)
+    return replace(conditions, subjects=permute_subjects(conditions.subjects))
+
+
+def noised(x: torch.Tensor, config: TransformerConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x_t, t [B, T] and the noise of latents; first frames are clean (t = 0) in the config's share of clips."""
+    t = sample_t(len(x), config.t_mean, config.t_scale, device=x.device)[:, None].repeat(1, x.shape[2])
+    if x.shape[2] > 1:
+        t[:, 0] = torch.where(torch.rand(len(x), device=x.device) < config.first_frame, 0, t[:, 0])
+    noise = torch.randn(x.shape, device=x.device)
+    return interpolate(x, noise, t[:, None, :, None, None]), t, noise
+
+
+def position_weight(batch: Tensors, config: TransformerConfig) -> torch.Tensor:
+    """Weight of each latent position in the loss, [B, T, h, w]."""
+    return 1 + config.subject_weight * batch["subject_share"]
+
+
+def size_of(x: torch.Tensor) -> str:
+    """Side in pixels and frames of latents, as the log names them."""
+    return f"{SPACE_STRIDE * x.shape[3]}px_{TIME_STRIDE * (x.shape[2] - 1) + 1}f"
+
+
+TransformerLoss = Callable[[TransformerConfig, tuple[torch.Tensor, torch.Tensor], nn.Module], Loss]
 
 
 def train_transformer(
@@ -67,11 +95,13 @@ def train_transformer(
     validation: Validation | None,
     parts: Path | None = None,
     work: Work | None = None,
+    loss: TransformerLoss = loss_of,
 ) -> PhantomTransformer:
     """Train to the end of the config; the average is saved in `out`/transformer, the weights before any decay in `out`/raw.
 
-    With `parts`, both are written there too with every state, in float16, in files for a small transfer. `facts` carry the
-    subjects' hash. `encoder`'s networks are on the model's device.
+    `loss(config, features and mask of the empty prompt, model)` is the loss of a batch. With `parts`, both are written there too
+    with every state, in float16, in files for a small transfer. `facts` carry the subjects' hash. `encoder`'s networks are on the
+    model's device.
     """
     device = next(model.parameters()).device
     empty = _empty_text(encoder, triplets.pad_text, device)
@@ -92,7 +122,7 @@ def train_transformer(
         config.train,
         model,
         triplets,
-        lambda m: loss_of(config, empty, m),
+        lambda m: loss(config, empty, m),
         out,
         {**facts, "config": asdict(config)},
         prepare=encoder,
