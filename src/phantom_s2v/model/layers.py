@@ -70,9 +70,10 @@ class GuidanceEmbedding(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.layers = nn.Sequential(nn.Linear(2 * dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        nn.init.zeros_(self.layers[2].weight)
-        nn.init.zeros_(self.layers[2].bias)
+        last = nn.Linear(dim, dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(nn.Linear(2 * dim, dim), nn.SiLU(), last)
 
     def forward(self, weights: torch.Tensor) -> torch.Tensor:
         """weights [..., 2] -> [..., D]; a weight of 10 is to the sinusoid what t = 1 is."""
