@@ -18,14 +18,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from phantom_s2v import media
-from phantom_s2v.backends import packaged_models
-from phantom_s2v.data.films import write_films
-from phantom_s2v.data.heldout import held_out
 from phantom_s2v.data.pipeline.config import Config, Models
 from phantom_s2v.data.pipeline.engine import LOOK, build, chain, process
 from phantom_s2v.data.pipeline.frames import stream_frames
+from phantom_s2v.data.pipeline.networks import packaged_models
+from phantom_s2v.data.synthetic.films import write_films
+from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.data.triplets import Rights
+from phantom_s2v.media import images
 
 REPEATS = 3
 
@@ -43,7 +43,7 @@ def photographed(path: Path, seconds: int) -> None:
             grain = rng.normal(0, 4, (180, 320, 1)).astype(np.float32)
             part = scene[i : i + 720, 2 * i : 2 * i + 1280] * (0.4 + 0.1 * (shot % 2))
             frames.append(np.clip(part + cv2.resize(grain, (1280, 720))[..., None], 0, 255).astype(np.uint8))
-    media.write_video(path, np.stack(frames), 24)
+    images.write_video(path, np.stack(frames), 24)
 
 
 def cpu(work) -> float:
@@ -107,7 +107,7 @@ def main() -> None:
         for each in sorted(folder.glob("*.mp4"))[:10]:
             *_, film = process(str(each), config, models)
             clips += film["clips"]
-            length += media.read_video(each)[0].shape[0] / film["fps"]
+            length += images.read_video(each)[0].shape[0] / film["fps"]
             for name, value in film["seconds"].items():
                 spent[name] = spent.get(name, 0.0) + value
         for name, value in spent.items():

@@ -28,8 +28,8 @@ def folder_of(case: str, root: Path) -> Path:
     """The model of a case, made where it is not there yet."""
     import native
 
-    from phantom_s2v.model import convert
-    from phantom_s2v.presets import model_folder
+    from phantom_s2v.models.registry import model_folder
+    from phantom_s2v.models.wan import convert
 
     if case.startswith("mini"):
         return model_folder("phantom-mini")
@@ -52,12 +52,12 @@ def child(case: str, root: Path) -> None:
     """Estimate, then measure; prints JSON."""
     from load_memory import measured
 
-    from phantom_s2v.calibrate import estimate
-    from phantom_s2v.data.heldout import evaluated, held_out, still_path
-    from phantom_s2v.generate import generate, load_models, read_prompts
-    from phantom_s2v.jobs import build_request
-    from phantom_s2v.model.placement import Placement
-    from phantom_s2v.request import load_preset
+    from phantom_s2v.data.synthetic.heldout import evaluated, held_out, still_path
+    from phantom_s2v.models.memory import Placement
+    from phantom_s2v.models.registry import load_preset
+    from phantom_s2v.pipeline.batch import build_request
+    from phantom_s2v.pipeline.cost.measure import estimate
+    from phantom_s2v.pipeline.generate import generate, load_models, read_prompts
 
     folder = folder_of(case, root)
     preset = load_preset(folder)

@@ -15,11 +15,11 @@ from itertools import pairwise
 
 import torch
 
-from phantom_s2v.data.heldout import evaluated, held_out, still_path
-from phantom_s2v.generate import generate, load_models
-from phantom_s2v.jobs import build_request
-from phantom_s2v.model.finite import all_finite
-from phantom_s2v.presets import model_folder
+from phantom_s2v.data.synthetic.heldout import evaluated, held_out, still_path
+from phantom_s2v.models.finite import all_finite
+from phantom_s2v.models.registry import model_folder
+from phantom_s2v.pipeline.batch import build_request
+from phantom_s2v.pipeline.generate import generate, load_models
 
 
 def least(work: Callable[[], object], repeats: int) -> float:

@@ -87,7 +87,8 @@ def child(kind: str, folder: Path) -> None:
     import torch
     from diffusers import WanTransformer3DModel
 
-    from phantom_s2v.model import convert, weights  # the level is taken after these
+    from phantom_s2v.models import weights  # the level is taken after these
+    from phantom_s2v.models.wan import convert  # the level is taken after these
 
     torch.set_num_threads(1)
     layers = json.loads((folder / "wan" / "config.json").read_text())["num_layers"]

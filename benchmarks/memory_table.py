@@ -4,10 +4,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from phantom_s2v.calibrate import estimate
-from phantom_s2v.jobs import build_request
-from phantom_s2v.model.placement import Placement
-from phantom_s2v.request import load_preset
+from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.registry import load_preset
+from phantom_s2v.pipeline.batch import build_request
+from phantom_s2v.pipeline.cost.measure import estimate
 
 SHARED = {
     "patch_size": [1, 2, 2],

@@ -19,10 +19,10 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from phantom_s2v import media
-from phantom_s2v.backends import Wanted, instruments
-from phantom_s2v.evaluation import metrics
+from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.run import Asked, score_one
+from phantom_s2v.media import images
 
 SECONDS, FPS, SIZE = 5, 30, (480, 854)
 SCORE = """
@@ -62,7 +62,7 @@ def peak(folder: Path, reference: Path, videos: int) -> int:
     """KiB of the largest resident set while `videos` clips are scored in a process of their own."""
     folder.mkdir()
     source = folder / "0000.mp4"
-    media.write_video(source, clip(skimage.data.chelsea(), (72, 128), 13), FPS)
+    images.write_video(source, clip(skimage.data.chelsea(), (72, 128), 13), FPS)
     for number in range(1, videos):
         (folder / f"{number:04d}.mp4").hardlink_to(source)
     command = [sys.executable, "-c", SCORE, str(folder), str(reference)]
@@ -83,8 +83,8 @@ def main() -> None:
         Image.fromarray(skimage.data.astronaut()).save(reference)
         Image.fromarray(skimage.data.chelsea()).save(folder / "cat.png")
         frames = clip(skimage.data.astronaut(), SIZE, SECONDS * FPS)
-        media.write_video(file, frames, FPS)
-        flow = seconds(lambda: metrics.motion_fb(frames))
+        images.write_video(file, frames, FPS)
+        flow = seconds(lambda: measures.motion_fb(frames))
         for features in ("efficientnet-lite0", "phantom-mini"):
             asked = Asked([("person", reference)], "A person moves to the right.", instruments(Wanted(features=features)))
             score_one(file, asked)  # networks load

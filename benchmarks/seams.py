@@ -11,16 +11,16 @@ from dataclasses import replace
 
 import torch
 
-from phantom_s2v.conditioning import Conditions
-from phantom_s2v.data.compose import compose
-from phantom_s2v.data.heldout import held_out
-from phantom_s2v.evaluation.emoji import emoji_cases
-from phantom_s2v.flow import clean, interpolate
-from phantom_s2v.generate import condition, load_models
+from phantom_s2v.data.synthetic.compose import compose
+from phantom_s2v.data.synthetic.heldout import held_out
+from phantom_s2v.evaluation.suites.emoji import emoji_cases
 from phantom_s2v.geometry import windows
-from phantom_s2v.model.autoencoder import encode, to_pixels
-from phantom_s2v.model.transformer import PhantomTransformer
-from phantom_s2v.presets import model_folder
+from phantom_s2v.models.autoencoder import encode, to_pixels
+from phantom_s2v.models.flow_matching import clean, interpolate
+from phantom_s2v.models.phantom.conditioning import Conditions
+from phantom_s2v.models.phantom.transformer import PhantomTransformer
+from phantom_s2v.models.registry import model_folder
+from phantom_s2v.pipeline.generate import condition, load_models
 
 CLIPS, FRAMES, T = 12, 97, 0.7
 

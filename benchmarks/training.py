@@ -11,18 +11,18 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from phantom_s2v.data.emoji import Sprites
-from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.data.render import render
-from phantom_s2v.model import attention
-from phantom_s2v.model.autoencoder import build_autoencoder, skip_empty_history
-from phantom_s2v.model.transformer import PhantomTransformer
-from phantom_s2v.presets import model_folder
+from phantom_s2v.data.synthetic.emoji import Sprites
+from phantom_s2v.data.synthetic.heldout import evaluated, held_out
+from phantom_s2v.data.synthetic.render import render
+from phantom_s2v.models.autoencoder import build_autoencoder, skip_empty_history
+from phantom_s2v.models.phantom import attention
+from phantom_s2v.models.phantom.transformer import PhantomTransformer
+from phantom_s2v.models.registry import model_folder
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
+from phantom_s2v.training.latents import Triplets
 from phantom_s2v.training.loop import pick_dtype
 from phantom_s2v.training.run import load_encoder
 from phantom_s2v.training.transformer import loss_of
-from phantom_s2v.training.triplets import Triplets
 
 STILLS = 8
 SIDE = 128

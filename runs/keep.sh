@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from phantom_s2v.model.tensors import FILE, save_tensors
+from phantom_s2v.models.tensors import FILE, save_tensors
 
 source, target = map(Path, sys.argv[1:])
 target.mkdir(parents=True, exist_ok=True)

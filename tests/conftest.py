@@ -33,9 +33,9 @@ def tiny(tmp_path_factory) -> Path:
     """A model folder like phantom-mini's, with small random weights whose velocity is not zero."""
     from diffusers import AutoencoderKLWan
 
-    from phantom_s2v.model.encoders import ImageEncoder
-    from phantom_s2v.model.transformer import PhantomTransformer
-    from phantom_s2v.request import Preset
+    from phantom_s2v.models.phantom.encoders import ImageEncoder
+    from phantom_s2v.models.phantom.transformer import PhantomTransformer
+    from phantom_s2v.models.registry import Preset
 
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_models(tiny):
-    from phantom_s2v.generate import load_models
+    from phantom_s2v.pipeline.phantom_pipeline.generate import load_models
 
     return load_models(tiny)
 
@@ -66,8 +66,8 @@ def tiny_student(tiny, tmp_path_factory) -> Path:
     """The tiny model as guidance distillation starts: with weights of guidance as inputs that have no effect yet."""
     import shutil
 
-    from phantom_s2v.model.transformer import PhantomTransformer
-    from phantom_s2v.model.weights import load_part
+    from phantom_s2v.models.phantom.transformer import PhantomTransformer
+    from phantom_s2v.models.weights import load_part
     from phantom_s2v.training.distillation import student_of
 
     folder = tmp_path_factory.mktemp("tiny_student") / "model"

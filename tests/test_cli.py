@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.models import OptionInfo
 
-from phantom_s2v import cli, files, jobs, media
+from phantom_s2v import cli
 from phantom_s2v.cli.app import app
 from phantom_s2v.errors import InputError
-from phantom_s2v.request import load_preset
+from phantom_s2v.files import io
+from phantom_s2v.media import images
+from phantom_s2v.models.registry import load_preset
+from phantom_s2v.pipeline import batch
 
 GOLDEN_MEAN = [122.65, 142.98, 136.09]
 GOLDEN_OTHERS = [31.74, 148.22]
@@ -50,7 +53,7 @@ def test_generate_writes_video_sheet_and_record(phantom, tiny, picture, tmp_path
         "generate", "--model", tiny, "--reference", picture, "--prompt", "The subject moves up.", "--out", out
     )
     assert (code, said.strip()) == (0, str(out))
-    frames, fps = media.read_video(out)
+    frames, fps = images.read_video(out)
     assert (frames.shape, fps) == ((9, 32, 32, 3), 8)
     with Image.open(out.with_suffix(".sheet.png")) as sheet:
         assert sheet.height == 128
@@ -93,7 +96,7 @@ def test_seeds_views_first_frame_solver_and_preview(phantom, tiny, picture, tmp_
     )  # fmt: skip
     assert code == 0
     assert said.split() == [str(tmp_path / "v-3.mp4"), str(tmp_path / "v-4.mp4")]
-    assert media.read_video(tmp_path / "v-3.mp4")[0].shape[0] == 5
+    assert images.read_video(tmp_path / "v-3.mp4")[0].shape[0] == 5
     assert not list(tmp_path.glob("*preview*"))
 
 
@@ -256,7 +259,7 @@ def test_interruption_leaves_nothing(phantom, tiny, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("phantom_s2v.jobs.generate", stop)
+    monkeypatch.setattr("phantom_s2v.pipeline.batch.generate", stop)
     code, _, err = phantom("generate", "--model", tiny, "--prompt", "a", "--out", tmp_path / "v.mp4")
     assert code == 130
     assert "interrupted" in err
@@ -283,7 +286,7 @@ ARGUMENTS = st.fixed_dictionaries(
 @settings(max_examples=150)
 def test_any_arguments_are_a_request_or_one_sentence(tiny, options):
     try:
-        request = jobs.build_request(options, load_preset(tiny))
+        request = batch.build_request(options, load_preset(tiny))
     except InputError as error:
         assert "\n" not in str(error)
     else:
@@ -306,9 +309,9 @@ def test_evaluate_refuses_unknown_suites(phantom):
 
 def test_golden_of_the_tiny_model(tiny_models, picture):
     """The whole path against recorded means: a change of method shows here (random weights of seed 0, torch 2.13)."""
-    from phantom_s2v.generate import generate
+    from phantom_s2v.pipeline.generate import generate
 
-    request = jobs.build_request({"prompt": "A cat moves.", "reference": [str(picture)], "seed": 7}, tiny_models.preset)
+    request = batch.build_request({"prompt": "A cat moves.", "reference": [str(picture)], "seed": 7}, tiny_models.preset)
     video = generate(request, tiny_models).video.astype(np.float64)
     np.testing.assert_allclose(video.mean((0, 1, 2)), GOLDEN_MEAN, atol=0.3)
     np.testing.assert_allclose([video[4].std(), video[:, 5, 9].mean()], GOLDEN_OTHERS, atol=1.0)
@@ -418,7 +421,7 @@ def test_inputs_named_like_the_output_stay_as_they_are(ask, picture, tmp_path):
 def test_what_is_there_is_refused_before_work_and_force_replaces_only_our_own(ask, tmp_path, monkeypatch):
     assert ask()[0] == 0
     assert ask("--force", "--seed", 1)[0] == 0
-    monkeypatch.setattr("phantom_s2v.generate.load_models", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr("phantom_s2v.pipeline.generate.load_models", lambda *_: pytest.fail("work has begun"))
     whole = {p: p.read_bytes() for p in tmp_path.iterdir()}
     assert len(whole) == 3
     code, (said,) = ask()
@@ -455,10 +458,10 @@ def test_a_lora_is_an_input(phantom, tmp_path, form):
     (wan / "config.json").write_text(
         '{"_class_name": "WanTransformer3DModel", "num_attention_heads": 2, "attention_head_dim": 12}'
     )
-    files.write_text(lora, "x", sealed=True)
+    io.write_text(lora, "x", sealed=True)
     before = lora.read_bytes()
     (tmp_path / "all.jsonl").write_text('{"prompt": "one", "frames": 5, "size": "32x32"}')
-    request = asdict(jobs.build_request({"prompt": "one", "frames": 5, "size": "32x32"}, load_preset(wan.parent)))
+    request = asdict(batch.build_request({"prompt": "one", "frames": 5, "size": "32x32"}, load_preset(wan.parent)))
     (tmp_path / "r.json").write_text(json.dumps({"request": request, "placement": {"loras": [[str(lora), 1.0]]}}))
     asked = {
         "plain": ("--prompt", "one", "--frames", 5, "--size", "32x32", "--lora", lora, "--out", lora),

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from phantom_s2v import videos
+from phantom_s2v.media import videos
 
 PEAK = """
 import sys
@@ -25,7 +25,7 @@ WATCH = """
 import numpy as np
 from phantom_s2v.evaluation.footage import watch
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
-from phantom_s2v.videos import Video
+from phantom_s2v.media.videos import Video
 tools = Instruments("none", lambda pictures: np.ones((len(pictures), 1), np.float32), Thresholds())
 print(watch(Video(Path(sys.argv[1])), [], tools).count, file=sys.stderr)
 """
@@ -69,7 +69,7 @@ def test_prompts_lie_on_disk():
     """A hundred prompts' features of 512 tokens each take 800 MB in memory, padded."""
     import torch
 
-    from phantom_s2v.model.wan import _Features
+    from phantom_s2v.models.wan.transformer import _Features
 
     known = _Features()
     features = [torch.randn(1, 5 + n, 64) for n in range(3)]

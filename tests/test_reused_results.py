@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from phantom_s2v import jobs, media
-from phantom_s2v.data.heldout import held_out, still_path
-from phantom_s2v.evaluation import emoji
-from phantom_s2v.model.placement import Placement
-from phantom_s2v.record import origin_of
-from phantom_s2v.request import load_preset
+from phantom_s2v.data.synthetic.heldout import held_out, still_path
+from phantom_s2v.evaluation.suites import emoji
+from phantom_s2v.media import images
+from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.registry import load_preset
+from phantom_s2v.pipeline import batch
+from phantom_s2v.pipeline.metadata import origin_of
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def zeroed(tiny, tmp_path):
 def made(monkeypatch):
     """Seeds of the videos that are made."""
     seeds = []
-    for module in (jobs, emoji):
+    for module in (batch, emoji):
         whole = module.generate
         monkeypatch.setattr(module, "generate", lambda request, *a, whole=whole: seeds.append(request.seed) or whole(request, *a))
     return seeds
@@ -40,9 +41,9 @@ def made(monkeypatch):
 def test_a_broken_model_does_not_get_the_sound_ones_figures(call_phantom, tiny, zeroed, made, tmp_path, monkeypatch):
     """The issue's own example: emoji --limit 1, then again with a copy whose blocks are zeroed."""
     monkeypatch.setattr(emoji, "TEXTURED_CLIPS", 1)
-    judge = emoji.Judge()
+    judge = emoji.SubjectClassifier()
     bank = emoji.reference_bank(judge, held_out())
-    monkeypatch.setattr(emoji, "Judge", lambda: judge)
+    monkeypatch.setattr(emoji, "SubjectClassifier", lambda: judge)
     monkeypatch.setattr(emoji, "reference_bank", lambda *_: bank)
     ask, out = ("evaluate", "run", "emoji", "--limit", "1"), tmp_path / "out"
 
@@ -111,7 +112,7 @@ def test_a_change_of_the_code_makes_videos_again(call_phantom, tiny, made, tmp_p
     (tmp_path / "all.jsonl").write_text('{"prompt": "one"}')
     ask = ("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path)
     assert call_phantom(*ask)[0] == 0
-    monkeypatch.setattr("phantom_s2v.record.code_version", lambda *_: {"phantom_s2v": "another"})
+    monkeypatch.setattr("phantom_s2v.pipeline.metadata.code_version", lambda *_: {"phantom_s2v": "another"})
     code, said = call_phantom(*ask)
     assert (code, len(made)) == (0, 2)
     assert "code.phantom_s2v was" in said.err
@@ -138,7 +139,7 @@ def test_a_suite_makes_again_what_another_model_made(call_phantom, tiny, zeroed,
 
 
 def test_a_rephraser_counts_and_not_the_words_that_it_found(tmp_path, tiny):
-    request = replace(jobs.build_request({"prompt": "asked"}, load_preset(tiny)), prompt="found", asked_prompt="asked")
+    request = replace(batch.build_request({"prompt": "asked"}, load_preset(tiny)), prompt="found", asked_prompt="asked")
     other = replace(request, prompt="found the next time")
     placement, folder = asdict(Placement()), tmp_path / "rephraser"
     folder.mkdir()
@@ -160,8 +161,8 @@ def test_true_clips_are_known_by_their_frames(call_phantom, tiny, tmp_path, monk
 
     clip = np.zeros((5, 16, 16, 3), np.uint8)
     target = tmp_path / "clip.mp4"
-    media.write_video(target, clip, 8)
-    jobs.note_video(target, clip_origin(clip, 8), {})
-    assert jobs.remade_because(target, clip_origin(clip, 8)) == ""
-    assert "frames was" in jobs.remade_because(target, clip_origin(clip + 1, 8))
-    assert jobs.remade_because(target, clip_origin(clip, 9)) == "fps was 8 and is 9"
+    images.write_video(target, clip, 8)
+    batch.note_video(target, clip_origin(clip, 8), {})
+    assert batch.remade_because(target, clip_origin(clip, 8)) == ""
+    assert "frames was" in batch.remade_because(target, clip_origin(clip + 1, 8))
+    assert batch.remade_because(target, clip_origin(clip, 9)) == "fps was 8 and is 9"

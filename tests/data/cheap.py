@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from phantom_s2v.data.detectors.objects import detect_objects
 from phantom_s2v.data.pipeline.config import Config, Models
 from phantom_s2v.data.pipeline.engine import build
-from phantom_s2v.data.pipeline.objects import detect_objects
 from phantom_s2v.data.triplets import Rights
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from phantom_s2v.data.compose import Cast, Clip, ClipSpec, Shot, caption, look_caption, trajectory
-from phantom_s2v.data.emoji import Sprites
-from phantom_s2v.data.looks import COLOURS, Ground, Look
+from phantom_s2v.data.synthetic.compose import Cast, Clip, ClipSpec, Shot, caption, look_caption, trajectory
+from phantom_s2v.data.synthetic.emoji import Sprites
+from phantom_s2v.data.synthetic.looks import COLOURS, Ground, Look
 
 
 def compose(spec: ClipSpec, sprites: Sprites) -> Clip:

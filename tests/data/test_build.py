@@ -19,18 +19,18 @@ import numpy as np
 import pytest
 from cheap import CONFIG, models, run
 
-from phantom_s2v import media
-from phantom_s2v.backends import cut_chances
-from phantom_s2v.data.check import check, judge_pairs
-from phantom_s2v.data.films import write_films
-from phantom_s2v.data.heldout import held_out
 from phantom_s2v.data.pipeline import caption, engine, pair, probe, quality, shots, subjects
 from phantom_s2v.data.pipeline.bank import Bank
 from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.data.pipeline.engine import bank_of, process
 from phantom_s2v.data.pipeline.frames import cut, fit, stream_frames
+from phantom_s2v.data.synthetic.check import check, judge_pairs
+from phantom_s2v.data.synthetic.films import write_films
+from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.data.triplets import TripletStore
 from phantom_s2v.errors import DataError
+from phantom_s2v.media import images
+from phantom_s2v.vision.factory import cut_chances
 
 FILMS = 5
 MODELS = models()
@@ -111,7 +111,7 @@ def test_transnet_finds_a_fade_that_scenedetect_misses(tmp_path):
     one, other = (np.kron(rng.integers(0, 255, (8, 8, 3)), np.ones((16, 16, 1))) for _ in range(2))
     weights = np.concatenate([np.zeros(40), np.linspace(0, 1, 16), np.ones(40)])
     fade = np.stack([one * (1 - w) + other * w for w in weights]).astype(np.uint8)
-    media.write_video(tmp_path / "fade.mp4", fade, 24)
+    images.write_video(tmp_path / "fade.mp4", fade, 24)
     film = through((probe,), tmp_path / "fade.mp4")
     with_network = replace(MODELS, cuts=cut_chances())
     assert len(list(shots.run(film, CONFIG, MODELS))) == 2
@@ -172,7 +172,7 @@ def ramp(count, height=48, width=64):
 
 def brightness(content):
     """Which frame of a ramp each frame is, within rounding of its colour."""
-    return np.array([(float(f.mean()) - 10) / 4 for f in media.read_video(io.BytesIO(content))[0]])
+    return np.array([(float(f.mean()) - 10) / 4 for f in images.read_video(io.BytesIO(content))[0]])
 
 
 def test_a_clip_holds_the_frames_of_its_span(tmp_path):
@@ -199,7 +199,7 @@ def test_a_varying_rate_is_resampled_to_its_mean(tmp_path):
 def test_a_turned_film_is_upright(tmp_path):
     frames = ramp(30)
     frames[:, :24] = 250  # the upper half as it is stored
-    media.write_video(tmp_path / "plain.mp4", frames, 24)
+    images.write_video(tmp_path / "plain.mp4", frames, 24)
     source, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
     content = source.read_bytes()
     matrix = b"".join(v.to_bytes(4, "big", signed=True) for v in (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30))
@@ -273,7 +273,7 @@ def test_noun_phrases():
 
 
 def test_the_check_counts_what_is_known():
-    from phantom_s2v.data.check import Known
+    from phantom_s2v.data.synthetic.check import Known
 
     truths = {
         "f": {"identities": [{"decoy_of": -1}, {"decoy_of": 0}], "shots": [{"kind": "plain"}] * 3 + [{"kind": "duplicate"}]}

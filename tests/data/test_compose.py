@@ -6,7 +6,7 @@ import slow_compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phantom_s2v.data.compose import (
+from phantom_s2v.data.synthetic.compose import (
     MOTIONS,
     Cast,
     ClipSpec,
@@ -18,11 +18,11 @@ from phantom_s2v.data.compose import (
     scene_tensors,
     trajectory,
 )
-from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.data.looks import COLOURS, PATTERNS, Ground, Look, colour_word, nearest_colour
-from phantom_s2v.data.render import apply_look, ground_tensors, paint, render
-from phantom_s2v.evaluation.metrics import background, direction
-from phantom_s2v.evaluation.regions import regions
+from phantom_s2v.data.synthetic.heldout import evaluated, held_out
+from phantom_s2v.data.synthetic.looks import COLOURS, PATTERNS, Ground, Look, colour_word, nearest_colour
+from phantom_s2v.data.synthetic.render import apply_look, ground_tensors, paint, render
+from phantom_s2v.evaluation.metrics.measures import background, direction
+from phantom_s2v.evaluation.metrics.regions import regions
 
 
 def spec(motion="right", **changes):

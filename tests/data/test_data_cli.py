@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from phantom_s2v import media
 from phantom_s2v.data.triplets import TripletStore
+from phantom_s2v.media import images
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_bad_input_is_one_sentence(phantom, tmp_path, monkeypatch, arguments, sa
 
 
 def test_a_build_that_made_nothing_says_so(phantom, tmp_path):
-    media.write_video(tmp_path / "grey.mp4", np.full((24, 64, 64, 3), 128, np.uint8), 12)
+    images.write_video(tmp_path / "grey.mp4", np.full((24, 64, 64, 3), 128, np.uint8), 12)
     code, got = phantom("build", tmp_path / "grey.mp4", "--out", tmp_path / "t.lance")
     assert (code, json.loads(got.out)["triplets"]) == (0, 0)
     assert f"no triplet was made; {tmp_path / 't.html'} says why clips were dropped" in got.err

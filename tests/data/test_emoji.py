@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phantom_s2v.data import emoji
-from phantom_s2v.data.heldout import ASSETS, evaluated, held_out, held_out_families, still_path
+from phantom_s2v.data.synthetic import emoji
+from phantom_s2v.data.synthetic.heldout import ASSETS, evaluated, held_out, held_out_families, still_path
 from phantom_s2v.errors import DataError
-from phantom_s2v.presets import model_folder
+from phantom_s2v.models.registry import model_folder
 
 
 def test_variants_are_one_family():

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantom_s2v import media
-from phantom_s2v.data.exchange import read_export
+from phantom_s2v.data.formats.exchange import read_export
+from phantom_s2v.data.formats.published import decode_mask, read_opens2v, read_phantom_data
 from phantom_s2v.data.loader import decode
-from phantom_s2v.data.published import decode_mask, read_opens2v, read_phantom_data
 from phantom_s2v.data.triplets import Rights
 from phantom_s2v.errors import DataError
+from phantom_s2v.media import images
 
 RIGHTS = Rights("", "research only")
 
@@ -23,7 +23,7 @@ def film(path, seed):
     """Ten frames of 96x48 that grow brighter, with a red square at (60, 12)."""
     frames = np.stack([np.full((48, 96, 3), 40 + 8 * i + seed, np.uint8) for i in range(10)])
     frames[:, 12:32, 60:80] = (220, 20, 20)
-    media.write_video(path, frames, 12)
+    images.write_video(path, frames, 12)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_opens2v(clips, tmp_path):
     assert abs(float(sample.video[0, :, :50].mean()) - 56) < 3  # the third frame of the film
     assert [r.subject for r in triplet.references] == ["square", "wall"]
     assert np.abs(sample.references[0][4:-4, 4:-4].astype(int) - (220, 20, 20)).max() < 40
-    assert media.Image.open(__import__("io").BytesIO(triplet.references[0].mask)).size == (20, 20)
+    assert images.Image.open(__import__("io").BytesIO(triplet.references[0].mask)).size == (20, 20)
     assert triplet.scores == {"aesthetic": 5.0}
     assert "gone.mp4 is missing" in left[0]
     assert "annotation" in left[1]

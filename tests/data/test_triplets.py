@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phantom_s2v import media
-from phantom_s2v.data.exchange import export_folder, export_webdataset, read_captioned, read_export, to_files
+from phantom_s2v.data.formats.exchange import export_folder, export_webdataset, read_captioned, read_export, to_files
 from phantom_s2v.data.loader import TripletLoader
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore, check
 from phantom_s2v.errors import DataError, InputError, OutputError
+from phantom_s2v.media import images
 
 OWN = Rights("film 7", "CC-BY-4.0", "letter 12")
 
@@ -29,7 +29,7 @@ def picture(seed, form="PNG", channels=(3,)):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "a.mp4"
-    media.write_video(path, np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8), 8)
+    images.write_video(path, np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8), 8)
     return path.read_bytes()
 
 
@@ -107,7 +107,7 @@ def export_tars(store, folder, force=False):
 
 @pytest.mark.parametrize("export", [export_folder, export_tars])
 def test_out_and_in_again(store, clip, tmp_path, export, monkeypatch):
-    monkeypatch.setattr("phantom_s2v.data.exchange.SHARD", 3)
+    monkeypatch.setattr("phantom_s2v.data.formats.exchange.SHARD", 3)
     assert export(store, tmp_path / "out") == 7
     assert not list((tmp_path / "out").glob(".*"))
     again = list(read_export(tmp_path / "out", pytest.fail))
@@ -117,7 +117,7 @@ def test_out_and_in_again(store, clip, tmp_path, export, monkeypatch):
 
 
 def test_an_export_replaces_nothing_of_others_and_leaves_nothing_half_written(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("phantom_s2v.data.exchange.SHARD", 3)
+    monkeypatch.setattr("phantom_s2v.data.formats.exchange.SHARD", 3)
     out = tmp_path / "out"
     export_tars(store, out)
     with pytest.raises(InputError, match=r"000000\.tar exists already; .* --force"):

@@ -13,12 +13,12 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantom_s2v import media
 from phantom_s2v.errors import InputError, NotFiniteError
 from phantom_s2v.evaluation import calibration, compare, rating
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
 from phantom_s2v.evaluation.kpi import check_networks, judge, read_kpis
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore, check_scores
+from phantom_s2v.media import images
 
 TOOLS = Instruments("colour", lambda p: np.zeros((len(p), 1)), Thresholds())
 
@@ -184,7 +184,7 @@ def test_calibrate_as_a_user_calls_it(phantom, tmp_path):
         for number in range(5):
             still = rng.integers(60, 200, (1, 48, 48, 3)).astype(np.uint8)
             frames = np.stack([np.roll(still[0], 2 * i, 1) for i in range(8)]) if kind == "good" else np.repeat(still, 8, 0)
-            media.write_video(tmp_path / kind / f"{number}.mp4", frames, 8)
+            images.write_video(tmp_path / kind / f"{number}.mp4", frames, 8)
     code, said = phantom("calibrate", tmp_path / "good", tmp_path / "bad", "--out", tmp_path / "kpi.toml")
     assert code == 0, said.err
     assert "frozen" in {k["metric"] for k in json.loads(said.out.splitlines()[-1])["kpis"]}
@@ -202,8 +202,8 @@ def pairs(tmp_path):
         (tmp_path / system / "videos").mkdir(parents=True)
         for case in range(6):
             frames = np.full((4, 16, 16, 3), 10 * case + (100 if system == "secret-b" else 0), np.uint8)
-            media.write_video(tmp_path / system / "videos" / f"case {case}.mp4", frames, 8)
-    media.write_picture(tmp_path / "ref.png", np.zeros((8, 8, 3), np.uint8))
+            images.write_video(tmp_path / system / "videos" / f"case {case}.mp4", frames, 8)
+    images.write_picture(tmp_path / "ref.png", np.zeros((8, 8, 3), np.uint8))
     told = {"case 0": ("A <fox> runs.", (tmp_path / "ref.png",))}
     return rating.find_pairs([tmp_path / "secret-a", tmp_path / "secret-b" / "videos"], told)
 
@@ -244,7 +244,7 @@ def test_a_rater_sees_no_names_and_votes_reach_the_right_system(pairs, tmp_path)
         number = int(re.search(r"/vote/(\d+)", page)[1])
         shown = [client.get(f"{first}/video/{number}/{side}") for side in (0, 1)]
         assert all("secret-" not in str(s.headers) for s in shown)
-        brighter = shown.index(max(shown, key=lambda s: media.read_video(as_file(s.content))[0].mean()))
+        brighter = shown.index(max(shown, key=lambda s: images.read_video(as_file(s.content))[0].mean()))
         sides.add(brighter)
         said = {"better": ("left", "right")[brighter], "logo": "equal"}
         assert client.post(f"{first}/vote/{number}", data=said, follow_redirects=False).status_code == 303

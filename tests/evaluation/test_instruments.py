@@ -13,17 +13,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BitImageProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
-from phantom_s2v import media
-from phantom_s2v.backends import Wanted, instruments
-from phantom_s2v.data.compose import compose
-from phantom_s2v.data.heldout import held_out
+from phantom_s2v.data.synthetic.compose import compose
+from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.errors import CheckpointError, InputError
-from phantom_s2v.evaluation import metrics
-from phantom_s2v.evaluation.emoji import emoji_cases
 from phantom_s2v.evaluation.instruments import Faces, network_of
+from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.score import as_json, ranking_score, score
-from phantom_s2v.model import people
-from phantom_s2v.model.vision import AESTHETIC_LAYERS, Aesthetics, Embedder, convert_head
+from phantom_s2v.evaluation.suites.emoji import emoji_cases
+from phantom_s2v.media import images
+from phantom_s2v.vision import faces
+from phantom_s2v.vision.embed import AESTHETIC_LAYERS, Aesthetics, Embedder, convert_head
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -143,8 +143,8 @@ def test_bad_choices_are_refused(options, said):
 
 
 def test_packaged_says_what_it_does_not_measure(phantom, clip, tmp_path):
-    media.write_video(tmp_path / "v.mp4", clip.video, 8)
-    media.write_picture(tmp_path / "r.png", clip.references[0])
+    images.write_video(tmp_path / "v.mp4", clip.video, 8)
+    images.write_picture(tmp_path / "r.png", clip.references[0])
     code, _ = phantom(
         "score", tmp_path / "v.mp4", "--reference", tmp_path / "r.png", "--prompt", "It moves.", "--out", tmp_path / "p.html"
     )
@@ -214,7 +214,7 @@ def test_faces_go_to_one_reference_each_and_no_face_is_no_number():
         return 1 - abs(float(a[0] - b[0]))
 
     frames = [vectors(0.1, 0.9), vectors(0.85), [], vectors(0.2, 0.3, 0.9)]
-    found = metrics.face_similarity(frames, [*vectors(0.0), None, *vectors(1.0)], alike)
+    found = measures.face_similarity(frames, [*vectors(0.0), None, *vectors(1.0)], alike)
     assert np.isnan(found[:, 1]).all()
     np.testing.assert_allclose(found[:, 0], [0.9, np.nan, np.nan, 0.8])
     np.testing.assert_allclose(found[:, 2], [0.9, 0.85, np.nan, 0.9])
@@ -225,7 +225,7 @@ def portrait(name):
     return np.asarray(Image.open(Path(spec.submodule_search_locations[0]) / "data" / f"{name}.png").convert("RGB"))
 
 
-@pytest.mark.skipif(not people.fetched(), reason="phantom models fetch brings the files")
+@pytest.mark.skipif(not faces.fetched(), reason="phantom models fetch brings the files")
 def test_a_portrait_is_found_in_a_video_of_it_and_a_cat_has_no_face():
     pytest.importorskip("dlib")
     tools = instruments(Wanted())
@@ -243,7 +243,7 @@ def test_a_portrait_is_found_in_a_video_of_it_and_a_cat_has_no_face():
 
 
 def test_faces_that_cannot_be_looked_for_are_said(monkeypatch, clip):
-    monkeypatch.setattr(people, "fetched", lambda: False)
+    monkeypatch.setattr(faces, "fetched", lambda: False)
     tools = instruments(Wanted(features="phantom-mini"))
     assert "phantom models fetch" in tools.absent["face"]
     assert np.isnan(score(clip.video, [clip.references[0]], ["toy"], "", tools).subjects[0].face)

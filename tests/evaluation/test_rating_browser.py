@@ -11,8 +11,8 @@ import pytest
 import uvicorn
 from playwright.sync_api import sync_playwright
 
-from phantom_s2v import media
 from phantom_s2v.evaluation import rating
+from phantom_s2v.media import images
 
 CHROMIUM = shutil.which("chromium")
 
@@ -23,7 +23,7 @@ def served(tmp_path):
     for system, shade in (("a", 40), ("b", 200)):
         (tmp_path / system).mkdir()
         for case in ("one", "two"):
-            media.write_video(tmp_path / system / f"{case}.mp4", np.full((8, 64, 64, 3), shade, np.uint8), 8)
+            images.write_video(tmp_path / system / f"{case}.mp4", np.full((8, 64, 64, 3), shade, np.uint8), 8)
     pairs = rating.find_pairs([tmp_path / "a", tmp_path / "b"], {"one": ("A grey field.", ())})
     app = rating.application(pairs, tmp_path / "votes.sqlite")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

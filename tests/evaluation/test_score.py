@@ -12,16 +12,18 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from phantom_s2v import media
-from phantom_s2v.backends import Wanted, embed_mini, instruments
-from phantom_s2v.data.heldout import held_out
+from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.errors import InputError
-from phantom_s2v.evaluation import metrics, selfcheck, subjects
+from phantom_s2v.evaluation import selfcheck
 from phantom_s2v.evaluation.footage import moments, shrunk
 from phantom_s2v.evaluation.instruments import LIMITS, Instruments, Thresholds
 from phantom_s2v.evaluation.kpi import judge, read_kpis
+from phantom_s2v.evaluation.metrics import measures, subjects
+from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.run import parse_crop
 from phantom_s2v.evaluation.score import FAULTS, faults, score
+from phantom_s2v.media import images
+from phantom_s2v.vision.factory import embed_mini
 
 LIMIT = LIMITS["phantom-mini"]
 MINI = Instruments("phantom-mini", embed_mini, LIMIT)
@@ -32,11 +34,11 @@ def noise(*shape, seed=0):
 
 
 def numbers(video, references=()):
-    return metrics.over_time(enumerate(video), references)
+    return measures.over_time(enumerate(video), references)
 
 
 def flash(video, picture):
-    return metrics.reference_flash(numbers(video, [picture]).likeness[0])
+    return measures.reference_flash(numbers(video, [picture]).likeness[0])
 
 
 # Metrics
@@ -45,12 +47,12 @@ def flash(video, picture):
 def test_a_picture_that_stands_in_a_frame_is_pasted():
     video = np.stack([noise(96, 96, seed=i) for i in range(12)])
     picture = np.kron(noise(6, 6, seed=99), np.ones((8, 8, 1))).astype(np.uint8)
-    assert metrics.copy_paste(video, picture) < 0.5
+    assert measures.copy_paste(video, picture) < 0.5
     video[6, 20:68, 30:78] = picture
-    found = metrics.copy_paste(video, picture)
+    found = measures.copy_paste(video, picture)
     assert found > 0.9
     whole = np.repeat(picture[None], 12, 0)
-    assert metrics.copy_paste(whole, picture) == pytest.approx(1, abs=1e-4)
+    assert measures.copy_paste(whole, picture) == pytest.approx(1, abs=1e-4)
 
 
 def test_two_flashed_frames_are_named_and_a_steady_picture_is_no_flash():
@@ -66,22 +68,22 @@ def test_two_flashed_frames_are_named_and_a_steady_picture_is_no_flash():
 
 def test_frozen_flicker_and_smoothness_on_what_is_known():
     still = np.repeat(noise(40, 40)[None], 10, 0)
-    assert (metrics.frozen(numbers(still)), metrics.flicker(numbers(still)), metrics.smoothness(numbers(still))) == (
+    assert (measures.frozen(numbers(still)), measures.flicker(numbers(still)), measures.smoothness(numbers(still))) == (
         1.0,
         0.0,
         1.0,
     )
     assert np.isnan(
-        [metrics.frozen(numbers(still[:1])), metrics.flicker(numbers(still[:2])), metrics.smoothness(numbers(still[:2]))]
+        [measures.frozen(numbers(still[:1])), measures.flicker(numbers(still[:2])), measures.smoothness(numbers(still[:2]))]
     ).all()
     moving = np.stack([np.roll(still[0], 2 * i, 1) for i in range(10)])
-    assert metrics.frozen(numbers(moving)) == 0.0
+    assert measures.frozen(numbers(moving)) == 0.0
     grey = np.full((10, 8, 8, 3), 100, np.uint8)
     grey[1::2] = 110
-    assert metrics.flicker(numbers(grey)) == pytest.approx(10 / 105, rel=0.01)
+    assert measures.flicker(numbers(grey)) == pytest.approx(10 / 105, rel=0.01)
     rising = np.stack([np.full((8, 8, 3), 20 * i, np.uint8) for i in range(10)])
-    assert (metrics.flicker(numbers(rising)), metrics.smoothness(numbers(rising))) == (0.0, 1.0)
-    assert metrics.smoothness(numbers(grey)) == pytest.approx(1 - 10 / 255, rel=1e-4)
+    assert (measures.flicker(numbers(rising)), measures.smoothness(numbers(rising))) == (0.0, 1.0)
+    assert measures.smoothness(numbers(grey)) == pytest.approx(1 - 10 / 255, rel=1e-4)
 
 
 def test_sharpness_falls_with_blur():
@@ -89,7 +91,7 @@ def test_sharpness_falls_with_blur():
 
     video = np.stack([noise(64, 64, seed=i) for i in range(3)])
     soft = np.stack([cv2.GaussianBlur(frame, (0, 0), 2) for frame in video])
-    assert metrics.sharpness(soft) < 0.1 * metrics.sharpness(video)
+    assert measures.sharpness(soft) < 0.1 * measures.sharpness(video)
 
 
 # Subjects
@@ -299,8 +301,8 @@ def test_score_as_a_user_calls_it(phantom, tmp_path):
     clip = selfcheck.planted("", 0, held_out())
     folder = tmp_path / "動画"
     folder.mkdir()
-    media.write_video(folder / "good 1.mp4", clip.video, 12)
-    media.write_video(folder / "frozen.mp4", np.repeat(clip.video[:1], 20, 0), 12)
+    images.write_video(folder / "good 1.mp4", clip.video, 12)
+    images.write_video(folder / "frozen.mp4", np.repeat(clip.video[:1], 20, 0), 12)
     Image.fromarray(clip.references[0]).save(tmp_path / "ref.png")
     ask = ("--reference", f"toy={tmp_path / 'ref.png'}", "--features", "phantom-mini")
     code, said = phantom("score", folder, *ask, "--out", tmp_path / "page.html")

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phantom_s2v import media
-from phantom_s2v.data.compose import compose
-from phantom_s2v.data.heldout import held_out, still_path
+from phantom_s2v.data.synthetic.compose import compose
+from phantom_s2v.data.synthetic.heldout import held_out, still_path
 from phantom_s2v.errors import InputError
-from phantom_s2v.evaluation import emoji, robustness, suites
+from phantom_s2v.evaluation import robustness
 from phantom_s2v.evaluation.instruments import Faces, Instruments, Thresholds
-from phantom_s2v.files import write_json
-from phantom_s2v.hashes import content_hash
+from phantom_s2v.evaluation.suites import emoji
+from phantom_s2v.evaluation.suites import own as own_suites
+from phantom_s2v.files.hashes import content_hash
+from phantom_s2v.files.io import write_json
+from phantom_s2v.media import images
 
 
 @pytest.fixture
@@ -30,8 +32,8 @@ def own(tmp_path):
     videos.mkdir()
     lines = []
     for number, case in enumerate(c for c in emoji.emoji_cases(held_out(), 2) if c.kind == "unnamed"):
-        media.write_picture(folder / "pictures" / f"{number}.png", media.read_picture(still_path(case.subjects[0].key))[0])
-        media.write_video(videos / f"case-{number}.mp4", compose(case.spec, held_out()).video, 8)
+        images.write_picture(folder / "pictures" / f"{number}.png", images.read_picture(still_path(case.subjects[0].key))[0])
+        images.write_video(videos / f"case-{number}.mp4", compose(case.spec, held_out()).video, 8)
         given = {"id": f"case-{number}", "prompt": "The subject moves.", "reference": [f"toy=pictures/{number}.png"], "seed": 4}
         lines.append(json.dumps(given))
     (folder / "cases.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -46,26 +48,26 @@ def test_a_folder_of_ones_own_with_videos_made_elsewhere(phantom, own, tmp_path)
     facts = json.loads(said.out.splitlines()[-1])
     likeness, control = (facts["by_kind"]["all"][name][0] for name in ("likeness", "control"))
     assert likeness > 0.7 > control + 0.1  # true clips against their own subject, and against the other's
-    rows = suites.read_rows(out)
+    rows = own_suites.read_rows(out)
     assert [row["id"] for row in rows] == ["case-0", "case-1"]
     assert (out / "scores.html").is_file()
     (videos / "case-1.mp4").unlink()
     assert phantom("run", folder, "--videos", videos, "--out", out, "--features", "phantom-mini")[0] == 3
-    assert "unreadable" in suites.read_rows(out)[1]
+    assert "unreadable" in own_suites.read_rows(out)[1]
 
 
 def test_a_video_whose_numbers_are_not_finite_does_not_end_the_run(own, tmp_path):
     folder, videos = own
-    media.write_video(videos / "case-0.mp4", np.zeros((6, 64, 64, 3), np.uint8), 8)  # black, which this network cannot do
+    images.write_video(videos / "case-0.mp4", np.zeros((6, 64, 64, 3), np.uint8), 8)  # black, which this network cannot do
 
     def embed(pictures):
         dark = all(int(np.asarray(picture).max()) < 8 for picture in pictures)
         return np.full((len(pictures), 1), np.nan if dark else 1, np.float32)
 
     tools = Instruments("test", embed, Thresholds())
-    found = suites.run_suite(suites.read_own(folder), videos, None, tools, [], tmp_path, lambda *_: None)
+    found = own_suites.run_suite(own_suites.read_own(folder), videos, None, tools, [], tmp_path, lambda *_: None)
     assert (found.unreadable, found.summary["videos"]) == (1, 2)
-    first, second = suites.read_rows(tmp_path)
+    first, second = own_suites.read_rows(tmp_path)
     assert "not finite" in first["unreadable"]
     assert "unreadable" not in second
 
@@ -81,7 +83,7 @@ def test_videos_are_made_once(phantom, own, tmp_path, tiny):
         assert record["request"]["seed"] == 4
         stamp = made.stat().st_mtime_ns
     assert made.stat().st_mtime_ns == stamp
-    assert [row["id"] for row in suites.read_rows(out)] == ["case-0"]
+    assert [row["id"] for row in own_suites.read_rows(out)] == ["case-0"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_videos_are_made_once(phantom, own, tmp_path, tiny):
 def test_what_is_wrong_in_a_suite_is_one_sentence(tmp_path, line, said):
     (tmp_path / "cases.jsonl").write_text(line)
     with pytest.raises(InputError, match=said):
-        suites.read_own(tmp_path)
+        own_suites.read_own(tmp_path)
 
 
 def test_bad_suites_and_places_are_refused(phantom, tmp_path):
@@ -137,12 +139,12 @@ def opens2v(tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
     for name in ("singleobj_1", "faceobj_2"):
-        media.write_video(videos / f"{name}.mp4", rng.integers(0, 255, (6, 48, 64, 3)).astype(np.uint8), 8)
+        images.write_video(videos / f"{name}.mp4", rng.integers(0, 255, (6, 48, 64, 3)).astype(np.uint8), 8)
     return tmp_path / "Open-Domain_Eval.json", videos
 
 
 def test_opens2v_cases_keep_their_order_and_names(opens2v):
-    cases = suites.read_opens2v(opens2v[0])
+    cases = own_suites.read_opens2v(opens2v[0])
     assert [c.id for c in cases] == ["singleobj_1", "faceobj_2", "multi_3"]
     assert [c.kind for c in cases] == ["singleobj", "faceobj", "multi"]
     assert [name for name, _ in cases[2].references] == ["cup 1", "cup 2"]
@@ -161,7 +163,7 @@ def test_opens2v_cases_keep_their_order_and_names(opens2v):
 def test_what_is_wrong_in_opens2v_names_the_case(tmp_path, row, said):
     (tmp_path / "x.json").write_text('{"a_1": ' + row + "}")
     with pytest.raises(InputError, match=said):
-        suites.read_opens2v(tmp_path / "x.json")
+        own_suites.read_opens2v(tmp_path / "x.json")
 
 
 def test_opens2v_results_are_in_its_own_files(phantom, opens2v, tmp_path):
@@ -172,19 +174,19 @@ def test_opens2v_results_are_in_its_own_files(phantom, opens2v, tmp_path):
     assert "multi_3.mp4: not measured" in said.out
     results = json.loads((out / "videos_output_json" / "motionscore.json").read_text())
     assert set(results) == {"singleobj_1", "faceobj_2"}
-    video, _ = media.read_video(videos / "faceobj_2.mp4")
+    video, _ = images.read_video(videos / "faceobj_2.mp4")
     assert results["faceobj_2"] == {"motion_fb": pytest.approx(suites_motion(video))}
     assert not (out / "videos_output_json" / "facesim.json").exists()  # no ArcFace here, and dlib's is another column
 
 
 def suites_motion(video):
-    from phantom_s2v.evaluation.metrics import motion_fb
+    from phantom_s2v.evaluation.metrics.measures import motion_fb
 
     return motion_fb(video)
 
 
 def test_opens2v_faces_and_aesthetics_come_from_32_frames_with_its_rules(opens2v):
-    case = suites.read_opens2v(opens2v[0])[1]
+    case = own_suites.read_opens2v(opens2v[0])[1]
     seen = []
 
     def find(picture):
@@ -195,17 +197,17 @@ def test_opens2v_faces_and_aesthetics_come_from_32_frames_with_its_rules(opens2v
     faces = Faces("arcface test", find, lambda a, b: float(a[0] - 0.5))
     tools = Instruments("none", lambda p: np.zeros((len(p), 1)), Thresholds(), faces=faces)
     frames = [np.full((4, 4, 3), v, np.uint8) for v in (0, 255, 255, 51)]
-    assert suites.arc_score(case, frames, tools) == pytest.approx((0 + 0.5 + 0) / 3)
-    other = suites.read_opens2v(opens2v[0])[0]
-    assert suites.arc_score(other, frames, tools) is None  # no people in it
+    assert own_suites.arc_score(case, frames, tools) == pytest.approx((0 + 0.5 + 0) / 3)
+    other = own_suites.read_opens2v(opens2v[0])[0]
+    assert own_suites.arc_score(other, frames, tools) is None  # no people in it
 
 
 # Hard references
 
 
 def test_references_made_hard_differ_as_they_say():
-    picture = media.read_picture(still_path("1f427"))[0]
-    other = media.read_picture(still_path(emoji.evaluated(held_out())[3].key))[0]
+    picture = images.read_picture(still_path("1f427"))[0]
+    other = images.read_picture(still_path(emoji.evaluated(held_out())[3].key))[0]
     made = {kind: robustness.hardened(kind, picture, other) for kind in robustness.ONE}
     assert (made["plain"] == picture).all()
     assert made["dark"].mean() < 0.35 * picture.mean()
@@ -265,16 +267,16 @@ def test_the_emoji_suite_does_not_write_into_a_suite_of_ones_own(tmp_path, mine)
 
 def test_results_in_the_layout_of_opens2v_are_known_by_their_hashes(tmp_path):
     out = tmp_path / "videos_output_json"
-    suites.check_opens2v(out)
+    own_suites.check_opens2v(out)
     out.mkdir()
     (out / "facesim.json").write_text("{}")
     with pytest.raises(InputError, match=r"facesim\.json exists, and phantom did not write it"):
-        suites.check_opens2v(out)
+        own_suites.check_opens2v(out)
     write_json(out / "written.json", {"files": {"facesim.json": content_hash(out / "facesim.json")}}, sealed=True)
-    suites.check_opens2v(out)
+    own_suites.check_opens2v(out)
     (out / "facesim.json").write_text('{"a": 1}')
     with pytest.raises(InputError, match=r"facesim\.json exists"):
-        suites.check_opens2v(out)
+        own_suites.check_opens2v(out)
 
 
 @pytest.mark.parametrize(("rows", "said"), [

@@ -70,9 +70,9 @@ def damaged(content, random_):
 def video(random_, size=48, count=6):
     import numpy as np
 
-    from phantom_s2v import media
+    from phantom_s2v.media import images
 
-    return media.encode_video(np.full((count, size, size, 3), random_.randrange(256), np.uint8), 8)
+    return images.encode_video(np.full((count, size, size, 3), random_.randrange(256), np.uint8), 8)
 
 
 KINDS = {
@@ -194,10 +194,11 @@ def call(arguments):
 def main(folder: Path, start: int, count: int) -> None:
     import torch  # noqa: F401 - what is imported does not count
 
-    import phantom_s2v.backends
     import phantom_s2v.cli
-    import phantom_s2v.data.published
-    import phantom_s2v.jobs  # noqa: F401
+    import phantom_s2v.data.formats.published
+    import phantom_s2v.data.pipeline.networks
+    import phantom_s2v.evaluation.networks
+    import phantom_s2v.pipeline.batch  # noqa: F401
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))

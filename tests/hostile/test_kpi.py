@@ -5,18 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from phantom_s2v import media
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.kpi import read_kpis
+from phantom_s2v.media import images
 
 
 @pytest.fixture
 def empty_video(tmp_path):
     """A plain video without any subject, and a reference of one."""
-    media.write_video(tmp_path / "v.mp4", np.full((5, 64, 64, 3), 255, np.uint8), 8)
+    images.write_video(tmp_path / "v.mp4", np.full((5, 64, 64, 3), 255, np.uint8), 8)
     subject = np.full((64, 64, 3), 255, np.uint8)
     subject[16:48, 16:48] = (200, 30, 30)
-    media.write_picture(tmp_path / "r.png", subject)
+    images.write_picture(tmp_path / "r.png", subject)
     return tmp_path
 
 

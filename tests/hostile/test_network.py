@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phantom_s2v import prompts
 from phantom_s2v.errors import InputError
+from phantom_s2v.pipeline import prompts
 
 SECRETS = ("k3y-of-the-endpoint", "pa55word", "qu3ry-key")
 

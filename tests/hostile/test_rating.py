@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from phantom_s2v import media
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import rating
+from phantom_s2v.media import images
 
 HOME = "http://127.0.0.1:8765"
 FORM = {"better": "left"}
@@ -23,7 +23,7 @@ def pairs(tmp_path_factory):
         (folder / system).mkdir()
         for case in ("one", "two"):
             path = folder / system / f"{case}.mp4"
-            media.write_video(path, np.full((4, 16, 16, 3), 100 * number, np.uint8), 8)
+            images.write_video(path, np.full((4, 16, 16, 3), 100 * number, np.uint8), 8)
             os.utime(path, (1e9 * (1 + number / 10),) * 2)
     return rating.find_pairs([folder / "a", folder / "b"], {})
 

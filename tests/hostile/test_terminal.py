@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantom_s2v import media
 from phantom_s2v.cli import app
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore
-from phantom_s2v.untrusted import printable
+from phantom_s2v.files.untrusted import printable
+from phantom_s2v.media import images
 
 SOURCE = Path(__file__).parents[2] / "src" / "phantom_s2v"
 EVIL = "x\x1b[2J\x1b]0;title\x07\r\nphantom: all is well\x9b31m\u202e[red]"
@@ -59,7 +59,7 @@ def test_names_of_videos_and_captions(call_phantom, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
     for name in (f"{EVIL.replace('/', '')}.mp4", "[x].mp4"):
-        media.write_video(folder / name, np.full((4, 32, 32, 3), 90, np.uint8), 8)
+        images.write_video(folder / name, np.full((4, 32, 32, 3), 90, np.uint8), 8)
     (folder / f"{EVIL} broken.mp4").write_text("no video")
     code, said = call_phantom("evaluate", "score", folder, "--reconstruct", "none")
     assert code == 3, said.err
@@ -85,7 +85,7 @@ def test_names_of_videos_and_captions(call_phantom, tmp_path):
 )  # fmt: skip
 def test_errors_are_one_harmless_line(call_phantom, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
-    media.write_picture(tmp_path / "r.png", np.zeros((8, 8, 3), np.uint8))
+    images.write_picture(tmp_path / "r.png", np.zeros((8, 8, 3), np.uint8))
     code, said = call_phantom(*arguments)
     assert code == 2
     harmless(said.err + said.out)

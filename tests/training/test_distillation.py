@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from phantom_s2v.data.emoji import Sprites, write_store
-from phantom_s2v.data.heldout import evaluated, held_out
+from phantom_s2v.data.synthetic.emoji import Sprites, write_store
+from phantom_s2v.data.synthetic.heldout import evaluated, held_out
 from phantom_s2v.errors import InputError
-from phantom_s2v.model.transformer import PhantomTransformer
-from phantom_s2v.model.weights import load_part
-from phantom_s2v.sampling.guidance import guided
+from phantom_s2v.models.phantom.transformer import PhantomTransformer
+from phantom_s2v.models.weights import load_part
+from phantom_s2v.pipeline.sampling.guidance import guided
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig, distilling
 from phantom_s2v.training.distillation import distillation_loss, draw_weights, student_of, teach
+from phantom_s2v.training.latents import TripletEncoder, Triplets, conditions_of
 from phantom_s2v.training.optim import Muon
 from phantom_s2v.training.run import transformer_run
-from phantom_s2v.training.triplets import TripletEncoder, Triplets, conditions_of
 
 CONFIG = distilling(
     TransformerConfig(TrainConfig(10, precision="float32", workers=0), buckets=(Bucket(32, 1, 4, 0.5), Bucket(32, 5, 2, 0.5)))

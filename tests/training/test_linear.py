@@ -6,10 +6,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
 
-from phantom_s2v.data.compose import compose, random_spec
-from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.model.autoencoder import to_pixels
-from phantom_s2v.training.linear import _neighbourhoods, linear_path, principal_start, whole
+from phantom_s2v.data.synthetic.compose import compose, random_spec
+from phantom_s2v.data.synthetic.heldout import evaluated, held_out
+from phantom_s2v.models.autoencoder import to_pixels
+from phantom_s2v.training.autoencoder.linear import _neighbourhoods, linear_path, principal_start, whole
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from phantom_s2v.model.autoencoder import encode
-from phantom_s2v.training.move import affine_fit, move_transformer
+from phantom_s2v.models.autoencoder import encode
+from phantom_s2v.training.adapt_latents import affine_fit, move_transformer
 
 
 @pytest.fixture(scope="module")

@@ -20,20 +20,20 @@ from safetensors import safe_open
 from torch import nn
 
 from phantom_s2v.cli.train import parse_buckets
-from phantom_s2v.conditioning import Conditions, encode_references, null
-from phantom_s2v.data.compose import compose, plain_spec, scene_tensors
-from phantom_s2v.data.emoji import Sprites, write_store
-from phantom_s2v.data.heldout import evaluated, held_out
+from phantom_s2v.data.synthetic.compose import compose, plain_spec, scene_tensors
+from phantom_s2v.data.synthetic.emoji import Sprites, write_store
+from phantom_s2v.data.synthetic.heldout import evaluated, held_out
 from phantom_s2v.errors import CheckpointError, DataError, InputError, NotFiniteError, OutputError
-from phantom_s2v.model.autoencoder import encode, to_pixels
-from phantom_s2v.model.parallel import world
+from phantom_s2v.models.autoencoder import encode, to_pixels
+from phantom_s2v.models.distributed import world
+from phantom_s2v.models.phantom.conditioning import Conditions, encode_references, null
 from phantom_s2v.training.checkpoint import load_state
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
+from phantom_s2v.training.latents import VALIDATION, TripletEncoder, Triplets, validation_families
 from phantom_s2v.training.loop import pick_dtype, train
 from phantom_s2v.training.optim import Muon, orthogonalise, orthogonalise_all, rate_at, rate_left, update_ema
 from phantom_s2v.training.run import transformer_run
 from phantom_s2v.training.transformer import drop, loss_of, permute_subjects
-from phantom_s2v.training.triplets import VALIDATION, TripletEncoder, Triplets, validation_families
 from phantom_s2v.training.validation import Validation
 
 
@@ -357,7 +357,7 @@ def test_permuted_indices_keep_views_together():
 
 
 def test_the_loss_falls_on_one_batch(sprites, encoder):
-    from phantom_s2v.model.transformer import PhantomTransformer
+    from phantom_s2v.models.phantom.transformer import PhantomTransformer
 
     torch.manual_seed(0)
     network = PhantomTransformer(latent_channels=8, dim=48, depth=2, heads=2, image_dim=32)

@@ -10,12 +10,13 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
-from phantom_s2v import presets
-from phantom_s2v.data.emoji import Sprites
-from phantom_s2v.data.heldout import evaluated, held_out
-from phantom_s2v.training.autoencoder import SPREAD, batch, channel_weight, composed, loss_of, train_autoencoder
+from phantom_s2v.data.synthetic.emoji import Sprites
+from phantom_s2v.data.synthetic.heldout import evaluated, held_out
+from phantom_s2v.models import registry
+from phantom_s2v.training import recipes
+from phantom_s2v.training.autoencoder.joint import SPREAD, batch, channel_weight, composed, loss_of, train_autoencoder
+from phantom_s2v.training.autoencoder.linear import linear_path
 from phantom_s2v.training.config import AutoencoderConfig, TrainConfig
-from phantom_s2v.training.linear import linear_path
 
 CONFIG = AutoencoderConfig(
     TrainConfig(3, workers=0, precision="float32"), TrainConfig(2, workers=0, precision="float32"), ((1, 3), (5, 2), (1, 3))
@@ -101,14 +102,14 @@ def test_decoder_alone_leaves_the_latents_as_they_were(tmp_path, tiny, sprites, 
 
 def test_the_packaged_decoder_trains_on_clips_of_128_pixels(tmp_path, sprites):
     """In bfloat16 a CPU with AMX gives NaN for the gradient of a convolution over time of 64 x 64 places (torch 2.13)."""
-    config = replace(presets.mini_decoder(1), side=128, batches=((5, 1),))
+    config = replace(recipes.mini_decoder(1), side=128, batches=((5, 1),))
     config = replace(config, train=replace(config.train, workers=0))
-    train_autoencoder(config, sprites, tmp_path, presets.model_folder("phantom-mini") / "autoencoder")
+    train_autoencoder(config, sprites, tmp_path, registry.model_folder("phantom-mini") / "autoencoder")
     assert (tmp_path / "autoencoder").is_dir()
 
 
 def test_without_weights_to_start_from_the_linear_path_comes_first(tmp_path, sprites, monkeypatch):
-    module = "phantom_s2v.training.autoencoder"
+    module = "phantom_s2v.training.autoencoder.joint"
     short = lambda *given, **named: composed(*given, **named)[:, :, :5]  # noqa: E731 - a clip's beginning is a clip
     monkeypatch.setattr(f"{module}.composed", short)
     model = train_autoencoder(CONFIG, sprites, tmp_path, None)
@@ -130,16 +131,16 @@ def test_without_weights_to_start_from_the_linear_path_comes_first(tmp_path, spr
 @pytest.mark.parametrize(("options", "seed"), [((), 0), (("--decoder-only",), 1), (("--decoder-only", "--seed", "7"), 7)])
 def test_the_seed_is_the_configurations_unless_one_is_given(call_phantom, tmp_path, sprites, monkeypatch, options, seed):
     seen = []
-    monkeypatch.setattr("phantom_s2v.data.emoji.load_store", lambda root: sprites)
-    monkeypatch.setattr("phantom_s2v.training.autoencoder.train_autoencoder", lambda config, *_: seen.append(config))
+    monkeypatch.setattr("phantom_s2v.data.synthetic.emoji.load_store", lambda root: sprites)
+    monkeypatch.setattr("phantom_s2v.training.autoencoder.joint.train_autoencoder", lambda config, *_: seen.append(config))
     assert call_phantom("train", "autoencoder", "--out", tmp_path, *options)[0] == 0
     assert [config.train.seed for config in seen] == [seed]
 
 
 def test_clips_are_of_64_pixels_unless_a_size_is_given(call_phantom, tmp_path, sprites, monkeypatch):
     seen = []
-    monkeypatch.setattr("phantom_s2v.data.emoji.load_store", lambda root: sprites)
-    monkeypatch.setattr("phantom_s2v.training.autoencoder.train_autoencoder", lambda config, *_: seen.append(config))
+    monkeypatch.setattr("phantom_s2v.data.synthetic.emoji.load_store", lambda root: sprites)
+    monkeypatch.setattr("phantom_s2v.training.autoencoder.joint.train_autoencoder", lambda config, *_: seen.append(config))
     for options in ((), ("--size", "128")):
         assert call_phantom("train", "autoencoder", "--out", tmp_path, *options)[0] == 0
     assert [config.side for config in seen] == [64, 128]

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from phantom_s2v.data.compose import caption, random_spec
-from phantom_s2v.data.emoji import Sprites, load_store, write_store
-from phantom_s2v.data.heldout import evaluated, held_out
+from phantom_s2v.data.synthetic.compose import caption, random_spec
+from phantom_s2v.data.synthetic.emoji import Sprites, load_store, write_store
+from phantom_s2v.data.synthetic.heldout import evaluated, held_out
 from phantom_s2v.errors import DataError
-from phantom_s2v.model.encoders import TextEncoder, text_encoder_folder
-from phantom_s2v.model.transformer import PhantomTransformer
-from phantom_s2v.presets import MODELS
+from phantom_s2v.models.phantom.encoders import TextEncoder, text_encoder_folder
+from phantom_s2v.models.phantom.transformer import PhantomTransformer
+from phantom_s2v.models.registry import MODELS
 from phantom_s2v.training import travel
 from phantom_s2v.training.config import Bucket
 from phantom_s2v.training.run import sample_flop

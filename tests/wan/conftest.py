@@ -13,7 +13,7 @@ def checkpoint(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def converted(checkpoint, tmp_path_factory) -> Path:
     """The same as a diffusers folder."""
-    from phantom_s2v.model.convert import convert
+    from phantom_s2v.models.wan.convert import convert
 
     out = tmp_path_factory.mktemp("converted") / "phantom-wan-tiny"
     convert(*checkpoint, out, lambda part, done, total: None, shard_bytes=200_000)

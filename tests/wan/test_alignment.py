@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from test_placement import FORMS, latents, lora_state
 
 from phantom_s2v import PhantomPipeline
-from phantom_s2v.model.placement import Placement
-from phantom_s2v.model.wan import load_text_encoder
-from phantom_s2v.model.weights import FILE, INDEX, weight_files
+from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.wan.transformer import load_text_encoder
+from phantom_s2v.models.weights import FILE, INDEX, weight_files
 
 pytestmark = pytest.mark.threads
 

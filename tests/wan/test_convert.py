@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from phantom_s2v import PhantomPipeline
 from phantom_s2v.errors import CheckpointError, InputError
-from phantom_s2v.generate import model_hash
-from phantom_s2v.model.convert import convert
-from phantom_s2v.model.tensors import Tensors
+from phantom_s2v.models.tensors import Tensors
+from phantom_s2v.models.wan.convert import convert
+from phantom_s2v.pipeline.generate import model_hash
 
 STATE = native.transformer()
 

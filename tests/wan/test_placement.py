@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from phantom_s2v import PhantomPipeline
 from phantom_s2v.errors import CheckpointError, InputError
-from phantom_s2v.estimate import KEPT, cache_bytes
-from phantom_s2v.generate import load_models, model_hash
-from phantom_s2v.jobs import parse_loras
-from phantom_s2v.model.placement import Placement
-from phantom_s2v.model.step_cache import ONE_BATCH, RATIOS
+from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.wan.step_cache import ONE_BATCH, RATIOS
+from phantom_s2v.pipeline.batch import parse_loras
+from phantom_s2v.pipeline.cost.estimate import KEPT, cache_bytes
+from phantom_s2v.pipeline.generate import load_models, model_hash
 
 SETTINGS = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 6, "seed": 0, "output_type": "latent"}
 
@@ -309,7 +309,7 @@ def test_two_processes_give_the_same_latents(converted, plain, tmp_path, kind):
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import torch\n"
         "torch.set_num_threads(1)\n"
-        "from phantom_s2v.model.parallel import is_main, leave\n"
+        "from phantom_s2v.models.distributed import is_main, leave\n"
         "from test_placement import latents, placed\n"
         "torch.accelerator.device_count = lambda: 1  # diffusers divides by it, and there is no accelerator here\n"
         f"out = latents(placed({str(converted)!r}, parallel={kind!r}, device='cpu'))\n"

@@ -11,12 +11,12 @@ from diffusers import UniPCMultistepScheduler
 from PIL import Image
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.generate import draw_noise, read_pictures, wan_references
-from phantom_s2v.jobs import build_request
-from phantom_s2v.media import letterbox, read_picture
-from phantom_s2v.model.wan import Sinusoid, clean_text, pad_text
-from phantom_s2v.request import WAN_NEGATIVE, wan_preset
-from phantom_s2v.sampling.schedules import uniform
+from phantom_s2v.media.images import letterbox, read_picture
+from phantom_s2v.models.registry import WAN_NEGATIVE, wan_preset
+from phantom_s2v.models.wan.transformer import Sinusoid, clean_text, pad_text
+from phantom_s2v.pipeline.batch import build_request
+from phantom_s2v.pipeline.generate import draw_noise, read_pictures, wan_references
+from phantom_s2v.pipeline.sampling.schedules import uniform
 
 pytestmark = pytest.mark.threads
 
@@ -249,7 +249,7 @@ def test_references_do_not_flash_up_in_the_video(pipe):
 
 
 def test_the_record_says_which_behaviour_was_used(pipe, picture, tmp_path):
-    from phantom_s2v.generate import generate
+    from phantom_s2v.pipeline.generate import generate
 
     for released_ in (False, True):
         options = {"prompt": "A dog.", "reference": [str(picture)], "size": "32x32", "frames": 1, "steps": 1}

@@ -13,9 +13,9 @@ from transformers import (
 )
 
 from phantom_s2v.errors import CheckpointError
-from phantom_s2v.generate import read_pictures
-from phantom_s2v.jobs import build_request
-from phantom_s2v.model.segment import subject_mask
+from phantom_s2v.pipeline.batch import build_request
+from phantom_s2v.pipeline.generate import read_pictures
+from phantom_s2v.vision.segment import subject_mask
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_mask_has_the_pictures_size_and_follows_the_picture(sam):
 
 
 def test_a_busy_ground_is_cut_out_by_it(sam, tiny, tmp_path):
-    from phantom_s2v.request import load_preset
+    from phantom_s2v.models.registry import load_preset
 
     picture = np.random.default_rng(0).integers(0, 254, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "busy.png")

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from phantom_s2v.errors import InputError, PhantomError
-from phantom_s2v.files import REASONS
-from phantom_s2v.untrusted import printable
+from phantom_s2v.files.io import REASONS
+from phantom_s2v.files.untrusted import printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True, help="Fetch and encode what training learns from.")

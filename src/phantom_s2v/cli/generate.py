@@ -10,13 +10,13 @@ import typer
 
 from phantom_s2v.cli.app import MOST_VIDEOS, Force, app, by_stage, progress, say, tell, whole
 from phantom_s2v.errors import InputError
-from phantom_s2v.untrusted import printable
+from phantom_s2v.files.untrusted import printable
 
 if TYPE_CHECKING:
-    from phantom_s2v.generate import Models
-    from phantom_s2v.jobs import BestOf, Job
-    from phantom_s2v.model.placement import Placement
-    from phantom_s2v.request import Preset
+    from phantom_s2v.models.memory import Placement
+    from phantom_s2v.models.registry import Preset
+    from phantom_s2v.pipeline.batch import BestOf, Job
+    from phantom_s2v.pipeline.generate import Models
 
 
 @app.command()
@@ -83,7 +83,7 @@ def generate(
 ) -> None:
     """Make a video from reference images and a prompt."""
     options = dict(locals())
-    from phantom_s2v.jobs import check_names
+    from phantom_s2v.pipeline.batch import check_names
 
     refuse_unused(options)
     placement, preset = prepare(options)
@@ -101,7 +101,7 @@ def generate(
 
 def refuse_unused(options: dict[str, Any]) -> None:
     """Raise InputError for options that --from or --requests, which bring their own, would leave unused."""
-    from phantom_s2v.jobs import OPTIONS
+    from phantom_s2v.pipeline.batch import OPTIONS
 
     if not (options["from_"] or options["requests"]):
         return
@@ -118,8 +118,8 @@ def estimate(card: str | None, **options: Any) -> None:
 
     Without --card, this machine is measured by two seconds of one real block.
     """
-    from phantom_s2v.calibrate import estimate as calculate
-    from phantom_s2v.presets import model_folder
+    from phantom_s2v.models.registry import model_folder
+    from phantom_s2v.pipeline.cost.measure import estimate as calculate
 
     placement, preset = prepare(options | ({"device": "cpu"} if card else {}))  # what is offloaded from is not here
     jobs = requested(options, preset)
@@ -139,10 +139,9 @@ app.command()(estimate)
 
 def prepare(options: dict[str, Any]) -> tuple["Placement", "Preset"]:
     """How the model is held, and its defaults, out of the options of generate."""
-    from phantom_s2v.jobs import parse_loras
-    from phantom_s2v.model.placement import Placement
-    from phantom_s2v.presets import model_folder
-    from phantom_s2v.request import load_preset
+    from phantom_s2v.models.memory import Placement
+    from phantom_s2v.models.registry import load_preset, model_folder
+    from phantom_s2v.pipeline.batch import parse_loras
 
     named = [f.name for f in fields(Placement) if f.name != "loras"]
     placement = Placement(**{name: options[name] for name in named}, loras=parse_loras(options["lora"] or []))
@@ -161,9 +160,9 @@ def ranked(options: dict[str, Any]) -> "BestOf | None":
         raise InputError("best-of was given with --from or --seeds; it makes candidates of one request from its seed on")
     if not options["reference"] and not options["requests"]:
         raise InputError("best-of was given without a reference; candidates are ranked by their likeness to the references")
-    from phantom_s2v.backends import Wanted, instruments
+    from phantom_s2v.evaluation.networks import Wanted, instruments
     from phantom_s2v.evaluation.score import ranking_score
-    from phantom_s2v.jobs import BestOf
+    from phantom_s2v.pipeline.batch import BestOf
 
     tools = instruments(Wanted())
     by = f"likeness by {tools.features}"
@@ -172,7 +171,7 @@ def ranked(options: dict[str, Any]) -> "BestOf | None":
 
 def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
     """One job a seed."""
-    from phantom_s2v.jobs import DEFAULTED, FILES, SWITCHES, build_request
+    from phantom_s2v.pipeline.batch import DEFAULTED, FILES, SWITCHES, build_request
 
     seed, seeds, out = options["seed"], options["seeds"], options["out"]
     asked = {name: options[name] for name in (*DEFAULTED, *SWITCHES, "size", "prompt", "reference")}
@@ -186,8 +185,8 @@ def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
 
 def worded(jobs: list["Job"], rephrase: str | None, preset: "Preset") -> list["Job"]:
     """The jobs with their prompts rewritten where that was asked for; else Phantom-Wan's prompts are checked and kept."""
-    from phantom_s2v import prompts
-    from phantom_s2v.generate import read_pictures
+    from phantom_s2v.pipeline import prompts
+    from phantom_s2v.pipeline.generate import read_pictures
 
     if not rephrase:
         for request, _ in jobs[:1] if preset.family == "wan" else []:
@@ -204,12 +203,11 @@ def worded(jobs: list["Job"], rephrase: str | None, preset: "Preset") -> list["J
 
 def head(jobs: list["Job"], model: str, placement: "Placement", budget: str | None, candidates: int) -> None:
     """Say what the jobs will take, and refuse what exceeds the budget, naming what would fit."""
-    from phantom_s2v.calibrate import estimate as calculate
-    from phantom_s2v.calibrate import within
-    from phantom_s2v.estimate import parse_budget
-    from phantom_s2v.model.parallel import is_main
-    from phantom_s2v.presets import model_folder
-    from phantom_s2v.request import load_preset
+    from phantom_s2v.models.distributed import is_main
+    from phantom_s2v.models.registry import load_preset, model_folder
+    from phantom_s2v.pipeline.cost.estimate import parse_budget
+    from phantom_s2v.pipeline.cost.measure import estimate as calculate
+    from phantom_s2v.pipeline.cost.measure import within
 
     limit = parse_budget(budget) if budget else None
     folder = model_folder(model)
@@ -233,11 +231,11 @@ def run_jobs(
     rephrase: str | None = None,
 ) -> None:
     """Check everything, load once, make every video, and name them."""
-    from phantom_s2v.generate import check_models, load_models, read_prompts
-    from phantom_s2v.jobs import check_job, make
-    from phantom_s2v.model.parallel import is_main, leave
-    from phantom_s2v.presets import model_folder
-    from phantom_s2v.record import origin_of
+    from phantom_s2v.models.distributed import is_main, leave
+    from phantom_s2v.models.registry import model_folder
+    from phantom_s2v.pipeline.batch import check_job, make
+    from phantom_s2v.pipeline.generate import check_models, load_models, read_prompts
+    from phantom_s2v.pipeline.metadata import origin_of
 
     candidates = best.count if best else 1
     for request, target in jobs:
@@ -279,12 +277,12 @@ def _many(
 
     Lines that cannot be made are listed on stderr and left out: exit code 3, or 2 where none can be made.
     """
-    from phantom_s2v.files import check_folder, naming
-    from phantom_s2v.generate import model_hash
-    from phantom_s2v.jobs import check_names, read_requests, remade_because
-    from phantom_s2v.model.step_cache import read_ratios
-    from phantom_s2v.presets import model_folder
-    from phantom_s2v.record import origin_of
+    from phantom_s2v.files.io import check_folder, naming
+    from phantom_s2v.models.registry import model_folder
+    from phantom_s2v.models.wan.step_cache import read_ratios
+    from phantom_s2v.pipeline.batch import check_names, read_requests, remade_because
+    from phantom_s2v.pipeline.generate import model_hash
+    from phantom_s2v.pipeline.metadata import origin_of
 
     if not file.is_file():
         raise InputError(f"{file} is not a file; --requests takes JSON lines, one request each")
@@ -324,13 +322,13 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
 
     Memory options and LoRAs are the record's, unless others are given.
     """
-    from phantom_s2v.files import ours, read_json
-    from phantom_s2v.generate import load_models
-    from phantom_s2v.jobs import check_job, check_names
-    from phantom_s2v.model.placement import Placement, placement_from
-    from phantom_s2v.presets import model_folder
-    from phantom_s2v.record import changes, check_files, request_from
-    from phantom_s2v.request import check, load_preset
+    from phantom_s2v.files.io import ours, read_json
+    from phantom_s2v.models.memory import Placement, placement_from
+    from phantom_s2v.models.registry import load_preset, model_folder
+    from phantom_s2v.pipeline.batch import check_job, check_names
+    from phantom_s2v.pipeline.generate import load_models
+    from phantom_s2v.pipeline.metadata import changes, check_files, request_from
+    from phantom_s2v.pipeline.request import check
 
     record = read_json(file)
     request = request_from(record)
@@ -356,9 +354,9 @@ def convert(
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
 ) -> None:
     """Convert the released Phantom-Wan weights to a model folder in diffusers' layout."""
-    from phantom_s2v.generate import model_hash
-    from phantom_s2v.model.convert import convert as run
-    from phantom_s2v.presets import source_path
+    from phantom_s2v.models.registry import source_path
+    from phantom_s2v.models.wan.convert import convert as run
+    from phantom_s2v.pipeline.generate import model_hash
 
     with progress() as bar:
         told = by_stage(bar)
@@ -385,14 +383,13 @@ def calibrate_magcache(
     untrained_size: Annotated[bool, typer.Option(help="Let sizes pass that the model was not trained at.")] = False,
 ) -> None:
     """Measure what `--cache magcache` needs to know of a model's weights, while one video is made, and write it beside them."""
-    from phantom_s2v.files import check_outputs, write_json
-    from phantom_s2v.generate import generate as make_video
-    from phantom_s2v.generate import load_models
-    from phantom_s2v.jobs import build_request
-    from phantom_s2v.model.placement import Placement
-    from phantom_s2v.model.step_cache import RATIOS
-    from phantom_s2v.presets import model_folder
-    from phantom_s2v.request import load_preset
+    from phantom_s2v.files.io import check_outputs, write_json
+    from phantom_s2v.models.memory import Placement
+    from phantom_s2v.models.registry import load_preset, model_folder
+    from phantom_s2v.models.wan.step_cache import RATIOS
+    from phantom_s2v.pipeline.batch import build_request
+    from phantom_s2v.pipeline.generate import generate as make_video
+    from phantom_s2v.pipeline.generate import load_models
 
     folder = model_folder(model)
     preset = load_preset(folder)

@@ -11,7 +11,7 @@ import typer
 from phantom_s2v.cli.app import MOST_PROCESSES, MOST_ROW, MOST_SEED, MOST_STEPS, say, train, whole
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import SPACE_STRIDE, VideoSize
-from phantom_s2v.request import MOST_SIDE
+from phantom_s2v.pipeline.request import MOST_SIDE
 from phantom_s2v.training.config import Bucket
 
 AllowChange = Annotated[
@@ -36,16 +36,16 @@ def train_autoencoder(
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
     """Train the autoencoder: its linear path, then the whole."""
-    from phantom_s2v import presets
-    from phantom_s2v.data.emoji import default_root, load_store
-    from phantom_s2v.training import autoencoder
+    from phantom_s2v.data.synthetic.emoji import default_root, load_store
+    from phantom_s2v.training import recipes
+    from phantom_s2v.training.autoencoder import joint
 
-    config = (presets.mini_decoder if decoder_only else presets.mini_autoencoder)(steps)
+    config = (recipes.mini_decoder if decoder_only else recipes.mini_autoencoder)(steps)
     free = tuple(allow_change or ())
     linear = config.linear and replace(config.linear, threads=threads, may_change=free)
     run = replace(config.train, threads=threads, may_change=free, seed=config.train.seed if seed is None else seed)
     config = replace(config, train=run, linear=linear, side=VideoSize(1, size, size).height)
-    autoencoder.train_autoencoder(config, load_store(root or default_root()), out, init_from)
+    joint.train_autoencoder(config, load_store(root or default_root()), out, init_from)
 
 
 @train.command("image-encoder")
@@ -58,11 +58,10 @@ def train_image_encoder(
     root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
 ) -> None:
     """Train the image encoder against captions of looks."""
-    from phantom_s2v import presets
-    from phantom_s2v.data.emoji import default_root, load_store
-    from phantom_s2v.training import image_encoder
+    from phantom_s2v.data.synthetic.emoji import default_root, load_store
+    from phantom_s2v.training import image_encoder, recipes
 
-    config = presets.mini_image_encoder(steps)
+    config = recipes.mini_image_encoder(steps)
     config = replace(config, train=replace(config.train, threads=threads, may_change=tuple(allow_change or ())))
     image_encoder.train_image_encoder(config, load_store(root or default_root()), out, init_from)
 
@@ -106,7 +105,7 @@ def train_transformer(
     root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
 ) -> None:
     """Train the transformer on composed triplets, from given or random weights. Resumes from the last checkpoint."""
-    from phantom_s2v import presets
+    from phantom_s2v.models.registry import model_folder
     from phantom_s2v.training.config import TrainConfig, TransformerConfig, distilling
     from phantom_s2v.training.run import transformer_run
 
@@ -122,7 +121,7 @@ def train_transformer(
         plain=plain,
     )  # fmt: skip
     config = distilling(config) if distill_guidance else config
-    folder, sizes = presets.model_folder(model), parse_network(network)
+    folder, sizes = model_folder(model), parse_network(network)
     transformer_run(config, folder, out, init_from, sizes, device, root, parts, distill_guidance)
 
 
@@ -160,7 +159,7 @@ def parse_network(text: str) -> dict[str, int]:
 
 def check_new(out: Path) -> None:
     """Raise InputError, before any work, where a model folder cannot be made; folders above it are."""
-    from phantom_s2v.files import check_new_folder
+    from phantom_s2v.files.io import check_new_folder
 
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     check_new_folder(out)
@@ -177,15 +176,15 @@ def train_move(
     """Fit a trained transformer to another autoencoder's latents, from which its training goes on."""
     import tempfile
 
-    from phantom_s2v.data.emoji import default_root, load_store
-    from phantom_s2v.files import read_json
-    from phantom_s2v.model.autoencoder import load_autoencoder
-    from phantom_s2v.model.tensors import save_part
-    from phantom_s2v.model.transformer import PhantomTransformer
-    from phantom_s2v.model.weights import load_part, pack
-    from phantom_s2v.presets import model_folder
-    from phantom_s2v.training.autoencoder import composed
-    from phantom_s2v.training.move import move_transformer
+    from phantom_s2v.data.synthetic.emoji import default_root, load_store
+    from phantom_s2v.files.io import read_json
+    from phantom_s2v.models.autoencoder import load_autoencoder
+    from phantom_s2v.models.phantom.transformer import PhantomTransformer
+    from phantom_s2v.models.registry import model_folder
+    from phantom_s2v.models.tensors import save_part
+    from phantom_s2v.models.weights import load_part, pack
+    from phantom_s2v.training.adapt_latents import move_transformer
+    from phantom_s2v.training.autoencoder.joint import composed
 
     check_new(out)
     folder = model_folder(model)
@@ -212,11 +211,11 @@ def train_pack(
     """Put trained parts together as a model folder in float16."""
     import tempfile
 
-    from phantom_s2v.data.emoji import default_root, load_store, subjects_hash
-    from phantom_s2v.model.tensors import save_part
-    from phantom_s2v.model.transformer import PhantomTransformer
-    from phantom_s2v.model.weights import pack
-    from phantom_s2v.presets import MINI
+    from phantom_s2v.data.synthetic.emoji import default_root, load_store, subjects_hash
+    from phantom_s2v.models.phantom.transformer import PhantomTransformer
+    from phantom_s2v.models.registry import MINI
+    from phantom_s2v.models.tensors import save_part
+    from phantom_s2v.models.weights import pack
 
     check_new(out)
     seen = load_store(root or default_root()).subjects

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from phantom_s2v import media
 from phantom_s2v.errors import DataError
-from phantom_s2v.videos import Video, encode, resampled
+from phantom_s2v.media import images
+from phantom_s2v.media.videos import Video, encode, resampled
 
 CRF = 14  # of what is converted: nearly lossless
 SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
@@ -63,7 +63,7 @@ def encoded(frames: Iterator[np.ndarray], fps: float) -> StoredClip:
 
 def store_picture(path: Path, told: Told) -> bytes:
     """A picture file as it is where it is PNG, JPEG or WebP with nothing to convert, else as the PNG of what it shows."""
-    picture, notices = media.read_picture(path)
+    picture, notices = images.read_picture(path)
     content = path.read_bytes()
     if not notices and picture_suffix(content):
         return content
@@ -76,7 +76,7 @@ def store_picture(path: Path, told: Told) -> bytes:
 def picture_suffix(content: bytes) -> str:
     """The suffix of a picture's format, "" where it is none that a store holds."""
     try:
-        with media.open_picture(io.BytesIO(content), PICTURES) as image:
+        with images.open_picture(io.BytesIO(content), PICTURES) as image:
             return SUFFIX.get(str(image.format), "")
     except UnidentifiedImageError:
         return ""

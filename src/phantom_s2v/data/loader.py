@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phantom_s2v import media
 from phantom_s2v.data.triplets import Triplet, TripletStore
 from phantom_s2v.errors import DataError
+from phantom_s2v.media import images
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class TripletLoader:
 
 def decode(triplet: Triplet) -> Sample:
     """A triplet's video and pictures as arrays."""
-    video, _ = media.read_video(io.BytesIO(triplet.video), f"the video of triplet {triplet.id}")
+    video, _ = images.read_video(io.BytesIO(triplet.video), f"the video of triplet {triplet.id}")
     name = f"a reference of triplet {triplet.id}"
-    pictures = tuple(media.read_picture(reference.picture, name=name)[0] for reference in triplet.references)
+    pictures = tuple(images.read_picture(reference.picture, name=name)[0] for reference in triplet.references)
     names = list(dict.fromkeys(r.subject for r in triplet.references))
     return Sample(triplet.id, video, pictures, tuple(names.index(r.subject) for r in triplet.references), triplet.caption)

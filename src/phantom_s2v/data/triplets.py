@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from phantom_s2v.errors import DataError, OutputError
-from phantom_s2v.files import check_folder, check_name, locked, writing_folder
+from phantom_s2v.files.io import check_folder, check_name, locked, writing_folder
+from phantom_s2v.files.untrusted import is_text, parse_json
 from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS
-from phantom_s2v.untrusted import is_text, parse_json
 
 PAIRINGS = ("in-pair", "cross-pair")
 BATCH = 64  # rows held in memory while writing

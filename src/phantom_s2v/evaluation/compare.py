@@ -12,8 +12,8 @@ import numpy as np
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import network_of
 from phantom_s2v.evaluation.kpi import OF_SUBJECTS, OF_VIDEOS
-from phantom_s2v.evaluation.metrics import bootstrap
-from phantom_s2v.pages import write_page
+from phantom_s2v.evaluation.metrics.measures import bootstrap
+from phantom_s2v.media.pages import write_page
 
 LESS = ("doubled", "copy_paste", "flash", "swapped", "frozen", "flicker")  # metrics of which less is better
 UNJUDGED = ("motion_fb", "sharpness", "smoothness")  # more is not better by itself

@@ -11,10 +11,10 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.instruments import Instruments
-from phantom_s2v.media import evenly_spaced
-from phantom_s2v.videos import Timed
+from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.media.images import evenly_spaced
+from phantom_s2v.media.videos import Timed
 
 WORKING_SIDE = 128  # pixels a side of what all but subjects, sharpness and flow are measured on
 FRAMES = 10  # looked at by networks, evenly spaced in time (facts 5.1)
@@ -36,7 +36,7 @@ class Footage:
     """Of a video the numbers of all frames and the pictures of a few."""
 
     count: int
-    small: metrics.OverTime  # at WORKING_SIDE
+    small: measures.OverTime  # at WORKING_SIDE
     looked_at: list[int]  # numbers of the frames that networks look at
     stills: dict[int, np.ndarray]  # number of a frame -> uint8 [H, W, 3]: those, and of flashes the first
     motion_fb: float  # nan of a single frame
@@ -51,10 +51,10 @@ class Footage:
 
 def watch(video: np.ndarray | Source, references: Sequence[np.ndarray], tools: Instruments) -> Footage:
     """Go through a video, uint8 [F, H, W, 3] or a source of frames. `references` are those that may flash up in it."""
-    small = metrics.over_time(((now, shrunk(frame)) for now, frame in _timed(video)), references)
+    small = measures.over_time(((now, shrunk(frame)) for now, frame in _timed(video)), references)
     count, looked_at = len(small.seconds), moments(small.seconds, FRAMES)
-    flashes = [i for each in small.likeness for i in metrics.reference_flash(each)[1][:SHOWN_FLASHES]]
-    stills, flow = dict[int, np.ndarray](), metrics.Flow()
+    flashes = [i for each in small.likeness for i in measures.reference_flash(each)[1][:SHOWN_FLASHES]]
+    stills, flow = dict[int, np.ndarray](), measures.Flow()
     pairs = set(evenly_spaced(count - 1, FLOWS)) if count > 1 else set[int]()
     through = _Through(tools) if tools.reconstruct and tools.reconstruct_videos else None
     wanted = {*looked_at, *flashes}
@@ -115,4 +115,4 @@ class _Through:
         """In dB, of all frames that were taken in."""
         if self.held:
             self._measure()
-        return metrics.decibels(self.error / self.values)
+        return measures.decibels(self.error / self.values)

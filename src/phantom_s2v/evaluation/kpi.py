@@ -17,8 +17,8 @@ from typing import Any
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import Instruments, network_of
 from phantom_s2v.evaluation.score import VideoScore
-from phantom_s2v.files import read_text
-from phantom_s2v.untrusted import parse_toml
+from phantom_s2v.files.io import read_text
+from phantom_s2v.files.untrusted import parse_toml
 
 BY_HUB = [f"{network}_i{part}{low}" for network in ("clip", "dino") for part in ("", "_seg") for low in ("", "_lowest")]
 OF_SUBJECTS = {

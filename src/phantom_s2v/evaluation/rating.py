@@ -32,13 +32,13 @@ from PIL import Image
 
 from phantom_s2v.data.clips import store_video
 from phantom_s2v.errors import InputError
-from phantom_s2v.evaluation.metrics import bootstrap
+from phantom_s2v.evaluation.metrics.measures import bootstrap
 from phantom_s2v.evaluation.run import SUFFIXES
-from phantom_s2v.hashes import content_hash
-from phantom_s2v.media import read_picture
-from phantom_s2v.pages import page
-from phantom_s2v.reuse import origin_hash
-from phantom_s2v.videos import Video
+from phantom_s2v.files.hashes import content_hash
+from phantom_s2v.files.reuse import origin_hash
+from phantom_s2v.media.images import read_picture
+from phantom_s2v.media.pages import page
+from phantom_s2v.media.videos import Video
 
 QUESTIONS = {
     "better": "Which video is better as a whole?",

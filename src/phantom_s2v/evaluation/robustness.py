@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from phantom_s2v import media
-from phantom_s2v.data.compose import Shot, caption, compose
-from phantom_s2v.data.emoji import Sprites
-from phantom_s2v.data.heldout import evaluated, held_out, still_path
-from phantom_s2v.evaluation.emoji import Case as EmojiCase
-from phantom_s2v.evaluation.emoji import emoji_cases, pair_case
+from phantom_s2v.data.synthetic.compose import Shot, caption, compose
+from phantom_s2v.data.synthetic.emoji import Sprites
+from phantom_s2v.data.synthetic.heldout import evaluated, held_out, still_path
 from phantom_s2v.evaluation.instruments import Embed
-from phantom_s2v.evaluation.subjects import cut_reference
-from phantom_s2v.evaluation.suites import Case
-from phantom_s2v.reuse import Origin, code_version
+from phantom_s2v.evaluation.metrics.subjects import cut_reference
+from phantom_s2v.evaluation.suites.emoji import Case as EmojiCase
+from phantom_s2v.evaluation.suites.emoji import emoji_cases, pair_case
+from phantom_s2v.evaluation.suites.own import Case
+from phantom_s2v.files.reuse import Origin, code_version
+from phantom_s2v.media import images
 
 ONE = ("plain", "turned", "dark", "backlit", "cropped", "blurred", "small", "overlapping")
 KINDS = ("true clip", *ONE, "look-alikes")
@@ -50,7 +50,7 @@ def hardened(kind: str, picture: np.ndarray, other: np.ndarray) -> np.ndarray:
         return np.asarray(canvas)
     if kind == "overlapping":
         width = round(0.6 * picture.shape[1])
-        over = media.letterbox(other, width, width)
+        over = images.letterbox(other, width, width)
         covered = picture.copy()
         place = covered[-width:, -width:]
         place[:] = np.where((over < WHITE - 5).any(-1, keepdims=True), over[: len(place), : place.shape[1]], place)
@@ -63,7 +63,7 @@ def robustness_cases(folder: Path, embed: Embed, limit: int | None) -> tuple[lis
     sprites = held_out()
     folder.mkdir(parents=True, exist_ok=True)
     chosen = [c for c in emoji_cases(sprites, limit or SUBJECTS) if c.kind == "unnamed"]
-    stills = {case.subjects[0].key: media.read_picture(still_path(case.subjects[0].key))[0] for case in chosen}
+    stills = {case.subjects[0].key: images.read_picture(still_path(case.subjects[0].key))[0] for case in chosen}
     cases, clips = [], {}
     for number, case in enumerate(chosen):
         key = case.subjects[0].key
@@ -74,7 +74,7 @@ def robustness_cases(folder: Path, embed: Embed, limit: int | None) -> tuple[lis
         clips[cases[-1].id] = compose(case.spec, sprites).video
         for kind in ONE:
             file = folder / f"{kind}-{key}.png"
-            media.write_picture(file, hardened(kind, stills[key], other))
+            images.write_picture(file, hardened(kind, stills[key], other))
             cases.append(Case(f"{kind}-{key}", caption(case.spec, sprites), (("subject", file),), clean, kind, options))
         cases.append(_look_alikes(case, number, stills[key], embed, sprites))
     return sorted(cases, key=lambda c: KINDS.index(c.kind)), clips
@@ -82,14 +82,19 @@ def robustness_cases(folder: Path, embed: Embed, limit: int | None) -> tuple[lis
 
 def clip_origin(clip: np.ndarray, fps: int) -> Origin:
     """What makes the video of a true clip: its frames, and how they are written."""
-    return {"frames": sha256(clip.tobytes()).hexdigest(), "shape": list(clip.shape), "fps": fps, "code": code_version("media")}
+    return {
+        "frames": sha256(clip.tobytes()).hexdigest(),
+        "shape": list(clip.shape),
+        "fps": fps,
+        "code": code_version("media.images"),
+    }
 
 
 def _look_alikes(case: EmojiCase, number: int, still: np.ndarray, embed: Embed, sprites: Sprites) -> Case:
     """A video of a subject and of the other held-out subject that is most like it."""
     subject = case.subjects[0]
     others = [s for s in evaluated(sprites) if s.key != subject.key]
-    pictures = [media.read_picture(still_path(s.key))[0] for s in others]
+    pictures = [images.read_picture(still_path(s.key))[0] for s in others]
     vectors = embed([part if (part := cut_reference(p)) is not None else p for p in (still, *pictures)])
     twin = others[int((vectors[1:] @ vectors[0]).argmax())]
     pair = pair_case((subject, twin), number, sprites)

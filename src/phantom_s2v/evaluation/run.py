@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from phantom_s2v import media
 from phantom_s2v.errors import InputError, NotFiniteError
 from phantom_s2v.evaluation.footage import watch
 from phantom_s2v.evaluation.instruments import Instruments, network_of
 from phantom_s2v.evaluation.kpi import Kpi, judge, verdict_of
-from phantom_s2v.evaluation.page import Scored, ScorePage
+from phantom_s2v.evaluation.reports.score import Scored, ScorePage
 from phantom_s2v.evaluation.score import as_json, faults, mean_of, score_footage, stranger_likeness
-from phantom_s2v.files import check_outputs, writing
-from phantom_s2v.hashes import content_hash
-from phantom_s2v.request import split_reference
-from phantom_s2v.reuse import origin_hash
-from phantom_s2v.videos import Timed, Video
+from phantom_s2v.files.hashes import content_hash
+from phantom_s2v.files.io import check_outputs, writing
+from phantom_s2v.files.reuse import origin_hash
+from phantom_s2v.media import images
+from phantom_s2v.media.videos import Timed, Video
+from phantom_s2v.pipeline.request import split_reference
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
 MEANS = (
@@ -74,7 +74,7 @@ def name_references(texts: list[str]) -> list[tuple[str, Path]]:
     """(name, file) of every "[NAME=]PATH", each another subject. Raises InputError for a picture that cannot be read."""
     named = [split_reference(text, number) for number, text in enumerate(texts)]
     for _, path in named:
-        media.read_picture(Path(path))
+        images.read_picture(Path(path))
     return [(name, Path(path)) for name, path in named]
 
 
@@ -185,8 +185,8 @@ def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
 
     One that cannot be read, or of which a number is not finite, is unreadable: the others of a run go on.
     """
-    pictures, names = [media.read_picture(p)[0] for _, p in asked.references], [n for n, _ in asked.references]
-    other = media.read_picture(asked.stranger)[0] if asked.stranger else None
+    pictures, names = [images.read_picture(p)[0] for _, p in asked.references], [n for n, _ in asked.references]
+    other = images.read_picture(asked.stranger)[0] if asked.stranger else None
     video = Video(path)
     try:
         footage, said = watch(Cropped(video, asked.crop), pictures, asked.tools), list(video.facts.notices)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from phantom_s2v.errors import NotFiniteError
-from phantom_s2v.evaluation import metrics
 from phantom_s2v.evaluation.footage import FRAMES, Footage, shrunk, watch
 from phantom_s2v.evaluation.instruments import Embed, Instruments, Thresholds
-from phantom_s2v.evaluation.subjects import (
+from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.evaluation.metrics.subjects import (
     Found,
     Sighting,
     doubled,
@@ -18,8 +18,8 @@ from phantom_s2v.evaluation.subjects import (
     misplaced,
     places_asked,
 )
-from phantom_s2v.media import evenly_spaced
-from phantom_s2v.model.finite import check_finite
+from phantom_s2v.media.images import evenly_spaced
+from phantom_s2v.models.finite import check_finite
 
 NAN = float("nan")
 FAULTS = ("other subject", "missing", "doubled", "swapped", "pasted", "flashed", "frozen", "flicker")
@@ -109,7 +109,7 @@ def score_footage(
             **_pasted(footage, i, references[i]),
             **_by_networks(networks, views, seen, i, references[i], cut[i]),
             **_face(faces[:, i], seen),
-            reconstruction=metrics.psnr(*tools.reconstruct(references[i][None])) if tools.reconstruct else NAN,
+            reconstruction=measures.psnr(*tools.reconstruct(references[i][None])) if tools.reconstruct else NAN,
         )
         for i, name in enumerate(names)
     ]
@@ -118,13 +118,13 @@ def score_footage(
         subjects=subjects,
         swapped=misplaced(seen, places_asked(prompt, names), there),
         motion_fb=footage.motion_fb,
-        frozen=metrics.frozen(small),
-        flicker=metrics.flicker(small),
-        smoothness=metrics.smoothness(small),
-        sharpness=metrics.sharpness(frames),
+        frozen=measures.frozen(small),
+        flicker=measures.flicker(small),
+        smoothness=measures.smoothness(small),
+        sharpness=measures.sharpness(frames),
         frames_looked_at=footage.looked_at,
         in_windows=looked.in_windows,
-        text=float(metrics.similarity(views["clip_i"], tools.words(prompt)).mean()) if tools.words and prompt else NAN,
+        text=float(measures.similarity(views["clip_i"], tools.words(prompt)).mean()) if tools.words and prompt else NAN,
         aesthetic=float(tools.aesthetic(frames).mean()) if tools.aesthetic else NAN,
         reconstruction=footage.reconstruction,
         not_measured=absent if prompt else {**absent, "text": absent.get("text", "no prompt was given")},
@@ -175,8 +175,8 @@ def _seen(over_time: np.ndarray, seen: list[Sighting], twice: float) -> dict[str
 
 
 def _pasted(footage: Footage, index: int, picture: np.ndarray) -> dict[str, Any]:
-    flash, frames = metrics.reference_flash(footage.small.likeness[index])
-    pasted = metrics.copy_paste([shrunk(view) for view in footage.views], picture)
+    flash, frames = measures.reference_flash(footage.small.likeness[index])
+    pasted = measures.copy_paste([shrunk(view) for view in footage.views], picture)
     return {"copy_paste": pasted, "flash": flash, "flash_frames": frames}
 
 
@@ -194,12 +194,12 @@ def _by_networks(
     for name, vectors in views.items():
         embed = networks[name]
         assert embed
-        mean, low, place = _lowest(metrics.similarity(vectors, embed([picture])[0]))
+        mean, low, place = _lowest(measures.similarity(vectors, embed([picture])[0]))
         found |= {name: mean, f"{name}_lowest": low}
         if name == "whole":
             found["whole_lowest_frame"] = seen[place].frame
         elif parts and cut is not None:
-            mean, low, _ = _lowest(metrics.similarity(embed(parts), embed([cut])[0]))
+            mean, low, _ = _lowest(measures.similarity(embed(parts), embed([cut])[0]))
             found |= {f"{name}_seg": mean, f"{name}_seg_lowest": low}
     return found
 
@@ -213,7 +213,7 @@ def _faces(
     found = [tools.faces.find(picture) for picture in references]
     known = [each[0] if each else None for each in found]
     looked = [tools.faces.find(frame) for frame in frames] if any(k is not None for k in known) else [[] for _ in frames]
-    return metrics.face_similarity(looked, known, tools.faces.alike), known
+    return measures.face_similarity(looked, known, tools.faces.alike), known
 
 
 def _face(values: np.ndarray, seen: list[Sighting]) -> dict[str, Any]:

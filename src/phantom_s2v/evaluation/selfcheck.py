@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from phantom_s2v.data.compose import MOTIONS, Cast, Clip, ClipSpec, Shot, compose
-from phantom_s2v.data.emoji import Sprites, Subject
-from phantom_s2v.data.looks import COLOURS, Ground, mean_colour, random_ground, random_look
-from phantom_s2v.data.render import apply_look
+from phantom_s2v.data.synthetic.compose import MOTIONS, Cast, Clip, ClipSpec, Shot, compose
+from phantom_s2v.data.synthetic.emoji import Sprites, Subject
+from phantom_s2v.data.synthetic.looks import COLOURS, Ground, mean_colour, random_ground, random_look
+from phantom_s2v.data.synthetic.render import apply_look
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
-from phantom_s2v.evaluation.metrics import bootstrap
+from phantom_s2v.evaluation.metrics.measures import bootstrap
 from phantom_s2v.evaluation.score import FAULTS, VideoScore, faults, score
 
 NAMES = ("first subject", "second subject")

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
-from phantom_s2v.model.tensors import read_tensors, save_tensors
+from phantom_s2v.models.tensors import read_tensors, save_tensors
 
 
 def save_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:

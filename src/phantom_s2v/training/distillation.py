@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from phantom_s2v.conditioning import Conditions, null, stack, without_text
-from phantom_s2v.data.render import Tensors
+from phantom_s2v.data.synthetic.render import Tensors
 from phantom_s2v.errors import InputError
-from phantom_s2v.flow import velocity_loss
-from phantom_s2v.model.transformer import PhantomTransformer
+from phantom_s2v.models.flow_matching import velocity_loss
+from phantom_s2v.models.phantom.conditioning import Conditions, null, stack, without_text
+from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.training.config import TransformerConfig
 from phantom_s2v.training.loop import Loss
 from phantom_s2v.training.transformer import drop, noised, permuted, position_weight, size_of

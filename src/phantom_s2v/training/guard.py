@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from phantom_s2v.data.emoji import Sprites, sprites_hash, subjects_hash
+from phantom_s2v.data.synthetic.emoji import Sprites, sprites_hash, subjects_hash
 from phantom_s2v.errors import CheckpointError, NotFiniteError
-from phantom_s2v.hashes import MADE_OF, folder_hash
-from phantom_s2v.reuse import MISSING, as_json, code_version, differences, spelled
+from phantom_s2v.files.hashes import MADE_OF, folder_hash
+from phantom_s2v.files.reuse import MISSING, as_json, code_version, differences, spelled
 
 FREE = ("steps", "minutes", "save_minutes", "decay_minutes", "validate_minutes", "log_steps", "workers", "threads", "may_change")
 LEFT_OUT = ("step",)  # of the facts of a state: where it stands

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from phantom_s2v.data.compose import Cast, Shot, look_caption, photograph
-from phantom_s2v.data.emoji import Sprites
-from phantom_s2v.data.looks import random_ground, random_look
-from phantom_s2v.model.autoencoder import to_pixels
-from phantom_s2v.model.encoders import ImageEncoder, TextEncoder
-from phantom_s2v.model.parallel import is_main
-from phantom_s2v.model.tensors import align, save_part
+from phantom_s2v.data.synthetic.compose import Cast, Shot, look_caption, photograph
+from phantom_s2v.data.synthetic.emoji import Sprites
+from phantom_s2v.data.synthetic.looks import random_ground, random_look
+from phantom_s2v.models.autoencoder import to_pixels
+from phantom_s2v.models.distributed import is_main
+from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder
+from phantom_s2v.models.tensors import align, save_part
 from phantom_s2v.training.config import ImageEncoderConfig
 from phantom_s2v.training.guard import facts_of
 from phantom_s2v.training.loop import Loss, train

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 from phantom_s2v.errors import DataError
-from phantom_s2v.files import check_folder, naming, text_lines
-from phantom_s2v.model.parallel import average_gradients, is_main, join, leave, rank
+from phantom_s2v.files.io import check_folder, naming, text_lines
+from phantom_s2v.models.distributed import average_gradients, is_main, join, leave, rank
 from phantom_s2v.training.checkpoint import load_state, save_state, state_facts
 from phantom_s2v.training.config import TrainConfig
 from phantom_s2v.training.guard import StepWatch, check_same_run

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from phantom_s2v.model.parallel import rank, summed, world
+from phantom_s2v.models.distributed import rank, summed, world
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 SLOW = 0.3  # share of Muon's rate

@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from phantom_s2v.data.emoji import Sprites, default_root, load_store
+from phantom_s2v.data.synthetic.emoji import Sprites, default_root, load_store
 from phantom_s2v.errors import InputError
+from phantom_s2v.files.hashes import MADE_OF, folder_hash
 from phantom_s2v.geometry import VideoSize
-from phantom_s2v.hashes import MADE_OF, folder_hash
-from phantom_s2v.model.autoencoder import load_autoencoder
-from phantom_s2v.model.encoders import ImageEncoder, TextEncoder, text_encoder_folder
-from phantom_s2v.model.transformer import PhantomTransformer
-from phantom_s2v.model.weights import load_part
+from phantom_s2v.models.autoencoder import load_autoencoder
+from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder, text_encoder_folder
+from phantom_s2v.models.phantom.transformer import PhantomTransformer
+from phantom_s2v.models.weights import load_part
 from phantom_s2v.training.config import Bucket, TransformerConfig
 from phantom_s2v.training.distillation import distillation_loss, student_of
 from phantom_s2v.training.guard import facts_of
+from phantom_s2v.training.latents import TEXT_PLACES, TripletEncoder, Triplets, validation_families
 from phantom_s2v.training.loop import Work, pick_dtype
 from phantom_s2v.training.transformer import TransformerLoss, loss_of, train_transformer
-from phantom_s2v.training.triplets import TEXT_PLACES, TripletEncoder, Triplets, validation_families
 from phantom_s2v.training.validation import Validation
 
 

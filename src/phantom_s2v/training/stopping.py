@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from phantom_s2v.model.parallel import is_main, summed, world
+from phantom_s2v.models.distributed import is_main, summed, world
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from phantom_s2v.conditioning import Conditions, null, without_image_tokens, without_latents, without_text
-from phantom_s2v.data.render import Tensors
-from phantom_s2v.flow import interpolate, sample_t, velocity_loss, velocity_target
+from phantom_s2v.data.synthetic.render import Tensors
 from phantom_s2v.geometry import MAX_SUBJECTS, SPACE_STRIDE, TIME_STRIDE
-from phantom_s2v.model.parallel import is_main
-from phantom_s2v.model.tensors import save_part
-from phantom_s2v.model.transformer import PhantomTransformer
+from phantom_s2v.models.distributed import is_main
+from phantom_s2v.models.flow_matching import interpolate, sample_t, velocity_loss, velocity_target
+from phantom_s2v.models.phantom.conditioning import Conditions, null, without_image_tokens, without_latents, without_text
+from phantom_s2v.models.phantom.transformer import PhantomTransformer
+from phantom_s2v.models.tensors import save_part
 from phantom_s2v.training.config import TransformerConfig
+from phantom_s2v.training.latents import TEXT_PLACES, TripletEncoder, Triplets, conditions_of
 from phantom_s2v.training.loop import Loss, Work, train
 from phantom_s2v.training.travel import write_parts
-from phantom_s2v.training.triplets import TEXT_PLACES, TripletEncoder, Triplets, conditions_of
 from phantom_s2v.training.validation import Validation
 
 ADAM = ("patch_in", "text_in", "image_in", "image_position", "subject", "time", "head")  # not for Muon

@@ -19,12 +19,12 @@ import typer
 from PIL import Image
 from safetensors.torch import load, load_file, save
 
-from phantom_s2v.data.emoji import Sprites, load_store, write_store
+from phantom_s2v.data.synthetic.emoji import Sprites, load_store, write_store
 from phantom_s2v.errors import DataError, InputError
-from phantom_s2v.files import read_json, write_json, writing
-from phantom_s2v.hashes import folder_hash
-from phantom_s2v.model.tensors import FILE
-from phantom_s2v.reuse import code_version, note, why_not
+from phantom_s2v.files.hashes import folder_hash
+from phantom_s2v.files.io import read_json, write_json, writing
+from phantom_s2v.files.reuse import code_version, note, why_not
+from phantom_s2v.models.tensors import FILE
 
 PART = 15 << 20  # bytes of a part: the transfer brings files of up to 16 MiB back
 ARCHIVE = 62 << 20  # bytes of an archive: 64 MiB travel at once, the tracked files among them
@@ -90,9 +90,9 @@ def pack_text_encoder(folder: Path, used: Iterable[int], archive: zipfile.ZipFil
 
 def caption_tokens(store: Sprites) -> set[int]:
     """Numbers of all tokens that captions of the store's subjects can hold."""
-    from phantom_s2v.data.compose import MOTIONS
-    from phantom_s2v.data.looks import COLOURS, PATTERNS, TEXTURES
-    from phantom_s2v.model.encoders import TextEncoder
+    from phantom_s2v.data.synthetic.compose import MOTIONS
+    from phantom_s2v.data.synthetic.looks import COLOURS, PATTERNS, TEXTURES
+    from phantom_s2v.models.phantom.encoders import TextEncoder
 
     words = [*COLOURS, *PATTERNS, *TEXTURES, *MOTIONS.values(), *(subject.name for subject in store.subjects)]
     words += [
@@ -150,7 +150,7 @@ def pack_command(
     wheels: Annotated[Path | None, typer.Option(help="Folder of wheels that the other machine lacks.")] = None,
 ) -> None:
     """Pack sprites, autoencoder and wheels into data.zip, text encoder, image encoder and transformer into start.zip."""
-    from phantom_s2v.model.encoders import text_encoder_folder
+    from phantom_s2v.models.phantom.encoders import text_encoder_folder
 
     store = load_store(root)
     with _archive(out / "data.zip") as archive:

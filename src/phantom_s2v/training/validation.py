@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from phantom_s2v.conditioning import without_image_tokens, without_latents
-from phantom_s2v.data.compose import ClipSpec, Shot, caption, plain_spec, scene_tensors
-from phantom_s2v.data.emoji import Sprites, Subject
-from phantom_s2v.data.looks import PLAIN_LOOK
-from phantom_s2v.data.render import Tensors
-from phantom_s2v.flow import clean, interpolate
-from phantom_s2v.training.triplets import TripletEncoder, conditions_of
+from phantom_s2v.data.synthetic.compose import ClipSpec, Shot, caption, plain_spec, scene_tensors
+from phantom_s2v.data.synthetic.emoji import Sprites, Subject
+from phantom_s2v.data.synthetic.looks import PLAIN_LOOK
+from phantom_s2v.data.synthetic.render import Tensors
+from phantom_s2v.models.flow_matching import clean, interpolate
+from phantom_s2v.models.phantom.conditioning import without_image_tokens, without_latents
+from phantom_s2v.training.latents import TripletEncoder, conditions_of
 
 TIMES = (0.3, 0.5, 0.7, 0.9)
 AT_ONCE = 16

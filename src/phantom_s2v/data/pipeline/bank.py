@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.errors import DataError
-from phantom_s2v.files import writing_folder
-from phantom_s2v.reuse import code_version
+from phantom_s2v.files.io import writing_folder
+from phantom_s2v.files.reuse import code_version
 
 BUFFER, BUFFER_BYTES = 64, 64 << 20  # records, and bytes of their videos and pictures, that are held before they are written
 BATCH = 64  # rows that are read at once, with their videos
@@ -203,7 +203,7 @@ def _of(version: int, config: Config) -> str:
 def mark(config: Config, stages: tuple[str, ...]) -> str:
     """A short hash of a configuration, which names the networks by content, and of the code of the stages that it is for."""
     names = (f"data.pipeline.{stage}" for stage in stages)
-    code = code_version(*names, "backends", without=("evaluation",))  # of which backends takes nothing for these stages
+    code = code_version(*names, "data.pipeline.networks")
     return hashlib.sha256(repr((config, code)).encode()).hexdigest()[:16]
 
 

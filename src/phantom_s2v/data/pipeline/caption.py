@@ -11,7 +11,7 @@ import av
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.frames import cut
-from phantom_s2v.videos import UnreadableVideoError
+from phantom_s2v.media.videos import UnreadableVideoError
 
 LONGEST_PHRASE = 6  # words
 _OPENERS = {"a", "an", "the", "his", "her", "its", "their", "two", "three", "four", "one", "another"}

@@ -19,7 +19,7 @@ from phantom_s2v.data.pipeline.bank import Bank, mark
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.triplets import Rights, Triplet, TripletStore
 from phantom_s2v.errors import DataError
-from phantom_s2v.files import locked
+from phantom_s2v.files.io import locked
 
 LOOK = (("probe", probe.run), ("shots", shots.run), ("quality", quality.run))  # without networks, but for TransNetV2
 KNOW = (("caption", caption.run), ("subjects", subjects.run), ("embed", embed.run))

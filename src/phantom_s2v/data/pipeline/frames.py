@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from phantom_s2v.data.pipeline.config import Record
-from phantom_s2v.videos import Timed, Video, encode, resampled
+from phantom_s2v.media.videos import Timed, Video, encode, resampled
 
 CRF = 14  # of clips: nearly lossless
 

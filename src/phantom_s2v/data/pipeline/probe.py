@@ -6,10 +6,10 @@ from pathlib import Path
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.errors import InputError
-from phantom_s2v.files import read_json, read_text
-from phantom_s2v.hashes import combined_hash, content_hash
-from phantom_s2v.untrusted import MOST_TEXT, check_regular
-from phantom_s2v.videos import UnreadableVideoError, Video
+from phantom_s2v.files.hashes import combined_hash, content_hash
+from phantom_s2v.files.io import read_json, read_text
+from phantom_s2v.files.untrusted import MOST_TEXT, check_regular
+from phantom_s2v.media.videos import UnreadableVideoError, Video
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 LARGE = 4320  # lines of 8K

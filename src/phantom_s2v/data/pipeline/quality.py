@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.embed import centred
-from phantom_s2v.media import evenly_spaced
+from phantom_s2v.media.images import evenly_spaced
 
 LOOKED_AT = 8  # frames of a clip
 CHANGED = 14  # of 255: what counts as a changed pixel

@@ -11,8 +11,8 @@ import numpy as np
 
 from phantom_s2v.data.pipeline.bank import Bank, unpng
 from phantom_s2v.data.pipeline.config import Config, Record
-from phantom_s2v.media import evenly_spaced
-from phantom_s2v.pages import figure, write_page
+from phantom_s2v.media.images import evenly_spaced
+from phantom_s2v.media.pages import figure, write_page
 
 SHEET = 24  # pairs on a sheet
 TILE = 112  # pixels

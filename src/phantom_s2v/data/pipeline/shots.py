@@ -11,7 +11,7 @@ import numpy as np
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.frames import stream_frames
-from phantom_s2v.videos import Timed, UnreadableVideoError
+from phantom_s2v.media.videos import Timed, UnreadableVideoError
 
 WINDOW, CONTEXT = 100, 25  # frames that TransNetV2 sees at once, and on either side of those that it judges
 DETECTORS = ("scenedetect", "transnet", "both")

@@ -12,10 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from phantom_s2v.data.looks import nearest_colour
 from phantom_s2v.data.pipeline.config import Config, Detection, Models, Record
+from phantom_s2v.data.synthetic.looks import nearest_colour
 from phantom_s2v.geometry import iou
-from phantom_s2v.media import border
+from phantom_s2v.media.images import border
 
 MARGIN = 0.08  # of a box's longer side, around a reference picture
 EDGE = 0.008  # of a side: what touches it is cut off by it

@@ -1,0 +1,156 @@
+"""A detector without a network: what has another colour than the picture's border or, where that is of many colours, what moved.
+
+It finds things that stand apart from a ground which the border shows: plain, graded, patterned. It misses what shares its colours
+with the ground and joins what touches. In photographed scenes it finds roughly what moves in front of a camera that stands still,
+with ragged masks, and nothing where the camera moves; there GroundingDINO or OWLv2 and SAM2 are needed.
+"""
+
+from typing import cast
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+from phantom_s2v.data.pipeline.config import Detection
+from phantom_s2v.geometry import covered
+from phantom_s2v.media.images import border
+
+STEP = 4  # of 255, width of a bin of Lab
+RING = 3 / 128  # of the shorter side: the border that shows the ground
+RARE = 0.0006  # share of the border below which a colour is no ground
+SMALLEST = 0.002  # share of the picture: a part of a subject
+WORKING_SIDE = 256  # the shorter side of the picture that is looked at
+COLOURS = 180  # bins from which on a border is of many colours
+MOVED = 14.0  # distance in Lab that is no noise
+MOVING = 0.02, 0.5  # shares of the picture that may move: less is noise, more is the camera
+GROUND = 0.35  # least share of the picture that the ground has to cover; else the border does not show it
+
+
+def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:
+    """Detections in every still, uint8 [H, W, 3]; phrases name them only where there is one phrase and one object."""
+    small = _small(stills)
+    palette = _palette(small)
+    parts = moved(small) if palette is None else [foreground(picture, palette) for picture in small]
+    found = []
+    for still, some in zip(stills, parts, strict=True):
+        masks = [_enlarged(mask, still.shape) for mask in some]
+        name = phrases[0] if len(phrases) == len(masks) == 1 else ""
+        found.append([Detection(box_of(mask), mask, name, float(mask.mean())) for mask in masks])
+    return found
+
+
+def plain_ground(stills: list[np.ndarray]) -> bool:
+    """Whether the borders of stills are of few colours, so that what stands out can be told; photographed film is not."""
+    return _palette(_small(stills)) is not None
+
+
+def fills(still: np.ndarray) -> bool:
+    """Whether a subject leaves so little of its plain ground that the picture is all subject; False on many colours."""
+    small = _small([still])
+    palette = _palette(small)
+    if palette is None:
+        return False
+    different = _different(small[0], palette)
+    return bool(_ring(different[..., None]).mean() < 0.5 and different.mean() > 1 - GROUND)
+
+
+def _small(stills: list[np.ndarray]) -> list[np.ndarray]:
+    scale = min(1.0, WORKING_SIDE / min(stills[0].shape[:2]))
+    size = (round(stills[0].shape[1] * scale), round(stills[0].shape[0] * scale))
+    return [cv2.resize(still, size, interpolation=cv2.INTER_AREA) if scale < 1 else still for still in stills]
+
+
+def _palette(pictures: list[np.ndarray]) -> np.ndarray | None:
+    """Ground colours and their neighbours; None where the border is of many colours."""
+    common = ground_colours(pictures)
+    return ndimage.maximum_filter(common.astype(np.uint8), 3) > 0 if common.sum() < COLOURS else None
+
+
+def _different(picture: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    lab = _bins(picture)
+    return ~palette[lab[..., 0], lab[..., 1], lab[..., 2]]
+
+
+def _ring(picture: np.ndarray) -> np.ndarray:
+    return border(picture, max(2, round(RING * min(picture.shape[:2]))))
+
+
+def _bins(picture: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).astype(np.int32) // STEP + 1
+
+
+def ground_colours(pictures: list[np.ndarray]) -> np.ndarray:
+    """Table bool [n, n, n] over bins of Lab: colours of the border of any of the pictures."""
+    count = 256 // STEP + 3
+    table = np.zeros((count, count, count), np.float32)
+    for picture in pictures:
+        ring = _ring(_bins(picture))
+        np.add.at(table, tuple(ring.T), 1)
+    return table >= max(2, RARE * table.sum())
+
+
+def foreground(picture: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
+    """Masks bool [H, W] of what is not ground; none where the ground covers too little to be trusted."""
+    different = _different(picture, palette)
+    if different.mean() > 1 - GROUND:
+        return []
+    height, width = different.shape
+    k = max(1, round(min(height, width) / 64))
+    core = cv2.morphologyEx(different.astype(np.uint8), cv2.MORPH_OPEN, _disc(2 * k + 1))
+    labels, _ = cast(tuple[np.ndarray, int], ndimage.label(different))
+    with_core = np.unique(labels[core > 0])
+    solid = np.isin(labels, with_core[with_core > 0])
+    closed = cv2.morphologyEx(np.pad(solid, 4 * k).astype(np.uint8), cv2.MORPH_CLOSE, _disc(2 * k + 1))
+    return joined(_parts(closed[4 * k : -4 * k, 4 * k : -4 * k], SMALLEST))
+
+
+def _parts(mask: np.ndarray, smallest: float) -> list[np.ndarray]:
+    """Connected parts, without holes, of at least `smallest` of the picture."""
+    labels, count = cast(tuple[np.ndarray, int], ndimage.label(cast(np.ndarray, ndimage.binary_fill_holes(mask))))
+    return [part for part in (labels == i for i in range(1, count + 1)) if part.sum() >= smallest * part.size]
+
+
+def moved(pictures: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Masks bool [H, W] of what is at one moment where it is at no other; none where the camera moves, or only one picture is."""
+    soft = [cv2.GaussianBlur(cv2.cvtColor(p, cv2.COLOR_RGB2LAB), (0, 0), 2).astype(np.float32) for p in pictures]
+    k = max(1, round(min(pictures[0].shape[:2]) / 64))
+    found: list[list[np.ndarray]] = []
+    for i, own in enumerate(soft):
+        distances = [np.linalg.norm(own - other, axis=-1) for j, other in enumerate(soft) if j != i]
+        mask = (np.min(distances, 0) > MOVED) if distances else np.zeros(own.shape[:2], bool)
+        clean = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(k + 1))
+        solid = cv2.morphologyEx(np.pad(clean, 4 * k), cv2.MORPH_CLOSE, _disc(4 * k + 1))[4 * k : -4 * k, 4 * k : -4 * k]
+        found.append(_parts(solid, MOVING[0]) if MOVING[0] < mask.mean() < MOVING[1] else [])
+    return found
+
+
+def joined(masks: list[np.ndarray]) -> list[np.ndarray]:
+    """Masks with those put together whose boxes overlap: the parts of one thing."""
+    masks = list(masks)
+    i = 0
+    while i < len(masks):
+        box = box_of(masks[i])
+        other = next((j for j in range(len(masks)) if j != i and covered(box, box_of(masks[j]))), None)
+        if other is None:
+            i += 1
+        else:
+            masks[i] = masks[i] | masks[other]
+            del masks[other]
+            i = 0
+    return masks
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Box (left, top, right, bottom) of a mask that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _disc(size: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+
+
+def _enlarged(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if mask.shape == shape[:2]:
+        return mask
+    return cv2.resize(mask.astype(np.uint8), (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST) > 0

@@ -1,0 +1,187 @@
+"""Triplets out of a store and into one: a folder of files, WebDataset tars, and folders of captioned videos.
+
+A triplet is `ID.mp4`, `ID.json` and one `ID.reference-N.EXT` for each picture (its mask: `ID.mask-N.png`); a tar holds the same
+names.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+
+from phantom_s2v.data.clips import picture_suffix, store_picture, store_video
+from phantom_s2v.data.formats.intake import MOST_BYTES, Files, groups_of_folder, groups_of_tars
+from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
+from phantom_s2v.errors import DataError, InputError
+from phantom_s2v.files.io import check_folder, check_outputs, read_text, writing
+from phantom_s2v.files.untrusted import MOST_TEXT, check_regular, parse_json, typed
+from phantom_s2v.geometry import MAX_PICTURES
+
+SHARD = 1000  # triplets a tar
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def to_files(triplet: Triplet) -> Files:
+    """The files of a triplet by the rest of their name."""
+    described = [{k: v for k, v in asdict(r).items() if k not in ("picture", "mask")} for r in triplet.references]
+    facts = {k: v for k, v in asdict(replace(triplet, references=())).items() if k != "video"} | {"references": described}
+    files: Files = {"mp4": triplet.video, "json": json.dumps(facts, ensure_ascii=False, indent=1).encode()}
+    for number, reference in enumerate(triplet.references, 1):
+        files[f"reference-{number}.{_suffix(reference.picture)}"] = reference.picture
+        if reference.mask:
+            files[f"mask-{number}.png"] = reference.mask
+    return files
+
+
+def from_files(name: str, files: Files) -> Triplet:
+    """The triplet of its files. Raises DataError where one is missing or damaged."""
+    try:
+        facts = parse_json(files["json"])
+        rows, rest = facts.get("references"), {k: v for k, v in facts.items() if k != "references"}
+        if not isinstance(rows, list) or len(rows) > MAX_PICTURES:
+            raise ValueError(f"references are no list of at most {MAX_PICTURES}")
+        pictures = {int(k.split("-")[1].split(".")[0]): v for k, v in files.items() if k.startswith("reference-")}
+        references = tuple(
+            typed(
+                TripletReference,
+                {**row, "box": row.get("box") or None},
+                f"reference {number}",
+                picture=pictures[number],
+                mask=files.get(f"mask-{number}.png", b""),
+            )
+            for number, row in enumerate(rows, 1)
+        )
+        triplet = typed(Triplet, rest, "its JSON", video=files["mp4"], references=references)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{name} is no whole triplet ({said})") from error
+    check(triplet)
+    return triplet
+
+
+def _suffix(picture: bytes) -> str:
+    if not (suffix := picture_suffix(picture)):
+        raise DataError("a reference is neither PNG, JPEG nor WebP")
+    return suffix
+
+
+def export_folder(triplets: Iterable[Triplet], folder: Path) -> int:
+    """Write every triplet as files; returns how many. The video comes last, so a triplet with a video is whole.
+
+    A name follows from the content, so what is there already is kept. Raises DataError where it is something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder)
+    count = 0
+    for triplet in triplets:
+        files = to_files(triplet)
+        for rest in sorted(files, key=lambda r: r == "mp4"):
+            path = folder / f"{triplet.id}.{rest}"
+            if not os.path.lexists(path):
+                with writing(path) as file:
+                    file.write(files[rest])
+            elif not path.is_file() or path.read_bytes() != files[rest]:
+                raise DataError(f"{path} exists and is not what would be written there; choose another folder")
+        count += 1
+    return count
+
+
+def export_webdataset(triplets: Iterable[Triplet], total: int, folder: Path, force: bool = False) -> int:
+    """Write `total` triplets as tars of a thousand, `000000.tar` and on; returns how many there were.
+
+    Raises InputError, before any work, where tars are there already; with `force` those of an earlier export are replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tars = [folder / f"{number:06d}.tar" for number in range(-(-total // SHARD))]
+    check_outputs(tars, force=force)
+    if others := sorted(set(folder.glob("*.tar")) - set(tars)):
+        raise InputError(
+            f"{folder} holds {others[0].name}, which would be taken for a part of this export; choose another folder"
+        )
+    source, count = iter(triplets), 0
+    for path in tars:
+        with writing(path, sealed=True) as file, tarfile.open(fileobj=file, mode="w") as tar:
+            for triplet in islice(source, SHARD):
+                for rest, content in to_files(triplet).items():
+                    entry = tarfile.TarInfo(f"{triplet.id}.{rest}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+                count += 1
+    return count
+
+
+def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Triplet]:
+    """Triplets of a folder that was exported, files or tars. What is not whole is named to `left_out` and passed over."""
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    groups = groups_of_tars(folder, left_out) if any(folder.glob("*.tar")) else groups_of_folder(folder)
+    found = False
+    for name, files in groups:
+        found = True
+        try:
+            if isinstance(files, str):
+                raise DataError(f"{name} is left out: {files}")
+            yield from_files(name, files)
+        except DataError as error:
+            left_out(str(error))
+    if not found:
+        raise DataError(f"{folder} holds no triplet; a triplet is ID.mp4, ID.json and its pictures, as files or in tars")
+
+
+def _stored(picture: Path, told: Callable[[str], None]) -> bytes:
+    check_regular(picture, MOST_BYTES)
+    return store_picture(picture, told)
+
+
+def read_captioned(
+    folder: Path, rights: Rights, left_out: Callable[[str], None], told: Callable[[str], None] = lambda _: None
+) -> Iterator[Triplet]:
+    """Triplets of a folder of videos with a caption beside each, `NAME.mp4` and `NAME.txt`.
+
+    Pictures `NAME.SUBJECT.png` beside them become cross-pair references of that subject, whose name has no dot. Videos and
+    pictures are kept as they are where they need no conversion, which is `told` otherwise. What cannot be read, and pictures
+    that belong to no video, are named to `left_out`.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    names = sorted(path.name for path in folder.iterdir())
+    videos = [name for name in names if Path(name).suffix.lower() in VIDEOS]
+    if not videos:
+        raise DataError(f"{folder} holds no video; files named {', '.join(VIDEOS)} are read")
+    pictures = _by_video({Path(name).stem for name in videos}, names, left_out)
+    for name in videos:
+        video = folder / name
+        try:
+            check_regular(video, MOST_BYTES)
+            check_regular(video.with_suffix(".txt"), MOST_TEXT)
+            caption = read_text(video.with_suffix(".txt")).strip()
+            references = tuple(
+                TripletReference(_stored(folder / picture, told), subject, "cross-pair", rights=rights)
+                for picture, subject in pictures.get(video.stem, ())
+            )
+            clip = store_video(video, told)
+            triplet = Triplet(clip.video, caption, references, clip.fps, clip.count, clip.height, clip.width, rights=rights)
+            check(triplet)
+            yield triplet
+        except (InputError, DataError, OSError, UnicodeDecodeError) as error:
+            left_out(f"{video.name}: {error}")
+
+
+def _by_video(stems: set[str], names: list[str], left_out: Callable[[str], None]) -> dict[str, list[tuple[str, str]]]:
+    """Stem of a video -> (picture, subject) of those named STEM.SUBJECT.png; one named like a video is no reference."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
+        whole = Path(name)
+        if whole.suffix.lower() not in PICTURES:
+            continue
+        stem, _, subject = whole.stem.rpartition(".")
+        if stem in stems and subject and whole.stem not in stems:
+            found.setdefault(stem, []).append((name, subject))
+        else:
+            left_out(f"{name}: no video fits it; a reference of NAME.mp4 is NAME.SUBJECT.png, with no dot in SUBJECT")
+    return found

@@ -1,0 +1,172 @@
+"""What an import accepts: triplets that others wrote, as files of a folder or members of tars, read within bounds and decoded.
+
+A bad item is one sentence, and the others go on.
+"""
+
+import io
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from phantom_s2v.data.clips import PICTURES
+from phantom_s2v.data.triplets import Triplet, check
+from phantom_s2v.errors import DataError, InputError
+from phantom_s2v.files.untrusted import read_regular
+from phantom_s2v.media.images import open_picture
+from phantom_s2v.media.videos import Video
+
+MOST_BYTES = 1 << 30  # of all files of a triplet
+MOST_FRAMES = 100_000  # of a clip
+MOST_HEADER = 1 << 20  # bytes that are read of a tar at once
+BLOCK = 512  # bytes of a tar's headers
+OWN = re.compile(r"json|mp4|(reference|mask)-\d{1,3}\.[a-z]{1,5}")  # what a name has after the id and its dot
+Files = dict[str, bytes]  # name after the id and its dot -> content
+LeftOut = Callable[[str], None]
+
+
+def groups_of_folder(folder: Path) -> Iterator[tuple[str, Files | str]]:
+    """(id, files, or why they cannot be read) of every triplet of a folder. Links and pipes are not read."""
+    found = (re.fullmatch(rf"(.+?)\.({OWN.pattern})", path.name) for path in folder.iterdir())
+    named = sorted((match[1], match[2]) for match in found if match)
+    for key, group in groupby(named, key=lambda pair: pair[0]):
+        files: Files = {}
+        try:
+            for _, rest in group:
+                files[rest] = read_regular(folder / f"{key}.{rest}", MOST_BYTES - sum(map(len, files.values())))
+        except InputError as error:
+            yield key, str(error)
+            continue
+        if "json" in files:
+            yield key, files
+
+
+class _Bounded:
+    """A tar's file that gives no more at once than headers and parts of members need: sizes in it are claims."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.tell, self.seek = file, file.tell, file.seek
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MOST_HEADER:
+            raise tarfile.ReadError(f"it asks for {size} bytes at once")
+        return self.file.read(size)
+
+
+def groups_of_tars(folder: Path, left_out: LeftOut) -> Iterator[tuple[str, Files | str]]:
+    """(id, files, or why they cannot be read) of every triplet of a folder's tars, which are not compressed.
+
+    A tar that is damaged is named to `left_out`, and what lies before the damage is given.
+    """
+    for path in sorted(folder.glob("*.tar")):
+        if path.is_symlink() or not path.is_file():
+            left_out(f"{path.name} is a link or no regular file, which is not read")
+            continue
+        with path.open("rb") as file:
+            try:
+                yield from _members(file)
+            except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError, OverflowError) as error:
+                left_out(f"{path.name} is truncated, damaged or compressed ({error}); what follows in it is left out")
+
+
+def _members(file: BinaryIO) -> Iterator[tuple[str, Files | str]]:
+    """The triplets of one tar; the last one is given where the tar ends as it should."""
+    name, files = "", Files()
+    with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:  # type: ignore[call-overload]
+        reason = ""
+        for entry in tar:
+            if entry.size < 0:
+                raise tarfile.ReadError("a member has a size below 0")
+            tar.members = []  # which tarfile would keep
+            key, _, rest = Path(entry.name).name.partition(".")
+            if key != name:
+                if files or reason:
+                    yield name, reason or files
+                name, files, reason = key, Files(), ""
+            if not reason and OWN.fullmatch(rest):
+                room = MOST_BYTES - sum(map(len, files.values()))
+                reason = _unfit(entry, room)
+                if not reason:
+                    files[rest] = _content(tar, entry)
+        end = tar.offset
+    if files or reason:
+        yield name, reason or files
+    file.seek(end)
+    if file.read(BLOCK) != bytes(BLOCK):
+        raise tarfile.ReadError(f"it has no end mark at byte {end}")
+
+
+def _unfit(entry: tarfile.TarInfo, room: int) -> str:
+    """Why a member is not read; empty where it is."""
+    if not entry.isreg() or entry.issparse():
+        return f"{Path(entry.name).name} is a link, a device or sparse, and no regular file"
+    return f"{Path(entry.name).name} has {entry.size:,} bytes; at most {room:,} are read" if entry.size > room else ""
+
+
+def _content(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    content, handle = bytearray(), tar.extractfile(entry)
+    assert handle is not None
+    while part := handle.read(MOST_HEADER):
+        content += part
+    if len(content) != entry.size:
+        raise tarfile.ReadError(f"it ends within {entry.name!r}")
+    return bytes(content)
+
+
+def accepted(triplets: Iterable[Triplet], require_licence: bool, left_out: LeftOut) -> Iterator[Triplet]:
+    """Those that a training can use: checked, decoded, and licensed where that is required; the others go to `left_out`."""
+    for triplet in triplets:
+        try:
+            check(triplet, require_licence)
+            check_contents(triplet)
+            yield triplet
+        except DataError as error:
+            left_out(str(error))
+
+
+def check_contents(triplet: Triplet) -> None:
+    """Decode a triplet's video, pictures and masks. Raises DataError where one cannot be, or is not what its facts say."""
+    faults = []
+    try:
+        _check_video(triplet)
+        for number, reference in enumerate(triplet.references, 1):
+            size, _ = _decoded(reference.picture, PICTURES, f"reference {number}")
+            if reference.mask and _decoded(reference.mask, ("PNG",), f"mask {number}") != (size, True):
+                faults.append(f"mask {number} is not of one channel and of the size of its picture")
+    except (DataError, InputError) as error:
+        faults.append(str(error))
+    if faults:
+        raise DataError(f"triplet {triplet.id}: {'; '.join(faults)}")
+
+
+def _check_video(triplet: Triplet) -> None:
+    video = Video(io.BytesIO(triplet.video), "its video")
+    facts = video.facts
+    count = 0
+    for count, _ in enumerate(video.frames(size=(16, 16)), 1):
+        if count > min(triplet.frames, MOST_FRAMES):
+            break
+    got, said = (count, facts.height, facts.width), (triplet.frames, triplet.height, triplet.width)
+    if got != said:
+        raise DataError(
+            f"its video has {'more frames' if count > said[0] else f'{count} frames'} of {facts.width}x{facts.height}, "
+            f"and its facts say {said[0]} of {said[2]}x{said[1]}"
+        )
+
+
+def _decoded(content: bytes, formats: tuple[str, ...], what: str) -> tuple[tuple[int, int], bool]:
+    """(width, height) of a picture, and whether it has one channel. Raises DataError where it cannot be decoded whole."""
+    try:
+        with open_picture(io.BytesIO(content), formats) as image:
+            image.load()
+            return image.size, image.mode in ("1", "L")
+    except UnidentifiedImageError as error:
+        raise DataError(f"{what} is no {' or '.join(formats)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{what} has too many pixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(f"{what} is damaged or truncated ({error})") from error

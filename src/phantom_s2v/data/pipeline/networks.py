@@ -1,0 +1,47 @@
+"""The networks that the stages are given: what packages ship, or models of the hub."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from phantom_s2v.data.detectors.objects import detect_objects
+from phantom_s2v.data.detectors.people import detect_people_too
+from phantom_s2v.data.detectors.phrases import detect_phrases
+from phantom_s2v.data.pipeline.config import Models
+from phantom_s2v.vision import faces
+from phantom_s2v.vision.detect import OpenVocabularyDetector
+from phantom_s2v.vision.embed import Embedder
+from phantom_s2v.vision.factory import cut_chances, embed_mini, texture_mini
+from phantom_s2v.vision.vlm import VisionLanguageModel
+
+
+def packaged_models(transnet: bool = False, with_people: bool = False, larger: dict[str, Path | None] | None = None) -> Models:
+    """What works without a hub: objects by colour and motion, phantom-mini's encoders; TransNetV2 and people where asked for.
+
+    People need `phantom models fetch` and phantom-s2v[people]. `larger` are the arguments of `with_larger`.
+    """
+    packaged = Models(
+        detect=detect_people_too if with_people else detect_objects,
+        embed=embed_mini,
+        features=texture_mini,
+        cuts=cut_chances() if transnet else None,
+        face=faces.face_feature if with_people else None,
+    )
+    return with_larger(packaged, **larger) if larger else packaged
+
+
+def with_larger(
+    models: Models, captioner: Path | None, grounder: Path | None, segmenter: Path | None, embedder: Path | None
+) -> Models:
+    """`models` with those of the larger networks that are given, each the folder of a model in transformers' layout.
+
+    Bounds of similarity hold for the embeddings that they were set for: another embedder needs its own.
+    """
+    vlm = VisionLanguageModel(captioner) if captioner else None
+    if vlm:
+        models = replace(models, caption=vlm.caption, phrases=vlm.phrases, same=vlm.same)
+    if embedder:
+        models = replace(models, embed=Embedder(embedder))
+    if grounder:
+        models = replace(models, detect=partial(detect_phrases, OpenVocabularyDetector(grounder), segmenter, vlm))
+    return models

@@ -1,0 +1,250 @@
+"""Metrics, one function each: range, direction, source and what it misses stand in the docstring."""
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from phantom_s2v.data.detectors.objects import box_of
+from phantom_s2v.data.pipeline.embed import centred
+from phantom_s2v.data.synthetic.looks import nearest_colour
+from phantom_s2v.evaluation.metrics.regions import border_colour, regions
+
+FLAT = 32  # pixels a side of whole frames that are held against a reference picture
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LEAST_TRAVEL = 0.05  # of the side: less is no direction
+
+
+def direction(video: np.ndarray) -> str | None:
+    """Where the largest region of uint8 [F, H, W, 3] goes: left, right, up or down; None where it hardly moves.
+
+    From the mean centre of the first quarter to that of the last. Misses motion that returns.
+    """
+    centres = [found[0].centre for frame in video if (found := regions(frame, 1))]
+    if len(centres) < 4:
+        return None
+    quarter = max(1, len(centres) // 4)
+    dy, dx = np.mean(centres[-quarter:], 0) - np.mean(centres[:quarter], 0)
+    if max(abs(dy), abs(dx)) < LEAST_TRAVEL * video.shape[1]:
+        return None
+    return ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
+
+
+def background(video: np.ndarray) -> str:
+    """Name of the colour nearest to the border over all frames. Misses texture and grade."""
+    return nearest_colour(np.median([border_colour(frame) for frame in video], 0))
+
+
+class Flow:
+    """Mean Farneback flow of successive frames, as OpenS2V computes it (facts 5.4), with one frame kept."""
+
+    def __init__(self) -> None:
+        self.before: np.ndarray | None = None
+        self.total, self.pairs = 0.0, 0
+
+    def add(self, frame: np.ndarray, measured: bool = True, kept: bool = True) -> None:
+        """Take in the next frame, RGB uint8 [H, W, 3]: the flow from the one before is `measured`, that to the next will be."""
+        import cv2
+
+        # The weights of blue and red are exchanged, since OpenS2V hands RGB to a conversion from BGR; kept, to agree with it.
+        grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_BGR2GRAY) if measured or kept else None
+        if measured and self.before is not None and grey is not None:
+            height = int(frame.shape[0] * 16 / frame.shape[1])
+            flow = cv2.calcOpticalFlowFarneback(self.before, grey, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
+            self.total += float(cv2.resize(flow, (16, max(1, height)), interpolation=cv2.INTER_AREA).mean())
+            self.pairs += 1
+        self.before = grey
+
+    @property
+    def mean(self) -> float:
+        """Absolute value of the mean over all pairs and both components, pixels; nan of none."""
+        return abs(self.total / self.pairs) if self.pairs else float("nan")
+
+
+def motion_fb(frames: Iterable[np.ndarray]) -> float:
+    """Motion amplitude as OpenS2V computes it (facts 5.4), 0 and more: the absolute value of the mean Farneback flow in pixels.
+
+    `frames` are RGB, uint8 [H, W, 3] each. The mean is signed and over both components, so it misses motion whose directions
+    cancel, and tells no direction. Raises ValueError for fewer than two frames.
+    """
+    flow = Flow()
+    for frame in frames:
+        flow.add(frame)
+    if not flow.pairs:
+        raise ValueError(f"motion needs two frames, and there are {int(flow.before is not None)}")
+    return flow.mean
+
+
+def copy_paste(frames: Sequence[np.ndarray], reference: np.ndarray) -> float:
+    """How much of a reference picture stands in a video unchanged, with its pose, ground and crop: -1..1, 1 is a pasted picture.
+
+    The largest normalised cross-correlation of the picture, at 32 scales from 0.35 to 1 of the frame, over some `frames`, uint8
+    [H, W, 3] each. A subject alone that was pasted onto another ground is not seen, nor one that was turned or mirrored; a
+    plain picture on a ground of the same colour is seen although nothing was pasted (ours; docs/method.md).
+    """
+    import cv2
+
+    height, width = frames[0].shape[:2]
+    best = -1.0
+    for scale in np.geomspace(0.35, 1.0, 32):
+        size = (max(8, round(scale * width)), max(8, round(scale * height)))
+        picture = cv2.resize(reference, size, interpolation=cv2.INTER_AREA)
+        for frame in frames:
+            found = cv2.matchTemplate(np.ascontiguousarray(frame), picture, cv2.TM_CCOEFF_NORMED)
+            best = max(best, float(found[np.isfinite(found)].max(initial=-1.0)))
+    return best
+
+
+@dataclass(frozen=True)
+class OverTime:
+    """Some numbers of each frame of a video: what it is like, and how it differs from those before it."""
+
+    seconds: np.ndarray  # [F], when it is shown
+    levels: np.ndarray  # [F], mean luma
+    changes: np.ndarray  # [F - 1], mean difference from the frame before, of 255
+    bends: np.ndarray  # [F - 2], mean difference of the frame before from the mean of its neighbours, of 255
+    likeness: np.ndarray  # [references, F], correlation of whole frames with a reference picture at their size, -1..1
+
+
+def over_time(frames: Iterable[tuple[float, np.ndarray]], references: Sequence[np.ndarray] = ()) -> OverTime:
+    """Numbers of (time, uint8 [H, W, 3]) frames, which are all of one size; three of them are in memory."""
+    pictures = np.stack([_flat(reference) for reference in references]) if references else np.zeros((0, FLAT * FLAT * 3))
+    seconds, levels, changes, bends = (array("d") for _ in range(4))
+    likeness, held = array("f"), list[np.ndarray]()
+    for now, frame in frames:
+        seconds.append(now)
+        levels.append(float((frame.astype(np.float32) @ LUMA).mean()))
+        likeness.extend((pictures @ _flat(frame)).tolist())
+        held = [*held[-2:], frame.astype(np.int16)]
+        if len(held) > 1:
+            changes.append(float(np.abs(held[-1] - held[-2]).mean()))
+        if len(held) > 2:
+            bends.append(float(np.abs(held[0] + held[2] - 2 * held[1]).mean()) / 2)
+    alike = np.array(likeness).reshape(len(seconds), len(references)).T
+    return OverTime(np.array(seconds), np.array(levels), np.array(changes), np.array(bends), alike)
+
+
+def _flat(picture: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return centred(cv2.resize(picture, (FLAT, FLAT), interpolation=cv2.INTER_AREA))
+
+
+def reference_flash(likeness: np.ndarray) -> tuple[float, list[int]]:
+    """How far single frames rise above the others in likeness to the reference picture itself, 0..2, and which frames do.
+
+    `likeness` [F] is of `over_time`; what half of the frames have is the video's own. A video that shows the picture throughout
+    has no flash, but copy_paste sees it.
+    """
+    rise = likeness - np.median(likeness)
+    shown = likeness > 0.9
+    return float(np.where(shown, rise, 0).max()), np.flatnonzero(shown & (rise > 0.1)).tolist()
+
+
+def frozen(seen: OverTime) -> float:
+    """Share of successive frames that are the same but for compression (mean difference below 0.4 of 255).
+
+    0..1; 1 is a still picture, nan is a single frame. Slow motion of something small counts as none.
+    """
+    return float((seen.changes < 0.4).mean()) if len(seen.changes) else float("nan")
+
+
+def flicker(seen: OverTime) -> float:
+    """Mean change of brightness from frame to frame that the next change takes back, in shares of the brightness; 0 and more.
+
+    From the luma of whole frames; nan for fewer than three. Flicker of a part of the picture is diluted; a cut counts once.
+    """
+    if len(seen.levels) < 3:
+        return float("nan")
+    steps = np.diff(seen.levels)
+    back = np.where(steps[1:] * steps[:-1] < 0, np.minimum(np.abs(steps[1:]), np.abs(steps[:-1])), 0)
+    return float(back.mean() / max(1.0, seen.levels.mean()))
+
+
+def smoothness(seen: OverTime) -> float:
+    """How well each frame is foretold by its neighbours' mean, 0..1, 1 is smooth: 1 - mean error / 255, as VBench's in spirit.
+
+    nan for fewer than three frames. A still picture is perfectly smooth; fast motion of texture is not.
+    """
+    return float(1 - seen.bends.mean() / 255) if len(seen.bends) else float("nan")
+
+
+def sharpness(frames: Sequence[np.ndarray]) -> float:
+    """Median variance of the Laplacian of grey frames, uint8 [H, W, 3] each; 0 and more. Noise counts as sharp."""
+    import cv2
+
+    return float(np.median([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var() for f in frames]))
+
+
+def similarity(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Cosine of frames' features [F, d] with a picture's or a text's [d], all of length one: [F], -1..1, 1 is the same.
+
+    With CLIP's features this is CLIP-I, with DINO's DINO-I, and with CLIP's of the prompt the text score (facts 5.1). CLIP-I
+    tells kinds of things and not two of a kind; both reward a pasted picture.
+    """
+    return frames @ reference
+
+
+def face_similarity(
+    frames: Sequence[Sequence[np.ndarray]],
+    references: Sequence[np.ndarray | None],
+    alike: Callable[[np.ndarray, np.ndarray], float],
+) -> np.ndarray:
+    """Likeness of each reference's face in each frame [F, references], 1 is the same; nan where there is none.
+
+    `frames` hold the features of their faces. In a frame every face goes to at most one reference, so that two people are not
+    both found in one face. Misses who turns away, and says nothing of a frame without a face.
+    """
+    found = np.full((len(frames), len(references)), np.nan)
+    known = [i for i, each in enumerate(references) if each is not None]
+    for frame, faces in enumerate(frames):
+        if not faces or not known:
+            continue
+        pairs = np.array([[alike(face, references[i]) for i in known] for face in faces])  # type: ignore[arg-type]
+        for face, place in zip(*linear_sum_assignment(-pairs), strict=True):
+            found[frame, known[place]] = pairs[face, place]
+    return found
+
+
+def psnr(video: np.ndarray, other: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Peak signal to noise ratio in dB, higher is nearer; within `mask` (bool, [F, H, W]) where given."""
+    error = (video.astype(float) - other.astype(float)) ** 2
+    return decibels(float(error.mean() if mask is None else error[mask].mean()))
+
+
+def decibels(error: float) -> float:
+    """PSNR of a mean squared error of values in 0..255."""
+    return float(-10 * np.log10(max(error / 255**2, 1e-10)))
+
+
+def box_masks(masks: np.ndarray) -> np.ndarray:
+    """The bounding box of a mask in every frame, bool [F, H, W]: what a crop of the subject holds."""
+    boxes = np.zeros_like(masks, bool)
+    for box, mask in zip(boxes, masks, strict=True):
+        if mask.any():
+            left, top, right, bottom = box_of(mask)
+            box[top:bottom, left:right] = True
+    return boxes
+
+
+def bootstrap(hits: Sequence[float], seed: int = 0, draws: int = 2000) -> tuple[float, float, float]:
+    """Mean and its 95% percentile interval over resampled cases; (nan, nan, nan) of nothing."""
+    values = np.asarray(hits, float)
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    means = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
+    return float(values.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def share(hits: Sequence[float]) -> tuple[float, float, float]:
+    """Share of hits (0 or 1) and its 95% interval: bootstrap, or the exact binomial bound (Clopper-Pearson) where all agree.
+
+    Cases that all agree say nothing of a bootstrap's width: none of 100 is [0, 0.036] and not [0, 0].
+    """
+    mean, low, high = bootstrap(hits)
+    if mean not in (0.0, 1.0):
+        return mean, low, high
+    bound = 0.025 ** (1 / len(hits))
+    return (mean, 0.0, 1 - bound) if mean == 0 else (mean, bound, 1.0)

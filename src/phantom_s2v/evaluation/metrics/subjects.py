@@ -1,0 +1,166 @@
+"""Which reference is where: regions of frames, their likeness to the references, and what follows for each subject."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from phantom_s2v.data.detectors.objects import detect_objects, fills, plain_ground
+from phantom_s2v.data.pipeline.config import Detection
+from phantom_s2v.data.pipeline.subjects import cutout
+from phantom_s2v.evaluation.instruments import Embed
+from phantom_s2v.geometry import covered, squares
+
+SMALLEST = 0.012  # share of a frame
+APART = 0.3  # share of the smaller of two windows that both may cover
+SIDES = ("left", "right", "top", "bottom")
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What one frame shows: regions with their centres (x, y) in shares, cutouts, and likeness [regions, references]."""
+
+    frame: int
+    centres: np.ndarray
+    cutouts: list[np.ndarray]
+    likeness: np.ndarray
+    given: dict[int, int]  # reference -> the region that is most likely its own
+
+
+@dataclass(frozen=True)
+class Found:
+    """Sightings of references in a video, and what they were held against."""
+
+    sightings: list[Sighting]
+    cut: list[np.ndarray | None]  # of every reference; None has nothing that stands out
+    likeness: np.ndarray  # over time, [references, frames], nan where not seen
+    in_windows: bool  # regions are windows of the frames, since the ground is of many colours
+
+
+def find_subjects(stills: Mapping[int, np.ndarray], pictures: Sequence[np.ndarray], embed: Embed) -> Found:
+    """Look for references, uint8 [h, w, 3], in frames of a video, number -> uint8 [H, W, 3].
+
+    On a plain ground regions are what stands out, and references are cut out likewise; a reference in which nothing stands out
+    is looked for in whole frames, and always seen. On a ground of many colours, as photographed, nothing can be cut out without
+    a larger detector: there regions are the windows that are most like the references, and references are whole pictures.
+    """
+    if not plain_ground(list(stills.values())):
+        known = embed(list(pictures)) if pictures else None
+        seen = [_look_in_windows(still, i, known, embed) for i, still in stills.items()]
+        return Found(seen, list(pictures), _over_time(seen, len(pictures)), True)
+    cut = [cut_reference(picture) for picture in pictures]
+    seen = look(stills, cut, embed)
+    values = _over_time(seen, len(pictures))
+    for i, picture in enumerate(pictures):
+        if cut[i] is None:
+            values[i] = embed(list(stills.values())) @ embed([picture])[0]
+    return Found(seen, cut, values, False)
+
+
+def look(stills: Mapping[int, np.ndarray], references: Sequence[np.ndarray | None], embed: Embed) -> list[Sighting]:
+    """What stands out in frames, number -> uint8 [H, W, 3]; `references` are cut out, and None has no region and likeness -1."""
+    pictures = list(stills.values())
+    found = [_large(each) for each in detect_objects(pictures, [])]
+    cut = [[cutout(still, d) for d in each] for still, each in zip(pictures, found, strict=True)]
+    wanted = {i: picture for i, picture in enumerate(references) if picture is not None}
+    flat = [c for each in cut for c in each]
+    likeness = np.full((len(flat), len(references)), -1.0)
+    if flat and wanted:
+        likeness[:, list(wanted)] = embed(flat) @ embed(list(wanted.values())).T
+    sightings, start = [], 0
+    for (frame, still), each, cuts in zip(stills.items(), found, cut, strict=True):
+        own = likeness[start : start + len(cuts)]
+        start += len(cuts)
+        boxes = np.array([d.box for d in each], float).reshape(-1, 4)
+        sightings.append(Sighting(frame, _centres(boxes, still.shape), cuts, own, _given(own, list(wanted))))
+    return sightings
+
+
+def _look_in_windows(picture: np.ndarray, frame: int, known: np.ndarray | None, embed: Embed) -> Sighting:
+    """The whole frame and squares of it, as high as it is and half; of those that overlap, the one most like a reference.
+
+    Neighbouring squares share a third: with a half, likeness rises by 0.02 and the time by a quarter (dev/LOG.md).
+    """
+    height, width = picture.shape[:2]
+    sides = [max(2, min(height, width) // part) for part in (1, 2)]
+    boxes = [(0, 0, width, height), *(box for side in sides for box in squares(width, height, side, 2 * side // 3))]
+    parts = [picture[top:bottom, left:right] for left, top, right, bottom in boxes]
+    likeness = np.zeros((len(boxes), 0)) if known is None else embed(parts) @ known.T
+    kept: list[int] = []
+    for i in np.argsort(-likeness.max(1, initial=-1), kind="stable").tolist():
+        if all(covered(boxes[i], boxes[k]) < APART for k in kept):
+            kept.append(i)
+    own = likeness[kept]
+    centres = _centres(np.array([boxes[k] for k in kept], float), picture.shape)
+    return Sighting(frame, centres, [parts[k] for k in kept], own, _given(own, list(range(own.shape[1]))))
+
+
+def _given(likeness: np.ndarray, wanted: list[int]) -> dict[int, int]:
+    """Reference -> region, so that the sum of likeness [regions, references] is the largest; `wanted` alone can be found."""
+    rows, columns = linear_sum_assignment(-likeness[:, wanted])
+    return {wanted[c]: int(r) for r, c in zip(rows, columns, strict=True)}
+
+
+def _over_time(sightings: list[Sighting], references: int) -> np.ndarray:
+    values = [[s.likeness[s.given[i], i] if i in s.given else np.nan for s in sightings] for i in range(references)]
+    return np.array(values, float).reshape(references, len(sightings))
+
+
+def cut_reference(picture: np.ndarray) -> np.ndarray | None:
+    """A reference as regions of frames are: its largest object on white, or the whole picture where a subject fills it.
+
+    None where nothing stands out in it.
+    """
+    found = _large(detect_objects([picture], [])[0])
+    if found:
+        return cutout(picture, max(found, key=lambda d: d.score))
+    return picture if fills(picture) else None
+
+
+def _large(found: list[Detection]) -> list[Detection]:
+    return [d for d in found if d.mask.mean() >= SMALLEST]
+
+
+def _centres(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2 / [shape[1], shape[0]]
+
+
+def doubled(sightings: list[Sighting], reference: int, least: float) -> float:
+    """Share of frames in which a second region is as like a reference as `least`, and liker than to any other."""
+    hits = []
+    for s in sightings:
+        own = s.given.get(reference)
+        others = [i for i in range(len(s.likeness)) if i != own and i not in s.given.values()]
+        hits.append(any(s.likeness[i, reference] >= least and s.likeness[i].argmax() == reference for i in others))
+    return float(np.mean(hits)) if hits else 0.0
+
+
+def places_asked(prompt: str, names: Sequence[str]) -> list[str]:
+    """Side that a prompt gives each subject, "" where none: from the clause that names it, or calls it first, second and so on.
+
+    >>> places_asked("The red fox at the left runs, the second subject at the right sits.", ["red fox", "owl"])
+    ['left', 'right']
+    """
+    clauses = re.split(r"[,;.]|\band\b", prompt.lower())
+    found = []
+    for name, ordinal in zip(names, ("first", "second", "third", "fourth"), strict=False):
+        own = next((c for c in clauses if name.lower() in c), "") or next((c for c in clauses if f"{ordinal} " in c), "")
+        found.append(next((side for side in SIDES if re.search(rf"\b(?:at|on|in) the {side}\b", own)), ""))
+    return found
+
+
+def misplaced(sightings: list[Sighting], places: Sequence[str], least: float) -> float:
+    """Share of frames in which two subjects that are there stand on each other's side: mixed up."""
+    axis = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
+    asked = [(i, axis[place]) for i, place in enumerate(places) if place]
+    wrong = []
+    for s in sightings:
+        here = [(i, a, sign) for i, (a, sign) in asked if i in s.given and s.likeness[s.given[i], i] >= least]
+        for i, a, sign in here:
+            for j, b, other in here:
+                if i < j and a == b and sign != other:
+                    distance = s.centres[s.given[i]][a] - s.centres[s.given[j]][a]
+                    wrong.append(distance * sign < 0)
+    return float(np.mean(wrong)) if wrong else 0.0

@@ -1,0 +1,106 @@
+"""The networks that the evaluation is given, by backend: what packages ship, or models of the hub."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.instruments import BACKENDS, LIMITS, Faces, Instruments
+from phantom_s2v.files.hashes import MADE_OF, combined_hash, content_hash, folder_hash
+from phantom_s2v.geometry import fit_inside
+from phantom_s2v.models.autoencoder import decode, encode, load_autoencoder, to_pixels, to_video
+from phantom_s2v.models.registry import load_preset, model_folder, source_path
+from phantom_s2v.models.weights import weights_hash
+from phantom_s2v.vision import faces
+from phantom_s2v.vision.embed import Aesthetics, Embedder
+from phantom_s2v.vision.factory import FEATURES, features_hash
+
+FROM_HUB = ("text", "clip_i", "dino_i", "aesthetic")
+WHY_NOT = "its model comes from a hub (--backend hub)"
+HUB = {"clip": "openai/clip-vit-large-patch14", "dino": "facebook/dinov2-base"}  # what the hub's backend takes by itself
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which instruments: `features` by name, a `backend`, and folders or OWNER/MODEL of a hub for the larger networks."""
+
+    features: str = "efficientnet-lite0"
+    backend: str = "packaged"
+    clip: str = ""
+    dino: str = ""
+    aesthetic: str = ""  # safetensors of the head on CLIP ViT-L/14
+    arcface: str = ""  # an ONNX file
+    reconstruct: str = "none"  # none, references, videos
+    model: str = "phantom-mini"  # whose autoencoder reconstructs
+
+
+def instruments(wanted: Wanted) -> Instruments:
+    """What was wanted, loaded. Raises InputError for names that are not legal, CheckpointError for what cannot be had."""
+    for name, legal in (("features", tuple(FEATURES)), ("backend", BACKENDS), ("reconstruct", ("none", "references", "videos"))):
+        if getattr(wanted, name) not in legal:
+            raise InputError(f"{name} is {getattr(wanted, name)!r}; it can be {', '.join(legal)}")
+    if wanted.backend == "packaged" and any((wanted.clip, wanted.dino, wanted.aesthetic)):
+        raise InputError("clip, dino and aesthetic were given to the packaged backend; they need --backend hub")
+    tools = Instruments(wanted.features, FEATURES[wanted.features](), LIMITS[wanted.features], wanted.backend)
+    tools = replace(tools, hashes={"likeness": features_hash(wanted.features)})
+    tools = _with_hub(tools, wanted) if wanted.backend == "hub" else replace(tools, absent=dict.fromkeys(FROM_HUB, WHY_NOT))
+    tools = _with_faces(tools, wanted.arcface)
+    if wanted.reconstruct == "none":
+        return tools
+    named = {**tools.names, "reconstruction": wanted.model}
+    videos = wanted.reconstruct == "videos"
+    weights = {**tools.hashes, "reconstruction": weights_hash(_autoencoder_folder(wanted.model))}
+    return replace(tools, reconstruct=_reconstruction(wanted.model), reconstruct_videos=videos, names=named, hashes=weights)
+
+
+def _with_hub(tools: Instruments, wanted: Wanted) -> Instruments:
+    """CLIP for the text score and CLIP-I, DINO for DINO-I, and the aesthetic head where one is given."""
+    clip_name, dino_name = wanted.clip or HUB["clip"], wanted.dino or HUB["dino"]
+    clip, dino = Embedder(source_path(clip_name)), Embedder(source_path(dino_name))
+    named = {"text": clip_name, "clip_i": clip_name, "dino_i": dino_name}
+    by = {name: folder_hash(source_path(name), MADE_OF) for name in (clip_name, dino_name)}
+    tools = replace(tools, hashes={**tools.hashes, **{metric: by[name] for metric, name in named.items()}})
+    if not wanted.aesthetic:
+        absent = {"aesthetic": "no aesthetic head was given (--aesthetic)"}
+        return replace(tools, clip=clip, words=clip.words, dino=dino, names=named, absent=absent)
+    aesthetic = Aesthetics(source_path(clip_name), Path(wanted.aesthetic))
+    named["aesthetic"] = f"{Path(wanted.aesthetic).name} on {clip_name}"
+    head = combined_hash([("clip", by[clip_name]), ("head", content_hash(Path(wanted.aesthetic)))])
+    tools = replace(tools, hashes={**tools.hashes, "aesthetic": head})
+    return replace(tools, clip=clip, words=clip.words, dino=dino, aesthetic=aesthetic, names=named)
+
+
+def _with_faces(tools: Instruments, arcface: str) -> Instruments:
+    if not faces.fetched():
+        why = "phantom-s2v[people] is not installed, or phantom models fetch was not run"
+        return replace(tools, absent={**tools.absent, "face": why})
+    found, weights = Faces("dlib", faces.face_features, faces.dlib_alike), faces.dlib_hash()
+    if arcface:
+        weights = content_hash(Path(arcface))
+        found = Faces(f"arcface {Path(arcface).name}", faces.ArcFace(Path(arcface)), lambda one, other: float(one @ other))
+    return replace(tools, faces=found, names={**tools.names, "face": found.name}, hashes={**tools.hashes, "face": weights})
+
+
+def _autoencoder_folder(model: str) -> Path:
+    folder = model_folder(model)
+    return folder / ("vae" if load_preset(folder).family == "wan" else "autoencoder")
+
+
+def _reconstruction(model: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Frames, at most as large as the model's videos and as many as its autoencoder takes, and what comes out of it."""
+    preset = load_preset(model_folder(model))
+    autoencoder = load_autoencoder(_autoencoder_folder(model))
+
+    @torch.no_grad()
+    def reconstruct(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        width, height = fit_inside(video.shape[2], video.shape[1], preset.width, preset.height)
+        size = [max(preset.multiple, side // preset.multiple * preset.multiple) for side in (width, height)]
+        frames = video[: (len(video) - 1) // 4 * 4 + 1]
+        given = np.stack([np.asarray(Image.fromarray(f).resize((size[0], size[1]), Image.Resampling.LANCZOS)) for f in frames])
+        return given, to_video(decode(autoencoder, encode(autoencoder, to_pixels(given)[None]))[0])
+
+    return reconstruct

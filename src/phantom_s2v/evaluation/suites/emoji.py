@@ -1,0 +1,272 @@
+"""The emoji suite: 100 subjects that no part of the model ever saw.
+
+Every subject has one prompt that names it and one that says only "the subject"; the control makes the unnamed ones
+without references; 50 pairs ask for two subjects. True clips, composed from the real animation, are the upper bound.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from phantom_s2v.data.synthetic.compose import Cast, ClipSpec, Shot, caption, compose, random_spec
+from phantom_s2v.data.synthetic.emoji import Sprites, Subject
+from phantom_s2v.data.synthetic.heldout import ASSETS, evaluated, held_out, still_path
+from phantom_s2v.data.synthetic.looks import COLOURS, Ground
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.evaluation.suites.classifier import SubjectClassifier
+from phantom_s2v.files.hashes import content_hash, folder_hash
+from phantom_s2v.files.io import append, check_outputs, naming, text_lines, write_text
+from phantom_s2v.files.reuse import code_version, origin_hash
+from phantom_s2v.files.untrusted import parse_json
+from phantom_s2v.media.images import letterbox, open_picture, read_picture, write_picture
+from phantom_s2v.models.autoencoder import decode, encode, to_pixels, to_video
+from phantom_s2v.pipeline.generate import Models, generate
+from phantom_s2v.pipeline.metadata import origin_of
+from phantom_s2v.pipeline.request import Reference, Request, with_defaults
+from phantom_s2v.vision.efficientnet import weights_file
+
+DIRECTIONS = ("left", "right", "up", "down")
+PAIRS = 50
+TEXTURED_CLIPS = 32
+COARSE = 64  # pixels a side of a video up to which references are judged at BANK_SIDES[0]
+BANK_SIDES = (40, 64)  # pixels a side of the judge's references: sharper or coarser ones than the video are named worse
+
+
+@dataclass(frozen=True)
+class Case:
+    """One video to make and what is asked of it."""
+
+    id: str
+    kind: str  # unnamed, named, control, pair
+    spec: ClipSpec
+    seed: int
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """The subjects asked for."""
+        return tuple(cast.subject for cast in self.spec.casts)
+
+
+def emoji_cases(sprites: Sprites, limit: int | None, side: int = COARSE) -> list[Case]:
+    """All cases in a fixed order, of videos of `side` pixels; `limit` keeps the first so many subjects, half as many pairs."""
+    subjects = evaluated(sprites)
+    count = min(limit or len(subjects), len(subjects))
+    cases = []
+    for index, subject in enumerate(subjects[:count]):
+        motion = DIRECTIONS[index % 4]
+        spec = ClipSpec(
+            (Cast(subject, size=0.76, reach=0.15, motion=motion),),
+            ((Shot(),),),
+            _ground(subject, sprites, index),
+            False,
+            side=side,
+        )
+        cases.append(Case(f"unnamed-{subject.key}", "unnamed", spec, 1000 + index))
+        cases.append(Case(f"named-{subject.key}", "named", replace(spec, named=True), 2000 + index))
+        cases.append(Case(f"control-{subject.key}", "control", replace(spec, shots=((),)), 1000 + index))
+    for index in range(min(PAIRS, max(1, count // 2))):
+        pair = subjects[index], subjects[(index + len(subjects) // 2) % len(subjects)]
+        cases.append(pair_case(pair, index, sprites, side))
+    return cases
+
+
+def pair_case(pair: tuple[Subject, Subject], index: int, sprites: Sprites, side: int = COARSE) -> Case:
+    """Two subjects side by side; every second one is named."""
+    casts = tuple(
+        Cast(subject, size=0.5, centre=(0.5, x), reach=0.1, motion=("up", "down")[(index + place) % 2])
+        for place, (subject, x) in enumerate(zip(pair, (0.25, 0.75), strict=True))
+    )
+    spec = ClipSpec(casts, ((Shot(),), (Shot(),)), _ground(pair[0], sprites, index), index % 2 == 0, side=side)
+    return Case(f"pair-{pair[0].key}-{pair[1].key}", "pair", spec, 3000 + index)
+
+
+def _ground(subject: Subject, sprites: Sprites, index: int) -> Ground:
+    """A plain background in a colour that stands apart from the subject's."""
+    still = sprites.still(subject).astype(float)
+    own = still[..., :3].sum((0, 1)) / max(1.0, still[..., 3].sum() / 255)
+    far = sorted(COLOURS, key=lambda name: -float(((np.array(COLOURS[name]) - own) ** 2).sum()))
+    return Ground("plain", far[index % 4])
+
+
+def request_of(case: Case, sprites: Sprites, models: Models) -> Request:
+    """The request of a case, at the model's defaults."""
+    chosen = [] if case.kind == "control" else case.subjects
+    references = tuple(Reference(str(still_path(s.key)), s.key) for s in chosen)
+    size = {"height": case.spec.side, "width": case.spec.side}
+    return with_defaults(models.preset, prompt=caption(case.spec, sprites), references=references, seed=case.seed, **size)
+
+
+def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None], side: int | None = None) -> dict:
+    """Make and judge the cases of which `out`/cases.jsonl has no row of the same origin, then summarise. Returns the figures.
+
+    Videos are of `side` pixels, by default the model's. Rows of another origin, or whose frames are gone, are made again.
+    """
+    sprites, judge = held_out(), SubjectClassifier()
+    frames = out / "frames"
+    with naming(frames):
+        frames.mkdir(parents=True, exist_ok=True)
+    side = side or models.preset.height
+    bank = reference_bank(judge, sprites, side)
+    file = out / "cases.jsonl"
+    cases = emoji_cases(sprites, limit, side)
+    check_outputs([out / "sheet.png", *(frames / f"{case.id}.png" for case in cases)], force=True)
+    origins = case_origins(cases, sprites, models)
+    done = keep_rows(file, origins)
+    for number, case in enumerate(cases):
+        if case.id not in done:
+            video = generate(request_of(case, sprites, models), models).video
+            shown = _keep_frames(frames / f"{case.id}.png", video)
+            row = judge_case(case, video, judge, bank, sprites)
+            done[case.id] = {**row, "frames": shown, "origin": origins[case.id]}
+            append(file, json.dumps(done[case.id]) + "\n")
+        report(number + 1, len(cases))
+    rows = [done[case.id] for case in cases]
+    write_sheet(out, cases, sprites)
+    return summarise(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(models, sprites, side))
+
+
+def case_origins(cases: list[Case], sprites: Sprites, models: Models) -> dict[str, str]:
+    """Hash of all that makes a case's row: its video, what is asked of it, the judge and the references that it ranks."""
+    shared = {
+        "judge": content_hash(weights_file()),
+        "subjects": folder_hash(ASSETS, (".json", ".webp")),
+        "code": code_version("evaluation.suites.emoji"),
+    }
+    ratios = models.step_cache.ratios if models.step_cache else None
+    held = asdict(models.placement)
+    videos = {case.id: origin_of(request_of(case, sprites, models), models.hash, held, ratios) for case in cases}
+    return {case.id: origin_hash({**shared, "case": repr(case), "video": videos[case.id]}) for case in cases}
+
+
+def keep_rows(file: Path, origins: dict[str, str]) -> dict[str, dict]:
+    """The rows of cases.jsonl whose origin is the one wanted, by id, and whose frames lie beside it. Rows of these cases of any
+    other origin or frames, and damaged ones, are taken out of the file; those of other cases stay.
+    """
+    rows = [row for row in (_row(line, file) for line in text_lines(file)) if row] if file.exists() else []
+    kept = [row for row in rows if row["id"] not in origins or _same(row, file.parent / "frames", origins[row["id"]])]
+    write_text(file, "".join(json.dumps(row) + "\n" for row in kept))
+    return {row["id"]: row for row in kept if row["id"] in origins}
+
+
+def _same(row: dict, frames: Path, origin: str) -> bool:
+    """Whether a row is of this origin, and the frames that it was written with are still there."""
+    try:
+        return row.get("origin") == origin and row.get("frames") == content_hash(frames / f"{row['id']}.png")
+    except OSError:
+        return False
+
+
+def _row(line: str, file: Path) -> dict | None:
+    """The row of a line; None where it is damaged, as the last one is after a kill. Raises InputError where it is not ours."""
+    try:
+        row = parse_json(line)
+        if isinstance(row, dict) and isinstance(row.get("id"), str) and row.keys() & {"origin", "ranks"}:
+            return row
+    except ValueError:
+        if line[:5] == '{"id"'[: len(line)]:
+            return None
+    raise InputError(f"{file} exists, and phantom did not write it; choose another --out")
+
+
+def reference_bank(judge: SubjectClassifier, sprites: Sprites, side: int = COARSE) -> np.ndarray:
+    """Features [100, 1280] of the evaluated subjects' references, about as coarse as subjects are in videos of `side` pixels."""
+    coarse = BANK_SIDES[side > COARSE]
+    stills = (read_picture(still_path(s.key))[0] for s in evaluated(sprites))
+    return np.stack([judge.reference(letterbox(still, coarse, coarse)) for still in stills])
+
+
+def judge_case(case: Case, video: np.ndarray, judge: SubjectClassifier, bank: np.ndarray, sprites: Sprites) -> dict:
+    """Ranks of the right references, and whether direction and background are as asked."""
+    keys = [s.key for s in evaluated(sprites)]
+    ranks = judge.rank(video, bank, [keys.index(s.key) for s in case.subjects])
+    return {
+        "id": case.id,
+        "kind": case.kind,
+        "ranks": ranks,
+        "direction": measures.direction(video) == case.spec.casts[0].motion if case.kind != "pair" else None,
+        "background": measures.background(video) == case.spec.ground.colour,
+    }
+
+
+def true_rows(cases: list[Case], judge: SubjectClassifier, bank: np.ndarray, sprites: Sprites) -> list[dict]:
+    """The same judgement of the true clips: the upper bound."""
+    wanted = [c for c in cases if c.kind in ("unnamed", "pair")]
+    return [judge_case(c, compose(c.spec, sprites).video, judge, bank, sprites) for c in wanted]
+
+
+@torch.no_grad()
+def autoencoder_psnr(models: Models, sprites: Sprites, side: int) -> dict[str, list[float]]:
+    """PSNR in dB of held-out clips on textured grounds through the autoencoder: whole frames and the subject's box."""
+    whole, subject = [], []
+    for index in range(TEXTURED_CLIPS):
+        rng = np.random.default_rng([7, index])
+        spec = random_spec(rng, evaluated(sprites), 25, side, pictures=1)
+        ground = replace(spec.ground, kind=("stripes", "dots", "checks", "noise")[index % 4])
+        clip = compose(replace(spec, ground=ground), sprites)
+        latents = encode(models.autoencoder, to_pixels(clip.video)[None])
+        video = to_video(decode(models.autoencoder, latents)[0])
+        whole.append(measures.psnr(clip.video, video))
+        subject.append(measures.psnr(clip.video, video, measures.box_masks(clip.masks.max(0) > 127)))
+    return {"autoencoder_psnr": whole, "autoencoder_psnr_subject": subject}
+
+
+def summarise(rows: list[dict], true: list[dict], psnr: dict[str, list[float]]) -> dict:
+    """Every figure with its interval: name -> value, name_interval -> [low, high]; shares in 0..1, PSNR in dB."""
+    first = _hits(0)
+    by_kind = {kind: [r for r in rows if r["kind"] == kind] for kind in ("unnamed", "named", "control", "pair")}
+    moving = by_kind["unnamed"] + by_kind["named"]
+    samples = {
+        "identification": first(by_kind["unnamed"]),
+        "identification_named": first(by_kind["named"]),
+        "identification_control": first(by_kind["control"]),
+        "identification_true_clips": first([r for r in true if r["kind"] == "unnamed"]),
+        "top5": _hits(4)(by_kind["unnamed"]),
+        "top5_named": _hits(4)(by_kind["named"]),
+        "top5_control": _hits(4)(by_kind["control"]),
+        "two_subjects": first(by_kind["pair"]),
+        "two_subjects_true_clips": first([r for r in true if r["kind"] == "pair"]),
+        "direction": [float(r["direction"]) for r in moving],
+        "direction_true_clips": [float(r["direction"]) for r in true if r["kind"] == "unnamed"],
+        "background": [float(r["background"]) for r in moving],
+        "background_true_clips": [float(r["background"]) for r in true if r["kind"] == "unnamed"],
+        **psnr,
+    }
+    figures: dict = {"cases": len(rows)}
+    for name, values in samples.items():
+        mean, low, high = (measures.bootstrap if name in psnr else measures.share)(values)
+        figures[name] = round(mean, 4)
+        figures[f"{name}_interval"] = [round(low, 4), round(high, 4)]
+    return figures
+
+
+def _hits(within: int) -> Callable[[list[dict]], list[float]]:
+    """Whether every right reference of a case ranks within the first places."""
+
+    def hits(rows: list[dict]) -> list[float]:
+        return [float(all(rank is not None and rank <= within for rank in row["ranks"])) for row in rows]
+
+    return hits
+
+
+def _keep_frames(path: Path, video: np.ndarray) -> str:
+    """Write five frames of a video as one strip; returns the file's hash."""
+    chosen = video[np.linspace(0, len(video) - 1, 5).round().astype(int)]
+    write_picture(path, np.concatenate(list(chosen), 1))
+    return content_hash(path)
+
+
+def write_sheet(out: Path, cases: list[Case], sprites: Sprites, rows: int = 16) -> None:
+    """`out`/sheet.png: reference, true clip, and what was made, for the first unnamed cases."""
+    strips = []
+    for case in [c for c in cases if c.kind == "unnamed"][:rows]:
+        clip = compose(case.spec, sprites)
+        true = np.concatenate([clip.video[i] for i in (0, 12, 24)], 1)
+        with open_picture(out / "frames" / f"{case.id}.png") as image:
+            made = image.convert("RGB").resize((5 * case.spec.side, case.spec.side))
+        strips.append(np.concatenate([clip.references[0], true, np.asarray(made)], 1))
+    write_picture(out / "sheet.png", np.concatenate(strips).repeat(2, 0).repeat(2, 1))

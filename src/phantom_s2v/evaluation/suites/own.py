@@ -1,0 +1,278 @@
+"""Suites of cases: a folder of one's own, OpenS2V's benchmark, and references made hard. Make the videos, score them, sum up.
+
+A folder of one's own holds cases.jsonl, an object on each line: "id" (the name of its video), "prompt", "reference" (a list of
+"[NAME=]PATH", below the folder), and whatever else `phantom generate --requests` takes, such as "seed". OpenS2V's JSON maps an id
+to prompt, img_paths (below the folder of the file) and class_label.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.instruments import Instruments
+from phantom_s2v.evaluation.kpi import Kpi
+from phantom_s2v.evaluation.metrics.measures import bootstrap
+from phantom_s2v.evaluation.run import Asked, Found, score_all
+from phantom_s2v.files.hashes import content_hash
+from phantom_s2v.files.io import check_outputs, ours, read_json, text_lines, write_json
+from phantom_s2v.files.untrusted import is_file_name, parse_json, typed
+from phantom_s2v.media import images
+from phantom_s2v.media.videos import Video
+from phantom_s2v.pipeline.request import split_reference
+
+COLUMNS, WRITTEN = ("motionscore", "aesthetic_score", "facesim"), "written.json"  # OpenS2V's result files, and what we wrote
+FILES = ("first_frame", "background", "segmenter")  # options of a case that name files
+OPENS2V_FRAMES = 32  # that OpenS2V looks at for faces and aesthetics
+OPENS2V_FACES = ("singlehuman", "singleface", "faceobj", "humanobj")  # its cases with a face
+OPENS2V_PEOPLE = ("man", "woman", "crop_man", "crop_woman")  # its folders of pictures with a face
+
+
+@dataclass(frozen=True)
+class Case:
+    """One video to make, and what it is held against: its references, or others where those were made hard."""
+
+    id: str
+    prompt: str
+    references: tuple[tuple[str, Path], ...]  # name and picture
+    against: tuple[tuple[str, Path], ...] = ()
+    kind: str = ""
+    options: dict[str, Any] = field(default_factory=dict)  # of phantom generate, such as seed and size
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The options of `phantom generate` that make its video."""
+        return {**self.options, "prompt": self.prompt, "reference": [(name, str(path)) for name, path in self.references]}
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What every line of cases.jsonl has."""
+
+    id: str
+    prompt: str
+    reference: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What we read of a case of OpenS2V."""
+
+    prompt: str
+    img_paths: tuple[str, ...]
+    class_label: tuple[str, ...] | None = None
+
+
+def read_own(folder: Path) -> list[Case]:
+    """The cases of a folder with cases.jsonl. Raises InputError for a line that is none, or names what is not below it."""
+    file = folder / "cases.jsonl"
+    if not file.is_file():
+        raise InputError(f"{folder} holds no cases.jsonl; legal are emoji, opens2v, robustness or a folder with it")
+    cases = []
+    for number, line in enumerate(text_lines(file), 1):
+        if not line.strip():
+            continue
+        try:
+            cases.append(_own_case(parse_json(line), folder))
+        except (ValueError, InputError) as error:
+            raise InputError(f"{file.name}, line {number}, is no case ({error}); it needs id, prompt and reference") from error
+    return checked(cases, file)
+
+
+def _own_case(given: Any, folder: Path) -> Case:
+    """The case of a line. Raises ValueError or InputError where it is none."""
+    if not isinstance(given, dict):
+        raise ValueError("it is no object")
+    if "out" in given:
+        raise ValueError("it has out, and the id names the video")
+    own, options = _parted(given, _Line)
+    line = typed(_Line, own)
+    for name in FILES:
+        if (value := options.get(name)) is not None:
+            if not isinstance(value, str) or not value or not is_file_name(value):
+                raise ValueError(f"{name} is not the name of a file")
+            options[name] = str(below(folder, value))
+    named = [split_reference(text, i) for i, text in enumerate(line.reference)]
+    return Case(line.id, line.prompt, tuple((subject, below(folder, path)) for subject, path in named), options=options)
+
+
+def _parted(given: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of an object that are fields of a dataclass, and the others."""
+    known = {each.name for each in fields(kind)}
+    return {k: v for k, v in given.items() if k in known}, {k: v for k, v in given.items() if k not in known}
+
+
+def read_opens2v(file: Path) -> list[Case]:
+    """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none or a picture is missing."""
+    given = read_json(file)
+    if not isinstance(given, dict):
+        raise InputError(f"{file} is no JSON of OpenS2V-Eval; it maps an id to prompt, img_paths and class_label")
+    cases = []
+    for name, row in given.items():
+        try:
+            entry = typed(_Entry, _parted(row, _Entry)[0] if isinstance(row, dict) else row)
+        except ValueError as error:
+            raise InputError(
+                f"{file}, {name!r}: {error}; a case of OpenS2V-Eval has prompt, img_paths and class_label"
+            ) from error
+        paths, labels = entry.img_paths, entry.class_label or ()
+        named = [labels[i].lower() if i < len(labels) else f"subject {i + 1}" for i in range(len(paths))]
+        named = [f"{n} {i + 1}" if named.count(n) > 1 else n for i, n in enumerate(named)]
+        pairs = tuple((subject, below(file.parent, path)) for subject, path in zip(named, paths, strict=True))
+        cases.append(Case(name, entry.prompt, pairs, kind=name.rsplit("_", 1)[0]))
+    return checked(cases, file)
+
+
+def below(folder: Path, path: str) -> Path:
+    """A path of a suite's file. Raises InputError where it would leave the suite's folder."""
+    try:
+        inside = (folder / path).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or links that go round
+        inside = False
+    if not inside:
+        raise InputError(f"{path} is not below {folder.name}; a suite names pictures of its own folder alone")
+    return folder / path
+
+
+def checked(cases: list[Case], file: Path) -> list[Case]:
+    """The cases, where every id can name a video, none comes twice, and every picture can be read. Raises InputError."""
+    if not cases:
+        raise InputError(f"{file.name} holds no case")
+    seen: set[str] = set()
+    for case in cases:
+        if not case.id or Path(case.id).name != case.id or case.id.startswith(".") or case.id in seen:
+            raise InputError(f"{file.name} names a case {case.id!r}; an id is a file name without a folder, and stands once")
+        seen.add(case.id)
+    for path in dict.fromkeys(path for case in cases for _, path in (*case.references, *case.against)):
+        images.read_picture(path)
+    return cases
+
+
+def run_suite(
+    cases: Sequence[Case],
+    videos: Path,
+    make: Callable[[Case, Path], None] | None,
+    tools: Instruments,
+    kpis: list[Kpi],
+    out: Path,
+    report: Callable[[str, int, int], None],
+) -> Found:
+    """Let `make` see to every video, score all, write `out`/scores.html and .jsonl, and sum up by kind of case.
+
+    Without `make`, a video that is missing counts as unreadable. The control is the likeness to the next case's reference.
+    """
+    check_outputs([out / "scores.html", out / "scores.jsonl"], force=True)
+    for number, case in enumerate(cases, 1):
+        if make:
+            make(case, videos / f"{case.id}.mp4")
+        report("videos", number, len(cases))
+    shown = [case.against or case.references for case in cases]
+    todo = []
+    for case, own, other in zip(cases, shown, [*shown[1:], *shown[:1]], strict=True):
+        stranger = other[0][1] if other and own and other[0][1] != own[0][1] else None
+        label = {"id": case.id, "kind": case.kind}
+        todo.append((videos / f"{case.id}.mp4", Asked(list(own), case.prompt, tools, kpis=kpis, stranger=stranger, label=label)))
+    found = score_all(todo, out / "scores.html", lambda done, total: report("scores", done, total))
+    found.summary["by_kind"] = by_kind(read_rows(out))
+    return found
+
+
+def read_rows(place: Path) -> list[dict[str, Any]]:
+    """The rows of a run's folder, or of a .jsonl of scores. Raises InputError where there are none."""
+    file = place / "scores.jsonl" if place.is_dir() else place
+    rows = []
+    for number, line in enumerate(text_lines(file), 1):
+        try:
+            rows.append(parse_json(line))
+        except ValueError as error:
+            raise InputError(f"{file}, line {number}, is damaged or truncated ({error}); score the videos again") from error
+    if not rows or not all(isinstance(row, dict) and "video" in row for row in rows):
+        raise InputError(f"{place} holds no scores; legal is what evaluate run or score wrote")
+    return rows
+
+
+def by_kind(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Kind of case -> likeness, control and share of sound videos, each a mean with its 95% interval over the cases."""
+    table = {}
+    for kind in dict.fromkeys(row.get("kind", "") for row in rows):
+        some = [row for row in rows if row.get("kind", "") == kind and "unreadable" not in row]
+        values = {
+            "likeness": [row["likeness"] for row in some if row["likeness"] is not None],
+            "control": [row["control"] for row in some if row.get("control") is not None],
+            "sound": [float(not row["faults"]) for row in some],
+        }
+        table[kind or "all"] = {name: [round(v, 4) for v in bootstrap(each)] for name, each in values.items() if each}
+    return table
+
+
+def kind_lines(table: dict[str, dict[str, list[float]]]) -> list[str]:
+    """The table by kind, a line each."""
+    lines = []
+    for kind, values in table.items():
+        said = [f"{name} {mean:.3f} [{low:.3f}, {high:.3f}]" for name, (mean, low, high) in values.items()]
+        lines.append(f"{kind:14} {'   '.join(said)}")
+    return lines
+
+
+def write_opens2v(cases: Sequence[Case], videos: Path, tools: Instruments, out: Path) -> list[Path]:
+    """OpenS2V's own result files in `out`, id -> column, for the columns that can be computed here; returns the files.
+
+    motionscore.json has motion_fb (its motion_lk is random); aesthetic_score.json and facesim.json's arc_score come with their
+    networks. Faces are found by BlazeFace and not by its own detector, so arc_score is near to its column and not the same.
+    """
+    columns: dict[str, dict[str, dict[str, float]]] = {name: {} for name in COLUMNS}
+    rows = {row["id"]: row for row in read_rows(out.parent)}
+    for case in cases:
+        row = rows[case.id]
+        if "unreadable" in row:
+            continue
+        if row["motion_fb"] is not None:
+            columns["motionscore"][case.id] = {"motion_fb": row["motion_fb"]}
+        if tools.aesthetic or (tools.faces and tools.faces.name.startswith("arcface")):
+            frames = spread(Video(videos / row["video"]), OPENS2V_FRAMES)
+            if tools.aesthetic:
+                columns["aesthetic_score"][case.id] = {"aes_score": float(tools.aesthetic(frames).mean())}
+            if (score := arc_score(case, frames, tools)) is not None:
+                columns["facesim"][case.id] = {"arc_score": score}
+    out.mkdir(exist_ok=True)
+    written = []
+    for name, values in columns.items():
+        if values:
+            written.append(out / f"{name}.json")
+            write_json(written[-1], values, indent=4)
+    write_json(out / WRITTEN, {"files": {file.name: content_hash(file) for file in written}}, sealed=True)
+    return written
+
+
+def check_opens2v(out: Path) -> None:
+    """Raise InputError where a result file that `write_opens2v` would write in `out` is there and not ours: they have OpenS2V's
+    layout, which leaves no room for a seal, so their hashes lie beside them.
+    """
+    noted = read_json(out / WRITTEN)["files"] if ours(out / WRITTEN) else {}
+    for file in (out / f"{name}.json" for name in COLUMNS):
+        if file.exists() and noted.get(file.name) != content_hash(file):
+            raise InputError(f"{file} exists, and phantom did not write it or it was changed since; choose another --out")
+
+
+def spread(video: Video, count: int) -> list[np.ndarray]:
+    """`count` frames of a video as OpenS2V chooses them, evenly by number and rounded down; two passes over the file."""
+    total = sum(1 for _ in video.frames())
+    wanted = np.linspace(0, total - 1, count, dtype=int).tolist()
+    stills = {number: frame for number, (_, frame) in enumerate(video.frames()) if number in wanted}
+    return [stills[number] for number in wanted]
+
+
+def arc_score(case: Case, frames: list[np.ndarray], tools: Instruments) -> float | None:
+    """OpenS2V's FaceSim-Arc of a case of people: mean of what is above 0, over frames with a face; None where it has no face."""
+    people = [path for _, path in case.references if path.parent.name in OPENS2V_PEOPLE]
+    if not (tools.faces and tools.faces.name.startswith("arcface") and case.kind in OPENS2V_FACES and people):
+        return None
+    faces = tools.faces
+    known = faces.find(images.read_picture(people[0])[0])
+    if not known:
+        return None
+    found = [each[0] for each in map(faces.find, frames) if each]
+    return float(np.mean([max(0.0, faces.alike(face, known[0])) for face in found])) if found else 0.0

@@ -1,0 +1,332 @@
+"""Files: written whole or not at all, never over what we did not write; text in any Unicode encoding, lines as JSON has them.
+
+Our own files end in a seal: the SHA-256 of everything before it, in a form that the format allows. A file whose seal is broken
+was changed by someone else and is as foreign as one without.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from phantom_s2v.errors import InputError, OutputError
+from phantom_s2v.files.untrusted import parse_json
+
+MARK = b"phantom-s2v sha256 "
+SEAL = len(MARK) + 64
+SEALS = {  # suffix in lower case: what stands before and after the seal
+    ".mp4": ((8 + SEAL).to_bytes(4, "big") + b"free", b""),  # a box that players skip
+    ".png": (b"", b""),  # after the last chunk
+    ".html": (b"\n<!-- ", b" -->\n"),
+    ".toml": (b"\n# ", b"\n"),
+    ".json": (b',\n "seal": "', b'"\n}\n'),  # the last member of the object
+    ".jsonl": (b', "seal": "', b'"}\n'),  # the last member of the last row
+    ".tar": (b"", b""),  # after the end of the archive
+}
+REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "it is larger than this system lets a file be",
+    errno.ENAMETOOLONG: "its name is too long",
+    errno.EROFS: "the disk can only be read",
+    errno.EACCES: "there is no permission to write there",
+    errno.ENOENT: "its folder is gone",
+}
+FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+ROOM = 1 << 20  # bytes that must be free before any work starts
+MOST_WHOLE = 256 << 20  # bytes of a text that is read at once
+BOMS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+def _scratch(path: Path) -> Path:
+    """A name beside `path` that nobody can foresee, short whatever the length of its own."""
+    return path.with_name(f".{secrets.token_hex(8)}.partial")
+
+
+@contextmanager
+def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
+    """Errors of writing become one sentence with the file's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith((str(path), str(scratch or path))):
+            raise  # of another file
+        reason = REASONS.get(error.errno or 0, error.strerror or str(error))
+        raise OutputError(f"{path} cannot be written: {reason}; nothing half-written was left") from error
+
+
+@contextmanager
+def writing(path: Path, sealed: bool = False) -> Iterator[BinaryIO]:
+    """A new file, open for reading and writing, that takes the place of `path` when the block ends, and is removed if it fails.
+
+    It is made under an unpredictable name in the same folder, follows no link, and has the mode that the umask gives. A `sealed`
+    one is ours to replace later (suffixes of SEALS), and does not replace what is not. Raises OutputError where the disk is
+    full, the name is too long, or something foreign is there.
+    """
+    scratch = _scratch(path)
+    with naming(path, scratch):
+        try:
+            with os.fdopen(os.open(scratch, FLAGS, 0o666), "w+b") as file:
+                yield file
+                if sealed:
+                    _seal(file, path.suffix.lower())
+                file.flush()
+                os.fsync(file.fileno())
+            if sealed and os.path.lexists(path) and not ours(path):
+                raise OutputError(f"{path} was not written by phantom, or was changed since, and is not replaced")
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that becomes `path` when the block ends, and is removed if it fails. Raises OutputError as `writing` does,
+    and where `path` is a folder with something in it.
+    """
+    scratch = _scratch(path)
+    with naming(path, scratch):
+        try:
+            scratch.mkdir()
+            yield scratch
+            scratch.rename(path)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file, all of it or none. Raises OutputError as `writing` does."""
+    left = text.encode("utf-8", "backslashreplace")
+    with naming(path), path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def beside(path: Path, rest: str) -> Path:
+    """The name of what belongs to an output: of fox.mp4 and "sheet.png" fox.sheet.png, which is nobody's input by chance."""
+    return path.with_name(f"{path.stem}.{rest}")
+
+
+@contextmanager
+def locked(folder: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Be the only process that writes in a folder; where another is, `waiting` is called and its end awaited.
+
+    The lock ends with the process that holds it, however it ends. Raises OutputError where nothing can be written there.
+    """
+    lock = FileLock(folder / "writer.lock")
+    with naming(folder):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_text(path: Path, text: str, sealed: bool = False) -> None:
+    """Write text as UTF-8; see `writing`."""
+    with writing(path, sealed) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))  # half of a surrogate pair, as in a name that is not UTF-8
+
+
+def write_json(path: Path, value: Any, sealed: bool = False, indent: int | None = 1) -> None:
+    """Write a value as JSON; see `writing`. What is sealed has to be an object that is not empty."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n", sealed)
+
+
+def _seal(file: BinaryIO, suffix: str) -> None:
+    """Append the seal of what was written so far; of JSON it goes into the last object."""
+    before, after = SEALS[suffix]
+    end = file.seek(0, os.SEEK_END)
+    if suffix in (".json", ".jsonl"):
+        file.seek(max(0, end - 64))
+        tail = file.read().rstrip()
+        if not tail.endswith(b"}"):
+            raise ValueError(f"only JSON objects can be sealed, not what ends in {tail[-20:]!r}")
+        body = max(0, end - 64) + len(tail[:-1].rstrip())
+        file.truncate(body)
+    length = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    digest = _digest(file, length)
+    file.seek(0, os.SEEK_END)
+    file.write(before + MARK + digest.encode() + after)
+
+
+def ours(path: Path) -> bool:
+    """Whether a file is as `writing` sealed it. A link, a folder and a file that cannot be read are not."""
+    before, after = SEALS.get(path.suffix.lower(), (b"", b""))
+    length = len(before) + SEAL + len(after)
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size < length:
+            return False
+        with path.open("rb") as file:
+            body = file.seek(-length, os.SEEK_END)
+            found = re.fullmatch(re.escape(before + MARK) + rb"([0-9a-f]{64})" + re.escape(after), file.read())
+            file.seek(0)
+            return bool(found) and _digest(file, body) == found[1].decode()
+    except OSError:
+        return False
+
+
+def _digest(file: BinaryIO, length: int) -> str:
+    digest = hashlib.sha256()
+    while length and (part := file.read(min(length, 1 << 20))):
+        digest.update(part)
+        length -= len(part)
+    return digest.hexdigest()
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = (), force: bool = False, suffix: str = "") -> None:
+    """Raise InputError, before any work, for an output that is named twice, is an input, exists already, or cannot be written.
+
+    With `force` those that are `ours` may exist. `inputs` that do not exist are passed over. With `suffix` names must end in it.
+    """
+    read = {(found.st_dev, found.st_ino) for found in (path.stat() for path in inputs if path.exists())}
+    folders: set[Path] = set()
+    seen: set[Path] = set()
+    for path in outputs:
+        if not path.name.endswith(suffix):
+            raise InputError(f"the output is {path.name}; it is written as {suffix}")
+        if path.parent not in folders:
+            check_folder(path.parent)
+            folders.add(path.parent)
+        place = path.parent.resolve() / path.name
+        if place in seen:
+            raise InputError(f"{path} would be written twice; give every output a name of its own")
+        seen.add(place)
+        _check_free(path, read, force)
+
+
+def _check_free(path: Path, inputs: set[tuple[int, int]], force: bool) -> None:
+    """Raise InputError where something stands at `path` that must not be replaced, or where its name cannot be one."""
+    check_name(path)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {REASONS.get(error.errno or 0, error.strerror)}") from error
+    if path.is_dir():
+        raise InputError(f"the output {path} is a folder; a file name is needed")
+    if path.exists() and (path.stat().st_dev, path.stat().st_ino) in inputs:
+        raise InputError(f"the output {path} is also an input, which would be lost; choose another name for the output")
+    if not ours(path):
+        raise InputError(f"{path} exists, and phantom did not write it or it was changed since; choose another name")
+    if not force:
+        raise InputError(f"{path} exists already; choose another name, or replace it with --force")
+
+
+def check_new_folder(out: Path, room: int = ROOM) -> None:
+    """Raise InputError where a folder cannot be made: something is there already, or its own folder has too little room."""
+    check_name(out)
+    if os.path.lexists(out) and (not out.is_dir() or out.is_symlink() or any(out.iterdir())):
+        raise InputError(f"{out} exists already; choose a name that is free")
+    check_folder(out.absolute().parent, room)
+
+
+def check_name(path: Path) -> None:
+    """Raise InputError for a name that is not UTF-8, which Lance and safetensors cannot write to."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name of the output {path} is not UTF-8; choose another") from error
+
+
+def check_folder(folder: Path, room: int = ROOM) -> None:
+    """Raise InputError where a folder is missing, cannot be written, or has fewer than `room` bytes free."""
+    check_name(folder)
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
+    scratch = _scratch(folder / "probe")
+    try:
+        try:
+            with os.fdopen(os.open(scratch, FLAGS, 0o666), "wb") as file:
+                file.write(bytes(4096))
+                os.fsync(file.fileno())
+        finally:
+            scratch.unlink(missing_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        reason = REASONS.get(error.errno or 0, error.strerror)
+        raise InputError(f"the folder {folder} of the output cannot be written: {reason}; choose another") from error
+    if free < room:
+        raise InputError(f"the folder {folder} of the output has {free / 1e6:.1f} MB free; {room / 1e6:.1f} MB are needed")
+
+
+def _encoding(head: bytes) -> str:
+    """The encoding that the first bytes of a text show: by its byte order mark or, of ASCII in UTF-16, by its zeros."""
+    for mark, encoding in BOMS:
+        if head.startswith(mark):
+            return encoding
+    if len(head) > 1 and 0 in head[:2] and any(head[:2]):
+        return "utf-16-be" if head[0] == 0 else "utf-16-le"
+    return "utf-8"
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Lines of a text file, without their ends, one in memory at a time. Raises InputError where it cannot be read.
+
+    UTF-8, UTF-16 and UTF-32, with and without a byte order mark. Lines end as JSON Lines has it, in LF or CR LF (or CR): other
+    Unicode separators are legal inside JSON strings and end nothing.
+    """
+    number = 0
+    try:
+        with path.open("rb") as file:
+            encoding = _encoding(file.read(4))
+        with path.open(encoding=encoding) as file:
+            for number, line in enumerate(file, 1):  # noqa: B007 - told where decoding fails
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is no Unicode text (byte 0x{error.object[error.start]:02x} in line {number + _ends(error) + 1}); save it as "
+            "UTF-8, since older encodings cannot be told apart"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _ends(error: UnicodeDecodeError) -> int:
+    """How many lines end, in the part of a text that was being decoded, before the byte that cannot be."""
+    return len(re.findall("\r\n?|\n", error.object[: error.start].decode(error.encoding, "replace")))
+
+
+def read_text(path: Path) -> str:
+    """A text file whole, of at most MOST_WHOLE bytes; see `text_lines`."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        size = 0  # what cannot be read is told below
+    if size > MOST_WHOLE:
+        raise InputError(f"{path} has {size >> 20} MiB; a text that is read whole must have at most {MOST_WHOLE >> 20} MiB")
+    return "\n".join(text_lines(path))
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. Raises InputError where it is none."""
+    try:
+        return parse_json(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON that can be read ({error})") from error

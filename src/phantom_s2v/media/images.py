@@ -1,0 +1,265 @@
+"""Pictures and videos: files <-> uint8 arrays [H, W, 3] and [F, H, W, 3]."""
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import av
+import numpy as np
+from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.files.io import writing
+from phantom_s2v.files.untrusted import is_file
+from phantom_s2v.geometry import fit_inside
+from phantom_s2v.media.videos import Video, encode, orientation
+
+Segment = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> bool [H, W]
+LONGEST_ASPECT = 8
+WHITE = (255, 255, 255)
+GROUND_TOLERANCE = 24  # of 255, in every channel: what still counts as the colour of a plain ground
+GROUND_SHARE = 0.9  # of a picture's border that must have it
+SAME_COLOUR = 2  # of 255: a profile that changes no more is sRGB's
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # what Pillow may try: others, such as EPS, start programs
+CRF = 12  # of x264: what we write is nearly lossless
+MOST_VIDEO_BYTES = 4 << 30  # of decoded frames that are held at once: 17 s of 1080p at 40 frames a second
+
+
+def open_picture(source: Path | BinaryIO, formats: tuple[str, ...] = PICTURE_FORMATS) -> Image.Image:
+    """The picture of a file or an open stream, in one of the documented formats and no other, whatever its name says.
+
+    Raises UnidentifiedImageError for any other content, and DecompressionBombWarning beyond Pillow's limit of pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(source, formats=formats)
+
+
+def read_picture(
+    source: Path | bytes,
+    released: bool = False,
+    cutout: bool = False,
+    segment: Segment | None = None,
+    name: str = "a picture",
+) -> tuple[np.ndarray, list[str]]:
+    """A picture as sRGB uint8 [H, W, 3], upright and composited on white, and notices of what was converted.
+
+    `source` is a file, or a file's content under a `name`. EXIF orientation and ICC profile are obeyed, of an animation the first
+    frame is taken, 16 bits and floating point become 8 bits. `released`: as the released code reads it, alpha dropped, EXIF and
+    profile ignored (facts 2.3). `cutout`: the ground is removed, by `segment` (picture -> mask) where it is neither transparent
+    nor plain. Raises InputError for what is missing, empty, truncated, no picture, beyond Pillow's limit or a sliver.
+    """
+    name = str(source) if isinstance(source, Path) else name
+    if isinstance(source, Path) and not is_file(source):
+        raise InputError(f"{name} is not a file; a reference is a PNG, JPEG, WebP or other picture file")
+    if not (source.stat().st_size if isinstance(source, Path) else source):
+        raise InputError(f"{name} is empty; a reference is a PNG, JPEG, WebP or other picture file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture, notices = _decoded(source, released, cutout, segment)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else "the limit"
+        raise InputError(f"{name} has too many pixels; at most {limit} are read") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is not a picture that can be read; PNG, JPEG, WebP, GIF, BMP and TIFF are") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"{name} is damaged or truncated ({error}); save it again as PNG or JPEG") from error
+    height, width = picture.shape[:2]
+    if max(height, width) > LONGEST_ASPECT * min(height, width):
+        raise InputError(f"{name} is {width}x{height}; the longer side may be at most {LONGEST_ASPECT} times the shorter")
+    shown = source.name if isinstance(source, Path) else name
+    return picture, [f"{shown}: {notice}" for notice in notices]
+
+
+def _decoded(source: Path | bytes, released: bool, cutout: bool, segment: Segment | None) -> tuple[np.ndarray, list[str]]:
+    """The picture of a file, and what was done to it."""
+    file = source if isinstance(source, Path) else io.BytesIO(source)
+    try:
+        image, notices = open_picture(file), list[str]()
+    except UnidentifiedImageError:
+        image, notices = _open_float_tiff(file)
+    with image:
+        if released:
+            picture = np.asarray(image.convert("RGB")).copy()
+        else:
+            picture, said = _to_rgb(image)
+            notices += said
+        if cutout:
+            picture, how = _cut_out(image, picture, segment)
+            notices.append(how)
+    return picture, notices
+
+
+def _open_float_tiff(file: Path | BinaryIO) -> tuple[Image.Image, list[str]]:
+    """A TIFF of several floating-point channels, which ffmpeg reads and Pillow does not, upright and as 8 bits.
+
+    Raises UnidentifiedImageError for anything else.
+    """
+    try:
+        with av.open(f"file:{file}" if isinstance(file, Path) else file, "r", format="tiff_pipe") as container:
+            stream = container.streams.video[0]
+            stream.codec_context.options = {"max_pixels": str(Image.MAX_IMAGE_PIXELS or 2**31 - 1)}
+            frame = next(container.decode(stream))
+    except (av.FFmpegError, IndexError, StopIteration, OSError) as error:
+        raise UnidentifiedImageError from error
+    if frame.format.name.removeprefix("rgba").removeprefix("rgb") not in ("f32le", "f32be"):
+        raise UnidentifiedImageError
+    turn, mirrored = orientation(frame)
+    values = _to_bytes(frame.to_ndarray(), "F")
+    upright = np.rot90(values[:, ::-1] if mirrored else values, turn)
+    said = ["rotated according to EXIF"] if turn or mirrored else []
+    return Image.fromarray(np.ascontiguousarray(upright)), ["more than 8 bits, reduced to 8", *said]
+
+
+def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
+    """The picture in sRGB, upright and on white, and what was done to it."""
+    notices = []
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph with its previews
+        image.seek(0)
+        notices.append("animation, the first frame is used")
+    if image.getexif().get(0x0112, 1) != 1:
+        notices.append("rotated according to EXIF")
+    deep = any(
+        "16" in str(getattr(tile, "args", "")) for tile in getattr(image, "tile", ())
+    )  # Pillow itself reduces what has three channels
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I") or upright.mode == "F":
+        upright, deep = Image.fromarray(_to_bytes(np.asarray(upright, np.float64), upright.mode)), True
+    if deep:
+        notices.append("more than 8 bits, reduced to 8")
+    if upright.mode == "CMYK":
+        notices.append("CMYK, converted to RGB")
+    alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
+    opaque, said = _in_srgb(upright)
+    notices += said
+    if alpha:
+        opaque.paste(Image.new("RGB", opaque.size, WHITE), mask=ImageChops.invert(alpha))
+        notices.append("transparency composited on white")
+    return np.asarray(opaque).copy(), notices
+
+
+def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
+    """Values of 16 or 32 bits or floating point (Pillow's `mode` I;16, I or F) as uint8. Raises ValueError for NaN and infinity.
+
+    Of floating point 1 is white where nothing is above 16 (what is brighter is clipped), else 255 or 65,535.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    tops = {"F": ((16.0, 1.0), (255.0, 255.0)), "I": ((255.0, 255.0),)}.get(mode, ())  # at most, then white
+    white = next((white for most, white in tops if values.max() <= most), 65535.0)
+    return np.clip(values / white * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def _in_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """The colours of a picture, without alpha, as RGB in sRGB, by its ICC profile where it has one, and what was done."""
+    lab, profile = image.mode == "LAB", image.info.get("icc_profile")
+    flat = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of palettes with transparency otherwise
+    flat = flat if flat.mode in ("L", "CMYK", "LAB") else flat.convert("L" if flat.mode == "LA" else "RGB")
+    if not profile and not lab:
+        return flat.convert("RGB"), []
+    try:
+        source = ImageCms.createProfile("LAB") if lab else ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
+        target = ImageCms.createProfile("sRGB")
+        done = ImageCms.profileToProfile(flat, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
+        assert done
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return flat.convert("RGB"), ["its colour profile cannot be used and is ignored"]
+    if flat.mode in ("L", "RGB"):
+        plain = flat.convert("RGB")
+        if np.abs(np.asarray(plain, np.int16) - np.asarray(done)).max() <= SAME_COLOUR:
+            return plain, []  # sRGB by another name
+    return done, ["colour profile converted to sRGB"]
+
+
+def _cut_out(image: Image.Image, picture: np.ndarray, segment: Segment | None) -> tuple[np.ndarray, str]:
+    """The picture with its ground white, and how: by alpha, by a plain ground at the borders, or by `segment`."""
+    if image.has_transparency_data:
+        return picture, "cut out by its transparency"
+    rim = border(picture).astype(np.float32)
+    ground = np.median(rim, 0)
+    if np.mean(np.abs(rim - ground).max(1) <= GROUND_TOLERANCE) < GROUND_SHARE:
+        if segment:
+            return np.where(segment(picture)[..., None], picture, np.uint8(255)), "cut out by SAM2"
+        raise InputError(
+            "the ground of a reference is neither transparent nor plain, so it cannot be cut out without a model; "
+            "give a picture with transparency or on one colour, name SAM2's folder with --segmenter, or leave out --cutout"
+        )
+    alike = np.ones(picture.shape[:2], bool)
+    for channel, value in enumerate(ground.tolist()):  # one after the other: a large picture is not held in float
+        shades = picture[..., channel]
+        alike &= (shades >= value - GROUND_TOLERANCE) & (shades <= value + GROUND_TOLERANCE)
+    return np.where(_outside(alike)[..., None], np.uint8(255), picture), "cut out of its plain ground"
+
+
+def _outside(alike: np.ndarray) -> np.ndarray:
+    """What the borders of bool [H, W] reach over what is true, bool [H, W]; a hole inside stays. One pass, whatever its shape."""
+    labels, _ = cast(tuple[np.ndarray, int], ndimage.label(np.pad(alike, 1, constant_values=True)))
+    return (labels == labels[0, 0])[1:-1, 1:-1]
+
+
+def border(picture: np.ndarray, width: int = 1) -> np.ndarray:
+    """The outermost `width` pixels on all sides of [H, W, C], as [n, C]; corners count twice."""
+    sides = (picture[:width], picture[-width:], picture[:, :width], picture[:, -width:])
+    return np.concatenate([side.reshape(-1, picture.shape[-1]) for side in sides])
+
+
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """`count` numbers from 0 to `length` - 1, the first and the last among them; all of them where there are fewer."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+
+
+def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Fit a picture into [height, width, 3] on white, centred, the odd pixel right and below (facts 2.3)."""
+    new_width, new_height = fit_inside(picture.shape[1], picture.shape[0], width, height)
+    image = Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (width, height), WHITE)
+    canvas.paste(image, ((width - new_width) // 2, (height - new_height) // 2))
+    return np.asarray(canvas)
+
+
+def encode_video(frames: np.ndarray, fps: float) -> bytes:
+    """H.264 in mp4, nearly lossless, with BT.709's colour tags; sides must be even. The same frames give the same bytes."""
+    target = io.BytesIO()
+    encode(target, frames, fps, CRF)
+    return target.getvalue()
+
+
+def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Write what `encode_video` gives to a file that is sealed as ours, without holding it in memory."""
+    with writing(path, sealed=True) as file:
+        encode(file, frames, fps, CRF)
+
+
+def read_video(source: Path | BinaryIO, name: str = "a video") -> tuple[np.ndarray, float]:
+    """All frames, uint8 [F, H, W, 3], and frames a second, as `Video` gives them one by one. Raises InputError where it is none.
+
+    A file of some kilobytes can decode to any size, so more than `MOST_VIDEO_BYTES` are refused.
+    """
+    video = Video(source, name)
+    frames, size = [], 0
+    for _, frame in video.frames():
+        size += frame.nbytes
+        if size > MOST_VIDEO_BYTES:
+            limit = f"{MOST_VIDEO_BYTES >> 30} GB"
+            raise InputError(f"{video.name} is more than {limit} decoded, at frame {len(frames) + 1}; cut or shrink it")
+        frames.append(frame)
+    return np.stack(frames), video.facts.fps
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] as PNG, to a file that is sealed as ours."""
+    with writing(path, sealed=True) as file:
+        Image.fromarray(picture).save(file, "PNG")
+
+
+def contact_sheet(references: list[np.ndarray], frames: np.ndarray, columns: int = 7, side: int = 128) -> np.ndarray:
+    """References, then evenly spaced frames, in one row of squares of `side` pixels, uint8 [side, n side, 3]."""
+    chosen = [frames[i] for i in evenly_spaced(len(frames), columns)]
+    tiles = [np.asarray(Image.fromarray(letterbox(p, side, side))) for p in (*references, *chosen)]
+    gap = np.full((side, 8, 3), 255, np.uint8)
+    split = len(references)
+    return np.concatenate([*tiles[:split], *([gap] if split else []), *tiles[split:]], 1)

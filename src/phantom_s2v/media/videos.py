@@ -1,0 +1,396 @@
+"""Videos: files -> frames as a player shows them, uint8 [H, W, 3], one after the other; frames -> H.264 with its colour tags.
+
+A frame is upright (the display matrix), of square pixels, BT.709 of 8 bits, and composited on white. Times are seconds since the
+first frame; where timestamps restart, jump or are missing, time goes on by one frame.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.files.untrusted import is_file
+from phantom_s2v.geometry import fit_inside
+from phantom_s2v.media import colour
+
+CONTAINERS = ("mov", "matroska", "webm", "avi", "mpeg", "mpegts", "gif")  # ffmpeg's names; playlists open other files
+MOST_FRAME_PIXELS = 8192 * 4320  # 8K
+JUMP = 10.0  # seconds: a longer step between two frames is a fault of the timestamps, unless all are as long
+DISORDER = 1.0  # seconds that a timestamp may lie before the last one without being a restart
+UNEVEN = 0.25  # of a frame's time: a step that differs by more is of a variable rate
+LONGEST_PIXEL = 8  # shape of a pixel, of which more is a fault of the file
+LIMITED, FULL = 1, 2  # ranges
+ALL_PIXELS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+TURNS = ("", "rotated by 270 degrees", "rotated by 180 degrees", "rotated by 90 degrees")  # of quarters anticlockwise: clockwise
+TRANSFERS = {colour.PQ: "HDR (PQ)", colour.HLG: "HDR (HLG)", colour.LINEAR: "linear light"}
+Timed = tuple[float, np.ndarray]
+
+
+class UnreadableVideoError(InputError):
+    """A file that holds no video which can be read; `reason` is its sentence without the name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} {'has' if reason.startswith('no ') else 'is'} {reason}")
+        self.reason = reason
+
+
+class _Unfit(ValueError):  # noqa: N818 - its text is a reason
+    """A reason that needs no more words."""
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a video is, as its frames are shown."""
+
+    height: int  # pixels, upright and square
+    width: int
+    fps: float  # frames a second, the mean over the timestamps; 0 where there is one frame and no rate
+    count: int  # packets, which is frames where nothing is broken
+    steady: bool  # all frames are shown equally long
+    ordered: bool  # timestamps rise without a jump, so that a moment can be sought
+    origin: float  # timestamp of the first frame, seconds
+    notices: tuple[str, ...]  # what has to be converted
+    playable: bool  # H.264 in an MP4 as browsers and our own stores take it, with nothing to convert
+
+
+def open_video(source: Path | BinaryIO) -> InputContainer:
+    """A video of a file or an open stream, in one of the documented containers and no other.
+
+    A name is a file's and never a protocol's (concat:, http:), and what the content names is not opened (playlists). Frames
+    beyond 8K are refused, also where the size changes later. Raises ValueError, OSError, and av.FFmpegError for what is no video.
+    """
+    if isinstance(source, Path) and not is_file(source):
+        raise _Unfit("not a file")
+    if isinstance(source, Path) and not source.stat().st_size:
+        raise _Unfit("empty")
+    if not isinstance(source, Path):
+        source.seek(0)
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": ",".join(CONTAINERS),
+        "max_pixels": str(MOST_FRAME_PIXELS),
+    }
+    name = f"file:{source}" if isinstance(source, Path) else source
+    container = av.open(name, "r", options=options, metadata_errors="replace")
+    for stream in container.streams.video:
+        if stream.width * stream.height > MOST_FRAME_PIXELS:
+            container.close()
+            raise _Unfit(f"{stream.width}x{stream.height}; at most {MOST_FRAME_PIXELS:,} pixels are read")
+        stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
+    return container
+
+
+class Video:
+    """A file that can be gone through again and again, with one frame in memory at a time.
+
+    Raises UnreadableVideoError for what is no video, wherever in the file that shows.
+    """
+
+    def __init__(self, source: Path | BinaryIO, name: str = "") -> None:
+        self.source, self.name = source, name or str(source)
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        """Container and stream; what ffmpeg raises on the way becomes UnreadableVideoError."""
+        try:
+            with open_video(self.source) as container:
+                stream = container.streams.best("video")
+                if not isinstance(stream, VideoStream):
+                    raise _Unfit(f"no video stream{' (audio only)' if container.streams.audio else ''}")
+                yield container, stream
+        except PermissionError as error:
+            raise UnreadableVideoError(self.name, "no file that may be read") from error
+        except _Unfit as error:
+            raise UnreadableVideoError(self.name, str(error)) from error
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise UnreadableVideoError(self.name, f"not a video that can be read ({_said(error)})") from error
+
+    @cached_property
+    def facts(self) -> VideoFacts:
+        """Size, rate and what has to be converted, from the first frame and all packets' timestamps."""
+        with self._opened() as (container, stream):
+            first = next(_decoded(container, stream), None)
+            if first is None:
+                raise _Unfit("no frame")
+            look, notices = _Look(first, stream.sample_aspect_ratio), _notices(first, stream.sample_aspect_ratio)
+            codec, form = stream.codec_context.name, container.format.name
+            origin = _seconds(first) or 0.0
+            if look.shape[0] * look.shape[1] > MOST_FRAME_PIXELS:  # by the shape of its pixels
+                raise _Unfit(f"{look.shape[1]}x{look.shape[0]}; at most {MOST_FRAME_PIXELS:,} pixels are read")
+        count, fps, steady, ordered = self._timing()
+        if not ordered:
+            notices.append("timestamps that restart or jump: the frames follow each other without a gap")
+        elif not steady:
+            notices.append("variable frame rate")
+        plain = not notices and first.format.name in ("yuv420p", "yuvj420p") and codec == "h264" and "mp4" in form
+        return VideoFacts(*look.shape, fps, count, steady, ordered, origin, tuple(notices), plain)
+
+    def _timing(self) -> tuple[int, float, bool, bool]:
+        """Packets, frames a second, whether they are equally long, and whether timestamps rise."""
+        with self._opened() as (container, stream):
+            rate = stream.average_rate or stream.guessed_rate
+            base, clock, steps = float(stream.time_base or 0), _Clock(1 / float(rate) if rate else 1 / 25), _Steps()
+            ordered = True
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                stamp = packet.pts if packet.dts is None else packet.dts
+                if packet.pts is not None and packet.dts is not None:
+                    ordered &= abs(packet.pts - packet.dts) * base <= 2 * DISORDER
+                steps.add(clock.at(None if stamp is None else stamp * base))
+        count, seconds = steps.count, clock.now
+        measured = (count - 1) / seconds if seconds > 0 else 0.0
+        stated = float(rate or 0)
+        fps = stated if stated and (not measured or abs(measured / stated - 1) < 0.01) else measured
+        return count, fps, steps.steady(fps, base), ordered and not clock.repairs
+
+    def frames(self, begins: float = 0.0, size: tuple[int, int] | None = None) -> Iterator[Timed]:
+        """(seconds, uint8 [H, W, 3]) of every frame from `begins` on; at another `size` (height, width) where one is given.
+
+        A frame of another shape than the first has black bars.
+        """
+        facts = self.facts
+        height, width = size or (facts.height, facts.width)
+        with self._opened() as (container, stream):
+            clock = _Clock(1 / facts.fps if facts.fps else 1 / 25, facts.origin)
+            if begins > 1 and facts.ordered and stream.time_base:
+                container.seek(int((begins + facts.origin) / stream.time_base), stream=stream)
+            painter = _Painter((height, width), (facts.height, facts.width), stream.sample_aspect_ratio)
+            try:
+                for frame in _decoded(container, stream):
+                    if clock.at(_seconds(frame)) >= begins - 1e-4:
+                        yield clock.now, painter(frame)
+            except av.FFmpegError as error:
+                raise _Unfit(f"broken after {clock.now:.1f} s ({_said(error)})") from error
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Frames of a stream. FFmpeg's own decoder of VP9 passes over alpha, so there libvpx decodes."""
+    if stream.metadata.get("alpha_mode") != "1" or stream.codec_context.name not in ("vp8", "vp9"):
+        yield from container.decode(stream)
+        return
+    decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name], "r")
+    decoder.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet if packet.size else None)  # type: ignore[attr-defined]
+
+
+def _seconds(frame: av.VideoFrame) -> float | None:
+    return float(frame.time) if frame.time is not None else None
+
+
+class _Clock:
+    """Seconds since `origin` out of timestamps; `step` is what a frame takes where its timestamp is wrong or missing."""
+
+    def __init__(self, step: float, origin: float | None = None) -> None:
+        self.step, self.offset, self.last, self.now, self.repairs = step, origin, None, 0.0, 0
+
+    def at(self, stamp: float | None) -> float:
+        """The time of the next frame."""
+        if stamp is None:
+            self.now = self.now + self.step if self.last is not None else 0.0
+            self.last = self.now + (self.offset or 0.0)
+            return self.now
+        if self.offset is None:
+            self.offset = stamp
+        gone = 0.0 if self.last is None else stamp - self.last
+        if gone < -DISORDER or gone > max(JUMP, 5 * self.step):
+            self.offset, self.repairs = stamp - self.now - self.step, self.repairs + 1
+        self.now = stamp - self.offset if self.last is None else max(self.now + 1e-6, stamp - self.offset)
+        self.last = stamp
+        return self.now
+
+
+class _Steps:
+    """How many frames there are and how many steps between them differ, in the memory of the last ones."""
+
+    def __init__(self) -> None:
+        self.count, self.before = 0, 0.0
+        self.lengths: dict[int, int] = {}  # milliseconds -> how many steps; at most a thousand lengths are told apart
+
+    def add(self, now: float) -> None:
+        """Take in the time of a frame."""
+        if self.count:
+            length = round((now - self.before) * 1000)
+            key = length if length in self.lengths or len(self.lengths) < 1000 else -1
+            self.lengths[key] = self.lengths.get(key, 0) + 1
+        self.count, self.before = self.count + 1, now
+
+    def steady(self, fps: float, base: float) -> bool:
+        """Whether steps are as long as a frame of this rate; `base` is the least difference of two timestamps, seconds."""
+        if not fps:
+            return True
+        slack = 1000 * max(UNEVEN / fps, base) + 0.5
+        uneven = sum(count for length, count in self.lengths.items() if abs(length - 1000 / fps) > slack)
+        return uneven <= max(2, 0.01 * self.count)
+
+
+class _Look:
+    """How a frame has to be shown: its size upright and with square pixels, its turn, and what its colours are."""
+
+    def __init__(self, frame: av.VideoFrame, pixel: Fraction | None) -> None:
+        self.turn, self.mirrored = orientation(frame)
+        self.pixel = Fraction(pixel) if pixel and Fraction(1, LONGEST_PIXEL) <= pixel <= LONGEST_PIXEL else Fraction(1)
+        height, width = round(frame.height / min(self.pixel, 1)), round(frame.width * max(self.pixel, 1))
+        self.shape = (width, height) if self.turn % 2 else (height, width)
+        form = frame.format
+        self.alpha = form.has_palette or any(c.is_alpha for c in form.components)
+        self.coded = not form.is_rgb and sum(not c.is_alpha for c in form.components) == 3  # Y'CbCr
+        self.full = frame.color_range == FULL or form.name.startswith("yuvj")
+        unknown = frame.colorspace in (2, 3)
+        self.matrix = colour.guess_matrix(frame.height, frame.width) if unknown else frame.colorspace
+        self.transfer, self.primaries = frame.color_trc, frame.color_primaries
+        self.wide = colour.needs_conversion(self.transfer, self.primaries)
+        if height * width > MOST_FRAME_PIXELS:
+            raise _Unfit(f"{width}x{height}; at most {MOST_FRAME_PIXELS:,} pixels are read")
+        if self.coded and self.matrix not in colour.MATRICES:
+            raise _Unfit(f"coded with colour matrix {self.matrix} of ITU-T H.273, which is not supported")
+
+
+def _notices(frame: av.VideoFrame, pixel: Fraction | None) -> list[str]:
+    """What is converted in frames like this one."""
+    look, bits = _Look(frame, pixel), max(c.bits for c in frame.format.components)
+    ratio = f"{pixel.numerator}:{pixel.denominator}" if pixel else ""
+    said = [
+        TURNS[look.turn],
+        "mirrored" if look.mirrored else "",
+        f"pixels of {ratio} made square" if look.pixel != 1 else "",
+        f"pixels of {ratio} are not possible and taken as square" if pixel and pixel != look.pixel else "",
+        f"{TRANSFERS.get(look.transfer, 'wide colour gamut')} converted to BT.709" if look.wide else "",
+        f"{bits} bits reduced to 8" if bits > 8 else "",
+        "transparency composited on white" if look.alpha and _transparent(frame) else "",
+    ]
+    return [each for each in said if each]
+
+
+def _transparent(frame: av.VideoFrame) -> bool:
+    return bool((frame.reformat(format="rgba").to_ndarray()[..., 3] < 255).any())
+
+
+def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
+    """(quarter turns anticlockwise, whether it is mirrored left to right before them), by the display matrix."""
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # of a frame with data that PyAV has no name for, such as EXIF, it gives the rotation alone
+        return round(frame.rotation / 90) % 4, False
+    if data is None:
+        return 0, False
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).astype(float).tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):  # the nearest quarter
+        across, down, swapped = a < 0, d < 0, False
+    else:
+        across, down, swapped = c < 0, b < 0, True
+    if swapped:  # a transposition, then flips: without a flip, or with both, it mirrors
+        return (3 if across else 1), across == down
+    return (2 if down else 0), across != down
+
+
+class _Painter:
+    """Decoded frames -> pictures of one size. It keeps ffmpeg's scaler from frame to frame."""
+
+    def __init__(self, size: tuple[int, int], shape: tuple[int, int], pixel: Fraction | None) -> None:
+        self.size, self.shape, self.pixel, self.scaler = size, shape, pixel, VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """The frame as it is shown, uint8 [H, W, 3]; of another shape than (height, width) `shape` it has black bars."""
+        look = _Look(frame, self.pixel)
+        height, width = self.size
+        if look.shape[0] * self.shape[1] != look.shape[1] * self.shape[0]:
+            width, height = fit_inside(look.shape[1], look.shape[0], width, height)
+        stored = (width, height) if look.turn % 2 else (height, width)
+        picture = self._rgb(frame, look, *stored)
+        picture = np.rot90(picture[:, ::-1] if look.mirrored else picture, look.turn)
+        if (height, width) != self.size:
+            canvas = np.zeros((*self.size, 3), np.uint8)
+            top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
+            canvas[top : top + height, left : left + width] = picture
+            picture = canvas
+        return np.ascontiguousarray(picture)
+
+    def _rgb(self, frame: av.VideoFrame, look: _Look, height: int, width: int) -> np.ndarray:
+        """uint8 [height, width, 3] in BT.709 on white, as it is stored."""
+        if look.coded:
+            frame.colorspace, frame.color_range = look.matrix, FULL if look.full else LIMITED
+        smaller = width < frame.width or height < frame.height
+        flags = Interpolation.AREA | Interpolation.ACCURATE_RND if smaller else ALL_PIXELS
+        alpha = None
+        if look.coded and (look.wide or look.matrix == colour.YCGCO):
+            values = self._scaled(frame, width, height, "yuva444p16le" if look.alpha else "yuv444p16le", flags)
+            signal = colour.decode_yuv(values, look.matrix, look.full)
+            alpha = values[..., 3:] / np.float32(65535) if look.alpha else None
+        elif look.wide:
+            values = self._scaled(frame, width, height, "rgba64le", flags)
+            signal, alpha = values[..., :3] / np.float32(65535), values[..., 3:] / np.float32(65535)
+        else:
+            rgb = self._scaled(frame, width, height, "rgba" if look.alpha else "rgb24", flags)
+            return _on_white(rgb[..., :3], rgb[..., 3:] / np.float32(255)) if look.alpha else rgb
+        rgb = colour.to_bt709(signal, look.transfer, look.primaries) if look.wide else (signal * 255 + 0.5).astype(np.uint8)
+        return rgb if alpha is None else _on_white(rgb, alpha)
+
+    def _scaled(self, frame: av.VideoFrame, width: int, height: int, form: str, flags: Interpolation) -> np.ndarray:
+        return self.scaler.reformat(frame, width, height, form, interpolation=flags, threads=1).to_ndarray()
+
+
+def _on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    return (rgb * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+
+
+def resampled(frames: Iterable[Timed], begins: float, count: int, fps: float) -> Iterator[np.ndarray]:
+    """The frame that is on the screen at each of `count` moments from `begins` on, 1 / fps seconds apart; the last one stays."""
+    given, shown = 0, None
+    for time, picture in frames:
+        while shown is not None and given < count and time - begins > (given + 0.5) / fps:
+            yield shown
+            given += 1
+        if given == count:
+            return
+        shown = picture
+    while shown is not None and given < count:
+        yield shown
+        given += 1
+
+
+def encode(target: Path | BinaryIO, frames: Iterable[np.ndarray], fps: float, crf: int) -> None:
+    """Frames uint8 [H, W, 3] as H.264 in mp4, tagged BT.709 and converted with its matrix; the same frames give the same bytes.
+
+    They go straight into the encoder, so memory does not grow with the video. An odd last row or column is left out.
+    """
+    # With macroblock-tree rate control x264 gives other bits for the same small frames from run to run.
+    options = {"crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
+    place = f"file:{target}" if isinstance(target, Path) else target
+    with av.open(place, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(60_060), options=options)
+        stream.pix_fmt, coder = "yuv420p", stream.codec_context
+        coder.color_primaries = coder.color_trc = coder.colorspace = 1
+        coder.color_range = LIMITED
+        scaler = VideoReformatter()
+        for number, picture in enumerate(frames):
+            height, width = (side // 2 * 2 for side in picture.shape[:2])
+            if not number:
+                stream.height, stream.width = height, width
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            frame = scaler.reformat(
+                rgb,
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=LIMITED,
+                interpolation=ALL_PIXELS,
+                threads=1,
+            )
+            frame.pts = None
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

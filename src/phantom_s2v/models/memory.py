@@ -1,0 +1,202 @@
+"""How Phantom-Wan is held in memory: devices, offloading, casting, tiling, caches, LoRA. All of it diffusers' and torch's own."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+from safetensors import SafetensorError
+from torch import nn
+
+from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.files.untrusted import typed
+from phantom_s2v.models.distributed import own_device, parallelise
+from phantom_s2v.models.finite import check_finite
+from phantom_s2v.models.wan.step_cache import CACHES, StepCache
+
+LEGAL = {
+    "offload": ("none", "model", "group"),
+    "quantise": ("none", "fp8", "int8"),
+    "cache": CACHES,
+    "parallel": ("none", "ulysses", "ring", "fsdp"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how the parts of a model are held."""
+
+    device: str = "auto"  # cuda where there is one
+    dtype: str = "auto"  # bfloat16 on a GPU, float32 on a CPU
+    offload: str = "none"  # model: one part at a time on the device; group: one block of the transformer at a time
+    quantise: str = "none"  # weights of the blocks in fp8 (cast layer by layer) or int8 (torchao); products in dtype
+    text_on_cpu: bool = False  # the text encoder computes on the CPU, in float32
+    tiling: bool = False  # the autoencoder works in tiles
+    cache: str = "none"  # of steps: an approximation
+    cache_threshold: float | None = None  # change below which the last result is used again; None: the default of the cache
+    cache_text: bool = False  # keep the keys and values of the text: exact
+    loras: tuple[tuple[str, float], ...] = ()  # file and scale
+    parallel: str = "none"  # over the processes of torchrun: the sequence (ulysses, ring) or the weights (fsdp)
+
+    def __post_init__(self) -> None:
+        for name, legal in LEGAL.items():
+            if getattr(self, name) not in legal:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(legal)}")
+        try:
+            device = self.torch_device()
+        except RuntimeError as error:
+            raise InputError(f"device is {self.device!r}; it can be auto, cpu, cuda or cuda:N") from error
+        if self.offload != "none" and self.device == "auto" and device.type == "cpu":
+            raise InputError(f"offload is {self.offload!r}, but there is no GPU here, so there is nothing to offload from")
+        if self.cache_threshold is not None and not 0 <= self.cache_threshold < float("inf"):
+            raise InputError(f"cache_threshold is {self.cache_threshold}; it can be 0 or more")
+        if odd := [f"{file}={scale}" for file, scale in self.loras if not math.isfinite(scale)]:
+            raise InputError(f"the scale of a LoRA is not finite ({odd[0]}); it can be any finite number")
+        if self.parallel != "none" and self.offload != "none":
+            raise InputError(f"parallel {self.parallel} and offload {self.offload} were asked for together; choose one of them")
+
+    def files(self) -> list[Path]:
+        """The files that it reads."""
+        return [Path(file) for file, _ in self.loras]
+
+    def torch_device(self) -> torch.device:
+        """The device that computes."""
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return own_device(torch.device(name))
+
+    def torch_dtype(self) -> torch.dtype:
+        """The type of products."""
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype)
+        return torch.float32 if self.torch_device().type == "cpu" else torch.bfloat16
+
+
+def placement_from(record: dict[str, Any]) -> Placement:
+    """The placement in a record; older records have none. Raises InputError where it is damaged."""
+    try:
+        return typed(Placement, record.get("placement", {}), "its placement")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"this is no record of a video: {error}") from error
+
+
+def place_transformer(transformer: Any, placement: Placement, ratios: list[float] | None = None) -> StepCache | None:
+    """Apply everything of `placement` to a transformer that waits on the CPU; it goes to the device when it is first needed.
+
+    Returns its step cache; `ratios` are MagCache's.
+    """
+    adapters = {f"lora{number}": lora for number, lora in enumerate(placement.loras)}
+    for name, (file, _) in adapters.items():
+        add_lora(transformer, Path(file), name)
+    if adapters:
+        transformer.set_adapters(list(adapters), [scale for _, scale in adapters.values()])
+    device = placement.torch_device()
+    if placement.quantise == "fp8":
+        transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=placement.torch_dtype())
+    if placement.quantise == "int8":
+        _quantise(transformer)
+    if placement.cache_text:
+        remember_text(transformer)
+    cache = None
+    if placement.cache != "none":
+        cache = StepCache(transformer, placement.cache, placement.cache_threshold, placement.torch_dtype(), ratios)
+    if placement.offload == "group":
+        streams = device.type == "cuda"
+        transformer.enable_group_offload(
+            device, torch.device("cpu"), "block_level", num_blocks_per_group=1, use_stream=streams, non_blocking=streams
+        )
+    if placement.parallel != "none":
+        parallelise(transformer, placement.parallel, device)
+    return cache
+
+
+@contextmanager
+def taking_turns(part: Any, placement: Placement) -> Iterator[None]:
+    """A part on the device from when it is first needed, and only while it is needed where parts take turns there."""
+    transformer = isinstance(cast(object, part), WanTransformer3DModel)  # else the checker takes `to` for that class's own
+    placed = transformer and (placement.offload == "group" or placement.parallel != "none")  # its hooks move it
+    if not placed:
+        part.to(placement.torch_device())
+    try:
+        yield
+    finally:
+        if not placed and placement.offload != "none":
+            part.to("cpu")
+
+
+@contextmanager
+def evaluating(part: nn.Module) -> Iterator[None]:
+    """A part in evaluation mode, without dropout, and afterwards in the mode of before: it may be the caller's own."""
+    training = [module for module in part.modules() if module.training]
+    part.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def add_lora(transformer: Any, file: Path, name: str) -> None:
+    """Add a LoRA in peft's names, in native Wan names (diffusion_model.blocks...) or in musubi's (lora_unet_...).
+
+    Raises CheckpointError where the file is no LoRA of this transformer or not finite; keys that fit nowhere are listed.
+    """
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise CheckpointError(f"{file} is not a LoRA that can be read; it needs to be an existing .safetensors file")
+    try:
+        state: Any = WanLoraLoaderMixin.lora_state_dict(str(file))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file} is damaged or no LoRA of Wan ({error})") from error
+    known = {path for path, _ in transformer.named_modules()}
+    prefix = "transformer."
+    foreign = [key for key in state if key.removeprefix(prefix).split(".lora_")[0] not in known or ".lora_" not in key]
+    if foreign or not state:
+        raise CheckpointError(f"{file} has {len(foreign)} keys that fit nowhere in this transformer ({', '.join(foreign[:3])})")
+    for key, value in state.items():
+        check_finite(torch.as_tensor(value), f"the factor {key} of {file}", CheckpointError)
+    state = {key if key.startswith(prefix) else prefix + key: value for key, value in state.items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what was asked for
+            transformer.load_lora_adapter(state, prefix="transformer", adapter_name=name)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{file} does not fit this transformer: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _quantise(transformer: WanTransformer3DModel) -> None:
+    """Weights of the blocks' linear layers in int8, one scale a row."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise InputError("int8 needs torchao; install phantom-s2v[quantise]") from error
+    quantize_(transformer.blocks, Int8WeightOnlyConfig(version=2))
+
+
+class Remembered(nn.Module):
+    """A module whose outputs are kept by input, as long as that input lives here: for inputs that return at every step."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The output for this very tensor; the newest three are kept, as many as there are branches."""
+        for seen, out in self.kept:
+            if seen is x:
+                return out
+        self.kept = [*self.kept[-2:], (x, self.module(x))]
+        return self.kept[-1][1]
+
+
+def remember_text(transformer: Any) -> None:
+    """Compute the embedding, keys and values of a text once instead of at every step; the result is the same bits."""
+    transformer.condition_embedder.text_embedder = Remembered(transformer.condition_embedder.text_embedder)
+    for block in transformer.blocks:
+        block.attn2.to_k, block.attn2.to_v = Remembered(block.attn2.to_k), Remembered(block.attn2.to_v)

@@ -1,0 +1,236 @@
+"""From options to requests, and from requests to files: what the command line and others that make videos share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phantom_s2v.errors import InputError, PhantomError
+from phantom_s2v.files.io import beside, check_outputs, read_json, text_lines, write_json
+from phantom_s2v.files.reuse import Origin, note, why_not
+from phantom_s2v.files.untrusted import exists, parse_json
+from phantom_s2v.geometry import parse_size
+from phantom_s2v.media import images
+from phantom_s2v.models.autoencoder import to_video
+from phantom_s2v.models.registry import Preset
+from phantom_s2v.pipeline.generate import Models, OnStep, Output, decode_latents, generate, read_pictures
+from phantom_s2v.pipeline.request import Reference, Request, check, split_reference, with_defaults
+
+DEFAULTED = ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")  # by the preset
+FILES = ("first_frame", "background", "segmenter")
+SWITCHES = ("untrained_size", "cutout", "several_views", "released_behaviour")
+OPTIONS = {"prompt", "reference", "size", "seed", "out", *DEFAULTED, *FILES, *SWITCHES}
+SHEET, METADATA, PREVIEW = "sheet.png", "metadata.json", "preview.png"  # what is written beside a video, fox.sheet.png of fox.mp4
+Job = tuple[Request, Path]  # a request and the .mp4 that it becomes
+
+
+def build_request(options: dict[str, Any], preset: Preset) -> Request:
+    """A request out of options, with the preset's defaults. Raises InputError for what cannot be made."""
+    if extra := sorted(set(options) - OPTIONS):
+        raise InputError(f"{', '.join(extra)} is no option of a request; legal are {', '.join(sorted(OPTIONS))}")
+    height, width = parse_size(str(options["size"])) if options.get("size") else (None, None)
+    named = [_named(each, i) for i, each in enumerate(_listed(options.get("reference")))]
+    request = with_defaults(
+        preset,
+        prompt=options.get("prompt") or "",
+        references=tuple(Reference(path, name) for name, path in named),
+        height=height,
+        width=width,
+        seed=options.get("seed"),
+        **{name: options.get(name) for name in (*DEFAULTED, *FILES)},
+        **{name: bool(options.get(name)) for name in SWITCHES},
+    )
+    check(request, preset)
+    return request
+
+
+def _listed(references: Any) -> list[Any]:
+    if references is not None and not isinstance(references, list | tuple):
+        raise InputError(f"reference is {references!r}; legal is a list of [NAME=]PATH")
+    return list(references or ())
+
+
+def _named(each: Any, number: int) -> tuple[str, str]:
+    """(name, path) of "[NAME=]PATH", or of a pair, whose parts are taken as they are."""
+    if isinstance(each, tuple):
+        return each
+    if not isinstance(each, str):
+        raise InputError(f"reference {number + 1} is {each!r}; legal is [NAME=]PATH")
+    return split_reference(each, number)
+
+
+def parse_loras(texts: list[str]) -> tuple[tuple[str, float], ...]:
+    """(file, scale) of every "FILE[=SCALE]"; a file whose own name holds "=" is taken as it is."""
+    loras = []
+    for text in texts:
+        file, equals, scale = text.rpartition("=")
+        if not equals or exists(Path(text)):
+            file, scale = text, "1"
+        try:
+            loras.append((file, float(scale)))
+        except ValueError as error:
+            raise InputError(f"lora is {text!r}; legal is FILE or FILE=SCALE with a number") from error
+    return tuple(loras)
+
+
+def outputs_of(target: Path, preview: bool = False) -> list[Path]:
+    """The files that a video is written with."""
+    return [target, *(beside(target, rest) for rest in (SHEET, METADATA, *([PREVIEW] if preview else [])))]
+
+
+def inputs_of(request: Request) -> list[Path]:
+    """The files that a request reads."""
+    named = [r.path for r in request.pictures()] + ([request.first_frame] if request.first_frame else [])
+    return [Path(path) for path in named]
+
+
+def check_names(jobs: list[Job], inputs: list[Path], preview: bool, force: bool) -> None:
+    """Raise InputError, before any work, where outputs of jobs collide with each other, with any input, or with what is there.
+
+    With `force` what is there may be ours.
+    """
+    for _, target in jobs:
+        _check_suffix(target)
+    outputs = [path for _, target in jobs for path in outputs_of(target, preview)]
+    check_outputs(outputs, [*inputs, *(path for request, _ in jobs for path in inputs_of(request))], force)
+
+
+def _check_suffix(target: Path) -> None:
+    if target.suffix.lower() != ".mp4":
+        raise InputError(f"the output is {target.name}; videos are written as .mp4")
+
+
+def check_job(request: Request, target: Path) -> None:
+    """Raise InputError for a picture or an output that cannot be used, before anything loads."""
+    _check_suffix(target)
+    check_outputs(outputs_of(target), inputs_of(request), force=True)
+    read_pictures(request)
+    if request.first_frame:
+        images.read_picture(Path(request.first_frame))
+
+
+def read_request(line: str, folder: Path, number: int, preset: Preset) -> Job:
+    """The job of one JSON line; `number` names its video where the line does not. Raises InputError."""
+    try:
+        options = parse_json(line)
+        name = str(options.get("out", f"{number:04d}.mp4"))
+        if Path(name).name != name:
+            raise InputError(f"out is {name!r}; in a request it is a file name without a folder")
+        return build_request(options, preset), folder / name
+    except (ValueError, AttributeError, TypeError, OSError) as error:
+        raise InputError(f"this is no request: {error}") from error
+
+
+def read_requests(file: Path, folder: Path, preset: Preset) -> tuple[list[Job], list[str], int]:
+    """Jobs of a JSON lines file, what is wrong with other lines, and how many lines there are.
+
+    Raises InputError where two requests have one output.
+    """
+    jobs, faults, lines = [], [], [line for line in text_lines(file) if line.strip()]
+    numbers: dict[Path, int] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            request, target = read_request(line, folder, number, preset)
+            numbers.setdefault(target, number)
+            check_job(request, target)
+            jobs.append((request, target))
+        except PhantomError as error:
+            faults.append(f"{file.name}, request {number}: {error}")
+        else:
+            if numbers[target] != number:
+                raise InputError(
+                    f"{file.name}, requests {numbers[target]} and {number} both write {target.name}; nothing was made, since one "
+                    "would be lost: give every request an out of its own"
+                )
+    return jobs, faults, len(lines)
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """Make `count` candidates, of the request's seed and those after it, and keep the one that `rank` puts highest."""
+
+    count: int
+    rank: Callable[[np.ndarray, list[np.ndarray]], float]  # video, references -> score
+    by: str  # what ranks
+    network: str  # hash of its weights
+
+    @property
+    def origin(self) -> Origin:
+        """What of it makes a video."""
+        return {"count": self.count, "by": self.by, "network": self.network}
+
+
+def remade_because(target: Path, origin: Origin) -> str | None:
+    """Why a video has to be made again; empty where the one there is what `origin` makes, None where none is there."""
+    if not target.exists():
+        return None
+    try:
+        noted = read_json(beside(target, METADATA))["origin"]
+    except (InputError, KeyError, TypeError):
+        noted = None
+    return why_not(target, noted, origin)
+
+
+def make(
+    request: Request,
+    models: Models,
+    target: Path,
+    preview: bool,
+    report: Callable[[int], None],
+    origin: Origin,
+    write: bool = True,
+    best_of: BestOf | None = None,
+) -> list[str]:
+    """Make one video with its sheet and record; returns what was done to its input. `report` is told the steps done.
+
+    `origin` is what makes it (see `origin_of`); it is noted in the record, by which a later run knows the video.
+
+    Processes beside the first compute the same and do not `write`.
+    """
+
+    def on_step(done: int, steps: int, clean: Any) -> None:
+        report(done)
+        if preview and write and done % max(1, steps // 6) == 0:
+            _preview(models, clean, beside(target, PREVIEW))
+
+    try:
+        output = _best(request, models, on_step, best_of) if best_of else generate(request, models, on_step)
+        if write:
+            _write(output, request, target, origin)
+    finally:
+        if preview and write:
+            beside(target, PREVIEW).unlink(missing_ok=True)
+    return output.notices
+
+
+def _best(request: Request, models: Models, on_step: OnStep, best_of: BestOf) -> Output:
+    """The candidate that ranks highest, the first of equals; its record names the others and how all of them scored."""
+    pictures = read_pictures(request)[0]
+    best, scores = None, []
+    for seed in range(request.seed, request.seed + best_of.count):
+        output = generate(replace(request, seed=seed), models, on_step)
+        scores.append(best_of.rank(output.video, pictures))
+        if best is None or scores[-1] > max(scores[:-1]):
+            best = output
+    assert best
+    seeds = range(request.seed, request.seed + best_of.count)
+    told = {"count": best_of.count, "by": best_of.by, "scores": {s: round(v, 4) for s, v in zip(seeds, scores, strict=True)}}
+    return replace(best, record={**best.record, "best_of": told})
+
+
+def _preview(models: Models, clean: Any, path: Path) -> None:
+    images.write_picture(path, images.contact_sheet([], to_video(decode_latents(models, clean)[0])))
+
+
+def _write(output: Output, request: Request, target: Path, origin: Origin) -> None:
+    """Sheet and video first, the record last, since it holds the video's hash: where a record fits, all of it is there."""
+    images.write_picture(beside(target, SHEET), images.contact_sheet(output.references, output.video))
+    images.write_video(target, output.video, request.fps)
+    note_video(target, origin, output.record)
+
+
+def note_video(target: Path, origin: Origin, record: dict[str, Any]) -> None:
+    """Write the record beside a video, with what made it."""
+    write_json(beside(target, METADATA), {**record, "origin": note(target, origin)}, sealed=True)

@@ -1,0 +1,230 @@
+"""The estimate of a request on this machine, measured by two seconds of one real block, or on a card of the table."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import UMT5Config, UMT5EncoderModel
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.geometry import VideoSize
+from phantom_s2v.models.bounds import read_config
+from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.phantom.transformer import PhantomTransformer
+from phantom_s2v.models.registry import Preset
+from phantom_s2v.models.wan.step_cache import ONE_BATCH
+from phantom_s2v.pipeline.cost import estimate as e
+from phantom_s2v.pipeline.request import Request
+from phantom_s2v.pipeline.sampling.guidance import is_distilled, weights
+
+RUNTIME_BYTES = 1e8  # what torch itself takes when it first computes; measured (dev/LOG.md)
+PATIENCE = 1.0  # seconds for each of the two measurements
+MINI_ENCODERS = 22_700_000 + 3_500_000  # parameters of phantom-mini's text encoder and image encoder
+SIDE = 64  # pixels a side of the clip on which the autoencoder is counted
+MEASURED_SIDE = 128  # and at most of that on which it is measured
+
+
+def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configurations of the transformer and of the autoencoder in a model folder."""
+    parts = (folder / "transformer", folder / ("vae" if (folder / "vae").is_dir() else "autoencoder"))
+    first, second = (read_config(part / "config.json") for part in parts)
+    return tuple({k: v for k, v in each.items() if not k.startswith("_")} for each in (first, second))  # type: ignore[return-value]
+
+
+def estimate(request: Request, preset: Preset, folder: Path, placement: Placement, card: str | None = None) -> e.Estimate:
+    """What a request takes with the model in `folder`, on this machine or on a card of the table."""
+    transformer, autoencoder = read_configs(folder)
+    wan = preset.family == "wan"
+    tokens, branches = e.token_count(request, preset), branch_count(request, transformer)
+    forward = e.wan_flops(transformer, tokens) if wan else e.mini_flops(transformer, request)
+    flops = float(forward * branches * request.steps)
+    coder = autoencoder_flops(autoencoder, request)
+    speed = card_speed(card) if card else measure(transformer, autoencoder, request, preset, placement)
+    width = 2 if card else placement.torch_dtype().itemsize
+    sizes = weight_bytes(folder, transformer, autoencoder, placement, width)
+    running = e.activation_bytes(transformer if wan else _as_wan(transformer), tokens, width)
+    running *= 1 if wan and placement.cache not in ONE_BATCH else branches  # phantom-mini's branches are one batch
+    if placement.cache != "none":
+        running += e.cache_bytes(transformer, tokens, width, placement.cache) * branches
+    decoding = e.autoencoder_bytes(autoencoder.get("decoder_base_dim") or autoencoder["base_dim"], request)
+    peak = RUNTIME_BYTES + peak_bytes(sizes, running, decoding, placement.offload, wan)
+    seconds = flops / speed.blocks + coder / speed.convolutions
+    return e.Estimate(tokens, branches * request.steps, flops, coder, sum(sizes.values()), peak, seconds, speed.name)
+
+
+def branch_count(request: Request, transformer: dict[str, Any]) -> int:
+    """Forwards a step that guidance needs with a transformer of this configuration."""
+    given = (request.guidance_image, request.guidance_text)
+    if is_distilled(transformer.get("guidance_range"), *given, request.negative_prompt):
+        return 1
+    return len(weights(*given, bool(request.pictures())))
+
+
+def peak_bytes(sizes: dict[str, float], running: float, decoding: float, offload: str, wan: bool) -> float:
+    """Most memory at once: Phantom-Wan's text encoder is gone before the transformer comes, phantom-mini's stays."""
+    if not wan:
+        return sum(sizes.values()) + max(running, decoding)
+    transformer, coder = sizes["transformer"], sizes["autoencoder"]
+    if offload == "none":
+        return max(sizes["text_encoder"], transformer + coder + max(running, decoding))
+    return max(sizes["text_encoder"], transformer + running, coder + decoding)
+
+
+def within(
+    limit: tuple[str, float], found: e.Estimate, request: Request, videos: int, preset: Preset, folder: Path, placement: Placement
+) -> None:
+    """Raise InputError where `videos` of an estimate exceed a budget; the sentence names what would fit."""
+    kind, most = limit
+
+    def cost(each: e.Estimate) -> float:
+        return each.seconds * videos if kind == "seconds" else each.peak
+
+    if cost(found) <= most:
+        return
+
+    def said(amount: float) -> str:
+        return e.spell(amount) if kind == "seconds" else f"{amount / 1e9:.3g} GB"
+
+    ways = [(way, other, placement) for way, other in e.smaller(request, preset)]
+    if kind == "bytes" and preset.family == "wan" and (placement.device != "auto" or placement.torch_device().type == "cuda"):
+        options: list[dict[str, str]] = [{"offload": "model"}, {"offload": "model", "quantise": "fp8"}, {"offload": "group"}]
+        held = [(" ".join(f"--{k} {v}" for k, v in each.items()), request, replace(placement, **each)) for each in options]
+        ways = held + ways
+    fits = [way for way, other, place in ways if cost(estimate(other, preset, folder, place)) <= most]
+    advice = f"{fits[0]} would fit" if fits else "fewer steps or frames alone would not fit either"
+    raise InputError(f"this would take about {said(cost(found))} and the budget is {said(most)}; {advice}")
+
+
+def _as_wan(config: dict[str, Any]) -> dict[str, Any]:
+    """Width and MLP of phantom-mini in Wan's words."""
+    return {"num_attention_heads": 1, "attention_head_dim": config["dim"], "ffn_dim": int(config["dim"] * config["mlp_ratio"])}
+
+
+def card_speed(name: str) -> e.Speed:
+    """Speed of a card of the table, computed and not measured."""
+    found = e.card(name)
+    rate = found.tflops * 1e12 * e.UTILISATION
+    return e.Speed(rate, rate / 4, f"{found.name} (computed)")  # convolutions run in float32, at about a quarter
+
+
+def weight_bytes(
+    folder: Path, transformer: dict[str, Any], autoencoder: dict[str, Any], placement: Placement, width: int
+) -> dict[str, float]:
+    """Bytes of each part's weights as the device holds them; of a transformer that comes by groups, two blocks."""
+    kind: Any = WanTransformer3DModel if "ffn_dim" in transformer else PhantomTransformer
+    whole = parameters(kind, transformer)
+    if placement.offload == "group":
+        whole = 2 * (whole - parameters(kind, transformer | {_depth(transformer): transformer[_depth(transformer)] - 1}))
+    stored = {"none": width, "fp8": 1, "int8": 1}[placement.quantise]
+    sizes: dict[str, float] = {"transformer": whole * stored, "autoencoder": parameters(AutoencoderKLWan, autoencoder) * 4}
+    config = folder / "text_encoder" / "config.json"
+    if config.is_file():
+        with torch.device("meta"):
+            model = UMT5EncoderModel(UMT5Config(**read_config(config)))
+        return sizes | {"text_encoder": 0 if placement.text_on_cpu else sum(p.numel() for p in model.parameters()) * width}
+    return sizes | {"text_encoder": MINI_ENCODERS * 4}
+
+
+def _depth(config: dict[str, Any]) -> str:
+    return "num_layers" if "num_layers" in config else "depth"
+
+
+def parameters(kind: Any, config: dict[str, Any]) -> int:
+    """How many a model of this configuration has."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in kind(**config).parameters())
+
+
+def autoencoder_flops(config: dict[str, Any], request: Request) -> float:
+    """Decoding the video and encoding every picture: counted on a small clip without data, in proportion to pixels and frames."""
+    first, later, still = _coder_counts(json.dumps(config, sort_keys=True))
+    frames = VideoSize(request.frames, request.height, request.width).latent[0]
+    area = request.height * request.width / SIDE**2
+    return area * (first + (frames - 1) * later + len(request.pictures()) * still)
+
+
+@lru_cache
+def _coder_counts(configuration: str) -> tuple[int, int, int]:
+    """Operations of the first latent frame, of each later one, and of encoding a still, at 64 x 64 pixels."""
+    config = json.loads(configuration)
+    channels = config["z_dim"]
+    with torch.device("meta"):
+        model: Any = AutoencoderKLWan(**config)
+
+        def count(work: Callable[[], Any]) -> int:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                work()
+            return counter.get_total_flops()
+
+        grid = SIDE // 8
+        first = count(lambda: model.decode(torch.zeros(1, channels, 1, grid, grid)))
+        later = count(lambda: model.decode(torch.zeros(1, channels, 2, grid, grid))) - first
+        return first, later, count(lambda: model.encode(torch.zeros(1, 3, 1, SIDE, SIDE)))
+
+
+@torch.no_grad()
+def measure(
+    transformer: dict[str, Any], autoencoder: dict[str, Any], request: Request, preset: Preset, placement: Placement
+) -> e.Speed:
+    """FLOP/s of this machine by one block with random weights (two of phantom-mini, whose windows alternate), and of the
+    autoencoder by a short clip.
+    """
+    device, dtype = placement.torch_device(), placement.torch_dtype()
+    wan = preset.family == "wan"
+    one = transformer | {_depth(transformer): 1 if wan else 2}
+    kind: Any = WanTransformer3DModel if wan else PhantomTransformer
+    block: Any = kind(**one)
+    block = nn.Module.to(block, device, dtype if wan else torch.float32).eval()  # diffusers' own `to` would warn
+
+    def forward(size: Request) -> tuple[float, float]:
+        """FLOP of one forward of one block, and its seconds."""
+        frames, h, w = VideoSize(size.frames, size.height, size.width).latent
+        n, branches = len(size.pictures()), branch_count(size, one)
+        if wan:
+            x = torch.zeros(1, one["in_channels"], frames + n, h, w, device=device, dtype=dtype)
+            text = torch.zeros(1, e.TEXT_PLACES, one["text_dim"], device=device, dtype=dtype)
+            work = lambda: block(x, torch.tensor([500], device=device), text)  # noqa: E731
+            return float(e.wan_flops(one, e.token_count(size, preset))), _least(work, device)
+        x = torch.zeros(branches, one["latent_channels"], frames, h, w)
+        pictures = torch.zeros(branches, n, one["latent_channels"], h, w)
+        tokens = torch.zeros(branches, n, one["image_tokens"], one["image_dim"])
+        seen, subjects = torch.ones(branches, n, dtype=torch.bool), torch.zeros(branches, n, dtype=torch.int64)
+        words = torch.zeros(branches, e.MINI_WORDS, one["text_dim"])
+        mask = torch.ones(branches, e.MINI_WORDS, dtype=torch.bool)
+        work = lambda: block(x, torch.ones(branches), words, mask, pictures, tokens, seen, subjects)  # noqa: E731
+        return float(branches * e.mini_flops(one, size)), _least(work, device)
+
+    flops, seconds = forward(replace(request, frames=1))
+    if seconds * VideoSize(request.frames, 8, 8).latent[0] ** 2 < PATIENCE:  # else the rate of a single frame stands for all
+        flops, seconds = forward(request)
+    coder: Any = AutoencoderKLWan(**autoencoder)
+    coder = coder.to(device).eval()
+    height, width = min(request.height, MEASURED_SIDE), min(request.width, MEASURED_SIDE)  # small maps stay in the cache
+    pixels = replace(request, frames=9, height=height, width=width, references=(), background=None)
+    latents = torch.zeros(1, autoencoder["z_dim"], 3, height // 8, width // 8, device=device)
+    convolutions = autoencoder_flops(autoencoder, pixels) / _least(lambda: coder.decode(latents), device)
+    return e.Speed(flops / seconds, convolutions, "this machine")
+
+
+def _least(work: Callable[[], Any], device: torch.device) -> float:
+    """Least seconds of up to five runs within the patience, after a first that warms up."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    first, begun, times = once(), time.perf_counter(), []
+    while len(times) < 5 and time.perf_counter() - begun + first < PATIENCE:
+        times.append(once())
+    return min(times, default=first)

@@ -1,0 +1,103 @@
+"""The record of a video: everything that made it, as JSON, and what has changed since."""
+
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.files.hashes import MADE_OF, content_hash, folder_hash
+from phantom_s2v.files.reuse import Origin, code_version
+from phantom_s2v.files.untrusted import is_file, typed, without_credentials
+from phantom_s2v.pipeline.request import Request
+
+FILES = ("references", "background", "first_frame", "segmenter")  # of a request: they count by content
+PASSING = ("untrained_size", "several_views", "asked_prompt")
+WHERE = ("device", "offload", "text_on_cpu", "parallel", "loras")  # of a placement; LoRAs count by content
+
+
+def record_of(request: Request, model: str, weights: str, placement: dict[str, Any]) -> dict[str, Any]:
+    """Everything that made a video: request, weights by hash, how they were held, files by hash, versions."""
+    files = [r.path for r in request.pictures()] + ([request.first_frame] if request.first_frame else [])
+    files += [file for file, _ in placement.get("loras", ())]
+    return {
+        "request": asdict(request),
+        "model": model,
+        "weights": weights,
+        "placement": placement,
+        "files": {path: content_hash(Path(path)) for path in files},
+        "versions": versions(),
+    }
+
+
+def origin_of(
+    request: Request,
+    weights: str,
+    placement: dict[str, Any],
+    ratios: list[float] | None = None,
+    best_of: Origin | None = None,
+    rephrase: str | None = None,
+) -> Origin:
+    """All that makes the video of a request, by content: `weights` is the model's hash, files count by what is in them, `ratios`
+    are MagCache's.
+
+    Options that only let something pass, or say where and not what is computed, do not count. A rephraser counts, and not the
+    words that it found; a server's counts by its address.
+    """
+    asked = {name: value for name, value in asdict(request).items() if name not in (*PASSING, *FILES)}
+    held = {name: value for name, value in placement.items() if name not in WHERE}
+    words = without_credentials(rephrase) if rephrase and "://" in rephrase else rephrase and folder_hash(Path(rephrase), MADE_OF)
+    return {
+        "request": {**asked, "prompt": request.asked_prompt or request.prompt if rephrase else request.prompt},
+        "references": [[r.subject, content_hash(Path(r.path))] for r in request.pictures()],
+        "first_frame": content_hash(Path(request.first_frame)) if request.first_frame else None,
+        "segmenter": folder_hash(Path(request.segmenter), MADE_OF) if request.segmenter else None,
+        "weights": weights,
+        "placement": {**held, "loras": [[content_hash(Path(file)), scale] for file, scale in placement["loras"]]},
+        "ratios": ratios,
+        "rephrase": words,
+        "best_of": best_of,
+        "code": code_version("pipeline.batch"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the bits of a video depend on beside the request."""
+    return {
+        "phantom_s2v": "0.1.0",
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+
+
+def request_from(record: dict[str, Any]) -> Request:
+    """The request in a record. Raises InputError where it is none."""
+    try:
+        return typed(Request, record["request"], "its request")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"this is no record of a video: {error}") from error
+
+
+def check_files(record: dict[str, Any]) -> None:
+    """Raise InputError where a file that the record names is missing, or where its own parts are damaged."""
+    files, known = record.get("files", {}), record.get("versions", {})
+    if not isinstance(files, dict) or not isinstance(known, dict):
+        raise InputError("this is no record of a video: its files and versions are no objects")
+    if missing := next((path for path in files if not is_file(Path(path))), None):
+        raise InputError(f"{missing}, which the record names, is missing")
+
+
+def changes(record: dict[str, Any], weights: str) -> list[str]:
+    """What is no longer as it was when the record was written; `weights` is the hash of those loaded now."""
+    said = [] if record.get("weights") == weights else ["the model's weights or configuration are not those of the record"]
+    check_files(record)
+    for path, before in record.get("files", {}).items():
+        if content_hash(Path(path)) != before:
+            said.append(f"{path} has changed")
+    for name, value in versions().items():
+        before = record.get("versions", {}).get(name)
+        if before != value:
+            said.append(f"{name} was {before} and is {value}")
+    return said

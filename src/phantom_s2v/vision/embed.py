@@ -1,0 +1,102 @@
+"""Embeddings of images (DINOv2, CLIP, SigLIP) and LAION's aesthetic score."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import nn
+
+from phantom_s2v.errors import CheckpointError
+from phantom_s2v.models.bounds import check_archive, check_storage, loading
+from phantom_s2v.models.finite import check_finite
+from phantom_s2v.models.tensors import read_tensors, save_tensors
+from phantom_s2v.vision.transformers import load_transformers
+
+AESTHETIC_LAYERS = ((0, 768, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (7, 16, 1))  # place, width in, width out
+
+
+class Embedder:
+    """Pictures -> embeddings, by DINO's class token or CLIP's projected one; CLIP reads texts too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.prepare, self.model = load_transformers("AutoModel", folder)
+
+    @torch.no_grad()
+    def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """float32 [n, d], of length one, of uint8 [H, W, 3] each."""
+        inputs = self.prepare(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").to(self.model.device)
+        run = getattr(self.model, "get_image_features", None) or self.model
+        out = run(**inputs)
+        # a plain ViT's own pooler is random where only its backbone was trained, as DINO's was
+        features = (
+            out if isinstance(out, torch.Tensor) else out.pooler_output if run is not self.model else out.last_hidden_state[:, 0]
+        )
+        check_finite(features, f"the embedding by {self.folder}")
+        return nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+    @torch.no_grad()
+    def words(self, text: str) -> np.ndarray:
+        """float32 [d], of length one, of a text, in the pictures' space; it is cut at the model's length (77 tokens of CLIP)."""
+        from transformers import AutoTokenizer
+
+        if not hasattr(self.model, "get_text_features"):
+            raise CheckpointError(f"{self.folder} reads no text; the text score needs CLIP or SigLIP")
+        with loading(self.folder, "tokenizer"):
+            tokens = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        inputs = tokens([text], padding="max_length", truncation=True, return_tensors="pt").to(self.model.device)
+        out = self.model.get_text_features(**inputs)
+        features = out if isinstance(out, torch.Tensor) else out.pooler_output
+        check_finite(features, f"the embedding of a text by {self.folder}")
+        return nn.functional.normalize(features.float(), dim=-1)[0].cpu().numpy()
+
+
+class Aesthetics:
+    """Pictures -> LAION's aesthetic score, 1..10: five linear layers on CLIP ViT-L/14's embeddings, without activations between.
+
+    `folder` is CLIP's in transformers' layout, `head` the layers' safetensors file with the names layers.0.weight and so on; what
+    is published is a pickle, which `convert_head` turns into it.
+    """
+
+    def __init__(self, folder: Path, head: Path) -> None:
+        self.embed = Embedder(folder)
+        try:
+            state, _ = read_tensors(head)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{head} is no safetensors file ({error})") from error
+        for name, value in state.items():
+            check_finite(value, f"the weight {name} of {head}", CheckpointError)
+        self.layers = nn.ModuleDict({f"layers-{i}": nn.Linear(n, m) for i, n, m in AESTHETIC_LAYERS})
+        try:
+            self.layers.load_state_dict({name.replace("layers.", "layers-"): value.float() for name, value in state.items()})
+        except RuntimeError as error:
+            raise CheckpointError(f"{head} is no aesthetic head: {' '.join(str(error).split())[:200]}") from error
+
+    @torch.no_grad()
+    def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """float32 [n]."""
+        values = torch.from_numpy(self.embed(pictures))
+        for layer in self.layers.values():
+            values = layer(values)
+        check_finite(values, "the aesthetic score")
+        return values[:, 0].numpy()
+
+
+def convert_head(source: Path, target: Path) -> None:
+    """The published aesthetic head (a pickle of tensors, read with weights_only) as safetensors."""
+    try:
+        check_archive(source)
+        state = torch.load(source, weights_only=True, map_location="cpu")
+        wanted = {f"layers.{i}.{part}" for i, _, _ in AESTHETIC_LAYERS for part in ("weight", "bias")}
+        if set(state) != wanted:
+            raise CheckpointError(
+                f"{source} holds {', '.join(sorted(state)[:4])}; an aesthetic head holds {', '.join(sorted(wanted)[:4])}, ..."
+            )
+        for name, value in state.items():
+            check_storage(value, name, source)
+        save_tensors(state, target)
+    except (OSError, pickle.UnpicklingError, RuntimeError, TypeError, AttributeError, ValueError, KeyError, EOFError) as error:
+        raise CheckpointError(f"{source} is no pickle of tensors ({str(error).splitlines()[0]})") from error

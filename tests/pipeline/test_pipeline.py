@@ -1,0 +1,136 @@
+"""PhantomPipeline over the same path, and the packaged phantom-mini."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from phantom_s2v import PhantomPipeline
+from phantom_s2v.data.synthetic.heldout import still_path
+from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.models.registry import model_folder
+from phantom_s2v.pipeline.batch import build_request
+from phantom_s2v.pipeline.generate import generate, load_models
+
+pytestmark = pytest.mark.threads
+
+
+def test_the_pipeline_is_the_command_lines_path(tiny_models, picture):
+    pipe = PhantomPipeline(tiny_models)
+    frames = pipe("A cat moves.", references=[("cat", picture)], seed=3, num_frames=5).frames
+    request = build_request(
+        {"prompt": "A cat moves.", "reference": [f"cat={picture}"], "seed": 3, "frames": 5}, tiny_models.preset
+    )
+    assert np.array_equal(frames[0], generate(request, tiny_models).video)
+
+
+def test_a_generator_stands_for_its_seed(tiny_models):
+    pipe = PhantomPipeline(tiny_models)
+    by_generator = pipe("A cat.", generator=torch.Generator().manual_seed(9), num_frames=1).frames
+    assert np.array_equal(by_generator, pipe("A cat.", seed=9, num_frames=1).frames)
+    with pytest.raises(InputError, match="both seed and generator"):
+        pipe("A cat.", seed=1, generator=torch.Generator())
+
+
+def test_saves_and_loads(tiny_models, tmp_path):
+    PhantomPipeline(tiny_models).save_pretrained(tmp_path / "copy")
+    again = PhantomPipeline.from_pretrained(tmp_path / "copy")
+    first, second = (p("A cat.", seed=2, num_frames=1).frames for p in (PhantomPipeline(tiny_models), again))
+    assert np.array_equal(first, second)
+    assert not list((tmp_path / "copy").rglob("*.bin"))
+
+
+def test_an_unknown_model_is_named():
+    with pytest.raises(CheckpointError, match="legal are phantom-mini"):
+        PhantomPipeline.from_pretrained("phantom-maxi")
+
+
+def test_callback_sees_every_step(tiny_models):
+    seen = []
+    PhantomPipeline(tiny_models)(
+        "A cat.", num_frames=1, num_inference_steps=4, callback_on_step_end=lambda i, n, x: seen.append((i, n))
+    )
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_the_first_frame_is_kept(tiny_models, picture):
+    """Its latent is clean at every step, so the first frame is that of the still through the autoencoder alone."""
+    from phantom_s2v.media.images import letterbox, read_picture
+    from phantom_s2v.models.autoencoder import decode, encode, to_pixels
+
+    for solver in ("euler", "unipc"):
+        video = PhantomPipeline(tiny_models)("A cat.", first_frame=picture, num_frames=9, solver=solver).frames[0]
+        still = to_pixels(letterbox(read_picture(picture)[0], 32, 32)[None])[None]
+        with torch.no_grad():
+            back = decode(tiny_models.autoencoder, encode(tiny_models.autoencoder, still))[0, :, 0]
+        expected = ((back.permute(1, 2, 0) + 1) * 127.5).round().numpy()
+        assert np.abs(video[0].astype(float) - expected).max() <= 1
+
+
+def test_phantom_mini_is_small_half_precision_and_safetensors_alone():
+    folder = model_folder("phantom-mini")
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 45e6
+    weights = [p for p in files if p.suffix not in (".json", ".md")]
+    assert len(weights) == 3
+    for file in weights:
+        with safe_open(file, "pt") as tensors:
+            assert {tensors.get_tensor(k).dtype for k in tensors.keys()} == {torch.float16}  # noqa: SIM118
+    assert "Microsoft" in (folder / "README.md").read_text(), "the model card names data and licence"
+
+
+def test_phantom_mini_listens_to_its_reference_and_to_its_prompt():
+    pipe = PhantomPipeline.from_pretrained("phantom-mini")
+
+    def make(key, colour):
+        prompt = f"The large subject stays in place on a {colour} background."
+        return pipe(prompt, references=[still_path(key)], num_frames=1, num_inference_steps=6, seed=1).frames[0, 0].astype(float)
+
+    penguin, heart = make("1f427", "yellow"), make("1f49d", "yellow")
+    middle = slice(20, 44)
+    assert np.abs(penguin[middle, middle] - heart[middle, middle]).mean() > 20
+    border = np.median(make("1f427", "blue")[:3].reshape(-1, 3), 0)
+    assert border.argmax() == 2, "a blue background"
+    assert np.median(penguin[:3].reshape(-1, 3), 0)[2] < 150, "a yellow one"
+
+
+@pytest.fixture
+def counted(tiny_student, monkeypatch):
+    """A distilled model and the samples of each of its forwards."""
+    models, forwards = load_models(tiny_student), []
+    whole = type(models.transformer).forward
+    monkeypatch.setattr(type(models.transformer), "forward", lambda *a, **k: forwards.append(len(a[1])) or whole(*a, **k))
+    return models, forwards
+
+
+@pytest.mark.parametrize("references", [True, False])
+def test_a_distilled_model_makes_one_forward_a_step(counted, tiny_models, picture, references):
+    """Before any training it is the conditional branch, which the teacher gives at weights 1 and 1."""
+    models, forwards = counted
+    shared = {"references": [("cat", picture)] if references else (), "num_frames": 5, "num_inference_steps": 3}
+    out = PhantomPipeline(models)("A cat moves.", **shared, guidance_image=2.0, guidance_text=6.0).frames
+    assert forwards == [1, 1, 1]
+    plain = PhantomPipeline(tiny_models)("A cat moves.", **shared, guidance_image=1.0, guidance_text=1.0).frames
+    assert np.array_equal(out, plain)
+
+
+@pytest.mark.parametrize("asked", [{"negative_prompt": "blurry"}, {"guidance_image": 0.5}, {"guidance_text": 8.0}])
+def test_a_distilled_model_gives_the_branches_for_what_it_did_not_learn(counted, tiny_models, picture, asked):
+    models, forwards = counted
+    shared = {"references": [("cat", picture)], "num_frames": 5, "num_inference_steps": 2, **asked}
+    out = PhantomPipeline(models)("A cat moves.", **shared).frames
+    assert forwards == [3, 3]
+    assert np.array_equal(out, PhantomPipeline(tiny_models)("A cat moves.", **shared).frames)
+
+
+def test_a_transformer_of_an_earlier_configuration_loads(tiny, tmp_path):
+    """One without the field of guidance distillation, as all checkpoints before it."""
+    shutil.copytree(tiny, tmp_path / "model")
+    file = tmp_path / "model" / "transformer" / "config.json"
+    config = json.loads(file.read_text())
+    assert config.pop("guidance_range") is None
+    file.write_text(json.dumps(config))
+    assert load_models(tmp_path / "model").transformer.config.guidance_range is None
