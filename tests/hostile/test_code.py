@@ -22,7 +22,7 @@ from phantom_s2v.data.synthetic import emoji
 from phantom_s2v.errors import CheckpointError, DataError, InputError
 from phantom_s2v.media import images, videos
 from phantom_s2v.pipeline import prompts
-from phantom_s2v.vision import faces, hub
+from phantom_s2v.vision import faces, transformers
 
 SOURCE = Path(__file__).parents[2] / "src" / "phantom_s2v"
 
@@ -121,7 +121,7 @@ def test_code_in_a_model_folder_does_not_run_whatever_is_answered(folder_with_co
     folder, ran = folder_with_code
     monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
     with pytest.raises(CheckpointError) as told:
-        prompts.rephrase("a", [], str(folder)) if kind == "rephraser" else hub.load_transformers(kind, folder)
+        prompts.rephrase("a", [], str(folder)) if kind == "rephraser" else transformers.load_transformers(kind, folder)
     assert "\n" not in str(told.value)
     assert not ran.exists()
 
