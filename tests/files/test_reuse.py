@@ -147,13 +147,24 @@ def test_a_code_version_follows_the_imports_and_not_the_words(package):
 
 def test_every_stage_has_a_version_that_covers_what_computes_it():
     for stage, parts in {
-        "jobs": {"generate", "sampling.solvers", "model.transformer", "media"},
-        "evaluation.emoji": {"evaluation.judge", "evaluation.metrics", "data.compose", "generate"},
-        "training.triplets": {"data.compose", "data.render", "model.autoencoder", "conditioning"},
-        "data.films": {"data.looks", "data.compose", "media"},
+        "pipeline.batch": {"pipeline.generate", "pipeline.sampling.guidance", "models.phantom.transformer", "media.images"},
+        "evaluation.suites.emoji": {
+            "evaluation.suites.classifier",
+            "evaluation.metrics.measures",
+            "data.synthetic.compose",
+            "pipeline.generate",
+        },
+        "training.latents": {
+            "data.synthetic.compose",
+            "data.synthetic.render",
+            "models.autoencoder",
+            "models.phantom.conditioning",
+        },
+        "data.synthetic.films": {"data.synthetic.looks", "data.synthetic.compose", "media.images"},
     }.items():
-        trees, libraries = reuse._closure([stage], ())
+        trees, libraries = reuse._closure([stage])
         assert parts <= set(trees), stage
         assert "numpy" in libraries
-    assert "torch" in reuse.code_version("jobs")
-    assert "model.transformer" not in reuse._closure(["jobs"], ("model",))[0]
+    assert "torch" in reuse.code_version("pipeline.batch")
+    with pytest.raises(ModuleNotFoundError, match=r"training\.autoencoder is no module"):
+        reuse.code_version("training.autoencoder")  # a package: its own file computes nothing

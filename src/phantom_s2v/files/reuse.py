@@ -97,14 +97,16 @@ def read_origin(folder: Path) -> Origin:
 
 
 @cache
-def code_version(*modules: str, without: tuple[str, ...] = ()) -> dict[str, str]:
-    """The code of a stage: modules of this package (such as "data.films") with all of it that they import, and the versions of
+def code_version(*modules: str) -> dict[str, str]:
+    """The code of a stage: modules of this package (such as "data.synthetic.films") with all of it that they import, and the versions of
     Python and of the libraries that these import.
 
     It follows from the imports, so no version has to be raised by hand. Comments, docstrings and layout do not count, nor do
-    patch releases of libraries. Modules that begin with `without` are left out, with what only they import.
+    patch releases of libraries. Raises ModuleNotFoundError for a name that is no module of this package.
     """
-    trees, libraries = _closure(modules, without)
+    if absent := [name for name in modules if _source(name) is None]:
+        raise ModuleNotFoundError(f"{absent[0]} is no module of {PACKAGE.name}")
+    trees, libraries = _closure(modules)
     digest = hashlib.sha256()
     for name in sorted(trees):
         digest.update(f"{name}\n{ast.dump(_without_docstrings(trees[name]))}\n".encode())
@@ -112,7 +114,7 @@ def code_version(*modules: str, without: tuple[str, ...] = ()) -> dict[str, str]
     return {PACKAGE.name: digest.hexdigest()[:16], "python": python, **dict(_versions(libraries))}
 
 
-def _closure(modules: Collection[str], without: tuple[str, ...]) -> tuple[dict[str, ast.Module], set[str]]:
+def _closure(modules: Collection[str]) -> tuple[dict[str, ast.Module], set[str]]:
     """The modules of this package that are reached by imports, parsed, and the libraries that they import."""
     trees: dict[str, ast.Module] = {}
     libraries: set[str] = set()
@@ -120,7 +122,7 @@ def _closure(modules: Collection[str], without: tuple[str, ...]) -> tuple[dict[s
     while todo:
         name = todo.pop()
         file = _source(name)
-        if name in trees or file is None or name.startswith(without):
+        if name in trees or file is None:
             continue
         trees[name] = ast.parse(file.read_bytes())
         for imported in _imports(trees[name]):
