@@ -56,7 +56,7 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_models(tiny):
-    from phantom_s2v.pipeline.phantom_pipeline.generate import load_models
+    from phantom_s2v.pipeline.generate import load_models
 
     return load_models(tiny)
 

@@ -98,8 +98,8 @@ def read_origin(folder: Path) -> Origin:
 
 @cache
 def code_version(*modules: str) -> dict[str, str]:
-    """The code of a stage: modules of this package (such as "data.synthetic.films") with all of it that they import, and the versions of
-    Python and of the libraries that these import.
+    """The code of a stage: modules of this package (such as "training.latents") with all of it that they import, and the versions
+    of Python and of the libraries that these import.
 
     It follows from the imports, so no version has to be raised by hand. Comments, docstrings and layout do not count, nor do
     patch releases of libraries. Raises ModuleNotFoundError for a name that is no module of this package.
