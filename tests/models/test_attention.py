@@ -119,11 +119,13 @@ def test_injection_once_reaches_the_first_window_alone():
     assert torch.equal(out.video[:, :, 4:], moved.video[:, :, 4:])
 
 
-def test_bfloat16_on_a_cpu_agrees_with_float32():
+@pytest.mark.parametrize("gradients", [True, False])  # written out, and by the fused kernel
+def test_bfloat16_on_a_cpu_agrees_with_float32(gradients):
     q, k, v = tokens(7, 2)
     ranges = windows(7, M, 2, True)
     mask = torch.tensor([[True, False, True], [True, True, False]])
     half = [Tokens(x.video.bfloat16(), x.references.bfloat16(), x.text.bfloat16()) for x in (q, k, v)]
-    coarse = window_attention(*half, ranges, table(), Seen(None, mask))
+    with torch.set_grad_enabled(gradients):
+        coarse = window_attention(*half, ranges, table(), Seen(None, mask))
     fine = window_attention(q, k, v, ranges, table(), Seen(None, mask))
     torch.testing.assert_close(coarse.video.float(), fine.video, rtol=0.05, atol=0.05)
