@@ -1,6 +1,7 @@
 """Guidance distillation: the start is the teacher, the target is guidance as sampling computes it, and the student learns it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -140,10 +141,14 @@ def test_a_student_comes_closer_to_guidance(tiny_models, student, batch, empty):
 
 
 def test_a_run_distils_and_its_state_names_the_teacher(tiny, sprites, tmp_path, capsys, monkeypatch):
+    """The teacher is a checkpoint of before the field guidance_range, as the packaged one is."""
     monkeypatch.setattr("phantom_s2v.training.run.sample_flop", lambda *_: 1e12)
+    shutil.copytree(tiny / "transformer", tmp_path / "teacher")
+    file = tmp_path / "teacher" / "config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "guidance_range"}))
     write_store(tmp_path / "store", ((s.key, sprites.still(s), sprites.clip(s)[:2]) for s in sprites.subjects[:60]))
 
-    def call(steps, teacher=tiny / "transformer", init_from=None, out="run"):
+    def call(steps, teacher=tmp_path / "teacher", init_from=None, out="run"):
         run = replace(CONFIG, train=replace(CONFIG.train, steps=steps, log_steps=1))
         return transformer_run(run, tiny, tmp_path / out, init_from, {}, "cpu", tmp_path / "store", None, teacher)
 

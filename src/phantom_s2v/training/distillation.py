@@ -5,8 +5,6 @@ as the teacher's conditional branch. At weights 1 and 1 it also learns the teach
 model.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -30,7 +28,8 @@ def student_of(network: PhantomTransformer, guidance_range: tuple[float, float])
         if tuple(own) != guidance_range:
             raise InputError(f"the student's guidance_range must be {guidance_range} as this run's (got {tuple(own)})")
         return network
-    student: Any = PhantomTransformer.from_config({**network.config, "guidance_range": guidance_range})
+    own_config = {name: value for name, value in network.config.items() if not name.startswith("_")}  # diffusers' notes
+    student = PhantomTransformer(**{**own_config, "guidance_range": guidance_range})
     fresh = {name: value for name, value in student.state_dict().items() if name.startswith("guidance.")}
     student.load_state_dict({**network.state_dict(), **fresh})
     return student
