@@ -62,18 +62,71 @@ def test_a_community_file_in_fp16_stays_fp16(checkpoint, tmp_path, prefix):
     assert torch.equal(stored["proj_out.bias"], STATE["head.head.bias"].half())
 
 
-def test_fp8_becomes_bfloat16_times_its_scale(checkpoint, tmp_path):
-    scaled = {}
-    for key, value in STATE.items():
-        scaled[key] = value.half()
-        if key.endswith("attn.q.weight"):
-            scaled[key] = (value * 100).to(torch.float8_e4m3fn)
-            scaled[key.removesuffix(".weight") + ".scale_weight"] = torch.tensor([0.01])
-    scaled["scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
-    save_file(scaled, tmp_path / "fp8.safetensors")
-    model = run(checkpoint[0], tmp_path / "fp8.safetensors", tmp_path)
-    got, wanted = model.blocks[0].attn1.to_q.weight, STATE["blocks.0.self_attn.q.weight"]
-    torch.testing.assert_close(got.float(), wanted, rtol=0.08, atol=2e-3)
+def in_fp8(value, rows=False):
+    """A weight in float8, and its scale: the largest value, of all or of each row, becomes 448."""
+    largest = value.abs().amax(tuple(range(1, value.ndim)), keepdim=True) if rows else value.abs().max()
+    scale = largest / 448
+    return (value / scale).to(torch.float8_e4m3fn), scale
+
+
+FORMAT = torch.frombuffer(bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+FP8 = {  # rows, end of the scale's name, its shape and type, and what else such files hold
+    "one scale": (False, "scale_weight", lambda s: s.reshape(1), {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}),
+    "one scale a row": (True, "scale_weight", lambda s: s, {"blocks.0.self_attn.q.scale_input": torch.ones(1)}),
+    "one scale a row, flat": (True, "scale_weight", lambda s: s.flatten(), {}),
+    "newer ComfyUI": (False, "weight_scale", lambda s: s.reshape(()), {"blocks.0.self_attn.q.comfy_quant": FORMAT}),
+    "newer, a row": (True, "weight_scale", lambda s: s, {"blocks.0.self_attn.q.input_scale": torch.ones(())}),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("form", FP8)
+def test_fp8_becomes_bfloat16_times_its_scale(tmp_path, form, prefix):
+    """Rows of very different sizes; float8 has three bits after the first, so a value is off by a sixteenth at most."""
+    rows, end, shape, more = FP8[form]
+    value = STATE["blocks.0.self_attn.q.weight"] * torch.logspace(-3, 3, native.DIM)[:, None]
+    stored, scale = in_fp8(value, rows)
+    state = {"blocks.0.self_attn.q.weight": stored, f"blocks.0.self_attn.q.{end}": shape(scale), **more}
+    save_file({prefix + name: each for name, each in state.items()}, tmp_path / "fp8.safetensors")
+    source = Tensors([tmp_path / "fp8.safetensors"]).without_prefixes(("model.diffusion_model.",))
+    assert source.names() == ["blocks.0.self_attn.q.weight"]
+    raw = b"".join(source.read_finite("blocks.0.self_attn.q.weight"))
+    got = torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).reshape(value.shape)
+    assert torch.equal(got, (stored.float() * scale).bfloat16())
+    off = ((got.float() - value).abs() / value.abs())[value.abs() > 2**-6 * scale]
+    assert off.max() < 0.07
+    kept = (value.abs() > 2**-6 * scale)[0].any()  # with one scale for all, nothing of the smallest row is left
+    assert kept == rows
+
+
+def test_fp8_weights_make_a_model(checkpoint, tmp_path):
+    state = dict(STATE)
+    for name in [name for name in STATE if name.endswith("attn.q.weight")]:
+        state[name], state[name.replace(".weight", ".weight_scale")] = in_fp8(STATE[name], rows=True)
+    save_file(state, tmp_path / "fp8.safetensors")
+    got = run(checkpoint[0], tmp_path / "fp8.safetensors", tmp_path).blocks[0].attn1.to_q.weight
+    torch.testing.assert_close(got.float(), STATE["blocks.0.self_attn.q.weight"], rtol=0.07, atol=1e-3)
+
+
+Q8, SCALE8 = in_fp8(STATE["blocks.0.self_attn.q.weight"])
+OTHERS = {
+    "blocks": ({"weight": Q8, "weight_scale": torch.ones(2, 2)}, r"scales of shape \(2, 2\) for .*q.weight, which is \(64, 64\)"),
+    "columns": ({"weight": Q8, "scale_weight": torch.ones(1, 64)}, r"scales of shape \(1, 64\)"),
+    "int8": ({"weight": Q8.view(torch.int8), "weight_scale": SCALE8}, "q.weight as I8; weights must be in floating point"),
+    "nvfp4": ({"weight": Q8.view(torch.uint8), "weight_scale_2": SCALE8}, "q.weight as U8; weights must be"),
+    "mxfp8": ({"weight": Q8, "comfy_quant": torch.tensor(list(b'{"format": "mxfp8"}'), dtype=torch.uint8)}, "as 'mxfp8'"),
+    "a damaged format": ({"weight": Q8, "comfy_quant": torch.tensor([1, 2], dtype=torch.uint8)}, "a damaged .*comfy_quant"),
+    "a scale of bfloat16": ({"weight": Q8.bfloat16(), "weight_scale": SCALE8}, "q.weight, but it is BF16, not float8"),
+    "a scale of nothing": ({"scale_weight": SCALE8}, "q.weight, but there is none"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_quantized_weights_are_refused_with_the_reason(tmp_path, kind):
+    state, said = OTHERS[kind]
+    save_file({f"blocks.0.self_attn.q.{name}": value for name, value in state.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=said):
+        Tensors([tmp_path / "a.safetensors"])
 
 
 def test_a_folder_of_diffusers_gives_the_other_parts(checkpoint, converted, tmp_path):

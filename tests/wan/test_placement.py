@@ -212,26 +212,8 @@ def lora_state(names):
     return {names[0]: down, names[1]: up}, up @ down
 
 
-def whole_musubi():
-    """Zeros for every layer: diffusers reads this form only where it is complete."""
-    state = {}
-    for n in range(native.LAYERS):
-        layers = {f"{a}_{p}": (native.DIM, native.DIM) for a in ("self_attn", "cross_attn") for p in "qkvo"}
-        layers |= {"ffn_0": (native.FFN, native.DIM), "ffn_2": (native.DIM, native.FFN)}
-        for name, (out, width) in layers.items():
-            key = f"lora_unet_blocks_{n}_{name}"
-            state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = torch.zeros(RANK, width), torch.zeros(out, RANK)
-            state[f"{key}.alpha"] = torch.tensor(float(RANK))
-    return state
-
-
 FORMS = {
     "peft": ("transformer.blocks.0.attn1.to_q.lora_A.weight", "transformer.blocks.0.attn1.to_q.lora_B.weight"),
-    "native": ("diffusion_model.blocks.0.self_attn.q.lora_A.weight", "diffusion_model.blocks.0.self_attn.q.lora_B.weight"),
-    "native, down and up": (
-        "diffusion_model.blocks.0.self_attn.q.lora_down.weight",
-        "diffusion_model.blocks.0.self_attn.q.lora_up.weight",
-    ),
     "musubi": ("lora_unet_blocks_0_self_attn_q.lora_down.weight", "lora_unet_blocks_0_self_attn_q.lora_up.weight"),
 }
 
@@ -240,8 +222,6 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_lora_is_its_product_added_to_the_weight(converted, tmp_path, form):
     state, product = lora_state(FORMS[form])
-    if form == "musubi":
-        state = whole_musubi() | state
     save_file(state, tmp_path / "lora.safetensors")
     pipe = placed(converted, loras=((str(tmp_path / "lora.safetensors"), 0.5),))
     merged = placed(converted)

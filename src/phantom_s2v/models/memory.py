@@ -1,7 +1,6 @@
 """How Phantom-Wan is held in memory: devices, offloading, casting, tiling, caches, LoRA. All of it diffusers' and torch's own."""
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +9,12 @@ from typing import Any, cast
 
 import torch
 from diffusers import WanTransformer3DModel
-from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
-from safetensors import SafetensorError
 from torch import nn
 
-from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.errors import InputError
 from phantom_s2v.files.untrusted import typed
 from phantom_s2v.models.distributed import own_device, parallelise
-from phantom_s2v.models.finite import check_finite
+from phantom_s2v.models.wan.lora import add_lora, lora_files
 from phantom_s2v.models.wan.step_cache import CACHES, StepCache
 
 LEGAL = {
@@ -64,7 +61,7 @@ class Placement:
 
     def files(self) -> list[Path]:
         """The files that it reads."""
-        return [Path(file) for file, _ in self.loras]
+        return [each for file, _ in self.loras for each in lora_files(Path(file))]
 
     def torch_device(self) -> torch.device:
         """The device that computes."""
@@ -92,10 +89,10 @@ def place_transformer(transformer: Any, placement: Placement, ratios: list[float
     Returns its step cache; `ratios` are MagCache's.
     """
     adapters = {f"lora{number}": lora for number, lora in enumerate(placement.loras)}
-    for name, (file, _) in adapters.items():
-        add_lora(transformer, Path(file), name)
-    if adapters:
-        transformer.set_adapters(list(adapters), [scale for _, scale in adapters.values()])
+    for name, (file, scale) in adapters.items():
+        add_lora(transformer, Path(file), name, scale)
+    if held := {name: scale for name, (_, scale) in adapters.items() if name in getattr(transformer, "peft_config", {})}:
+        transformer.set_adapters(list(held), list(held.values()))
     device = placement.torch_device()
     if placement.quantise == "fp8":
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=placement.torch_dtype())
@@ -140,33 +137,6 @@ def evaluating(part: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def add_lora(transformer: Any, file: Path, name: str) -> None:
-    """Add a LoRA in peft's names, in native Wan names (diffusion_model.blocks...) or in musubi's (lora_unet_...).
-
-    Raises CheckpointError where the file is no LoRA of this transformer or not finite; keys that fit nowhere are listed.
-    """
-    if file.suffix != ".safetensors" or not file.is_file():
-        raise CheckpointError(f"{file} is not a LoRA that can be read; it needs to be an existing .safetensors file")
-    try:
-        state: Any = WanLoraLoaderMixin.lora_state_dict(str(file))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file} is damaged or no LoRA of Wan ({error})") from error
-    known = {path for path, _ in transformer.named_modules()}
-    prefix = "transformer."
-    foreign = [key for key in state if key.removeprefix(prefix).split(".lora_")[0] not in known or ".lora_" not in key]
-    if foreign or not state:
-        raise CheckpointError(f"{file} has {len(foreign)} keys that fit nowhere in this transformer ({', '.join(foreign[:3])})")
-    for key, value in state.items():
-        check_finite(torch.as_tensor(value), f"the factor {key} of {file}", CheckpointError)
-    state = {key if key.startswith(prefix) else prefix + key: value for key, value in state.items()}
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what was asked for
-            transformer.load_lora_adapter(state, prefix="transformer", adapter_name=name)
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{file} does not fit this transformer: {str(error).splitlines()[-1].strip()}") from error
 
 
 def _quantise(transformer: WanTransformer3DModel) -> None:

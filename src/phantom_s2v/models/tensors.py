@@ -57,6 +57,10 @@ TORCH = {
     torch.bool: "BOOL",
 }
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+FLOATS = ("F64", "F32", "F16", "BF16", *FLOAT8)
+SCALES = (".scale_weight", ".weight_scale")  # beside a float8 weight: ComfyUI until 2025, and since
+UNUSED = (".scale_input", ".input_scale", "scaled_fp8")  # for products in float8
+QUANT = ".comfy_quant"  # JSON that names the format of a layer, ComfyUI since 2025
 EXPONENT = {"F64": 0x7FF0_0000_0000_0000, "F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}  # all of its bits
 CHUNK = 16 << 20  # bytes read at once
 REOPEN = 128 << 20  # bytes read from a mapped pickle before its pages are given back
@@ -79,8 +83,9 @@ class Entry:
 class Tensors:
     """Tensors of one or many weight files by name, safetensors or pickles (weights_only).
 
-    Tensors in float8 are given out in bfloat16, times their scale where the file has one. Raises CheckpointError for a file that
-    is truncated, no weight file, or whose header does not agree with its length.
+    Tensors in float8 are given out in bfloat16, times their scale where the file has one: one for all of a weight, or one a row.
+    Raises CheckpointError for a file that is truncated, no weight file, or whose header does not agree with its length, and for
+    weights that are quantized in another way.
     """
 
     def __init__(self, files: list[Path]) -> None:
@@ -91,10 +96,11 @@ class Tensors:
             if twice := sorted(set(found) & set(self.entries)):
                 raise CheckpointError(f"{file} repeats {len(twice)} tensors of another shard ({', '.join(twice[:3])})")
             self.entries |= found
-        self.scales = {k.removesuffix(".scale_weight") + ".weight": k for k in self.entries if k.endswith(".scale_weight")}
-        self.hidden = set(self.scales.values()) | {k for k in self.entries if k.endswith((".scale_input", "scaled_fp8"))}
         self.mapped: tuple[Path, dict[str, torch.Tensor]] | None = None
         self.used = 0
+        self.scales = {f"{k[: -len(end)]}.weight": k for k in self.entries for end in SCALES if k.endswith(end)}
+        self.hidden = set(self.scales.values()) | {k for k in self.entries if k.endswith((*UNUSED, QUANT))}
+        self._check_stored()
 
     def without_prefixes(self, prefixes: tuple[str, ...]) -> "Tensors":
         """The same tensors under names without the prefix that community files have."""
@@ -124,12 +130,12 @@ class Tensors:
         if entry.dtype not in FLOAT8:
             yield from self._raw(entry)
             return
-        raw = torch.frombuffer(bytearray(b"".join(self._raw(entry))), dtype=FLOAT8[entry.dtype])
-        scale = 1.0
+        raw = self._whole(entry).view(FLOAT8[entry.dtype]).reshape(entry.shape)
+        scale: Any = 1.0
         if name in self.scales:
-            scale_entry = self.entries[self.scales[name]]
-            kind = next(k for k, v in TORCH.items() if v == scale_entry.dtype)
-            scale = float(torch.frombuffer(bytearray(b"".join(self._raw(scale_entry))), dtype=kind)[0])
+            held = self.entries[self.scales[name]]
+            kind = next(k for k, v in TORCH.items() if v == held.dtype)
+            scale = self._whole(held).view(kind).float().reshape(-1, *[1] * (len(entry.shape) - 1))
         value = (raw.float() * scale).bfloat16()
         yield value.view(torch.uint8).numpy().data
 
@@ -144,6 +150,43 @@ class Tensors:
                         f"the weight {name} of {self.entries[name].file} is not finite; it holds NaN or infinity"
                     )
             yield part
+
+    def _check_stored(self) -> None:
+        """Raise CheckpointError for a weight that `read` would give out with other values than were meant."""
+        for name, entry in self.entries.items():
+            if name.endswith(QUANT):
+                self._check_format(name, entry)
+            elif name not in self.hidden and entry.dtype not in FLOATS:
+                raise CheckpointError(
+                    f"{entry.file} holds {name} as {entry.dtype}; weights must be in floating point, and of quantized ones only "
+                    "float8 with one scale a weight or a row is read"
+                )
+        for name, scale in self.scales.items():
+            entry, held = self.entries.get(name), self.entries[scale]
+            if entry is None or entry.dtype not in FLOAT8 or held.dtype not in FLOATS[:4]:
+                kind = "there is none" if entry is None else f"it is {entry.dtype}"
+                raise CheckpointError(f"{held.file} has {scale} ({held.dtype}) for the weight {name}, but {kind}, not float8")
+            rows = entry.shape[:1]
+            if math.prod(held.shape) != 1 and held.shape not in (rows, (*rows, *[1] * (len(entry.shape) - 1))):
+                raise CheckpointError(
+                    f"{held.file} has scales of shape {held.shape} for {name}, which is {entry.shape}; "
+                    "a weight must have one scale, or one a row"
+                )
+
+    def _check_format(self, name: str, entry: Entry) -> None:
+        try:
+            kind = parse_json(bytes(self._whole(entry).numpy()))["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{entry.file} has a damaged {name} ({error})") from error
+        if kind not in ("float8_e4m3fn", "float8_e5m2"):
+            raise CheckpointError(
+                f"{entry.file} is quantized as {str(kind)[:40]!r} ({name}); only float8_e4m3fn and float8_e5m2 are read"
+            )
+
+    def _whole(self, entry: Entry) -> torch.Tensor:
+        """The bytes of a tensor."""
+        content = bytearray(b"".join(self._raw(entry)))
+        return torch.frombuffer(content, dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
 
     def _raw(self, entry: Entry) -> Iterator[memoryview]:
         yield from self._from_pickle(entry) if entry.start < 0 else _stored(entry)

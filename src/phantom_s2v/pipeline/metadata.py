@@ -11,6 +11,7 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.files.hashes import MADE_OF, content_hash, folder_hash
 from phantom_s2v.files.reuse import Origin, code_version
 from phantom_s2v.files.untrusted import is_file, typed, without_credentials
+from phantom_s2v.models.wan.lora import lora_files
 from phantom_s2v.pipeline.request import Request
 
 FILES = ("references", "background", "first_frame", "segmenter")  # of a request: they count by content
@@ -21,7 +22,7 @@ WHERE = ("device", "offload", "text_on_cpu", "parallel", "loras")  # of a placem
 def record_of(request: Request, model: str, weights: str, placement: dict[str, Any]) -> dict[str, Any]:
     """Everything that made a video: request, weights by hash, how they were held, files by hash, versions."""
     files = [r.path for r in request.pictures()] + ([request.first_frame] if request.first_frame else [])
-    files += [file for file, _ in placement.get("loras", ())]
+    files += [str(each) for file, _ in placement.get("loras", ()) for each in lora_files(Path(file))]
     return {
         "request": asdict(request),
         "model": model,
@@ -55,7 +56,10 @@ def origin_of(
         "first_frame": content_hash(Path(request.first_frame)) if request.first_frame else None,
         "segmenter": folder_hash(Path(request.segmenter), MADE_OF) if request.segmenter else None,
         "weights": weights,
-        "placement": {**held, "loras": [[content_hash(Path(file)), scale] for file, scale in placement["loras"]]},
+        "placement": {
+            **held,
+            "loras": [[*map(content_hash, lora_files(Path(file))), scale] for file, scale in placement["loras"]],
+        },
         "ratios": ratios,
         "rephrase": words,
         "best_of": best_of,

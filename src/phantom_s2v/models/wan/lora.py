@@ -1,0 +1,297 @@
+"""LoRA files of Wan in every spelling that people have, read into diffusers' names with the strength that their authors meant.
+
+Trainers write the same two factors under a dozen names. All are looked up in one table of the transformer's own parameters, so
+that a key either has its place or is named in the error. The strength of a layer is alpha / rank, with alpha from the first of:
+the key NAME.alpha; the metadata that diffusers' save_lora_weights writes, or adapter_config.json beside peft's file; the rank.
+
+Full differences (Lightx2v's .diff and .diff_b) of linear layers and convolutions are products as well, with an identity as one
+factor, so that adapters scale, fuse and unload them like the rest. Those of norms and modulations are added to the weights.
+"""
+
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors import SafetensorError
+from torch import nn
+
+from phantom_s2v.errors import CheckpointError
+from phantom_s2v.files.untrusted import parse_json, read_small
+from phantom_s2v.models.finite import check_finite
+from phantom_s2v.models.tensors import read_tensors
+
+PREFIXES = (
+    "base_model.model.",  # peft's save_pretrained
+    "transformer.",  # diffusers
+    "model.diffusion_model.",  # ComfyUI
+    "diffusion_model.",
+    "pipe.dit.",  # DiffSynth
+    "lora_unet__",  # kohya, musubi
+    "lora_unet_",
+    "lora_transformer_",
+)
+NATIVE = (  # names of diffusers -> names of the released code, part by part
+    (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
+    (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
+    (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),
+    (r"^condition_embedder\.text_embedder\.linear_2\.", "text_embedding.2."),
+    (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+    (r"^proj_out\.", "head.head."),
+    (r"^scale_shift_table$", "head.modulation"),
+    (r"\.scale_shift_table$", ".modulation"),
+    (r"\.attn1\.", ".self_attn."),
+    (r"\.attn2\.", ".cross_attn."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".o."),
+    (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+    (r"\.ffn\.net\.2\.", ".ffn.2."),
+    (r"\.norm2\.", ".norm3."),
+)
+_ADAPTER = r"(?:\.(?!weight$|bias$)\w+)?"  # DiffSynth and peft in training put the adapter's name here
+KINDS = (  # what a key says of a layer, and the parameters that it may belong to
+    ("down", re.compile(rf"\.(?:lora_A|lora_down|lora\.down){_ADAPTER}\.weight$"), (".weight",)),
+    ("up", re.compile(rf"\.(?:lora_B|lora_up|lora\.up){_ADAPTER}\.weight$"), (".weight",)),
+    ("up_bias", re.compile(rf"\.lora_B{_ADAPTER}\.bias$"), (".bias",)),
+    ("alpha", re.compile(r"\.alpha$"), (".weight",)),
+    ("diff", re.compile(r"\.diff$"), (".weight", "")),
+    ("diff_b", re.compile(r"\.diff_b$"), (".bias",)),
+    ("diff", re.compile(r"\.diff_m$"), (".modulation",)),
+)
+Parts = dict[str, torch.Tensor]  # of one layer, by kind
+
+
+def add_lora(transformer: Any, file: Path, name: str, scale: float = 1.0) -> None:
+    """Add a LoRA as the adapter `name`. The adapter itself stays at strength 1, which `set_adapters` changes; differences of
+    norms and modulations, which no adapter holds, are added to the weights times `scale`.
+
+    Raises CheckpointError as `read_lora` does, and then leaves the transformer as it was.
+    """
+    state, metadata = read_lora(file, transformer)
+    differences = {key: state.pop(key) for key in list(state) if key.endswith(".diff")}
+    if state:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is what was asked for
+                transformer.load_lora_adapter(state, prefix="transformer", adapter_name=name, metadata=metadata)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{file} does not fit this transformer: {str(error).splitlines()[-1].strip()}") from error
+    for key, value in differences.items():
+        parameter = transformer.get_parameter(key.removeprefix("transformer.").removesuffix(".diff"))
+        parameter.data.add_(scale * value.to(parameter.device))
+
+
+def lora_files(file: Path) -> list[Path]:
+    """What decides the strength of a LoRA: the file, and the adapter_config.json of peft beside it."""
+    config = file.with_name("adapter_config.json")
+    return [file, config] if config.is_file() else [file]
+
+
+def read_lora(file: Path, transformer: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Factors under diffusers' names (transformer.LAYER.lora_A.weight, lora_B.weight, lora_B.bias), and peft's configuration as
+    diffusers has it in a file's metadata (transformer.r, transformer.lora_alpha, ...): together what load_lora_adapter takes.
+
+    Differences of norms and modulations that are not zero stay in it as transformer.PARAMETER.diff. Raises CheckpointError where
+    the file is no LoRA of this transformer or not finite; every key that has no place in it is named.
+    """
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise CheckpointError(f"{file} is not a LoRA that can be read; it needs to be an existing .safetensors file")
+    try:
+        tensors, metadata = read_tensors(file)
+        settings = _settings(file, tensors, metadata)
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} is damaged or no LoRA of Wan ({error})") from error
+    for key, value in tensors.items():
+        check_finite(value, f"the factor {key} of {file}", CheckpointError)
+    layers, spelled = _by_layer(file, tensors, transformer)
+    state, scales = {}, {}
+    for layer, parts in layers.items():
+        factors, scale = _factors(file, layer, spelled[layer], parts, transformer, settings)
+        state |= {f"transformer.{layer}{kind}": value for kind, value in factors.items()}
+        if ".lora_A.weight" in factors:
+            scales[layer] = (factors[".lora_A.weight"].shape[0], scale)
+    return state, _config(state, scales) if scales else {}
+
+
+def native_name(parameter: str) -> str:
+    """The released code's name of a parameter of diffusers' transformer; diffusers' own converter goes the other way."""
+    for pattern, name in NATIVE:
+        parameter = re.sub(pattern, name, parameter)
+    return parameter
+
+
+def _settings(file: Path, tensors: Iterable[str], metadata: dict[str, str]) -> dict[str, Any]:
+    """peft's configuration of a file: in its metadata, or beside it."""
+    if LORA_ADAPTER_METADATA_KEY in metadata:
+        known = parse_json(metadata[LORA_ADAPTER_METADATA_KEY]).items()
+        return {key.removeprefix("transformer."): value for key, value in known if key.startswith("transformer.")}
+    if any(key.startswith("base_model.model.") for key in tensors):
+        return {} if len(files := lora_files(file)) == 1 else dict(parse_json(read_small(files[1])).items())
+    return {}
+
+
+def _spellings(transformer: nn.Module) -> dict[str, str]:
+    """Parameters of the transformer by each name that files have for them; those of adapters are left out."""
+    places = {}
+    for parameter, _ in transformer.named_parameters():
+        if ".lora_" in parameter:
+            continue
+        parameter = parameter.replace(".base_layer.", ".")
+        for name in (parameter, native_name(parameter)):
+            layer, dot, leaf = name.rpartition(".")
+            flat = layer.replace(".", "_") + dot + leaf if leaf in ("weight", "bias") else name.replace(".", "_")
+            places[name] = places[flat] = parameter
+    return places
+
+
+def _by_layer(file: Path, tensors: Parts, transformer: nn.Module) -> tuple[dict[str, Parts], dict[str, str]]:
+    """What a file says of each layer, by its name in diffusers, and that layer's name in the file."""
+    places = _spellings(transformer)
+    layers: dict[str, Parts] = {}
+    spelled, odd = {}, []
+    for key, value in tensors.items():
+        found = _place(key, places)
+        if found is None or found[1] in layers.get(found[0], {}):
+            odd.append(key)
+            continue
+        layer, kind, name = found
+        layers.setdefault(layer, {})[kind] = value
+        spelled[layer] = name
+    for layer, parts in layers.items():
+        if len({"down", "up"} & set(parts)) == 1 or ({"alpha", "up_bias"} & set(parts) and "up" not in parts):
+            odd += [f"{spelled[layer]} with only {', '.join(parts)}"]
+    if odd or not layers:
+        raise CheckpointError(f"{file} has {len(odd)} keys that fit nowhere in this transformer ({_summary(odd)})")
+    return layers, spelled
+
+
+def _place(key: str, places: dict[str, str]) -> tuple[str, str, str] | None:
+    """(layer in diffusers' names, kind, layer as the file names it) of a key."""
+    name = key
+    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
+        name = name.removeprefix(prefix)
+    for kind, pattern, leaves in KINDS:
+        if not (match := pattern.search(name)):
+            continue
+        stem = name[: match.start()]
+        if parameter := next((places[stem + leaf] for leaf in leaves if stem + leaf in places), None):
+            plain = parameter.endswith((".weight", ".bias"))
+            return parameter.rpartition(".")[0] if plain else parameter, kind, stem
+    return None
+
+
+def _summary(keys: list[str]) -> str:
+    """All keys, those that differ only by the number of a block as one."""
+    alike: dict[str, list[str]] = {}
+    for key in keys:
+        alike.setdefault(re.sub(r"(?<=blocks[._])\d+", "N", key), []).append(key)
+    said = [each[0] if len(each) == 1 else f"{name} in {len(each)} blocks" for name, each in alike.items()]
+    return ", ".join(said) or "it is empty"
+
+
+def _factors(
+    file: Path, layer: str, name: str, parts: Parts, transformer: nn.Module, settings: dict[str, Any]
+) -> tuple[Parts, float]:
+    """Factors of a layer by the end of their names, and their strength."""
+    module: Any = None if layer.endswith("scale_shift_table") else transformer.get_submodule(layer)
+    module = getattr(module, "base_layer", module)
+    if not isinstance(module, nn.Linear | nn.Conv3d):
+        return _differences(file, layer, parts, transformer, module), 1.0
+    shape = (module.out_features, module.in_features) if isinstance(module, nn.Linear) else tuple(module.weight.shape)
+    _check_shapes(file, name, parts, shape)
+    parts = {kind: value for kind, value in parts.items() if not kind.startswith("diff") or value.any()}
+    if not parts:
+        return {}, 1.0
+    rank = parts["down"].shape[0] if "down" in parts else 0
+    scale = _strength(file, layer, name, parts, settings, rank) if rank else 1.0
+    down = parts["down"] if rank else torch.zeros(1, *shape[1:])
+    up = parts["up"] if rank else torch.zeros(shape[0], *[1] * (len(shape) - 1))
+    up = up.reshape(shape[0], down.shape[0], *[1] * (len(shape) - 2))
+    bias = parts.get("up_bias")
+    if "diff" in parts or "diff_b" in parts:  # they have no alpha, so that of the factors goes into the second one
+        up, bias, scale = scale * up.float(), scale * (bias if bias is not None else torch.zeros(shape[0])), 1.0
+        bias = bias + parts.get("diff_b", 0.0)
+        if "diff" in parts:
+            more = _as_product(parts["diff"].float())
+            down, up = torch.cat([down.float(), more[0]]), torch.cat([up, more[1]], 1)
+    out = {".lora_A.weight": down, ".lora_B.weight": up}
+    return (out | {".lora_B.bias": bias} if bias is not None and bias.any() else out), scale
+
+
+def _differences(file: Path, layer: str, parts: Parts, transformer: nn.Module, module: Any) -> Parts:
+    """Differences of a norm or a modulation. Zeros, of which extracted files are full, are nothing to add."""
+    found = {}
+    for kind, value in parts.items():
+        leaf = {"diff": "" if module is None else ".weight", "diff_b": ".bias"}.get(kind)
+        if leaf is None:
+            raise CheckpointError(f"{file} has factors of {layer}, which is neither a linear layer nor a convolution")
+        wanted = transformer.get_parameter(layer + leaf).shape
+        if value.numel() != math.prod(wanted):
+            raise CheckpointError(f"{file} does not fit this transformer: {layer} is {tuple(wanted)}, not {tuple(value.shape)}")
+        if value.any():
+            found[f"{leaf}.diff"] = value.reshape(wanted)
+    return found
+
+
+def _check_shapes(file: Path, name: str, parts: Parts, shape: tuple[int, ...]) -> None:
+    """Raise CheckpointError where what a file says of a layer is not of that layer's shape."""
+    rank = parts["down"].shape[0] if "down" in parts and parts["down"].ndim else 0
+    wanted = {"down": (rank, *shape[1:]), "diff": shape, "diff_b": shape[:1], "up_bias": shape[:1]}
+    for kind, value in parts.items():
+        if kind == "alpha":
+            fits = value.numel() == 1
+        elif kind == "up":
+            fits = value.ndim >= 2 and tuple(value.shape[:2]) == (shape[0], rank) and value.numel() == shape[0] * rank
+        else:
+            fits = tuple(value.shape) == wanted[kind]
+        if not fits or (kind == "down" and not rank):
+            raise CheckpointError(
+                f"{file} does not fit this transformer: {kind} of {name} is {tuple(value.shape)}, and the layer {tuple(shape)}"
+            )
+
+
+def _strength(file: Path, layer: str, name: str, parts: Parts, settings: dict[str, Any], rank: int) -> float:
+    """alpha / rank of a layer, or alpha / sqrt(rank) where peft's configuration says so (rsLoRA)."""
+    if "alpha" in parts:
+        return float(parts["alpha"]) / rank
+    alpha = settings.get("lora_alpha", rank)
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():  # the end of a name, or with ^ all of it
+        end = pattern.removeprefix("^").replace("\\.", ".")
+        if any(f".{each}".endswith(f".{end}") for each in (layer, name)):
+            alpha = value
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise CheckpointError(f"{file} has alpha {alpha!r} for {name}; it must be a number")
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _as_product(diff: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two factors of a difference [out, in, ...], with an identity for the smaller side."""
+    out, width, ones = diff.shape[0], math.prod(diff.shape[1:]), [1] * (diff.ndim - 2)
+    if width <= out:
+        return torch.eye(width).reshape(width, *diff.shape[1:]), diff.reshape(out, width, *ones)
+    return diff, torch.eye(out).reshape(out, out, *ones)
+
+
+def _config(state: Parts, scales: dict[str, tuple[int, float]]) -> dict[str, Any]:
+    """peft's configuration of these factors, in the form of a file's metadata; layers that differ from the rest are named."""
+    (usual, strength), _ = Counter(scales.values()).most_common(1)[0]
+    biased = any(key.endswith(".lora_B.bias") for key in state)
+    for layer in scales if biased else ():  # peft has them in every layer or in none
+        up = state[f"transformer.{layer}.lora_B.weight"]
+        state.setdefault(f"transformer.{layer}.lora_B.bias", up.new_zeros(up.shape[0]))
+    odd = {f"^{re.escape(layer)}": each for layer, each in scales.items() if each != (usual, strength)}
+    config = {
+        "r": usual,
+        "lora_alpha": strength * usual,
+        "rank_pattern": {layer: rank for layer, (rank, _) in odd.items()},
+        "alpha_pattern": {layer: rank * scale for layer, (rank, scale) in odd.items()},
+        "target_modules": sorted(scales),
+        "lora_bias": biased,
+    }
+    return {f"transformer.{name}": value for name, value in config.items()}
