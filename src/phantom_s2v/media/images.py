@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -39,7 +39,7 @@ def open_picture(source: Path | BinaryIO, formats: tuple[str, ...] = PICTURE_FOR
 
 
 def read_picture(
-    source: Path | bytes,
+    source: Path | bytes | Image.Image,
     released: bool = False,
     cutout: bool = False,
     segment: Segment | None = None,
@@ -47,7 +47,7 @@ def read_picture(
 ) -> tuple[np.ndarray, list[str]]:
     """A picture as sRGB uint8 [H, W, 3], upright and composited on white, and notices of what was converted.
 
-    `source` is a file, or a file's content under a `name`. EXIF orientation and ICC profile are obeyed, of an animation the first
+    `source` is a file, or a file's content or an image in memory under a `name`. EXIF orientation and ICC profile are obeyed, of an animation the first
     frame is taken, 16 bits and floating point become 8 bits. `released`: as the released code reads it, alpha dropped, EXIF and
     profile ignored (facts 2.3). `cutout`: the ground is removed, by `segment` (picture -> mask) where it is neither transparent
     nor plain. Raises InputError for what is missing, empty, truncated, no picture, beyond Pillow's limit or a sliver.
@@ -55,7 +55,7 @@ def read_picture(
     name = str(source) if isinstance(source, Path) else name
     if isinstance(source, Path) and not is_file(source):
         raise InputError(f"{name} is not a file; a reference is a PNG, JPEG, WebP or other picture file")
-    if not (source.stat().st_size if isinstance(source, Path) else source):
+    if not (source.stat().st_size if isinstance(source, Path) else isinstance(source, Image.Image) or source):
         raise InputError(f"{name} is empty; a reference is a PNG, JPEG, WebP or other picture file")
     try:
         with warnings.catch_warnings():
@@ -75,13 +75,13 @@ def read_picture(
     return picture, [f"{shown}: {notice}" for notice in notices]
 
 
-def _decoded(source: Path | bytes, released: bool, cutout: bool, segment: Segment | None) -> tuple[np.ndarray, list[str]]:
+def _decoded(source: Path | bytes | Image.Image, released: bool, cutout: bool, segment: Segment | None) -> tuple[np.ndarray, list[str]]:
     """The picture of a file, and what was done to it."""
-    file = source if isinstance(source, Path) else io.BytesIO(source)
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        image, notices = open_picture(file), list[str]()
+        image, notices = file.copy() if isinstance(file, Image.Image) else open_picture(file), list[str]()
     except UnidentifiedImageError:
-        image, notices = _open_float_tiff(file)
+        image, notices = _open_float_tiff(cast(Any, file))
     with image:
         if released:
             picture = np.asarray(image.convert("RGB")).copy()

@@ -1,11 +1,9 @@
 """How Phantom-Wan is held in memory: devices, offloading, casting, tiling, caches, LoRA. All of it diffusers' and torch's own."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -83,17 +81,21 @@ def placement_from(record: dict[str, Any]) -> Placement:
         raise InputError(f"this is no record of a video: {error}") from error
 
 
-def place_transformer(transformer: Any, placement: Placement, ratios: list[float] | None = None) -> StepCache | None:
-    """Apply everything of `placement` to a transformer that waits on the CPU; it goes to the device when it is first needed.
+def split_dtypes(placement: Placement) -> dict[str, torch.dtype]:
+    """The type of each part: the autoencoder in float32, the text encoder too where it computes on the CPU."""
+    dtype = placement.torch_dtype()
+    text = torch.float32 if placement.text_on_cpu else dtype
+    return {"default": dtype, "vae": torch.float32, "text_encoder": text}
 
-    Returns its step cache; `ratios` are MagCache's.
-    """
+
+def place(pipe: Any, placement: Placement, ratios: list[float] | None = None) -> StepCache | None:
+    """Apply everything of `placement` to a pipeline whose parts wait on the CPU. Returns its step cache; `ratios` are MagCache's."""
+    transformer, device = pipe.transformer, placement.torch_device()
     adapters = {f"lora{number}": lora for number, lora in enumerate(placement.loras)}
     for name, (file, scale) in adapters.items():
         add_lora(transformer, Path(file), name, scale)
     if held := {name: scale for name, (_, scale) in adapters.items() if name in getattr(transformer, "peft_config", {})}:
         transformer.set_adapters(list(held), list(held.values()))
-    device = placement.torch_device()
     if placement.quantise == "fp8":
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=placement.torch_dtype())
     if placement.quantise == "int8":
@@ -103,40 +105,33 @@ def place_transformer(transformer: Any, placement: Placement, ratios: list[float
     cache = None
     if placement.cache != "none":
         cache = StepCache(transformer, placement.cache, placement.cache_threshold, placement.torch_dtype(), ratios)
-    if placement.offload == "group":
-        streams = device.type == "cuda"
-        transformer.enable_group_offload(
-            device, torch.device("cpu"), "block_level", num_blocks_per_group=1, use_stream=streams, non_blocking=streams
-        )
+    if placement.tiling:
+        pipe.vae.enable_tiling()
     if placement.parallel != "none":
         parallelise(transformer, placement.parallel, device)
+    _offload(pipe, placement, device)
     return cache
 
 
-@contextmanager
-def taking_turns(part: Any, placement: Placement) -> Iterator[None]:
-    """A part on the device from when it is first needed, and only while it is needed where parts take turns there."""
-    transformer = isinstance(cast(object, part), WanTransformer3DModel)  # else the checker takes `to` for that class's own
-    placed = transformer and (placement.offload == "group" or placement.parallel != "none")  # its hooks move it
-    if not placed:
-        part.to(placement.torch_device())
-    try:
-        yield
-    finally:
-        if not placed and placement.offload != "none":
-            part.to("cpu")
-
-
-@contextmanager
-def evaluating(part: nn.Module) -> Iterator[None]:
-    """A part in evaluation mode, without dropout, and afterwards in the mode of before: it may be the caller's own."""
-    training = [module for module in part.modules() if module.training]
-    part.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _offload(pipe: Any, placement: Placement, device: torch.device) -> None:
+    """All parts on the device, or what waits in main memory; a text encoder for the CPU stays there."""
+    text = pipe.text_encoder if placement.text_on_cpu else None
+    if text is not None:
+        pipe.text_encoder = None
+    if placement.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif placement.offload == "group":
+        streams = device.type == "cuda"
+        pipe.enable_group_offload(
+            device, torch.device("cpu"), "block_level", num_blocks_per_group=1, use_stream=streams, non_blocking=streams
+        )
+    else:
+        parallel = placement.parallel != "none"  # its own hooks have placed the transformer
+        for name, part in pipe.components.items():
+            if isinstance(part, nn.Module) and not (parallel and name == "transformer"):
+                part.to(device)
+    if text is not None:
+        pipe.text_encoder = text
 
 
 def _quantise(transformer: WanTransformer3DModel) -> None:

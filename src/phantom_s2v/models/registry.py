@@ -14,6 +14,7 @@ WAN_NEGATIVE = (  # Wan's own negative prompt (facts 2.5)
     "倒着走"
 )
 
+INDEX = "model_index.json"
 MINI = {  # defaults of phantom-mini, written beside its weights
     "name": "phantom-mini",
     "height": 64,
@@ -32,7 +33,7 @@ MODELS = {"phantom-mini": Path(__file__).parents[1] / "weights" / "phantom-mini"
 
 @dataclass(frozen=True)
 class Preset:
-    """Defaults of a model. phantom-mini keeps them beside its weights in preset.json."""
+    """Defaults of a model. phantom-mini keeps them beside its weights in model_index.json."""
 
     name: str
     height: int  # pixels
@@ -85,23 +86,23 @@ def hub_folder(name: str) -> Path:
 
 
 def load_preset(folder: Path) -> Preset:
-    """Defaults of the model in `folder`: ours, or Phantom-Wan in diffusers' layout. Raises CheckpointError without one."""
-    config = folder / "transformer" / "config.json"
+    """Defaults of the model in `folder`: those in its index, or Phantom-Wan's by its transformer. Raises CheckpointError without."""
     try:
-        if not (folder / "preset.json").exists() and config.is_file():
-            return wan_preset(parse_json(read_small(config)))
-        return typed(Preset, parse_json(read_small(folder / "preset.json")), "it")
+        index = parse_json(read_small(folder / INDEX))
+        if "preset" in index:
+            return typed(Preset, index["preset"], "the preset")
+        return wan_preset(parse_json(read_small(folder / "transformer" / "config.json")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder} is not a model folder; it needs a readable preset.json, or Wan's transformer/config.json ({error})"
+            f"{folder} is not a model folder; it needs a readable {INDEX}, and with Phantom-Wan transformer/config.json ({error})"
         ) from error
 
 
 def wan_preset(config: dict[str, Any]) -> Preset:
     """Defaults of the released code for a transformer of this configuration (facts 2.1, 2.5)."""
-    if config.get("_class_name") != "WanTransformer3DModel":
+    if config.get("_class_name") not in ("WanTransformer3DModel", "PhantomWanTransformer"):
         raise CheckpointError(
-            f"the transformer is a {config.get('_class_name')}; legal are WanTransformer3DModel, and ours beside a preset.json"
+            f"the transformer is a {config.get('_class_name')}; it must be a WanTransformer3DModel"
         )
     heads, head_width = config["num_attention_heads"], config["attention_head_dim"]
     if type(heads) is not int or type(head_width) is not int:
@@ -111,3 +112,16 @@ def wan_preset(config: dict[str, Any]) -> Preset:
     sizes = {1536: ((480, 832),), 5120: ((480, 832), (720, 1280))}.get(width, ())
     frames, fps = (121, 24) if width == 5120 else (81, 16)
     return Preset(name, 480, 832, frames, fps, 50, "unipc", 5.0, 5.0, 7.5, (16, 1280), "wan", sizes, WAN_NEGATIVE)
+
+
+def index_of(preset: dict[str, Any]) -> dict[str, Any]:
+    """model_index.json of the paper's own model with these defaults; its text encoder comes from its package."""
+    own = "phantom_s2v.models.phantom"
+    return {
+        "_class_name": "PhantomMMDiTPipeline",
+        "preset": preset,
+        "vae": ["diffusers", "AutoencoderKLWan"],
+        "transformer": [f"{own}.transformer", "PhantomTransformer"],
+        "image_encoder": [f"{own}.encoders", "ImageEncoder"],
+        **dict.fromkeys(("scheduler", "text_encoder", "tokenizer"), [None, None]),
+    }

@@ -13,6 +13,7 @@ from phantom_s2v.errors import CheckpointError
 from phantom_s2v.files.hashes import MADE_OF, combined_hash, folder_hash
 from phantom_s2v.files.io import write_json, writing_folder
 from phantom_s2v.files.untrusted import parse_json
+from phantom_s2v.models import registry
 from phantom_s2v.models.bounds import check_layers, read_config
 from phantom_s2v.models.finite import check_finite
 from phantom_s2v.models.tensors import FILE, aligned, read_tensors, save_tensors
@@ -122,7 +123,7 @@ def check_shapes(source: Path, got: dict[str, tuple[int, ...]], wanted: dict[str
 def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], out: Path) -> None:
     """Write a model folder in float16 from one folder of each part, with its defaults and facts beside.
 
-    `parts` names transformer, autoencoder and image_encoder. Where a part was loaded from, which diffusers notes in its config,
+    `parts` names transformer, vae and image_encoder. Where a part was loaded from, which diffusers notes in its config,
     is a path of this machine and stays behind. Raises OutputError where something is in `out` already.
     """
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], 
             (scratch / name).mkdir()
             save_tensors(state, scratch / name / FILE)
             write_json(scratch / name / "config.json", dict(sorted(config.items())), indent=2)
-        write_json(scratch / "preset.json", preset)
+        write_json(scratch / registry.INDEX, registry.index_of(preset), indent=2)
         write_json(scratch / "facts.json", facts)
 
 

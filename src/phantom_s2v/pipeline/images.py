@@ -1,0 +1,115 @@
+"""Reference images as users have them (files, PIL images, arrays, tensors) -> uint8 arrays under the names of their subjects."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.media.images import read_picture
+from phantom_s2v.vision.segment import subject_mask
+
+BACKGROUND = "background"  # the name of its subject
+
+
+@dataclass(frozen=True)
+class Named:
+    """An image, or the path of one, and the name of the subject that it shows."""
+
+    image: Any  # PIL.Image, array, tensor or path
+    subject: str
+
+    @property
+    def label(self) -> str:
+        """What a message calls it: its path, or the name of its subject."""
+        return str(self.image) if isinstance(self.image, str | Path) else f"the image of {self.subject}"
+
+
+def is_image(given: Any) -> bool:
+    """Whether a value is one image and not several: a path, a PIL image, an array [H, W, C] or a tensor [C, H, W]."""
+    return isinstance(given, str | Path | Image.Image) or (isinstance(given, np.ndarray | torch.Tensor) and given.ndim == 3)
+
+
+def name_images(given: Any) -> tuple[Named, ...]:
+    """The images of one prompt in the order of their reference places.
+
+    One image, a sequence of images (each a subject of its own), or a mapping from the subject's name to its image or its views.
+    """
+    if given is None:
+        return ()
+    if is_image(given):
+        return (Named(given, "subject 1"),)
+    if isinstance(given, Mapping):
+        views = [(str(name), [views] if is_image(views) else views) for name, views in given.items()]
+        return tuple(Named(view, name) for name, many in views for view in _sequence(many))
+    return tuple(Named(image, f"subject {i + 1}") for i, image in enumerate(_sequence(given)))
+
+
+def per_prompt(given: Any, prompts: int) -> list[tuple[Named, ...]]:
+    """The images of each of several prompts: a sequence of one entry a prompt, or else the same images for all of them."""
+    nested = isinstance(given, list | tuple) and any(each is None or not is_image(each) for each in given)
+    if prompts == 1 and not nested:
+        return [name_images(given)]
+    if not nested:
+        return [name_images(given)] * prompts
+    if len(given) != prompts:
+        raise InputError(f"reference_images has {len(given)} entries and there are {prompts} prompts; it must have one a prompt")
+    return [name_images(each) for each in given]
+
+
+def _sequence(given: Any) -> Sequence[Any]:
+    if isinstance(given, np.ndarray | torch.Tensor) and given.ndim == 4:
+        return list(given)
+    if not isinstance(given, list | tuple) or not all(is_image(each) for each in given):
+        what = getattr(given, "shape", None) or type(given).__name__
+        raise InputError(
+            f"reference_images must be images (path, PIL image, array [H, W, 3], tensor [3, H, W]), a list of them, or a dict "
+            f"of a name to its images (got {what})"
+        )
+    return given
+
+
+def read_images(
+    images: Sequence[Named], released: bool = False, cutout: bool = False, segmenter: str | None = None
+) -> tuple[list[np.ndarray], list[str]]:
+    """uint8 [H, W, 3] of each image, and notices of what was done to them. A background is never cut out.
+
+    Raises InputError for what is no image.
+    """
+    segment = partial(subject_mask, Path(segmenter)) if segmenter else None
+    read, notices = [], []
+    for each in images:
+        array, said = read_picture(_source(each), released, cutout and each.subject != BACKGROUND, segment, each.label)
+        read.append(array)
+        notices += said
+    return read, notices
+
+
+def _source(named: Named) -> Path | Image.Image:
+    """A path, or a PIL image of what is in memory."""
+    image = named.image
+    if isinstance(image, str | Path):
+        return Path(image)
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().float().movedim(0, -1).numpy() if image.shape[0] in (1, 3, 4) else image.cpu().numpy()
+    return Image.fromarray(_bytes(image, named.label))
+
+
+def _bytes(image: np.ndarray, label: str) -> np.ndarray:
+    """uint8 [H, W, C] or [H, W] of an array: uint8 as it is, floating point from 0..1."""
+    if image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or not image.size:
+        raise InputError(f"{label} has shape {tuple(image.shape)}; it must be [H, W, 3], or [3, H, W] for a tensor")
+    if image.dtype != np.uint8:
+        if not np.issubdtype(image.dtype, np.floating):
+            raise InputError(f"{label} has type {image.dtype}; it must be uint8, or floating point from 0 to 1")
+        if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+            raise InputError(f"{label} has values outside 0 to 1, or not finite; floating point images must be from 0 to 1")
+        image = (image * 255).round().astype(np.uint8)
+    return image[..., 0] if image.shape[-1] == 1 else image

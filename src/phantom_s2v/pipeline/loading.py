@@ -1,0 +1,118 @@
+"""Loading of a model folder as the pipeline that its model_index.json names: checked first, strictly, and never code of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
+from torch import nn
+
+from phantom_s2v.errors import CheckpointError, PhantomError
+from phantom_s2v.files.untrusted import parse_json, read_small
+from phantom_s2v.models.finite import check_weights
+from phantom_s2v.models.memory import Placement, place, split_dtypes
+from phantom_s2v.models.phantom.encoders import ImageEncoder, text_encoder_folder
+from phantom_s2v.models.phantom.transformer import PhantomTransformer
+from phantom_s2v.models.registry import INDEX, load_preset, model_folder
+from phantom_s2v.models.tensors import align
+from phantom_s2v.models.wan.step_cache import read_ratios
+from phantom_s2v.models.wan.text import check_parts_agree, check_text_encoder
+from phantom_s2v.models.weights import check_part, weights_hash
+
+PIPELINES = {"PhantomWanPipeline": "wan_pipeline", "PhantomMMDiTPipeline": "mmdit_pipeline"}
+LIBRARIES = ("diffusers", "transformers", "phantom_s2v")  # that an index may name
+PARTS: dict[str, dict[str, Any]] = {
+    "PhantomWanPipeline": {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan},
+    "PhantomMMDiTPipeline": {"transformer": PhantomTransformer, "vae": AutoencoderKLWan, "image_encoder": ImageEncoder},
+}
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """model_index.json of a model folder. Raises CheckpointError where it is missing, damaged, or names what is not ours."""
+    file = folder / INDEX
+    try:
+        index = parse_json(read_small(file))
+        libraries = [value[0] for value in index.values() if isinstance(value, list) and value]
+        name = index.get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder} is not a model folder; it needs a readable {INDEX} ({error})") from error
+    if name not in PIPELINES:
+        raise CheckpointError(f"{file} names the pipeline {str(name)[:80]!r}; it must be {' or '.join(PIPELINES)}")
+    if odd := [each for each in libraries if each is not None and str(each).split(".")[0] not in LIBRARIES]:
+        raise CheckpointError(f"{file} names the library {str(odd[0])[:80]!r}; it must be {', '.join(LIBRARIES)}")
+    return index
+
+
+def pipeline_class(name: str) -> Any:
+    """A pipeline class of ours by its name."""
+    return getattr(import_module(f"phantom_s2v.pipeline.{PIPELINES[name]}"), name)
+
+
+def check_models(folder: Path, without: tuple[str, ...] = ()) -> None:
+    """Raise CheckpointError for weights that cannot be loaded, without reading them; parts named in `without` are not looked at."""
+    name = read_index(folder)["_class_name"]
+    load_preset(folder)
+    wan = name == "PhantomWanPipeline"
+    if wan:
+        check_parts_agree(folder)
+    for part, kind in PARTS[name].items():
+        if part not in without:
+            check_part(kind, folder / part)
+    if wan and "text_encoder" not in without:
+        check_text_encoder(folder / "text_encoder")
+
+
+def load_pipeline(cls: Any, name: str | Path, **kwargs: Any) -> Any:
+    """A pipeline of ours with DiffusionPipeline's own loading; see PhantomPipeline.from_pretrained."""
+    folder = model_folder(str(name))
+    index = read_index(folder)
+    kind = pipeline_class(index["_class_name"])
+    if not issubclass(kind, cls):
+        raise CheckpointError(f"{folder} holds a {kind.__name__}, not a {cls.__name__}")
+    check_models(folder, tuple(part for part in kwargs if part in index))
+    kwargs = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True} | kwargs
+    with _one_sentence(folder):
+        pipe = DiffusionPipeline.from_pretrained.__func__(kind, str(folder), **kwargs)  # type: ignore[attr-defined]
+    for part, module in pipe.components.items():
+        if isinstance(module, nn.Module) and part not in kwargs and not getattr(module, "hf_quantizer", None):
+            check_weights(align(module), str(folder / part)).eval().requires_grad_(False)
+    return pipe
+
+
+@contextmanager
+def _one_sentence(folder: Path) -> Iterator[None]:
+    """What odd files make diffusers and transformers raise has no base of its own."""
+    try:
+        yield
+    except (PhantomError, NotImplementedError):
+        raise
+    except Exception as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder} cannot be loaded: {said}") from error
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 over the contents of everything that is loaded of a model, the packaged text encoder among it."""
+    name = read_index(folder)["_class_name"]
+    own = [folder / part for part in PARTS[name]]
+    more = [folder / "text_encoder", folder / "tokenizer"]
+    return weights_hash(*own, *(more if (folder / "text_encoder").is_dir() else [text_encoder_folder()]))
+
+
+def load_models(folder: Path, placement: Placement | None = None, calibrate: bool = False, **parts: Any) -> Any:
+    """The pipeline of a model folder, placed as `placement` says, with the hash of its weights; `parts` replace those of the folder.
+
+    To `calibrate`, MagCache measures its ratios instead of reading them. Raises CheckpointError.
+    """
+    from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
+
+    placement = placement or Placement()
+    weights = model_hash(folder)
+    ratios = read_ratios(folder, weights) if placement.cache == "magcache" and not calibrate else None
+    pipe = PhantomPipeline.from_pretrained(folder, torch_dtype=split_dtypes(placement), **parts)
+    pipe.weights, pipe.placement = weights, placement
+    pipe.step_cache = place(pipe, placement, ratios)
+    return pipe

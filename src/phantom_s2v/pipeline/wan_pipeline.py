@@ -1,0 +1,134 @@
+"""PhantomWanPipeline: the released weights, on diffusers' Wan2.1 components."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+from diffusers.utils.torch_utils import get_module_execution_device
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.models.autoencoder import for_inference
+from phantom_s2v.models.registry import Preset, wan_preset
+from phantom_s2v.models.wan.text import prompt_features
+from phantom_s2v.models.wan.transformer import TEXT_PLACES, PhantomWanTransformer, pad_text, wan_velocity
+from phantom_s2v.pipeline.phantom_pipeline import Branches, Conditions, PhantomPipeline
+from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
+
+
+class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
+    """Phantom-Wan as released: WanPipeline's components, reference images as clean latents behind the video, three-branch guidance.
+
+    Transformer and vae that the caller loaded are copied without their weights, which are shared; without a text encoder the
+    pipeline takes `prompt_embeds`. The default scheduler is the released one, UniPC with a shift of 5.
+    """
+
+    _optional_components = ["tokenizer", "text_encoder", "scheduler", "transformer", "vae"]
+    _lora_loadable_modules = ["transformer"]
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_encoder: UMT5EncoderModel | None = None,
+        vae: AutoencoderKLWan | None = None,
+        scheduler: Any = None,
+        transformer: WanTransformer3DModel | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae if vae is None else for_inference(vae),
+            scheduler=scheduler or build_scheduler("unipc", 5.0),
+            transformer=transformer if transformer is None else PhantomWanTransformer.of(transformer),
+        )
+
+    @property
+    def preset(self) -> Preset:
+        """Defaults of the released code for a transformer of this size."""
+        return wan_preset({**self.transformer.config, "_class_name": "WanTransformer3DModel"})
+
+    def noise_frames(self, frames: int, places: int) -> int:
+        """The released code draws noise once over video and reference places; what falls on those is never seen."""
+        return frames + places
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None = None,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        max_sequence_length: int = TEXT_PLACES,
+        device: torch.device | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [N, 512, D] of prompts and of negative prompts: each at its own length, then zeros, which are seen (released code)."""
+        if prompt_embeds is None:
+            prompt_embeds = self._features(prompt or "", max_sequence_length)
+        if negative_prompt_embeds is None:
+            negative_prompt_embeds = self._features(negative_prompt or "", max_sequence_length)
+        if len(negative_prompt_embeds) not in (1, len(prompt_embeds)):
+            raise InputError(f"{len(negative_prompt_embeds)} negative prompts were given for {len(prompt_embeds)} prompts")
+        negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
+        both = (pad_text(each).repeat_interleave(num_videos_per_prompt, 0) for each in (prompt_embeds, negative_prompt_embeds))
+        first, second = (each.to(device or self._execution_device) for each in both)
+        return first, second
+
+    @torch.no_grad()
+    def _features(self, prompt: str | list[str], places: int) -> torch.Tensor:
+        if self.text_encoder is None or self.tokenizer is None:
+            raise CheckpointError("this pipeline has no text encoder; give prompt_embeds, or a text encoder and its tokenizer")
+        if not 2 <= places <= TEXT_PLACES:
+            raise InputError(f"max_sequence_length must be 2 to {TEXT_PLACES} (got {places})")
+        device = get_module_execution_device(self.text_encoder)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        rows = [pad_text(prompt_features(self.text_encoder, self.tokenizer, each, places, device)) for each in prompts]
+        return torch.cat(rows).float()
+
+    def encode_references(
+        self, images: list[list[np.ndarray]], prepared: list[list[np.ndarray]], subjects: list[list[int]]
+    ) -> torch.Tensor:
+        """Latents [N, C, n, h, w]."""
+        return torch.cat([self.encode_images(each) for each in prepared])
+
+    def branches(self, conditions: Conditions, latents: torch.Tensor, attention_kwargs: dict[str, Any] | None) -> Branches:
+        """The three forwards of the released code, one after the other: what each sees is written here.
+
+        The null branch has zero latents in normalised space at the reference places, not an encoded blank. Caches that know of no
+        branches get one forward over a batch of them.
+        """
+        transformer, cache, some = self.transformer, self.step_cache, conditions.references
+        if some is None:
+            some = latents.new_zeros(*latents.shape[:2], 0, *latents.shape[3:])
+        some = some.expand(len(latents), -1, -1, -1, -1)
+        dtype = transformer.patch_embedding.bias.dtype
+        text, negative = (each.to(latents.device, dtype) for each in (conditions.prompt_embeds, conditions.negative_prompt_embeds))
+        seen = {"both": (text, some), "image": (negative, some), "null": (negative, torch.zeros_like(some))}
+        if cache:
+            cache.begin(self._num_timesteps, some.shape[2])
+        elif transformer.is_cache_enabled:  # by the user
+            transformer._reset_stateful_cache()
+
+        @lru_cache  # the same tensors at every step: keys and values of the text are kept by them
+        def batch(group: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+            texts, pictures = zip(*(seen[name] for name in group), strict=True)
+            return (texts[0], pictures[0]) if len(group) == 1 else (torch.cat(texts), torch.cat(pictures))
+
+        def velocities(x: torch.Tensor, timestep: torch.Tensor, step: int, names: Iterable[str]) -> dict[str, torch.Tensor]:
+            out: dict[str, torch.Tensor] = {}
+            sigma = float(self.scheduler.sigmas[step])
+            state = {"step_index": step, "sigma": sigma, "num_inference_steps": self._num_timesteps}
+            for group in [tuple(names)] if cache and cache.one_batch else [(name,) for name in names]:
+                name = "+".join(group)
+                with cache.context(name, step, sigma) if cache else transformer.cache_context(name, **state):
+                    parts = wan_velocity(
+                        transformer, x.repeat(len(group), 1, 1, 1, 1), timestep, *batch(group), attention_kwargs=attention_kwargs
+                    )
+                out |= dict(zip(group, parts.split(len(x)), strict=True))
+            return out
+
+        return velocities
