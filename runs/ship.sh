@@ -13,6 +13,6 @@ train() { # FOLDER OPTIONS...
 }
 train transformer --init-from "$FROM" --seed "$(cat "$OUT/seed")" --steps "$STEPS" --decay-fraction 1
 train distilled --distill-guidance "$OUT/transformer/transformer" --seed "$(cat "$OUT/seed")1" --steps "$DISTIL_STEPS" --decay-fraction 0.7
-"$BIN/phantom" train pack --autoencoder "$MINI/autoencoder" --image-encoder "$MINI/image_encoder" \
+"$BIN/phantom" train pack --autoencoder "$MINI/vae" --image-encoder "$MINI/image_encoder" \
   --transformer "$OUT/distilled/transformer" --out "$OUT/model"
 "$BIN/phantom" evaluate run emoji --model "$OUT/model" --limit 40 --out "$OUT/evaluation"

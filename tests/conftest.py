@@ -35,7 +35,7 @@ def tiny(tmp_path_factory) -> Path:
 
     from phantom_s2v.models.phantom.encoders import ImageEncoder
     from phantom_s2v.models.phantom.transformer import PhantomTransformer
-    from phantom_s2v.models.registry import Preset
+    from phantom_s2v.models.registry import INDEX, Preset, index_of
 
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
@@ -47,16 +47,16 @@ def tiny(tmp_path_factory) -> Path:
         in_channels=12, out_channels=12, latents_mean=[0.1] * 8, latents_std=[0.5] * 8,
     )  # fmt: skip
     transformer.save_pretrained(folder / "transformer")
-    autoencoder.save_pretrained(folder / "autoencoder")
+    autoencoder.save_pretrained(folder / "vae")
     ImageEncoder(width=32).save_pretrained(folder / "image_encoder")
     preset = Preset("tiny", 32, 32, 9, 8, 3, "euler", 1.0, 2.0, 3.0, (16, 48))
-    (folder / "preset.json").write_text(json.dumps(asdict(preset)))
+    (folder / INDEX).write_text(json.dumps(index_of(asdict(preset))))
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tiny):
-    from phantom_s2v.pipeline.generate import load_models
+    from phantom_s2v.pipeline.loading import load_models
 
     return load_models(tiny)
 

@@ -11,14 +11,15 @@ _HOMES = {
     "InputError": "errors",
     "OutputError": "errors",
     "PhantomError": "errors",
-    "Models": "pipeline.generate",
     "Output": "pipeline.generate",
+    "PhantomMMDiTPipeline": "pipeline.mmdit_pipeline",
     "PhantomPipeline": "pipeline.phantom_pipeline",
+    "PhantomPipelineOutput": "pipeline.phantom_pipeline",
+    "PhantomWanPipeline": "pipeline.wan_pipeline",
     "PhantomTransformer": "models.phantom.transformer",
     "Placement": "models.memory",
     "Reference": "pipeline.request",
     "Request": "pipeline.request",
-    "load_models": "pipeline.generate",
     "model_folder": "models.registry",
 }
 __all__ = ["__version__", *_HOMES]

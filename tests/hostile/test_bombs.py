@@ -20,7 +20,7 @@ from phantom_s2v.models import bounds
 from phantom_s2v.models.registry import load_preset, model_folder
 from phantom_s2v.models.tensors import Tensors
 from phantom_s2v.models.weights import check_part
-from phantom_s2v.pipeline.generate import check_models
+from phantom_s2v.pipeline.loading import check_models
 from phantom_s2v.pipeline.request import check, with_defaults
 
 MINI = model_folder("phantom-mini")

@@ -69,9 +69,9 @@ def poisoned(tiny, tmp_path, part, name, value=float("nan")):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_weight_is_named(tiny, tmp_path, value):
-    folder = poisoned(tiny, tmp_path, "autoencoder", "decoder.conv_out.bias", value)
+    folder = poisoned(tiny, tmp_path, "vae", "decoder.conv_out.bias", value)
     with pytest.raises(CheckpointError, match=r"the weight decoder.conv_out.bias of .* is not finite"):
-        load_autoencoder(folder / "autoencoder")
+        load_autoencoder(folder / "vae")
 
 
 def test_no_video_is_made_of_a_broken_weight(call_phantom, tiny, tmp_path):
@@ -124,16 +124,16 @@ def test_embeddings_are_named(tiny_models, hook, picture):
     hook(tiny_models.image_encoder.norm, lambda module, given, out: out * float("nan"))
     with pytest.raises(NotFiniteError, match="the image tokens of reference 1"):
         generate(asked(tiny_models, reference=[str(picture)]), tiny_models)
-    hook(tiny_models.text_encoder.model, lambda module, given, out: replace(out, last_hidden_state=out[0] * float("nan")))
+    hook(tiny_models.reader.model, lambda module, given, out: replace(out, last_hidden_state=out[0] * float("nan")))
     with pytest.raises(NotFiniteError, match="the embedding of the prompt"):
         generate(asked(tiny_models), tiny_models)
 
 
 def test_what_the_autoencoder_gives_is_looked_at(tiny_models, hook):
     for part, run, given in (("decoder.conv_out", decode, (1, 8, 1, 4, 4)), ("quant_conv", encode, (1, 3, 1, 32, 32))):
-        hook(tiny_models.autoencoder.get_submodule(part), lambda module, given, out: out * float("nan"))
+        hook(tiny_models.vae.get_submodule(part), lambda module, given, out: out * float("nan"))
         with pytest.raises(NotFiniteError, match=f"what the autoencoder {run.__name__}s"), torch.no_grad():
-            run(tiny_models.autoencoder, torch.zeros(given))
+            run(tiny_models.vae, torch.zeros(given))
 
 
 def test_a_preview_does_not_stay_where_a_later_step_breaks(tiny, tmp_path, call_phantom, monkeypatch):

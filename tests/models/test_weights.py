@@ -12,28 +12,28 @@ from phantom_s2v.models.weights import FILE, pack
 
 
 def test_a_packed_part_is_the_part_in_half_precision_without_the_path_it_came_from(tiny, tmp_path):
-    AutoencoderKLWan.from_pretrained(tiny / "autoencoder").save_pretrained(tmp_path / "again")
+    AutoencoderKLWan.from_pretrained(tiny / "vae").save_pretrained(tmp_path / "again")
     assert str(tiny) in (tmp_path / "again" / "config.json").read_text()
-    pack({"autoencoder": tmp_path / "again"}, {}, {}, tmp_path / "packed")
-    assert str(tiny) not in (tmp_path / "packed" / "autoencoder" / "config.json").read_text()
-    halves, before = load_file(tmp_path / "packed" / "autoencoder" / FILE), load_file(tiny / "autoencoder" / FILE)
+    pack({"vae": tmp_path / "again"}, {}, {}, tmp_path / "packed")
+    assert str(tiny) not in (tmp_path / "packed" / "vae" / "config.json").read_text()
+    halves, before = load_file(tmp_path / "packed" / "vae" / FILE), load_file(tiny / "vae" / FILE)
     assert all(torch.equal(halves[name], value.half()) for name, value in before.items())
-    assert load_autoencoder(tmp_path / "packed" / "autoencoder").config["latents_std"] == [0.5] * 8
+    assert load_autoencoder(tmp_path / "packed" / "vae").config["latents_std"] == [0.5] * 8
 
 
 def test_a_model_folder_of_others_is_left_alone(tiny, tmp_path, call_phantom):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="mine cannot be written"):
-        pack({"autoencoder": tiny / "autoencoder"}, {}, {}, tmp_path / "mine")
-    parts = ("--autoencoder", tiny / "autoencoder", "--image-encoder", tiny / "image_encoder")
+        pack({"vae": tiny / "vae"}, {}, {}, tmp_path / "mine")
+    parts = ("--autoencoder", tiny / "vae", "--image-encoder", tiny / "image_encoder")
     code, said = call_phantom("train", "pack", *parts, "--out", tmp_path / "mine")
     assert (code, "mine exists already; choose a name that is free" in said.err) == (2, True)
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "notes.txt"]
 
 
 def test_a_part_is_saved_whole_or_not_at_all(tiny, tmp_path, monkeypatch):
-    autoencoder = load_autoencoder(tiny / "autoencoder")
+    autoencoder = load_autoencoder(tiny / "vae")
     save_part(autoencoder, tmp_path / "part")
     whole = {p.name: p.read_bytes() for p in (tmp_path / "part").iterdir()}
     assert set(whole) == {"config.json", FILE}

@@ -10,37 +10,34 @@ from safetensors import safe_open
 
 from phantom_s2v import PhantomPipeline
 from phantom_s2v.data.synthetic.heldout import still_path
-from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.errors import CheckpointError
 from phantom_s2v.models.registry import model_folder
 from phantom_s2v.pipeline.batch import build_request
-from phantom_s2v.pipeline.generate import generate, load_models
+from phantom_s2v.pipeline.generate import generate
+from phantom_s2v.pipeline.loading import load_models
+from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
 
 pytestmark = pytest.mark.threads
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def test_the_pipeline_is_the_command_lines_path(tiny_models, picture):
-    pipe = PhantomPipeline(tiny_models)
-    frames = pipe("A cat moves.", references=[("cat", picture)], seed=3, num_frames=5).frames
-    request = build_request(
-        {"prompt": "A cat moves.", "reference": [f"cat={picture}"], "seed": 3, "frames": 5}, tiny_models.preset
-    )
-    assert np.array_equal(frames[0], generate(request, tiny_models).video)
-
-
-def test_a_generator_stands_for_its_seed(tiny_models):
-    pipe = PhantomPipeline(tiny_models)
-    by_generator = pipe("A cat.", generator=torch.Generator().manual_seed(9), num_frames=1).frames
-    assert np.array_equal(by_generator, pipe("A cat.", seed=9, num_frames=1).frames)
-    with pytest.raises(InputError, match="both seed and generator"):
-        pipe("A cat.", seed=1, generator=torch.Generator())
+    frames = tiny_models("A cat moves.", reference_images={"cat": picture}, num_frames=5, generator=seeded(3)).frames
+    options = {"prompt": "A cat moves.", "reference": [f"cat={picture}"], "seed": 3, "frames": 5}
+    video = generate(build_request(options, tiny_models.preset), tiny_models).video
+    assert np.array_equal((frames[0] * 255).round(), video)
 
 
 def test_saves_and_loads(tiny_models, tmp_path):
-    PhantomPipeline(tiny_models).save_pretrained(tmp_path / "copy")
+    tiny_models.save_pretrained(tmp_path / "copy")
     again = PhantomPipeline.from_pretrained(tmp_path / "copy")
-    first, second = (p("A cat.", seed=2, num_frames=1).frames for p in (PhantomPipeline(tiny_models), again))
+    first, second = (p("A cat.", num_frames=1, generator=seeded(2)).frames for p in (tiny_models, again))
     assert np.array_equal(first, second)
     assert not list((tmp_path / "copy").rglob("*.bin"))
+    assert not (tmp_path / "copy" / "text_encoder").exists()
 
 
 def test_an_unknown_model_is_named():
@@ -50,22 +47,26 @@ def test_an_unknown_model_is_named():
 
 def test_callback_sees_every_step(tiny_models):
     seen = []
-    PhantomPipeline(tiny_models)(
-        "A cat.", num_frames=1, num_inference_steps=4, callback_on_step_end=lambda i, n, x: seen.append((i, n))
-    )
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+    def callback(pipe, step, timestep, given):
+        seen.append((step, pipe.num_timesteps, sorted(given)))
+        return given
+
+    tiny_models("A cat.", num_frames=1, num_inference_steps=4, callback_on_step_end=callback)
+    assert seen == [(i, 4, ["latents"]) for i in range(4)]
 
 
-def test_the_first_frame_is_kept(tiny_models, picture):
+def test_the_first_frame_is_kept(tiny_models, picture, monkeypatch):
     """Its latent is clean at every step, so the first frame is that of the still through the autoencoder alone."""
     from phantom_s2v.media.images import letterbox, read_picture
     from phantom_s2v.models.autoencoder import decode, encode, to_pixels
 
     for solver in ("euler", "unipc"):
-        video = PhantomPipeline(tiny_models)("A cat.", first_frame=picture, num_frames=9, solver=solver).frames[0]
+        monkeypatch.setattr(tiny_models, "scheduler", build_scheduler(solver, 1.0))
+        video = tiny_models("A cat.", image=picture, num_frames=9, generator=seeded(0)).frames[0] * 255
         still = to_pixels(letterbox(read_picture(picture)[0], 32, 32)[None])[None]
         with torch.no_grad():
-            back = decode(tiny_models.autoencoder, encode(tiny_models.autoencoder, still))[0, :, 0]
+            back = decode(tiny_models.vae, encode(tiny_models.vae, still))[0, :, 0]
         expected = ((back.permute(1, 2, 0) + 1) * 127.5).round().numpy()
         assert np.abs(video[0].astype(float) - expected).max() <= 1
 
@@ -87,7 +88,8 @@ def test_phantom_mini_listens_to_its_reference_and_to_its_prompt():
 
     def make(key, colour):
         prompt = f"The large subject stays in place on a {colour} background."
-        return pipe(prompt, references=[still_path(key)], num_frames=1, num_inference_steps=6, seed=1).frames[0, 0].astype(float)
+        settings = {"num_frames": 1, "num_inference_steps": 6, "generator": seeded(1)}
+        return pipe(prompt, reference_images=still_path(key), **settings).frames[0, 0] * 255
 
     penguin, heart = make("1f427", "yellow"), make("1f49d", "yellow")
     middle = slice(20, 44)
@@ -110,20 +112,20 @@ def counted(tiny_student, monkeypatch):
 def test_a_distilled_model_makes_one_forward_a_step(counted, tiny_models, picture, references):
     """Before any training it is the conditional branch, which the teacher gives at weights 1 and 1."""
     models, forwards = counted
-    shared = {"references": [("cat", picture)] if references else (), "num_frames": 5, "num_inference_steps": 3}
-    out = PhantomPipeline(models)("A cat moves.", **shared, guidance_image=2.0, guidance_text=6.0).frames
+    shared = {"reference_images": {"cat": picture} if references else None, "num_frames": 5, "num_inference_steps": 3}
+    out = models("A cat moves.", **shared, image_guidance_scale=2.0, guidance_scale=6.0, generator=seeded(0)).frames
     assert forwards == [1, 1, 1]
-    plain = PhantomPipeline(tiny_models)("A cat moves.", **shared, guidance_image=1.0, guidance_text=1.0).frames
+    plain = tiny_models("A cat moves.", **shared, image_guidance_scale=1.0, guidance_scale=1.0, generator=seeded(0)).frames
     assert np.array_equal(out, plain)
 
 
-@pytest.mark.parametrize("asked", [{"negative_prompt": "blurry"}, {"guidance_image": 0.5}, {"guidance_text": 8.0}])
+@pytest.mark.parametrize("asked", [{"negative_prompt": "blurry"}, {"image_guidance_scale": 0.5}, {"guidance_scale": 8.0}])
 def test_a_distilled_model_gives_the_branches_for_what_it_did_not_learn(counted, tiny_models, picture, asked):
     models, forwards = counted
-    shared = {"references": [("cat", picture)], "num_frames": 5, "num_inference_steps": 2, **asked}
-    out = PhantomPipeline(models)("A cat moves.", **shared).frames
+    shared = {"reference_images": {"cat": picture}, "num_frames": 5, "num_inference_steps": 2, **asked}
+    out = models("A cat moves.", **shared, generator=seeded(0)).frames
     assert forwards == [3, 3]
-    assert np.array_equal(out, PhantomPipeline(tiny_models)("A cat moves.", **shared).frames)
+    assert np.array_equal(out, tiny_models("A cat moves.", **shared, generator=seeded(0)).frames)
 
 
 def test_a_transformer_of_an_earlier_configuration_loads(tiny, tmp_path):

@@ -11,9 +11,11 @@ import torch
 from phantom_s2v.data.synthetic.emoji import Sprites, write_store
 from phantom_s2v.data.synthetic.heldout import evaluated, held_out
 from phantom_s2v.errors import InputError
+from phantom_s2v.models.phantom.conditioning import null, stack, without_text
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.models.weights import load_part
-from phantom_s2v.pipeline.sampling.guidance import guided
+from phantom_s2v.pipeline.sampling.guidance import combine
+from phantom_s2v.pipeline.sampling.guidance import weights as shares_of
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig, distilling
 from phantom_s2v.training.distillation import distillation_loss, draw_weights, student_of, teach
 from phantom_s2v.training.latents import TripletEncoder, Triplets, conditions_of
@@ -33,12 +35,12 @@ def sprites() -> Sprites:
 
 @pytest.fixture(scope="module")
 def encoder(tiny_models, sprites) -> TripletEncoder:
-    return TripletEncoder(sprites.pixels, tiny_models.autoencoder, tiny_models.image_encoder, tiny_models.text_encoder)
+    return TripletEncoder(sprites.pixels, tiny_models.vae, tiny_models.image_encoder, tiny_models.reader)
 
 
 @pytest.fixture(scope="module")
 def empty(tiny_models):
-    return tiny_models.text_encoder([""])
+    return tiny_models.reader([""])
 
 
 @pytest.fixture
@@ -88,8 +90,11 @@ def test_the_target_is_the_velocity_that_sampling_guides_to(tiny_models, batch, 
     target, plain = teach(tiny_models.transformer, x_t, t, conditions, empty, weights)
     for row in range(len(x_t)):
         one = replace(conditions, **{name: value[row : row + 1] for name, value in conditions.arguments().items()})
-        velocity = guided(tiny_models.transformer, one, empty, *weights[row].tolist())
-        torch.testing.assert_close(target[row : row + 1], velocity(x_t[row : row + 1], t[row]), rtol=1e-3, atol=1e-3)
+        branches = stack([null(one, empty), without_text(one, empty), one])
+        parts = tiny_models.transformer(x_t[row].expand(3, *x_t[row].shape), t[row].expand(3, -1), **branches.arguments())
+        named = dict(zip(("null", "image", "both"), parts.split(1), strict=True))
+        velocity = combine(named, shares_of(*weights[row].tolist(), references=True))
+        torch.testing.assert_close(target[row : row + 1], velocity, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(plain, tiny_models.transformer(x_t, t, **conditions.arguments()), rtol=1e-4, atol=1e-4)
 
 

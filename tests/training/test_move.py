@@ -12,7 +12,7 @@ from phantom_s2v.training.adapt_latents import affine_fit, move_transformer
 @pytest.fixture(scope="module")
 def mixed(tiny_models):
     """The tiny autoencoder with 8 latent channels mixed by a matrix, shifted, and normalised by other statistics."""
-    autoencoder = deepcopy(tiny_models.autoencoder)
+    autoencoder = deepcopy(tiny_models.vae)
     generator = torch.Generator().manual_seed(1)
     mix = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0] * torch.linspace(0.5, 2, 8)[:, None]
     layer = autoencoder.quant_conv
@@ -26,7 +26,7 @@ def mixed(tiny_models):
 @torch.no_grad()
 def test_the_moved_transformer_gives_the_same_velocity_in_other_latents(tiny_models, mixed):
     torch.manual_seed(0)
-    old = tiny_models.autoencoder
+    old = tiny_models.vae
     pixels = torch.rand(12, 3, 9, 32, 32) * 2 - 1
     moved, shares = move_transformer(tiny_models.transformer, old, mixed, pixels)
     assert min(shares.values()) > 0.9999

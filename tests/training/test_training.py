@@ -242,7 +242,7 @@ def sprites() -> Sprites:
 
 @pytest.fixture(scope="module")
 def encoder(tiny_models, sprites) -> TripletEncoder:
-    return TripletEncoder(sprites.pixels, tiny_models.autoencoder, tiny_models.image_encoder, tiny_models.text_encoder)
+    return TripletEncoder(sprites.pixels, tiny_models.vae, tiny_models.image_encoder, tiny_models.reader)
 
 
 def test_batches_follow_from_the_seed_and_the_step(sprites, encoder):
@@ -276,10 +276,10 @@ def test_an_encoded_batch_is_what_generation_encodes(sprites, encoder, tiny_mode
     tokens, mask = encoder.text.tokens([clip.caption])
     batch = encoder({**scene_tensors([spec], sprites), "tokens": tokens, "text_mask": mask, "side": torch.tensor(64)})
     image = to_pixels(clip.references[0][None])[None, :, 0]
-    latents, image_tokens = encode_references(tiny_models.autoencoder, tiny_models.image_encoder, image, image)
+    latents, image_tokens = encode_references(tiny_models.vae, tiny_models.image_encoder, image, image)
     torch.testing.assert_close(batch["references"][0], latents, atol=2e-5, rtol=0)
     torch.testing.assert_close(batch["image_tokens"][0], image_tokens, atol=2e-5, rtol=0)
-    torch.testing.assert_close(batch["latents"], encode(tiny_models.autoencoder, to_pixels(clip.video)[None]), atol=2e-5, rtol=0)
+    torch.testing.assert_close(batch["latents"], encode(tiny_models.vae, to_pixels(clip.video)[None]), atol=2e-5, rtol=0)
     torch.testing.assert_close(batch["text"], encoder.text([clip.caption])[0])
     share = batch["subject_share"][0]
     assert share.shape == (3, 8, 8)

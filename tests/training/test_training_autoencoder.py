@@ -90,8 +90,8 @@ def test_loss_is_the_mean_logarithm_of_both_errors_and_the_divergence(sampled):
 
 @pytest.mark.parametrize("decoder_only", [False, True])
 def test_decoder_alone_leaves_the_latents_as_they_were(tmp_path, tiny, sprites, decoder_only):
-    before = AutoencoderKLWan.from_pretrained(tiny / "autoencoder")
-    train_autoencoder(replace(CONFIG, decoder_only=decoder_only), sprites, tmp_path, tiny / "autoencoder")
+    before = AutoencoderKLWan.from_pretrained(tiny / "vae")
+    train_autoencoder(replace(CONFIG, decoder_only=decoder_only), sprites, tmp_path, tiny / "vae")
     after = AutoencoderKLWan.from_pretrained(tmp_path / "autoencoder")
     old, new = before.state_dict(), after.state_dict()
     same = {name: torch.equal(old[name], new[name]) for name in old}
@@ -104,7 +104,7 @@ def test_the_packaged_decoder_trains_on_clips_of_128_pixels(tmp_path, sprites):
     """In bfloat16 a CPU with AMX gives NaN for the gradient of a convolution over time of 64 x 64 places (torch 2.13)."""
     config = replace(recipes.mini_decoder(1), side=128, batches=((5, 1),))
     config = replace(config, train=replace(config.train, workers=0))
-    train_autoencoder(config, sprites, tmp_path, registry.model_folder("phantom-mini") / "autoencoder")
+    train_autoencoder(config, sprites, tmp_path, registry.model_folder("phantom-mini") / "vae")
     assert (tmp_path / "autoencoder").is_dir()
 
 

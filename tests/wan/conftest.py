@@ -22,6 +22,6 @@ def converted(checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pipe(converted):
-    from phantom_s2v import PhantomPipeline
+    from phantom_s2v.pipeline.loading import load_models
 
-    return PhantomPipeline.from_pretrained(converted)
+    return load_models(converted)

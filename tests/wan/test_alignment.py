@@ -9,10 +9,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 from test_placement import FORMS, latents, lora_state
 
-from phantom_s2v import PhantomPipeline
+from phantom_s2v import PhantomPipeline, PhantomWanPipeline
 from phantom_s2v.models.memory import Placement
-from phantom_s2v.models.wan.transformer import load_text_encoder
 from phantom_s2v.models.weights import FILE, INDEX, weight_files
+from phantom_s2v.pipeline.loading import load_models
 
 pytestmark = pytest.mark.threads
 
@@ -50,7 +50,7 @@ def test_the_same_weights_in_shards_give_the_same_bits(converted, expected, misp
         in_shards(folder / part, count, misplace)
     assert any(unaligned(load_file(file)) for file in weight_files(folder / "transformer"))
     pipe = PhantomPipeline.from_pretrained(folder)
-    assert unaligned(pipe.models.transformer.state_dict(), pipe.models.autoencoder.state_dict()) == []
+    assert unaligned(pipe.transformer.state_dict(), pipe.vae.state_dict()) == []
     assert torch.equal(latents(pipe), expected[0])
     assert (latents(pipe, output_type="np") == expected[1]).all()
 
@@ -60,18 +60,19 @@ def test_parts_that_diffusers_has_mapped_give_the_same_bits(converted, expected,
     for part in ("transformer", "vae"):
         in_shards(folder / part, 1, misplace)
     transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
-    pipe = PhantomPipeline.from_parts(transformer, AutoencoderKLWan.from_pretrained(folder / "vae"))
-    assert unaligned(pipe.models.transformer.state_dict(), pipe.models.autoencoder.state_dict()) == []
+    pipe = PhantomWanPipeline(transformer=transformer, vae=AutoencoderKLWan.from_pretrained(folder / "vae"))
+    assert unaligned(pipe.transformer.state_dict(), pipe.vae.state_dict()) == []
     assert torch.equal(latents(pipe), expected[0])
     assert (latents(pipe, output_type="np") == expected[1]).all()
 
 
 def test_a_text_encoder_and_a_lora_are_moved_too(converted, misplace, tmp_path):
     """Of the LoRA peft takes a copy; this holds it to that."""
-    folder = shutil.copytree(converted / "text_encoder", tmp_path / "text_encoder")
-    (file,) = folder.glob("*.safetensors")
+    model = shutil.copytree(converted, tmp_path / "model")
+    (file,) = (model / "text_encoder").glob("*.safetensors")
     misplace({name: value.clone() for name, value in load_file(file).items()}, file)
-    assert unaligned(load_text_encoder(folder, torch.bfloat16).state_dict()) == []
+    pipe = load_models(model)
+    assert unaligned(pipe.text_encoder.state_dict()) == []
     misplace(lora_state(FORMS["peft"])[0], tmp_path / "lora.safetensors")
-    pipe = PhantomPipeline.from_pretrained(converted, Placement(loras=((str(tmp_path / "lora.safetensors"), 0.5),)))
-    assert unaligned(pipe.models.transformer.state_dict()) == []
+    pipe = load_models(converted, Placement(loras=((str(tmp_path / "lora.safetensors"), 0.5),)))
+    assert unaligned(pipe.transformer.state_dict()) == []

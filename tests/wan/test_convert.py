@@ -4,6 +4,7 @@ import json
 import shutil
 
 import native
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
@@ -14,7 +15,9 @@ from phantom_s2v import PhantomPipeline
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.models.tensors import Tensors
 from phantom_s2v.models.wan.convert import convert
-from phantom_s2v.pipeline.generate import model_hash
+from phantom_s2v.pipeline.batch import build_request
+from phantom_s2v.pipeline.generate import generate, load_for
+from phantom_s2v.pipeline.loading import model_hash
 
 STATE = native.transformer()
 
@@ -343,6 +346,8 @@ def test_the_command_line_converts_generates_and_refuses(checkpoint, tmp_path, m
             file.write_bytes(content)
 
 
-def test_the_text_encoder_is_dropped_after_the_prompts(pipe):
-    pipe("A dog.", height=32, width=32, num_frames=1, num_inference_steps=1, seed=0)
-    assert pipe.models.text_encoder.model is None
+def test_the_text_encoder_is_gone_before_the_transformer_is_loaded(converted, pipe):
+    request = build_request({"prompt": "A dog.", "size": "32x32", "frames": 1, "steps": 1, "untrained_size": True}, pipe.preset)
+    alone = load_for([request], converted)
+    assert alone.text_encoder is None
+    assert np.array_equal(generate(request, alone).video, generate(request, pipe).video)

@@ -13,15 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from phantom_s2v import PhantomPipeline
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.models.memory import Placement
 from phantom_s2v.models.wan.step_cache import ONE_BATCH, RATIOS
 from phantom_s2v.pipeline.batch import parse_loras
 from phantom_s2v.pipeline.cost.estimate import KEPT, cache_bytes
-from phantom_s2v.pipeline.generate import load_models, model_hash
+from phantom_s2v.pipeline.loading import load_models, model_hash
 
-SETTINGS = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 6, "seed": 0, "output_type": "latent"}
+SETTINGS = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 6, "output_type": "latent"}
 
 
 def latents(pipe, **changes):
@@ -31,7 +30,7 @@ def latents(pipe, **changes):
         "prompt_embeds": torch.randn(1, 7, native.TEXT, generator=generator),
         "negative_prompt_embeds": torch.randn(1, 5, native.TEXT, generator=generator),
     }
-    return pipe(**{**inputs, **SETTINGS, **changes}).frames
+    return pipe(**{**inputs, **SETTINGS, "generator": torch.Generator().manual_seed(0), **changes}).frames
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def plain(pipe):
 
 
 def placed(converted, **options):
-    return PhantomPipeline.from_pretrained(converted, Placement(**options))
+    return load_models(Path(converted), Placement(**options))
 
 
 @pytest.mark.threads
@@ -56,7 +55,7 @@ def test_exact_options_change_no_bit(converted, plain, options):
 
 def test_keys_and_values_of_the_text_are_computed_once_a_video(converted):
     pipe, calls = placed(converted, cache_text=True), []
-    pipe.models.transformer.blocks[0].attn2.to_k.module.register_forward_hook(lambda *_: calls.append(1))
+    pipe.transformer.blocks[0].attn2.to_k.module.register_forward_hook(lambda *_: calls.append(1))
     latents(pipe)
     assert len(calls) == 2  # one for the prompt, one for the negative prompt, not three times six steps
     latents(pipe, prompt_embeds=torch.ones(1, 3, native.TEXT))
@@ -72,7 +71,7 @@ def test_tiles_decode_to_nearly_the_same_pixels(converted, pipe):
 
 def test_fp8_is_near_and_takes_a_quarter_of_the_memory(converted, plain):
     pipe = placed(converted, quantise="fp8")
-    block = pipe.models.transformer.blocks[0]
+    block = pipe.transformer.blocks[0]
     assert block.attn1.to_q.weight.dtype is torch.float8_e4m3fn
     assert block.norm2.weight.dtype is torch.float32
     difference = (latents(pipe, num_inference_steps=1) - latents(placed(converted), num_inference_steps=1)).std()
@@ -111,8 +110,8 @@ def with_ratios(converted, tmp_path_factory):
 )
 def test_step_caches_skip_work(with_ratios, plain, options, fewer):
     pipe, rows = placed(with_ratios, **options), []
-    pipe.models.transformer.blocks[1].ffn.net[0].proj.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
-    pipe.models.transformer.blocks[1].attn1.to_q.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    pipe.transformer.blocks[1].ffn.net[0].proj.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    pipe.transformer.blocks[1].attn1.to_q.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
     out = latents(pipe)
     assert torch.isfinite(out).all()
     assert (sum(rows) < 2 * 3 * 6) is fewer
@@ -136,8 +135,8 @@ def test_no_branch_gets_the_attention_of_another(with_ratios):
     """With guidance (0, 0) only the null branch counts, so what the others would have left behind cannot matter."""
     for cache in ("pab", "fastercache", "magcache", "seacache", "taylorseer"):
         pipe = placed(with_ratios, cache=cache)
-        alone = latents(pipe, guidance_image=0.0, guidance_text=0.0)
-        nearly = latents(pipe, guidance_image=1e-7, guidance_text=1e-8)  # all three are computed
+        alone = latents(pipe, image_guidance_scale=0.0, guidance_scale=0.0)
+        nearly = latents(pipe, image_guidance_scale=1e-7, guidance_scale=1e-8)  # all three are computed
         torch.testing.assert_close(nearly, alone, atol=1e-3, rtol=1e-3)
 
 
@@ -155,22 +154,22 @@ def test_the_estimate_counts_what_a_cache_keeps(with_ratios, cache, request):
         kept.append(sum(o.numel() * o.element_size() for o in states.values()))
 
     latents(pipe, num_inference_steps=9, callback_on_step_end=count)
-    assert max(kept) == 3 * cache_bytes(pipe.models.transformer.config, tokens, 4, cache)
+    assert max(kept) == 3 * cache_bytes(pipe.transformer.config, tokens, 4, cache)
 
 
 @pytest.mark.threads
 def test_magcache_measures_the_growth_of_the_residual(converted):
-    models = load_models(converted, Placement(cache="magcache"), calibrate=True)
-    blocks, seen = models.transformer.blocks, []
+    pipe = load_models(converted, Placement(cache="magcache"), calibrate=True)
+    blocks, seen = pipe.transformer.blocks, []
     first = blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     last = blocks[-1].register_forward_hook(lambda *a: seen.append(a[-1]))
-    latents(PhantomPipeline(models))
+    latents(pipe)
     first.remove(), last.remove()
     residuals = [(out - start).norm(dim=-1) for start, out in zip(seen[::2], seen[1::2], strict=True)]
     expected = [1.0] + [
         sum(float((residuals[3 * step + b] / residuals[3 * step + b - 3]).mean()) for b in range(3)) / 3 for step in range(1, 6)
     ]
-    assert models.step_cache.measured() == pytest.approx(expected, rel=1e-4)
+    assert pipe.step_cache.measured() == pytest.approx(expected, rel=1e-4)
 
 
 def test_magcache_needs_ratios(converted, with_ratios, tmp_path):
@@ -225,7 +224,7 @@ def test_a_lora_is_its_product_added_to_the_weight(converted, tmp_path, form):
     save_file(state, tmp_path / "lora.safetensors")
     pipe = placed(converted, loras=((str(tmp_path / "lora.safetensors"), 0.5),))
     merged = placed(converted)
-    merged.models.transformer.blocks[0].attn1.to_q.weight.add_(0.5 * product)
+    merged.transformer.blocks[0].attn1.to_q.weight.add_(0.5 * product)
     torch.testing.assert_close(latents(pipe), latents(merged), rtol=1e-3, atol=1e-3)
     assert (latents(merged) - latents(placed(converted))).abs().max() > 1e-2
 
@@ -235,14 +234,14 @@ def test_two_loras_add_up(converted, tmp_path):
     save_file(state, tmp_path / "a.safetensors")
     both = tuple((str(tmp_path / "a.safetensors"), scale) for scale in (0.5, 0.25))
     merged = placed(converted)
-    merged.models.transformer.blocks[0].attn1.to_q.weight.add_(0.75 * product)
+    merged.transformer.blocks[0].attn1.to_q.weight.add_(0.75 * product)
     torch.testing.assert_close(latents(placed(converted, loras=both)), latents(merged), rtol=1e-3, atol=1e-3)
 
 
 def test_a_few_step_lora_runs_with_one_forward_a_step(converted):
     pipe, calls = placed(converted), []
-    pipe.models.transformer.register_forward_hook(lambda *_: calls.append(1))
-    latents(pipe, guidance_image=1.0, guidance_text=1.0, num_inference_steps=4)
+    pipe.transformer.register_forward_hook(lambda *_: calls.append(1))
+    latents(pipe, image_guidance_scale=1.0, guidance_scale=1.0, num_inference_steps=4)
     assert len(calls) == 4
 
 

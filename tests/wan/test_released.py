@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import released
 import torch
-from diffusers import UniPCMultistepScheduler
 from PIL import Image
 
 from phantom_s2v.errors import InputError
+from phantom_s2v.geometry import VideoSize
 from phantom_s2v.media.images import letterbox, read_picture
 from phantom_s2v.models.registry import WAN_NEGATIVE, wan_preset
+from phantom_s2v.models.wan.text import prompt_tokens
 from phantom_s2v.models.wan.transformer import Sinusoid, clean_text, pad_text
 from phantom_s2v.pipeline.batch import build_request
-from phantom_s2v.pipeline.generate import draw_noise, read_pictures, wan_references
-from phantom_s2v.pipeline.sampling.schedules import uniform
+from phantom_s2v.pipeline.generate import read_pictures
+from phantom_s2v.pipeline.sampling.schedulers import build_scheduler, set_timesteps
 
 pytestmark = pytest.mark.threads
 
@@ -78,17 +79,17 @@ def test_letterbox_truncates_on_white_with_the_odd_pixel_right_and_below(size):
 @pytest.mark.parametrize("behaviour", ["truncation", "lanczos", "white", "odd pixel"])
 def test_each_step_of_letterboxing_matters(pipe, behaviour):
     picture = np.random.default_rng(0).integers(0, 255, (38, 91, 3), dtype=np.uint8)
-    right, wrong = (wan_references(pipe.models, [released.letterbox(picture, 48, 80, b)]) for b in ("", behaviour))
+    right, wrong = (pipe.encode_images([released.letterbox(picture, 48, 80, b)]) for b in ("", behaviour))
     assert (right - wrong).abs().max() > 1e-2
 
 
 def test_a_reference_is_encoded_alone_by_its_normalised_mean(pipe):
     rng = np.random.default_rng(0)
     one, two = (rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(2))
-    together = wan_references(pipe.models, [one, two])
-    alone = torch.cat([wan_references(pipe.models, [p]) for p in (one, two)], 2)
+    together = pipe.encode_images([one, two])
+    alone = torch.cat([pipe.encode_images([p]) for p in (one, two)], 2)
     assert torch.equal(together, alone)
-    vae = pipe.models.autoencoder
+    vae = pipe.vae
     pixels = torch.from_numpy(one).permute(2, 0, 1)[None, :, None].float() / 255 * 2 - 1
     moments = vae.encode(pixels).latent_dist.parameters
     mean, std = (torch.tensor(v).view(1, 16, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
@@ -100,17 +101,16 @@ def test_a_reference_is_encoded_alone_by_its_normalised_mean(pipe):
 
 
 def test_sigmas_and_integer_timesteps_are_the_released_table():
-    """Diffusers' own grid differs; the table is that of facts 2.5 and of a run of the released scheduler."""
-    times = uniform(6, 5.0, 0.999)
-    assert (times[:-1] * 1000).long().tolist() == [999, 961, 908, 833, 713, 499]
-    np.testing.assert_allclose(times.numpy(), [0.9998, 0.96132, 0.90884, 0.83306, 0.71398, 0.4997, 0], atol=1e-5)
-    theirs = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5)
-    theirs.set_timesteps(6)
-    assert theirs.timesteps.tolist() == [999, 961, 909, 833, 714, 501]
+    """Diffusers' own grid differs; the table is that of a run of the released scheduler."""
+    scheduler, cpu = build_scheduler("unipc", 5.0), torch.device("cpu")
+    assert set_timesteps(scheduler, 6, cpu).tolist() == [999, 961, 908, 833, 713, 499]
+    np.testing.assert_allclose(scheduler.sigmas.numpy(), [0.9998, 0.96132, 0.90884, 0.83306, 0.71398, 0.4997, 0], atol=1e-5)
+    scheduler.set_timesteps(6)
+    assert scheduler.timesteps.tolist() == [999, 961, 909, 833, 714, 501]
     for steps in range(1, 101):
         sigmas, timesteps = released.grid_of_times(steps, 5.0)
-        np.testing.assert_allclose(uniform(steps, 5.0, 0.999).numpy(), sigmas, atol=1e-12)
-        assert (uniform(steps, 5.0, 0.999)[:-1] * 1000).long().tolist() == timesteps.tolist()
+        assert set_timesteps(scheduler, steps, cpu).tolist() == timesteps.tolist()
+        np.testing.assert_allclose(scheduler.sigmas.numpy(), sigmas, atol=1e-7)
 
 
 def test_the_sinusoid_is_computed_in_float64():
@@ -119,7 +119,7 @@ def test_the_sinusoid_is_computed_in_float64():
 
 
 def test_text_is_padded_with_zeros_to_512_and_seen(pipe):
-    features = pipe.models.text_encoder("A dog runs.")
+    features = pipe.encode_prompt("A dog runs.")[0]
     length = len("A dog runs.") + 1
     assert features.shape == (1, 512, native.TEXT)
     assert features[0, :length].any(1).all()
@@ -131,7 +131,7 @@ def test_text_is_padded_with_zeros_to_512_and_seen(pipe):
 def test_text_is_that_of_the_native_encoder(pipe, checkpoint):
     """umT5 once more in plain operations over the native state dict: every layer has its own relative positions."""
     state = {k: v.float() for k, v in torch.load(checkpoint[0] / "models_t5_umt5-xxl-enc-bf16.pth").items()}
-    ids = pipe.models.text_encoder.tokenizer("Ein Hund läuft. 犬")["input_ids"]
+    ids = pipe.tokenizer("Ein Hund läuft. 犬")["input_ids"]
     x = state["token_embedding.weight"][ids]
 
     def rms(x, weight):
@@ -151,25 +151,22 @@ def test_text_is_that_of_the_native_encoder(pipe, checkpoint):
         gate = released.gelu(y @ state[f"{b}.ffn.gate.0.weight"].T)
         x = x + ((y @ state[f"{b}.ffn.fc1.weight"].T) * gate) @ state[f"{b}.ffn.fc2.weight"].T
     x = rms(x, state["norm.weight"])
-    torch.testing.assert_close(pipe.models.text_encoder("Ein Hund läuft. 犬")[0, : len(ids)], x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(pipe.encode_prompt("Ein Hund läuft. 犬")[0][0, : len(ids)], x, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("prompt", ["犬が公園を走る。", "一只狗在跑", "  two   spaces &amp;amp; an\tentity "])
 def test_prompts_in_any_script_pass_unharmed(pipe, prompt):
-    encoder = pipe.models.text_encoder
-    assert encoder.tokenizer.decode(encoder.tokenizer(clean_text(prompt))["input_ids"], skip_special_tokens=True) == clean_text(
-        prompt
-    )
+    ids = pipe.tokenizer(clean_text(prompt))["input_ids"]
+    assert pipe.tokenizer.decode(ids, skip_special_tokens=True) == clean_text(prompt)
     assert clean_text("犬が公園を走る。") == "犬が公園を走る。"
     assert clean_text("  two   spaces &amp;amp; an\tentity ") == "two spaces & an entity"
 
 
 def test_a_long_prompt_is_cut_before_its_end_mark_and_said(pipe):
-    encoder = pipe.models.text_encoder
-    kept, rest = encoder._tokens("x" * 600)
+    kept, rest = prompt_tokens(pipe.tokenizer, "x" * 600)
     assert (len(kept), kept[-1], len(rest)) == (512, 1, 600 - 511)
-    assert encoder.cut("x" * 600) == "x" * (600 - 511)
-    assert encoder.cut("short") == ""
+    assert pipe.cut("x" * 600) == "x" * (600 - 511)
+    assert pipe.cut("short") == ""
 
 
 @pytest.mark.parametrize(
@@ -191,7 +188,7 @@ def test_presets_are_those_of_the_release(width, frames, fps, sizes):
 
 
 def test_a_first_frame_and_views_are_refused_with_the_reason(pipe, picture):
-    preset = pipe.models.preset
+    preset = pipe.preset
     with pytest.raises(InputError, match="never trained to start from a frame"):
         build_request({"prompt": "A dog.", "first_frame": str(picture)}, preset)
     views = {"prompt": "A dog.", "reference": [f"dog={picture}", f"dog={picture}"]}
@@ -217,17 +214,19 @@ def test_released_behaviour_drops_alpha_and_ignores_exif(tmp_path):
 
 
 def test_noise_is_one_draw_over_video_and_reference_places(pipe):
-    request = build_request({"prompt": "A dog.", "size": "32x32", "frames": 5, "seed": 4}, pipe.models.preset)
     whole = torch.randn(16, 4, 4, 4, generator=torch.Generator().manual_seed(4))
-    assert torch.equal(draw_noise(request, pipe.models, 2)[0], whole[:, :2])
+    generator = torch.Generator().manual_seed(4)
+    noise = pipe.prepare_latents(1, VideoSize(5, 32, 32), 2, generator, None, torch.device("cpu"))
+    assert torch.equal(noise[0], whole[:, :2])
 
 
 def video_of(pipe, **changes):
     inputs = dict(
         zip(("reference_latents", "prompt_embeds", "negative_prompt_embeds"), (t[None] for t in tensors(2)), strict=True)
     )
-    settings = {"height": 32, "width": 32, "num_frames": 17, "num_inference_steps": 4, "seed": 0, "output_type": "latent"}
-    return pipe(**{**inputs, **settings, **changes}).frames
+    settings = {"height": 32, "width": 32, "num_frames": 17, "num_inference_steps": 4, "output_type": "latent"}
+    generator = torch.Generator().manual_seed(0)
+    return pipe(**{**inputs, **settings, "generator": generator, **changes}).frames
 
 
 def test_every_reference_has_an_effect(pipe):
@@ -253,8 +252,8 @@ def test_the_record_says_which_behaviour_was_used(pipe, picture, tmp_path):
 
     for released_ in (False, True):
         options = {"prompt": "A dog.", "reference": [str(picture)], "size": "32x32", "frames": 1, "steps": 1}
-        request = build_request(options | {"released_behaviour": released_}, pipe.models.preset)
-        output = generate(request, pipe.models)
+        request = build_request(options | {"released_behaviour": released_}, pipe.preset)
+        output = generate(request, pipe)
         assert output.record["request"]["released_behaviour"] is released_
         assert output.video.shape == (1, 32, 32, 3)
         json.dumps(output.record)
@@ -265,7 +264,7 @@ def test_text_to_video_has_no_reference_places_and_two_branches(pipe):
     text, negative = (t[None] for t in tensors(1)[1:])
     out = pipe(
         prompt_embeds=text, negative_prompt_embeds=negative, height=32, width=32, num_frames=5, num_inference_steps=2,
-        output_type="latent", seed=1,
+        output_type="latent", generator=torch.Generator().manual_seed(1),
     ).frames  # fmt: skip
     assert out.shape == (1, 16, 2, 4, 4)
     assert torch.isfinite(out).all()
@@ -274,22 +273,21 @@ def test_text_to_video_has_no_reference_places_and_two_branches(pipe):
 def test_a_pipeline_of_loaded_parts_is_the_same(pipe, converted):
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-    from phantom_s2v import PhantomPipeline
+    from phantom_s2v import PhantomWanPipeline
     from phantom_s2v.errors import CheckpointError
 
     parts = WanTransformer3DModel.from_pretrained(converted / "transformer"), AutoencoderKLWan.from_pretrained(converted / "vae")
     parts[0].train(), parts[1].train()
     before = [[(name, type(module), module.training) for name, module in part.named_modules()] for part in parts]
-    bare = PhantomPipeline.from_parts(*parts)
+    bare = PhantomWanPipeline(transformer=parts[0], vae=parts[1])
     inputs = tensors(2)
     assert torch.equal(ours(bare, *inputs, 5, 0), ours(pipe, *inputs, 5, 0))
     with pytest.raises(CheckpointError, match="has no text encoder; give prompt_embeds"):
         bare("A dog.", height=32, width=32, num_frames=1, num_inference_steps=1)
-    pipe.models.text_encoder("A dog.")
-    pipe.models.text_encoder._load()
-    whole = PhantomPipeline.from_parts(*parts, pipe.models.text_encoder.model, pipe.models.text_encoder.tokenizer)
-    settings = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 1}
-    assert np.array_equal(whole("A dog.", **settings).frames, pipe("A dog.", **settings).frames)
+    whole = PhantomWanPipeline(pipe.tokenizer, pipe.text_encoder, parts[1], None, parts[0])
+    settings = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
+    first, second = (p("A dog.", **settings, generator=torch.Generator().manual_seed(1)).frames for p in (whole, pipe))
+    assert np.array_equal(first, second)
     after = [[(name, type(module), module.training) for name, module in part.named_modules()] for part in parts]
     assert after == before  # the caller's own modules stay as they were
     assert all(parameter.requires_grad for part in parts for parameter in part.parameters())
@@ -299,11 +297,12 @@ def test_both_ways_load_the_same_autoencoder(pipe, converted):
     """Convolutions of first frames in two or in three dimensions add the same numbers in another order."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-    from phantom_s2v import PhantomPipeline
+    from phantom_s2v import PhantomWanPipeline
 
     vae = AutoencoderKLWan.from_pretrained(converted / "vae")
-    parts = PhantomPipeline.from_parts(WanTransformer3DModel.from_pretrained(converted / "transformer"), vae).models.autoencoder
-    loaded = pipe.models.autoencoder
+    transformer = WanTransformer3DModel.from_pretrained(converted / "transformer")
+    parts = PhantomWanPipeline(transformer=transformer, vae=vae).vae
+    loaded = pipe.vae
     kinds = [[(name, type(module)) for name, module in model.named_modules()] for model in (parts, loaded)]
     assert kinds[0] == kinds[1]
     assert [type(module) for module in vae.modules()] != [kind for _, kind in kinds[0]]

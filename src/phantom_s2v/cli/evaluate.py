@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from phantom_s2v.evaluation.instruments import Instruments
     from phantom_s2v.evaluation.run import Found
     from phantom_s2v.evaluation.suites.own import Case
-    from phantom_s2v.pipeline.generate import Models
 
 
 Features = Annotated[str, typer.Option(help="By what likeness is measured: efficientnet-lite0, phantom-mini.")]
@@ -116,15 +115,15 @@ def run_emoji_suite(model: str, out: Path, limit: int | None, size: int | None) 
     from phantom_s2v.evaluation.suites.emoji import run_emoji
     from phantom_s2v.geometry import VideoSize
     from phantom_s2v.models.registry import model_folder
-    from phantom_s2v.pipeline.generate import load_models
+    from phantom_s2v.pipeline.loading import load_models
 
-    models = load_models(model_folder(model))
-    side = VideoSize(models.preset.frames, size, size).height if size else None
+    pipe = load_models(model_folder(model))
+    side = VideoSize(pipe.preset.frames, size, size).height if size else None
     with progress() as bar:
         task = bar.add_task("videos", total=None)
-        figures = run_emoji(models, out, limit, lambda done, total: bar.update(task, completed=done, total=total), side)
+        figures = run_emoji(pipe, out, limit, lambda done, total: bar.update(task, completed=done, total=total), side)
     say(*table(figures).splitlines())
-    say(json.dumps(figures | {"model": models.preset.name, "weights": models.hash}))
+    say(json.dumps(figures | {"model": pipe.preset.name, "weights": pipe.weights}))
 
 
 def cases_of(
@@ -148,7 +147,8 @@ def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], video
     from phantom_s2v.models.memory import Placement
     from phantom_s2v.models.registry import load_preset, model_folder
     from phantom_s2v.pipeline.batch import build_request, check_job, make, note_video, remade_because
-    from phantom_s2v.pipeline.generate import check_models, load_models, model_hash, read_prompts
+    from phantom_s2v.pipeline.generate import load_for
+    from phantom_s2v.pipeline.loading import check_models, model_hash
     from phantom_s2v.pipeline.metadata import origin_of
 
     folder = model_folder(model)
@@ -166,10 +166,8 @@ def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], video
         tell(f"{len(again)} of {len(cases)} videos are made again; {again[0]}")
 
     @cache
-    def loaded() -> "Models":
-        models = load_models(folder)
-        read_prompts([r for name, r in requests.items() if name in left], models)
-        return models
+    def loaded() -> Any:
+        return load_for([r for name, r in requests.items() if name in left], folder)
 
     def run(case: "Case", target: Path) -> None:
         if case.id not in left:
@@ -202,10 +200,10 @@ def evaluate_autoencoder(
     from phantom_s2v.evaluation.suites.emoji import autoencoder_psnr, held_out
     from phantom_s2v.geometry import VideoSize
     from phantom_s2v.models.registry import model_folder
-    from phantom_s2v.pipeline.generate import load_models
+    from phantom_s2v.pipeline.loading import load_models
 
-    models = load_models(model_folder(model))
-    values = autoencoder_psnr(models, held_out(), VideoSize(1, size, size).height if size else models.preset.height)
+    pipe = load_models(model_folder(model))
+    values = autoencoder_psnr(pipe, held_out(), VideoSize(1, size, size).height if size else pipe.preset.height)
     say(json.dumps({name: [round(v, 3) for v in bootstrap(each)] for name, each in values.items()}))
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from phantom_s2v.models.memory import Placement
     from phantom_s2v.models.registry import Preset
     from phantom_s2v.pipeline.batch import BestOf, Job
-    from phantom_s2v.pipeline.generate import Models
 
 
 @app.command()
@@ -225,7 +224,7 @@ def run_jobs(
     model: str,
     preview: bool,
     placement: "Placement",
-    loaded: "Models | None" = None,
+    loaded: Any = None,
     budget: str | None = None,
     best: "BestOf | None" = None,
     rephrase: str | None = None,
@@ -234,7 +233,8 @@ def run_jobs(
     from phantom_s2v.models.distributed import is_main, leave
     from phantom_s2v.models.registry import model_folder
     from phantom_s2v.pipeline.batch import check_job, make
-    from phantom_s2v.pipeline.generate import check_models, load_models, read_prompts
+    from phantom_s2v.pipeline.generate import load_for
+    from phantom_s2v.pipeline.loading import check_models
     from phantom_s2v.pipeline.metadata import origin_of
 
     candidates = best.count if best else 1
@@ -245,15 +245,14 @@ def run_jobs(
     if not loaded:
         check_models(model_folder(model))
     head(jobs, model, placement, budget, candidates)
-    models = loaded or load_models(model_folder(model), placement)
-    read_prompts([request for request, _ in jobs], models)
+    pipe = loaded or load_for([request for request, _ in jobs], model_folder(model), placement)
     main_process = is_main()  # under torchrun the others compute and stay silent
     with progress(main_process) as bar:
         for request, target in jobs:
             task = bar.add_task(printable(target.name), total=request.steps * candidates)
-            ratios = models.step_cache.ratios if models.step_cache else None
-            origin = origin_of(request, models.hash, asdict(placement), ratios, best and best.origin, rephrase)
-            told = make(request, models, target, preview, lambda _, task=task: bar.advance(task), origin, main_process, best)
+            ratios = pipe.step_cache.ratios if pipe.step_cache else None
+            origin = origin_of(request, pipe.weights, asdict(placement), ratios, best and best.origin, rephrase)
+            told = make(request, pipe, target, preview, lambda _, task=task: bar.advance(task), origin, main_process, best)
             for notice in told if main_process else []:
                 tell(notice)
     for _, target in jobs if main_process else []:
@@ -281,7 +280,7 @@ def _many(
     from phantom_s2v.models.registry import model_folder
     from phantom_s2v.models.wan.step_cache import read_ratios
     from phantom_s2v.pipeline.batch import check_names, read_requests, remade_because
-    from phantom_s2v.pipeline.generate import model_hash
+    from phantom_s2v.pipeline.loading import model_hash
     from phantom_s2v.pipeline.metadata import origin_of
 
     if not file.is_file():
@@ -326,7 +325,7 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
     from phantom_s2v.models.memory import Placement, placement_from
     from phantom_s2v.models.registry import load_preset, model_folder
     from phantom_s2v.pipeline.batch import check_job, check_names
-    from phantom_s2v.pipeline.generate import load_models
+    from phantom_s2v.pipeline.generate import load_for
     from phantom_s2v.pipeline.metadata import changes, check_files, request_from
     from phantom_s2v.pipeline.request import check
 
@@ -338,13 +337,13 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
     check(request, load_preset(folder))
     check_files(record)
     check_job(request, out)
-    models = load_models(folder, placement)
-    said = changes(record, models.hash)
+    pipe = load_for([request], folder, placement)
+    said = changes(record, pipe.weights)
     if not ours(file):
         said.insert(0, f"{file.name} was changed since it was written")
     for line in said or ["nothing has changed; the video will be the same"]:
         tell(line)
-    run_jobs([(request, out)], model, preview, placement, models, budget)
+    run_jobs([(request, out)], model, preview, placement, pipe, budget)
 
 
 @app.command()
@@ -356,7 +355,7 @@ def convert(
     """Convert the released Phantom-Wan weights to a model folder in diffusers' layout."""
     from phantom_s2v.models.registry import source_path
     from phantom_s2v.models.wan.convert import convert as run
-    from phantom_s2v.pipeline.generate import model_hash
+    from phantom_s2v.pipeline.loading import model_hash
 
     with progress() as bar:
         told = by_stage(bar)
@@ -389,7 +388,7 @@ def calibrate_magcache(
     from phantom_s2v.models.wan.step_cache import RATIOS
     from phantom_s2v.pipeline.batch import build_request
     from phantom_s2v.pipeline.generate import generate as make_video
-    from phantom_s2v.pipeline.generate import load_models
+    from phantom_s2v.pipeline.generate import load_for
 
     folder = model_folder(model)
     preset = load_preset(folder)
@@ -398,10 +397,11 @@ def calibrate_magcache(
     if preset.family != "wan":
         raise InputError(f"{preset.name} has no step caches; ratios are measured of Phantom-Wan")
     check_outputs([folder / RATIOS], force=True)
-    models = load_models(folder, Placement(device=device, dtype=dtype, offload=offload, cache="magcache"), calibrate=True)
+    placement = Placement(device=device, dtype=dtype, offload=offload, cache="magcache")
+    pipe = load_for([request], folder, placement, calibrate=True)
     with progress() as bar:
         task = bar.add_task("steps", total=request.steps)
-        make_video(request, models, lambda done, *_: bar.update(task, completed=done))
-    assert models.step_cache
-    write_json(folder / RATIOS, {"ratios": models.step_cache.measured(), "weights": models.hash, "prompt": prompt}, sealed=True)
+        make_video(request, pipe, lambda done, *_: bar.update(task, completed=done))
+    assert pipe.step_cache
+    write_json(folder / RATIOS, {"ratios": pipe.step_cache.measured(), "weights": pipe.weights, "prompt": prompt}, sealed=True)
     say(folder / RATIOS)

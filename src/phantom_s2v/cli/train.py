@@ -180,7 +180,7 @@ def train_move(
     from phantom_s2v.files.io import read_json
     from phantom_s2v.models.autoencoder import load_autoencoder
     from phantom_s2v.models.phantom.transformer import PhantomTransformer
-    from phantom_s2v.models.registry import model_folder
+    from phantom_s2v.models.registry import INDEX, model_folder
     from phantom_s2v.models.tensors import save_part
     from phantom_s2v.models.weights import load_part, pack
     from phantom_s2v.training.adapt_latents import move_transformer
@@ -188,14 +188,14 @@ def train_move(
 
     check_new(out)
     folder = model_folder(model)
-    preset, facts = (read_json(folder / name) for name in ("preset.json", "facts.json"))
+    preset, facts = read_json(folder / INDEX)["preset"], read_json(folder / "facts.json")
     parts = {name: folder / name for name in ("transformer", "image_encoder")}
-    network, old = load_part(PhantomTransformer, parts["transformer"]), load_autoencoder(folder / "autoencoder")
+    network, old = load_part(PhantomTransformer, parts["transformer"]), load_autoencoder(folder / "vae")
     pixels = composed(load_store(root or default_root()), 0, clips)
     moved, shares = move_transformer(network, old, load_autoencoder(autoencoder), pixels)
     with tempfile.TemporaryDirectory() as scratch:
         save_part(moved, Path(scratch))
-        pack({**parts, "transformer": Path(scratch), "autoencoder": autoencoder}, preset, facts, out)
+        pack({**parts, "transformer": Path(scratch), "vae": autoencoder}, preset, facts, out)
     say(json.dumps(shares))
 
 
@@ -224,5 +224,5 @@ def train_pack(
         if transformer is None:
             transformer = Path(scratch)
             save_part(PhantomTransformer(), transformer)
-        pack({"autoencoder": autoencoder, "image_encoder": image_encoder, "transformer": transformer}, MINI, facts, out)
+        pack({"vae": autoencoder, "image_encoder": image_encoder, "transformer": transformer}, MINI, facts, out)
     say(json.dumps(facts))

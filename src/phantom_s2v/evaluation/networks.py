@@ -86,8 +86,7 @@ def _with_faces(tools: Instruments, arcface: str) -> Instruments:
 
 
 def _autoencoder_folder(model: str) -> Path:
-    folder = model_folder(model)
-    return folder / ("vae" if load_preset(folder).family == "wan" else "autoencoder")
+    return model_folder(model) / "vae"
 
 
 def _reconstruction(model: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:

@@ -47,10 +47,11 @@ def read_picture(
 ) -> tuple[np.ndarray, list[str]]:
     """A picture as sRGB uint8 [H, W, 3], upright and composited on white, and notices of what was converted.
 
-    `source` is a file, or a file's content or an image in memory under a `name`. EXIF orientation and ICC profile are obeyed, of an animation the first
-    frame is taken, 16 bits and floating point become 8 bits. `released`: as the released code reads it, alpha dropped, EXIF and
-    profile ignored (facts 2.3). `cutout`: the ground is removed, by `segment` (picture -> mask) where it is neither transparent
-    nor plain. Raises InputError for what is missing, empty, truncated, no picture, beyond Pillow's limit or a sliver.
+    `source` is a file, or a file's content or an image in memory under a `name`. EXIF orientation and ICC profile are obeyed,
+    of an animation the first frame is taken, 16 bits and floating point become 8 bits. `released`: as the released code reads
+    it, alpha dropped, EXIF and profile ignored (facts 2.3). `cutout`: the ground is removed, by `segment` (picture -> mask)
+    where it is neither transparent nor plain. Raises InputError for what is missing, empty, truncated, no picture, beyond
+    Pillow's limit or a sliver.
     """
     name = str(source) if isinstance(source, Path) else name
     if isinstance(source, Path) and not is_file(source):
@@ -75,7 +76,9 @@ def read_picture(
     return picture, [f"{shown}: {notice}" for notice in notices]
 
 
-def _decoded(source: Path | bytes | Image.Image, released: bool, cutout: bool, segment: Segment | None) -> tuple[np.ndarray, list[str]]:
+def _decoded(
+    source: Path | bytes | Image.Image, released: bool, cutout: bool, segment: Segment | None
+) -> tuple[np.ndarray, list[str]]:
     """The picture of a file, and what was done to it."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:

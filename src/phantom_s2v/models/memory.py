@@ -89,7 +89,10 @@ def split_dtypes(placement: Placement) -> dict[str, torch.dtype]:
 
 
 def place(pipe: Any, placement: Placement, ratios: list[float] | None = None) -> StepCache | None:
-    """Apply everything of `placement` to a pipeline whose parts wait on the CPU. Returns its step cache; `ratios` are MagCache's."""
+    """Apply everything of `placement` to a pipeline whose parts wait on the CPU; returns its step cache.
+
+    `ratios` are MagCache's.
+    """
     transformer, device = pipe.transformer, placement.torch_device()
     adapters = {f"lora{number}": lora for number, lora in enumerate(placement.loras)}
     for name, (file, scale) in adapters.items():

@@ -86,7 +86,7 @@ def hub_folder(name: str) -> Path:
 
 
 def load_preset(folder: Path) -> Preset:
-    """Defaults of the model in `folder`: those in its index, or Phantom-Wan's by its transformer. Raises CheckpointError without."""
+    """Defaults of the model in `folder`: those in its index, or Phantom-Wan's by its transformer. Raises CheckpointError."""
     try:
         index = parse_json(read_small(folder / INDEX))
         if "preset" in index:
@@ -101,9 +101,7 @@ def load_preset(folder: Path) -> Preset:
 def wan_preset(config: dict[str, Any]) -> Preset:
     """Defaults of the released code for a transformer of this configuration (facts 2.1, 2.5)."""
     if config.get("_class_name") not in ("WanTransformer3DModel", "PhantomWanTransformer"):
-        raise CheckpointError(
-            f"the transformer is a {config.get('_class_name')}; it must be a WanTransformer3DModel"
-        )
+        raise CheckpointError(f"the transformer is a {config.get('_class_name')}; it must be a WanTransformer3DModel")
     heads, head_width = config["num_attention_heads"], config["attention_head_dim"]
     if type(heads) is not int or type(head_width) is not int:
         raise ValueError("num_attention_heads and attention_head_dim are whole numbers")
@@ -123,5 +121,5 @@ def index_of(preset: dict[str, Any]) -> dict[str, Any]:
         "vae": ["diffusers", "AutoencoderKLWan"],
         "transformer": [f"{own}.transformer", "PhantomTransformer"],
         "image_encoder": [f"{own}.encoders", "ImageEncoder"],
-        **dict.fromkeys(("scheduler", "text_encoder", "tokenizer"), [None, None]),
+        **{part: [None, None] for part in ("scheduler", "text_encoder", "tokenizer")},
     }

@@ -15,7 +15,7 @@ from phantom_s2v.geometry import parse_size
 from phantom_s2v.media import images
 from phantom_s2v.models.autoencoder import to_video
 from phantom_s2v.models.registry import Preset
-from phantom_s2v.pipeline.generate import Models, OnStep, Output, decode_latents, generate, read_pictures
+from phantom_s2v.pipeline.generate import OnStep, Output, generate, read_pictures
 from phantom_s2v.pipeline.request import Reference, Request, check, split_reference, with_defaults
 
 DEFAULTED = ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")  # by the preset
@@ -175,7 +175,7 @@ def remade_because(target: Path, origin: Origin) -> str | None:
 
 def make(
     request: Request,
-    models: Models,
+    pipe: Any,
     target: Path,
     preview: bool,
     report: Callable[[int], None],
@@ -193,10 +193,10 @@ def make(
     def on_step(done: int, steps: int, clean: Any) -> None:
         report(done)
         if preview and write and done % max(1, steps // 6) == 0:
-            _preview(models, clean, beside(target, PREVIEW))
+            _preview(pipe, clean, beside(target, PREVIEW))
 
     try:
-        output = _best(request, models, on_step, best_of) if best_of else generate(request, models, on_step)
+        output = _best(request, pipe, on_step, best_of) if best_of else generate(request, pipe, on_step)
         if write:
             _write(output, request, target, origin)
     finally:
@@ -205,12 +205,12 @@ def make(
     return output.notices
 
 
-def _best(request: Request, models: Models, on_step: OnStep, best_of: BestOf) -> Output:
+def _best(request: Request, pipe: Any, on_step: OnStep, best_of: BestOf) -> Output:
     """The candidate that ranks highest, the first of equals; its record names the others and how all of them scored."""
     pictures = read_pictures(request)[0]
     best, scores = None, []
     for seed in range(request.seed, request.seed + best_of.count):
-        output = generate(replace(request, seed=seed), models, on_step)
+        output = generate(replace(request, seed=seed), pipe, on_step)
         scores.append(best_of.rank(output.video, pictures))
         if best is None or scores[-1] > max(scores[:-1]):
             best = output
@@ -220,8 +220,8 @@ def _best(request: Request, models: Models, on_step: OnStep, best_of: BestOf) ->
     return replace(best, record={**best.record, "best_of": told})
 
 
-def _preview(models: Models, clean: Any, path: Path) -> None:
-    images.write_picture(path, images.contact_sheet([], to_video(decode_latents(models, clean)[0])))
+def _preview(pipe: Any, clean: Any, path: Path) -> None:
+    images.write_picture(path, images.contact_sheet([], to_video(pipe.decode(clean)[0])))
 
 
 def _write(output: Output, request: Request, target: Path, origin: Origin) -> None:

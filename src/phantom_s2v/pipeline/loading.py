@@ -1,4 +1,4 @@
-"""Loading of a model folder as the pipeline that its model_index.json names: checked first, strictly, and never code of its own."""
+"""Loading of a model folder as the pipeline that its model_index.json names, checked first and strictly."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from torch import nn
+from transformers import AutoTokenizer
 
 from phantom_s2v.errors import CheckpointError, PhantomError
 from phantom_s2v.files.untrusted import parse_json, read_small
@@ -52,7 +53,7 @@ def pipeline_class(name: str) -> Any:
 
 
 def check_models(folder: Path, without: tuple[str, ...] = ()) -> None:
-    """Raise CheckpointError for weights that cannot be loaded, without reading them; parts named in `without` are not looked at."""
+    """Raise CheckpointError for weights that cannot be loaded, without reading them; parts in `without` are not looked at."""
     name = read_index(folder)["_class_name"]
     load_preset(folder)
     wan = name == "PhantomWanPipeline"
@@ -75,6 +76,10 @@ def load_pipeline(cls: Any, name: str | Path, **kwargs: Any) -> Any:
     check_models(folder, tuple(part for part in kwargs if part in index))
     kwargs = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True} | kwargs
     with _one_sentence(folder):
+        if "tokenizer" not in kwargs and (folder / "tokenizer").is_dir():  # whatever its class: the index can name only one
+            kwargs["tokenizer"] = AutoTokenizer.from_pretrained(
+                folder / "tokenizer", local_files_only=True, trust_remote_code=False
+            )
         pipe = DiffusionPipeline.from_pretrained.__func__(kind, str(folder), **kwargs)  # type: ignore[attr-defined]
     for part, module in pipe.components.items():
         if isinstance(module, nn.Module) and part not in kwargs and not getattr(module, "hf_quantizer", None):
@@ -103,7 +108,7 @@ def model_hash(folder: Path) -> str:
 
 
 def load_models(folder: Path, placement: Placement | None = None, calibrate: bool = False, **parts: Any) -> Any:
-    """The pipeline of a model folder, placed as `placement` says, with the hash of its weights; `parts` replace those of the folder.
+    """The pipeline of a model folder, placed as `placement` says, with the hash of its weights; `parts` replace the folder's.
 
     To `calibrate`, MagCache measures its ratios instead of reading them. Raises CheckpointError.
     """

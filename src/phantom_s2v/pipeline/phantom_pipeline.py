@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,12 +30,13 @@ from phantom_s2v.pipeline.sampling.guidance import combine, weights
 from phantom_s2v.pipeline.sampling.schedulers import restore_state, set_timesteps, shift_of, solver_of, state_of
 
 OUTPUT_TYPES = ("np", "pil", "pt", "latent")
+Guided = Callable[[torch.Tensor, int], torch.Tensor]  # x, step -> velocity
 Branches = Callable[[torch.Tensor, torch.Tensor, int, Iterable[str]], dict[str, torch.Tensor]]  # x, timestep, step, names
 
 
 @dataclass
 class PhantomPipelineOutput(BaseOutput):
-    """`frames` by output_type: np float32 [N, F, H, W, 3] in 0..1, pt [N, F, 3, H, W], pil lists of images, or latents [N, C, T, h, w]."""
+    """`frames`: np float32 [N, F, H, W, 3] in 0..1, pt [N, F, 3, H, W], pil lists of images, or latents [N, C, T, h, w]."""
 
     frames: Any
 
@@ -49,6 +50,7 @@ class Conditions:
     references: Any  # of the model: see `encode_references`
     places: int  # reference places
     first: torch.Tensor | None  # latent [N, C, 1, h, w] that a video starts from
+    negated: bool  # a negative prompt was given
 
 
 class PhantomPipeline(DiffusionPipeline):
@@ -63,13 +65,20 @@ class PhantomPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds", "clean_latents", "resume_state"]
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        "latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "clean_latents",
+        "resume_state",
+    ]
     vae: Any
     transformer: Any
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
     step_cache: Any = None  # see models.memory.place
+    english_only = False  # whether its text encoder reads no other language
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,16 +112,28 @@ class PhantomPipeline(DiffusionPipeline):
         """Features [N, L, D] of prompts and negative prompts, zero beyond a prompt's own length; given ones are passed on."""
 
     @abstractmethod
-    def encode_references(self, images: list[list[np.ndarray]], prepared: list[list[np.ndarray]], subjects: list[list[int]]) -> Any:
+    def encode_references(
+        self, images: list[list[np.ndarray]], prepared: list[list[np.ndarray]], subjects: list[list[int]]
+    ) -> Any:
         """What the model sees of the reference images of each of N videos: `images` as read, `prepared` at the video's size, and
         the index of the subject that each shows.
         """
 
     @abstractmethod
     def branches(self, conditions: Conditions, latents: torch.Tensor, attention_kwargs: dict[str, Any] | None) -> Branches:
-        """Function of (noisy latents, timestep, step, branch names) -> velocities [N, C, T, h, w] by branch: null (neither text nor
-        references), image (references alone), both. It is called once a step.
+        """Function of (noisy latents, timestep, step, branch names) -> velocities [N, C, T, h, w] by branch: null (neither text
+        nor references), image (references alone), both. It is called once a step.
         """
+
+    def guided(self, conditions: Conditions, latents: torch.Tensor) -> Guided:
+        """Function of (noisy latents, step) -> the guided velocity, of the branches that the weights of guidance need."""
+        shares = weights(self._image_guidance_scale, self._guidance_scale, conditions.places > 0)
+        branches = self.branches(conditions, latents, self._attention_kwargs)
+        return lambda x, step: combine(branches(x, self.scheduler.timesteps[step], step, shares), shares)
+
+    @abstractmethod
+    def cut(self, prompt: str) -> str:
+        """What of a prompt lies beyond what the text encoder reads; empty where nothing does."""
 
     def noise_frames(self, frames: int, places: int) -> int:
         """Latent frames that noise is drawn for."""
@@ -190,7 +211,7 @@ class PhantomPipeline(DiffusionPipeline):
         device: torch.device,
         released_behaviour: bool = False,
     ) -> torch.Tensor:
-        """Noise [count, C, T, h, w], drawn on the generator's device (without one the CPU's), so that a seed means the same everywhere.
+        """Noise [count, C, T, h, w], drawn on the generator's device, without one the CPU, so that a seed is the same everywhere.
 
         `latents` are taken as they are. The released code draws noise on the device that computes.
         """
@@ -246,8 +267,8 @@ class PhantomPipeline(DiffusionPipeline):
 
         Args:
             prompt: what happens; a list makes a batch. Describe each subject.
-            reference_images: paths, PIL images, arrays uint8 or 0..1 [H, W, 3], or tensors 0..1 [3, H, W]: one, a list of subjects,
-                or {name: image or views}; with a list of prompts also a list of one of these for each prompt.
+            reference_images: paths, PIL images, arrays [H, W, 3] (uint8, or 0..1) or tensors [3, H, W] (0..1): one, a list of
+                subjects, or {name: image or views}; with a list of prompts also a list of one of these for each prompt.
             image: first frame that the video starts from (the paper's own model).
             negative_prompt: default is the model's.
             background: image of the place, never cut out; it takes the last reference place.
@@ -264,8 +285,9 @@ class PhantomPipeline(DiffusionPipeline):
             released_behaviour: read images and draw noise as Phantom-Wan's released code does.
             output_type: np, pil, pt or latent. return_dict: False gives a tuple.
             attention_kwargs: for the transformer's attention processors.
-            callback_on_step_end: (pipe, step, timestep, kwargs) -> changed kwargs. callback_on_step_end_tensor_inputs: of latents,
-                prompt_embeds, negative_prompt_embeds, clean_latents (the prediction of this step) and resume_state.
+            callback_on_step_end: (pipe, step, timestep, kwargs) -> changed kwargs.
+            callback_on_step_end_tensor_inputs: of latents, prompt_embeds, negative_prompt_embeds, clean_latents (the
+                prediction of this step) and resume_state.
             max_sequence_length: of the prompt, in tokens.
 
         Raises InputError for what cannot be made, NotFiniteError where values that are not finite first arise.
@@ -299,6 +321,7 @@ class PhantomPipeline(DiffusionPipeline):
             "reference_latents": reference_latents,
         }
         self.check_inputs(request, prompts, tensors, output_type, callback_on_step_end_tensor_inputs, bool(prompt))
+        negated = negative_prompt_embeds is not None or any(negative_prompt or ())
         negative_prompt = self.preset.negative_prompt if negative_prompt is None else negative_prompt
         self._guidance_scale, self._image_guidance_scale = request.guidance_text, request.guidance_image
         self._attention_kwargs, self._interrupt, self._current_timestep = attention_kwargs, False, None
@@ -311,7 +334,7 @@ class PhantomPipeline(DiffusionPipeline):
         count = len(embeds[0])
         read = [read_images(each, released_behaviour, cutout, segmenter)[0] for each in named]
         references, places = self._references(read, named, reference_latents, size, num_videos_per_prompt)
-        conditions = Conditions(*embeds, references, places, self._first_frame(image, size, count))
+        conditions = Conditions(*embeds, references, places, self._first_frame(image, size, count), negated)
         noise = self.prepare_latents(count, size, places, generator, latents, device, released_behaviour)
         out = self._denoise(
             conditions, noise, request.steps, resume_state, callback_on_step_end, callback_on_step_end_tensor_inputs
@@ -347,7 +370,12 @@ class PhantomPipeline(DiffusionPipeline):
         return named
 
     def _references(
-        self, read: list[list[np.ndarray]], named: list[tuple[Named, ...]], latents: torch.Tensor | None, size: VideoSize, each: int
+        self,
+        read: list[list[np.ndarray]],
+        named: list[tuple[Named, ...]],
+        latents: torch.Tensor | None,
+        size: VideoSize,
+        each: int,
     ) -> tuple[Any, int]:
         """The model's references for N videos, and the number of their places."""
         if latents is not None:
@@ -385,14 +413,14 @@ class PhantomPipeline(DiffusionPipeline):
             if self.step_cache or self.transformer.is_cache_enabled:
                 raise InputError("resume_state was given while a step cache is enabled, whose state it does not hold")
             latents, begin = restore_state(self.scheduler, resume_state, latents)
-        shares = weights(self._image_guidance_scale, self._guidance_scale, conditions.places > 0)
-        branches = self.branches(conditions, latents, self._attention_kwargs)
-        with self.progress_bar(total=steps - begin) as bar:
+        guided = self.guided(conditions, latents)
+        bar_of: Any = self.progress_bar  # the checker takes it for a decorator
+        with bar_of(total=steps - begin) as bar:
             for step in range(begin, steps):
                 if self._interrupt:
                     continue
                 self._current_timestep = timesteps[step]
-                velocity = self._velocity(branches, latents, step, steps, shares)
+                velocity = self._velocity(guided, latents, step, steps)
                 clean = latents - float(self.scheduler.sigmas[step]) * velocity
                 latents = self.scheduler.step(velocity, timesteps[step], latents, return_dict=False)[0]
                 if callback is not None:
@@ -406,22 +434,21 @@ class PhantomPipeline(DiffusionPipeline):
                     texts = {name: value for name, value in changed.items() if name in Conditions.__dataclass_fields__}
                     if any(value is not getattr(conditions, name) for name, value in texts.items()):
                         conditions = replace(conditions, **texts)
-                        branches = self.branches(conditions, latents, self._attention_kwargs)
+                        guided = self.guided(conditions, latents)
                 bar.update()
         self._current_timestep = None
         check_finite(latents, f"the latents after step {steps}, the last")
         return latents
 
-    def _velocity(self, branches: Branches, x: torch.Tensor, step: int, steps: int, shares: dict[str, float]) -> torch.Tensor:
-        """The guided velocity. Raises NotFiniteError at the first step that is not finite; the block is found by a second forward,
-        so that a sound step costs two sums over the latents.
+    def _velocity(self, guided: Guided, x: torch.Tensor, step: int, steps: int) -> torch.Tensor:
+        """The guided velocity. Raises NotFiniteError at the first step that is not finite; the block is found by a second
+        forward, so that a sound step costs two sums over the latents.
         """
         where = f"step {step + 1} of {steps}"
         check_finite(x, f"the latents before {where}")
-        timestep = self.scheduler.timesteps[step]
-        v = combine(branches(x, timestep, step, shares), shares)
+        v = guided(x, step)
         if not all_finite(v):
-            block = first_not_finite(self.transformer, lambda: branches(x, timestep, step, shares))
+            block = first_not_finite(self.transformer, lambda: guided(x, step))
             found = f"first in {block} of the transformer" if block else "and no block of the transformer shows it again"
             narrow = self.transformer.dtype == torch.float16
             advice = "; float16 may be too narrow for this model, bfloat16 is not" if narrow else ""
@@ -431,7 +458,9 @@ class PhantomPipeline(DiffusionPipeline):
 
 def _prompt_count(prompt: str | list[str] | None, embeds: torch.Tensor | None) -> int:
     """Prompts of a call, 0 where there is none."""
-    if prompt is not None and not (isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(p, str) for p in prompt))):
+    if prompt is not None and not (
+        isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(p, str) for p in prompt))
+    ):
         raise InputError(f"prompt must be a string or a list of strings (got {type(prompt).__name__})")
     if isinstance(prompt, list):
         return len(prompt)

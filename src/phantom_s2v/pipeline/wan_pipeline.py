@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,21 +14,21 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.models.autoencoder import for_inference
 from phantom_s2v.models.registry import Preset, wan_preset
-from phantom_s2v.models.wan.text import prompt_features
+from phantom_s2v.models.wan.text import prompt_features, prompt_tokens
 from phantom_s2v.models.wan.transformer import TEXT_PLACES, PhantomWanTransformer, pad_text, wan_velocity
 from phantom_s2v.pipeline.phantom_pipeline import Branches, Conditions, PhantomPipeline
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
 
 
 class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
-    """Phantom-Wan as released: WanPipeline's components, reference images as clean latents behind the video, three-branch guidance.
+    """Phantom-Wan as released: WanPipeline's components, references as clean latents behind the video, three-branch guidance.
 
     Transformer and vae that the caller loaded are copied without their weights, which are shared; without a text encoder the
     pipeline takes `prompt_embeds`. The default scheduler is the released one, UniPC with a shift of 5.
     """
 
-    _optional_components = ["tokenizer", "text_encoder", "scheduler", "transformer", "vae"]
-    _lora_loadable_modules = ["transformer"]
+    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "scheduler", "transformer", "vae"]
+    _lora_loadable_modules: ClassVar[list[str]] = ["transformer"]
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         max_sequence_length: int = TEXT_PLACES,
         device: torch.device | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [N, 512, D] of prompts and of negative prompts: each at its own length, then zeros, which are seen (released code)."""
+        """Features [N, 512, D] of prompts and negative prompts, each at its own length, then zeros, which are seen (released)."""
         if prompt_embeds is None:
             prompt_embeds = self._features(prompt or "", max_sequence_length)
         if negative_prompt_embeds is None:
@@ -78,16 +78,24 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         first, second = (each.to(device or self._execution_device) for each in both)
         return first, second
 
+    def cut(self, prompt: str) -> str:
+        """What of a prompt lies beyond the 512 places."""
+        if self.tokenizer is None:
+            return ""
+        return self.tokenizer.decode(rest) if (rest := prompt_tokens(self.tokenizer, prompt)[1]) else ""
+
     @torch.no_grad()
-    def _features(self, prompt: str | list[str], places: int) -> torch.Tensor:
+    def encode_text(self, prompt: str, places: int = TEXT_PLACES) -> torch.Tensor:
+        """Features float32 [1, L, D] of one prompt, at its own length."""
         if self.text_encoder is None or self.tokenizer is None:
             raise CheckpointError("this pipeline has no text encoder; give prompt_embeds, or a text encoder and its tokenizer")
         if not 2 <= places <= TEXT_PLACES:
             raise InputError(f"max_sequence_length must be 2 to {TEXT_PLACES} (got {places})")
         device = get_module_execution_device(self.text_encoder)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        rows = [pad_text(prompt_features(self.text_encoder, self.tokenizer, each, places, device)) for each in prompts]
-        return torch.cat(rows).float()
+        return prompt_features(self.text_encoder, self.tokenizer, prompt, places, device).float()
+
+    def _features(self, prompt: str | list[str], places: int) -> torch.Tensor:
+        return torch.cat([pad_text(self.encode_text(each, places)) for each in ([prompt] if isinstance(prompt, str) else prompt)])
 
     def encode_references(
         self, images: list[list[np.ndarray]], prepared: list[list[np.ndarray]], subjects: list[list[int]]
@@ -106,7 +114,9 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
             some = latents.new_zeros(*latents.shape[:2], 0, *latents.shape[3:])
         some = some.expand(len(latents), -1, -1, -1, -1)
         dtype = transformer.patch_embedding.bias.dtype
-        text, negative = (each.to(latents.device, dtype) for each in (conditions.prompt_embeds, conditions.negative_prompt_embeds))
+        text, negative = (
+            each.to(latents.device, dtype) for each in (conditions.prompt_embeds, conditions.negative_prompt_embeds)
+        )
         seen = {"both": (text, some), "image": (negative, some), "null": (negative, torch.zeros_like(some))}
         if cache:
             cache.begin(self._num_timesteps, some.shape[2])

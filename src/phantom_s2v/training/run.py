@@ -100,7 +100,7 @@ def load_encoder(folder: Path, store: Sprites, device: torch.device) -> TripletE
     text.model.to(device)
     return TripletEncoder(
         store.pixels if device.type == "cpu" else torch.from_numpy(store.pixels[:]).to(device),
-        _on(load_autoencoder(folder / "autoencoder"), device),
+        _on(load_autoencoder(folder / "vae"), device),
         _on(load_part(ImageEncoder, folder / "image_encoder"), device),
         text,
     )
@@ -121,7 +121,7 @@ def _network(init_from: Path | None, sizes: dict[str, Any], encoder: TripletEnco
 
 def _hashes(folder: Path, teacher: Path | None) -> dict[str, str]:
     """Of the frozen networks that a run is made with: the encoders of the model in `folder`, and the teacher."""
-    parts = {name: folder / name for name in ("autoencoder", "image_encoder")}
+    parts = {name: folder / name for name in ("vae", "image_encoder")}
     parts["text_encoder"] = _text_folder(folder) or text_encoder_folder()
     return {name: folder_hash(part, MADE_OF) for name, part in {**parts, **({"teacher": teacher} if teacher else {})}.items()}
 

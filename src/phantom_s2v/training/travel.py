@@ -155,7 +155,7 @@ def pack_command(
     store = load_store(root)
     with _archive(out / "data.zip") as archive:
         pack_sprites(store, archive)
-        pack_network(model / "autoencoder", "autoencoder", archive, without=("decoder.", "post_quant_conv."))
+        pack_network(model / "vae", "vae", archive, without=("decoder.", "post_quant_conv."))
         for wheel in sorted(wheels.glob("*.whl")) if wheels else []:
             archive.write(wheel, f"wheels/{wheel.name}")
     with _archive(out / "start.zip") as archive:

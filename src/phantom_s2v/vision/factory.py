@@ -24,7 +24,7 @@ SIDE = 64  # pixels that phantom-mini's image encoder sees
 @lru_cache(maxsize=1)
 def _mini() -> tuple[ImageEncoder, AutoencoderKLWan]:
     folder = model_folder("phantom-mini")
-    return load_part(ImageEncoder, folder / "image_encoder"), load_autoencoder(folder / "autoencoder")
+    return load_part(ImageEncoder, folder / "image_encoder"), load_autoencoder(folder / "vae")
 
 
 def _pixels(pictures: list[np.ndarray]) -> torch.Tensor:
@@ -67,7 +67,7 @@ def cut_chances() -> Callable[[np.ndarray], np.ndarray]:
 def packaged_hash() -> str:
     """Hash of phantom-mini's encoders, which `embed_mini` and `texture_mini` embed with."""
     folder = model_folder("phantom-mini")
-    return weights_hash(folder / "image_encoder", folder / "autoencoder")
+    return weights_hash(folder / "image_encoder", folder / "vae")
 
 
 def features_hash(name: str) -> str:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from phantom_s2v.files.reuse import code_version, origin_hash
 from phantom_s2v.files.untrusted import parse_json
 from phantom_s2v.media.images import letterbox, open_picture, read_picture, write_picture
 from phantom_s2v.models.autoencoder import decode, encode, to_pixels, to_video
-from phantom_s2v.pipeline.generate import Models, generate
+from phantom_s2v.pipeline.generate import generate
 from phantom_s2v.pipeline.metadata import origin_of
 from phantom_s2v.pipeline.request import Reference, Request, with_defaults
 from phantom_s2v.vision.efficientnet import weights_file
@@ -93,15 +94,15 @@ def _ground(subject: Subject, sprites: Sprites, index: int) -> Ground:
     return Ground("plain", far[index % 4])
 
 
-def request_of(case: Case, sprites: Sprites, models: Models) -> Request:
+def request_of(case: Case, sprites: Sprites, pipe: Any) -> Request:
     """The request of a case, at the model's defaults."""
     chosen = [] if case.kind == "control" else case.subjects
     references = tuple(Reference(str(still_path(s.key)), s.key) for s in chosen)
     size = {"height": case.spec.side, "width": case.spec.side}
-    return with_defaults(models.preset, prompt=caption(case.spec, sprites), references=references, seed=case.seed, **size)
+    return with_defaults(pipe.preset, prompt=caption(case.spec, sprites), references=references, seed=case.seed, **size)
 
 
-def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[int, int], None], side: int | None = None) -> dict:
+def run_emoji(pipe: Any, out: Path, limit: int | None, report: Callable[[int, int], None], side: int | None = None) -> dict:
     """Make and judge the cases of which `out`/cases.jsonl has no row of the same origin, then summarise. Returns the figures.
 
     Videos are of `side` pixels, by default the model's. Rows of another origin, or whose frames are gone, are made again.
@@ -110,16 +111,16 @@ def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[in
     frames = out / "frames"
     with naming(frames):
         frames.mkdir(parents=True, exist_ok=True)
-    side = side or models.preset.height
+    side = side or int(pipe.preset.height)
     bank = reference_bank(judge, sprites, side)
     file = out / "cases.jsonl"
     cases = emoji_cases(sprites, limit, side)
     check_outputs([out / "sheet.png", *(frames / f"{case.id}.png" for case in cases)], force=True)
-    origins = case_origins(cases, sprites, models)
+    origins = case_origins(cases, sprites, pipe)
     done = keep_rows(file, origins)
     for number, case in enumerate(cases):
         if case.id not in done:
-            video = generate(request_of(case, sprites, models), models).video
+            video = generate(request_of(case, sprites, pipe), pipe).video
             shown = _keep_frames(frames / f"{case.id}.png", video)
             row = judge_case(case, video, judge, bank, sprites)
             done[case.id] = {**row, "frames": shown, "origin": origins[case.id]}
@@ -127,19 +128,19 @@ def run_emoji(models: Models, out: Path, limit: int | None, report: Callable[[in
         report(number + 1, len(cases))
     rows = [done[case.id] for case in cases]
     write_sheet(out, cases, sprites)
-    return summarise(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(models, sprites, side))
+    return summarise(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(pipe, sprites, side))
 
 
-def case_origins(cases: list[Case], sprites: Sprites, models: Models) -> dict[str, str]:
+def case_origins(cases: list[Case], sprites: Sprites, pipe: Any) -> dict[str, str]:
     """Hash of all that makes a case's row: its video, what is asked of it, the judge and the references that it ranks."""
     shared = {
         "judge": content_hash(weights_file()),
         "subjects": folder_hash(ASSETS, (".json", ".webp")),
         "code": code_version("evaluation.suites.emoji"),
     }
-    ratios = models.step_cache.ratios if models.step_cache else None
-    held = asdict(models.placement)
-    videos = {case.id: origin_of(request_of(case, sprites, models), models.hash, held, ratios) for case in cases}
+    ratios = pipe.step_cache.ratios if pipe.step_cache else None
+    held = asdict(pipe.placement)
+    videos = {case.id: origin_of(request_of(case, sprites, pipe), pipe.weights, held, ratios) for case in cases}
     return {case.id: origin_hash({**shared, "case": repr(case), "video": videos[case.id]}) for case in cases}
 
 
@@ -200,7 +201,7 @@ def true_rows(cases: list[Case], judge: SubjectClassifier, bank: np.ndarray, spr
 
 
 @torch.no_grad()
-def autoencoder_psnr(models: Models, sprites: Sprites, side: int) -> dict[str, list[float]]:
+def autoencoder_psnr(pipe: Any, sprites: Sprites, side: int) -> dict[str, list[float]]:
     """PSNR in dB of held-out clips on textured grounds through the autoencoder: whole frames and the subject's box."""
     whole, subject = [], []
     for index in range(TEXTURED_CLIPS):
@@ -208,8 +209,8 @@ def autoencoder_psnr(models: Models, sprites: Sprites, side: int) -> dict[str, l
         spec = random_spec(rng, evaluated(sprites), 25, side, pictures=1)
         ground = replace(spec.ground, kind=("stripes", "dots", "checks", "noise")[index % 4])
         clip = compose(replace(spec, ground=ground), sprites)
-        latents = encode(models.autoencoder, to_pixels(clip.video)[None])
-        video = to_video(decode(models.autoencoder, latents)[0])
+        latents = encode(pipe.vae, to_pixels(clip.video)[None])
+        video = to_video(decode(pipe.vae, latents)[0])
         whole.append(measures.psnr(clip.video, video))
         subject.append(measures.psnr(clip.video, video, measures.box_masks(clip.masks.max(0) > 127)))
     return {"autoencoder_psnr": whole, "autoencoder_psnr_subject": subject}

