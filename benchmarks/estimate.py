@@ -57,7 +57,7 @@ def child(case: str, root: Path) -> None:
     from phantom_s2v.models.registry import load_preset
     from phantom_s2v.pipeline.batch import build_request
     from phantom_s2v.pipeline.cost.measure import estimate
-    from phantom_s2v.pipeline.generate import generate, load_models, read_prompts
+    from phantom_s2v.pipeline.generate import generate, load_for
 
     folder = folder_of(case, root)
     preset = load_preset(folder)
@@ -69,10 +69,9 @@ def child(case: str, root: Path) -> None:
 
     def work() -> None:
         nonlocal seconds
-        models = load_models(folder)
-        read_prompts([request], models)  # loading of the text encoder is not estimated
+        pipe = load_for([request], folder)  # loading of the text encoder is not estimated
         start = time.perf_counter()
-        generate(request, models)
+        generate(request, pipe)
         seconds = time.perf_counter() - start
 
     peak = measured(work)

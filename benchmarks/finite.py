@@ -19,7 +19,8 @@ from phantom_s2v.data.synthetic.heldout import evaluated, held_out, still_path
 from phantom_s2v.models.finite import all_finite
 from phantom_s2v.models.registry import model_folder
 from phantom_s2v.pipeline.batch import build_request
-from phantom_s2v.pipeline.generate import generate, load_models
+from phantom_s2v.pipeline.generate import generate
+from phantom_s2v.pipeline.loading import load_models
 
 
 def least(work: Callable[[], object], repeats: int) -> float:
@@ -39,18 +40,16 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = model_folder("phantom-mini")
     loading = least(lambda: load_models(folder), 2)
-    models = load_models(folder)
+    pipe = load_models(folder)
     reference = str(still_path(evaluated(held_out())[0].key))
     ask = {"prompt": "The subject moves up.", "reference": [reference], "steps": arguments.steps}
-    request = build_request(ask, models.preset)
+    request = build_request(ask, pipe.preset)
     times: list[float] = []
-    generate(request, models, lambda *_: times.append(time.perf_counter()))
+    generate(request, pipe, lambda *_: times.append(time.perf_counter()))
     step = min(after - before for before, after in pairwise(times))
-    latents = torch.randn(
-        1, models.autoencoder.config["z_dim"], (request.frames + 3) // 4, request.height // 8, request.width // 8
-    )
+    latents = torch.randn(1, pipe.vae.config["z_dim"], (request.frames + 3) // 4, request.height // 8, request.width // 8)
     checks = least(lambda: [all_finite(latents) and all_finite(latents) for _ in range(100)], arguments.repeats) / 100
-    parts = (models.transformer, models.autoencoder, models.image_encoder, models.text_encoder.model)
+    parts = (pipe.transformer, pipe.vae, pipe.image_encoder, pipe.reader.model)
     weights = [value for part in parts for value in part.state_dict().values()]
     whole = least(lambda: [all_finite(value) for value in weights], arguments.repeats)
     count = sum(value.numel() for value in weights)

@@ -10,17 +10,17 @@ import json
 from dataclasses import replace
 
 import torch
+from phantom_s2v.pipe.vae import encode, to_pixels
 
 from phantom_s2v.data.synthetic.compose import compose
 from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.evaluation.suites.emoji import emoji_cases
 from phantom_s2v.geometry import windows
-from phantom_s2v.models.autoencoder import encode, to_pixels
 from phantom_s2v.models.flow_matching import clean, interpolate
 from phantom_s2v.models.phantom.conditioning import Conditions
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.models.registry import model_folder
-from phantom_s2v.pipeline.generate import condition, load_models
+from phantom_s2v.pipeline.loading import load_models
 
 CLIPS, FRAMES, T = 12, 97, 0.7
 
@@ -37,21 +37,24 @@ def seam_ratio(latents: torch.Tensor, borders: list[int]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    models, sprites = load_models(model_folder("phantom-mini")), held_out()
+    pipe, sprites = load_models(model_folder("phantom-mini")), held_out()
     ratios: dict[str, list[float]] = {"true": [], "fixed": [], "alternating": []}
     networks = {}
     for name in ("fixed", "alternating"):
-        networks[name] = PhantomTransformer.from_config({**models.transformer.config, "shift_windows": name == "alternating"})
-        networks[name].load_state_dict(models.transformer.state_dict())
+        networks[name] = PhantomTransformer.from_config({**pipe.transformer.config, "shift_windows": name == "alternating"})
+        networks[name].load_state_dict(pipe.transformer.state_dict())
         networks[name].eval()
     for index, case in enumerate([c for c in emoji_cases(sprites, CLIPS) if c.kind == "unnamed"]):
         clip = compose(replace(case.spec, frames=FRAMES), sprites)
         with torch.no_grad():
-            x = encode(models.autoencoder, to_pixels(clip.video)[None])
-            conditions: Conditions = condition(models, clip.caption, list(clip.references), list(clip.references), [0])
+            x = encode(pipe.vae, to_pixels(clip.video)[None])
+            text, mask = pipe.reader([clip.caption])
+            seen = pipe.encode_references([list(clip.references)], [list(clip.references)], [[0]])
+            one = torch.ones(1, 1, dtype=torch.bool)
+            conditions = Conditions(text, mask, seen.latents, seen.tokens, one, seen.subjects)
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(index))
             x_t, t = interpolate(x, noise, torch.tensor(T)), torch.full((1,), T)
-            borders = [start for start, _ in windows(x.shape[2], models.transformer.config.window_size, 1, False)][1:]
+            borders = [start for start, _ in windows(x.shape[2], pipe.transformer.config.window_size, 1, False)][1:]
             ratios["true"].append(seam_ratio(x, borders))
             for name, network in networks.items():
                 ratios[name].append(seam_ratio(clean(x_t, network(x_t, t, **conditions.arguments()), T), borders))

@@ -88,7 +88,7 @@ def test_public_names():
 
     assert {name for name in phantom_s2v.__all__ if getattr(phantom_s2v, name) is None} == set()
     assert set(phantom_s2v.__all__) == {
-        "__version__", "CheckpointError", "DataError", "InputError", "Models", "Output", "OutputError", "PhantomError",
-        "PhantomPipeline",
-        "PhantomTransformer", "Placement", "Reference", "Request", "load_models", "model_folder",
+        "__version__", "CheckpointError", "DataError", "InputError", "Output", "OutputError", "PhantomError",
+        "PhantomPipeline", "PhantomPipelineOutput", "PhantomMMDiTPipeline", "PhantomWanPipeline",
+        "PhantomTransformer", "Placement", "Reference", "Request", "model_folder",
     }  # fmt: skip

@@ -251,8 +251,8 @@ def test_checkpoints_that_cannot_be_used(phantom, tiny, tmp_path):
     file.rename(file.with_suffix(".bin"))
     refused(folder, "is a pickle, and only safetensors are read")
     folder, _ = broken(tiny, tmp_path)
-    (folder / "preset.json").unlink()
-    refused(folder, "preset.json")
+    (folder / "model_index.json").unlink()
+    refused(folder, "model_index.json")
 
 
 def test_interruption_leaves_nothing(phantom, tiny, tmp_path, monkeypatch):
@@ -421,7 +421,7 @@ def test_inputs_named_like_the_output_stay_as_they_are(ask, picture, tmp_path):
 def test_what_is_there_is_refused_before_work_and_force_replaces_only_our_own(ask, tmp_path, monkeypatch):
     assert ask()[0] == 0
     assert ask("--force", "--seed", 1)[0] == 0
-    monkeypatch.setattr("phantom_s2v.pipeline.generate.load_models", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr("phantom_s2v.pipeline.generate.load_for", lambda *_: pytest.fail("work has begun"))
     whole = {p: p.read_bytes() for p in tmp_path.iterdir()}
     assert len(whole) == 3
     code, (said,) = ask()

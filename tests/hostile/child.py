@@ -129,7 +129,7 @@ def lay(path: Path, kind: str, random_: random.Random) -> Path:
 
 def model_folder(place, kind, random_):
     """A model folder of which one file is hostile."""
-    name = random_.choice(["preset.json", "transformer/config.json"])
+    name = random_.choice(["model_index.json", "transformer/config.json"])
     lay(place / name, kind, random_)
     (place / "transformer").mkdir(exist_ok=True)
     return place

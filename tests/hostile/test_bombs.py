@@ -104,8 +104,8 @@ def copy_of(folder, target, part, **changes):
         ("transformer/config.json", {"depth": "x"}), ("transformer/config.json", {"depth": [1]}),
         ("transformer/config.json", {"depth": -1}),
         ("transformer/config.json", {"heads": 0}), ("transformer/config.json", {"dim": -5}),
-        ("autoencoder/config.json", {"num_res_blocks": 10**8}), ("autoencoder/config.json", {"dim_mult": [1] * 100_000}),
-        ("autoencoder/config.json", {"latents_mean": [0.0] * 2_000_000}), ("image_encoder/config.json", {"width": 10**9}),
+        ("vae/config.json", {"num_res_blocks": 10**8}), ("vae/config.json", {"dim_mult": [1] * 100_000}),
+        ("vae/config.json", {"latents_mean": [0.0] * 2_000_000}), ("image_encoder/config.json", {"width": 10**9}),
     ],
 )  # fmt: skip
 def test_a_configuration_is_bounded_by_its_weights(tmp_path, part, changes):

@@ -169,7 +169,7 @@ def test_magcache_measures_the_growth_of_the_residual(converted):
     expected = [1.0] + [
         sum(float((residuals[3 * step + b] / residuals[3 * step + b - 3]).mean()) for b in range(3)) / 3 for step in range(1, 6)
     ]
-    assert pipe.step_cache.measured() == pytest.approx(expected, rel=1e-4)
+    assert pipe.step_cache.measured == pytest.approx(expected, rel=1e-4)
 
 
 def test_magcache_needs_ratios(converted, with_ratios, tmp_path):

@@ -403,5 +403,5 @@ def calibrate_magcache(
         task = bar.add_task("steps", total=request.steps)
         make_video(request, pipe, lambda done, *_: bar.update(task, completed=done))
     assert pipe.step_cache
-    write_json(folder / RATIOS, {"ratios": pipe.step_cache.measured(), "weights": pipe.weights, "prompt": prompt}, sealed=True)
+    write_json(folder / RATIOS, {"ratios": pipe.step_cache.measured, "weights": pipe.weights, "prompt": prompt}, sealed=True)
     say(folder / RATIOS)

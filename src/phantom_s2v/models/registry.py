@@ -88,10 +88,11 @@ def hub_folder(name: str) -> Path:
 def load_preset(folder: Path) -> Preset:
     """Defaults of the model in `folder`: those in its index, or Phantom-Wan's by its transformer. Raises CheckpointError."""
     try:
-        index = parse_json(read_small(folder / INDEX))
+        config = folder / "transformer" / "config.json"
+        index = parse_json(read_small(folder / INDEX)) if (folder / INDEX).exists() or not config.is_file() else {}
         if "preset" in index:
             return typed(Preset, index["preset"], "the preset")
-        return wan_preset(parse_json(read_small(folder / "transformer" / "config.json")))
+        return wan_preset(parse_json(read_small(config)))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{folder} is not a model folder; it needs a readable {INDEX}, and with Phantom-Wan transformer/config.json ({error})"
@@ -101,7 +102,9 @@ def load_preset(folder: Path) -> Preset:
 def wan_preset(config: dict[str, Any]) -> Preset:
     """Defaults of the released code for a transformer of this configuration (facts 2.1, 2.5)."""
     if config.get("_class_name") not in ("WanTransformer3DModel", "PhantomWanTransformer"):
-        raise CheckpointError(f"the transformer is a {config.get('_class_name')}; it must be a WanTransformer3DModel")
+        raise CheckpointError(
+            f"the transformer is a {config.get('_class_name')}; without {INDEX} it must be a WanTransformer3DModel"
+        )
     heads, head_width = config["num_attention_heads"], config["attention_head_dim"]
     if type(heads) is not int or type(head_width) is not int:
         raise ValueError("num_attention_heads and attention_head_dim are whole numbers")

@@ -437,6 +437,8 @@ class PhantomPipeline(DiffusionPipeline):
                         guided = self.guided(conditions, latents)
                 bar.update()
         self._current_timestep = None
+        if self.step_cache:
+            self.step_cache.end()
         check_finite(latents, f"the latents after step {steps}, the last")
         return latents
 

@@ -47,6 +47,7 @@ class StepCache:
     ) -> None:
         self.transformer, self.name, self.ratios = transformer, name, ratios
         self.one_batch = name in ONE_BATCH
+        self.measured: list[float] = []  # by MagCache: growth of the blocks' residual at each step, the mean over the branches
         self.steps, self.references, self.timestep = 1, 0, 1000.0
         self.config = self._config(THRESHOLDS.get(name, 0.0) if threshold is None else threshold, dtype)
         before = diffusers_logging.get_verbosity()
@@ -98,11 +99,13 @@ class StepCache:
         self.timestep = 1000 * t
         return self.transformer.cache_context(branch, step_index=step, sigma=t, num_inference_steps=self.steps)
 
-    def measured(self) -> list[float]:
-        """Growth of the blocks' residual at each step of the video just made, the mean over its branches (MagCache)."""
+    def end(self) -> None:
+        """The video is made: what was measured of it is kept, since a pipeline resets its caches when it ends."""
+        if not isinstance(self.config, MagCacheConfig) or self.ratios is not None:
+            return
         hook = self.transformer.blocks[0]._diffusers_hook.get_hook("mag_cache_leader_block_hook")
         states = hook.state_manager._state_cache.values()
-        return torch.tensor([state.calibration_ratios for state in states]).mean(0).tolist()
+        self.measured = torch.tensor([state.calibration_ratios for state in states]).mean(0).tolist()
 
 
 def read_ratios(folder: Path, weights: str) -> list[float]:
