@@ -279,7 +279,7 @@ def test_a_pipeline_of_loaded_parts_is_the_same(pipe, converted):
     parts = WanTransformer3DModel.from_pretrained(converted / "transformer"), AutoencoderKLWan.from_pretrained(converted / "vae")
     parts[0].train(), parts[1].train()
     before = [[(name, type(module), module.training) for name, module in part.named_modules()] for part in parts]
-    bare = PhantomWanPipeline(transformer=parts[0], vae=parts[1])
+    bare = PhantomWanPipeline(None, None, parts[1], None, parts[0])
     inputs = tensors(2)
     assert torch.equal(ours(bare, *inputs, 5, 0), ours(pipe, *inputs, 5, 0))
     with pytest.raises(CheckpointError, match="has no text encoder; give prompt_embeds"):
@@ -301,7 +301,7 @@ def test_both_ways_load_the_same_autoencoder(pipe, converted):
 
     vae = AutoencoderKLWan.from_pretrained(converted / "vae")
     transformer = WanTransformer3DModel.from_pretrained(converted / "transformer")
-    parts = PhantomWanPipeline(transformer=transformer, vae=vae).vae
+    parts = PhantomWanPipeline(None, None, vae, None, transformer).vae
     loaded = pipe.vae
     kinds = [[(name, type(module)) for name, module in model.named_modules()] for model in (parts, loaded)]
     assert kinds[0] == kinds[1]

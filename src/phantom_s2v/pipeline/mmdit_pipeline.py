@@ -138,7 +138,7 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         inputs = _cast(self._inputs(conditions, latents), dtype)
 
         def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
-            return self.transformer(x.to(dtype), self._times(conditions, x, step), **inputs, guidance=given.to(dtype)).float()
+            return self.transformer(x, self._times(conditions, x, step), **inputs, guidance=given)
 
         return velocity
 
@@ -155,8 +155,8 @@ class PhantomMMDiTPipeline(PhantomPipeline):
 
         def velocities(x: torch.Tensor, timestep: torch.Tensor, step: int, names: Iterable[str]) -> dict[str, torch.Tensor]:
             names = tuple(names)
-            many = x.repeat(len(names), 1, 1, 1, 1).to(dtype)
-            out = self.transformer(many, self._times(conditions, many, step), **batch(names)).float()
+            many = x.repeat(len(names), 1, 1, 1, 1)
+            out = self.transformer(many, self._times(conditions, many, step), **batch(names))
             return dict(zip(names, out.split(len(x)), strict=True))
 
         return velocities

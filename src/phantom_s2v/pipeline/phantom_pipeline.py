@@ -410,7 +410,7 @@ class PhantomPipeline(DiffusionPipeline):
         if conditions.first is not None:
             latents = torch.cat([conditions.first.to(latents), latents[:, :, 1:]], 2)
         if resume_state is not None:
-            if self.step_cache or self.transformer.is_cache_enabled:
+            if self.step_cache or getattr(self.transformer, "is_cache_enabled", False):
                 raise InputError("resume_state was given while a step cache is enabled, whose state it does not hold")
             latents, begin = restore_state(self.scheduler, resume_state, latents)
         guided = self.guided(conditions, latents)

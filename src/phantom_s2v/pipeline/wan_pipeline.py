@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
     """Phantom-Wan as released: WanPipeline's components, references as clean latents behind the video, three-branch guidance.
 
     Transformer and vae that the caller loaded are copied without their weights, which are shared; without a text encoder the
-    pipeline takes `prompt_embeds`. The default scheduler is the released one, UniPC with a shift of 5.
+    pipeline takes `prompt_embeds`. Any of the parts may be None; the scheduler is then the released one, UniPC with a shift of 5.
     """
 
     _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "scheduler", "transformer", "vae"]
@@ -32,11 +33,11 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        text_encoder: UMT5EncoderModel | None = None,
-        vae: AutoencoderKLWan | None = None,
-        scheduler: Any = None,
-        transformer: WanTransformer3DModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        text_encoder: UMT5EncoderModel | None,
+        vae: AutoencoderKLWan | None,
+        scheduler: Any,
+        transformer: WanTransformer3DModel | PhantomWanTransformer | None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -46,6 +47,14 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
             scheduler=scheduler or build_scheduler("unipc", 5.0),
             transformer=transformer if transformer is None else PhantomWanTransformer.of(transformer),
         )
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write a model folder that `from_pretrained`, the command line and diffusers' own WanPipeline read; see DiffusionPipeline.
+
+        LoRAs are no part of it: fuse them, or save them by `save_lora_weights`.
+        """
+        self.register_to_config(transformer=("diffusers", "WanTransformer3DModel"))  # of which ours is a subclass
+        super().save_pretrained(str(save_directory), **kwargs)
 
     @property
     def preset(self) -> Preset:

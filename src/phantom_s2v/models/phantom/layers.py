@@ -61,7 +61,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         """t [...] -> [..., D]; the sinusoid sees t as Wan's 0 to 1000."""
-        return self.layers(sinusoid(t * 1000, self.dim))
+        return self.layers(sinusoid(t * 1000, self.dim).to(next(self.parameters())))
 
 
 class GuidanceEmbedding(nn.Module):
@@ -77,7 +77,7 @@ class GuidanceEmbedding(nn.Module):
 
     def forward(self, weights: torch.Tensor) -> torch.Tensor:
         """weights [..., 2] -> [..., D]; a weight of 10 is to the sinusoid what t = 1 is."""
-        return self.layers(sinusoid(weights * 100, self.dim).flatten(-2))
+        return self.layers(sinusoid(weights * 100, self.dim).flatten(-2).to(next(self.parameters())))
 
 
 class Mlp(nn.Sequential):

@@ -34,7 +34,13 @@ class Stream(nn.Module):
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[B, N, D] -> queries, keys, values [B, H, N, E], with normalised queries and keys."""
         q, k, v = (rearrange(f(x), "b n (h e) -> b h n e", h=self.heads) for f in (self.q, self.k, self.v))
-        return self.norm_q(q.float()).to(v.dtype), self.norm_k(k.float()).to(v.dtype), v
+        return _normed(self.norm_q, q).to(v.dtype), _normed(self.norm_k, k).to(v.dtype), v
+
+
+def _normed(norm: nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
+    """RMS norm in float32, whatever the weights' type."""
+    weight = None if norm.weight is None else norm.weight.float()
+    return nn.functional.rms_norm(x.float(), norm.normalized_shape, weight, norm.eps)
 
 
 class Block(nn.Module):
@@ -171,7 +177,8 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
         h, w = latents.shape[3] // p, latents.shape[4] // p
         n = references.shape[1] if self.config.use_vae_references else 0
         pictures = torch.cat([latents, references[:, :n].transpose(1, 2).to(latents.dtype)], 2)
-        x = self.patch_in(rearrange(pictures, "b c t (h p) (w q) -> b t h w (c p q)", p=p, q=p))
+        patches = rearrange(pictures, "b c t (h p) (w q) -> b t h w (c p q)", p=p, q=p)
+        x = self.patch_in(patches.to(self.patch_in.weight))
         if self.config.absolute_positions:
             places = grid_positions(frames, h, w, self.config.dim, latents.device)
             still = grid_positions(1, h, w, self.config.dim, latents.device).expand(n, -1, -1, -1)

@@ -1,0 +1,301 @@
+"""What users of diffusers expect of a pipeline, of both of ours: the checks of diffusers' own PipelineTesterMixin, and more."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FirstBlockCacheConfig, WanPipeline
+from diffusers.utils import export_to_video
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from phantom_s2v import PhantomPipeline
+from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.media.videos import Video
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "wan"))
+import native
+
+KINDS = ("wan", "mmdit")
+ASK = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 3, "untrained_size": True}
+
+
+@pytest.fixture(scope="session")
+def folders(tiny, tmp_path_factory):
+    from phantom_s2v.models.wan.convert import convert
+
+    out = tmp_path_factory.mktemp("diffusers") / "wan"
+    convert(*native.write(tmp_path_factory.mktemp("native-diffusers")), out, lambda *_: None)
+    return {"wan": out, "mmdit": tiny}
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def pipe(folders, kind):
+    """Fresh, since tests change it."""
+    loaded = PhantomPipeline.from_pretrained(folders[kind])
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture
+def cat():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8))
+
+
+def make(pipe, prompt="A cat moves.", seed=0, **changes):
+    generator = changes.pop("generator", None) or torch.Generator().manual_seed(seed)
+    return pipe(prompt, **{**ASK, **changes}, generator=generator).frames
+
+
+def test_a_batch_equals_its_singles(pipe, cat):
+    prompts, images = ["A cat moves.", "A dog with a red collar jumps high."], [[cat], [cat.rotate(90)]]
+    batch = make(pipe, prompts, reference_images=images, generator=[torch.Generator().manual_seed(i) for i in range(2)])
+    for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+        np.testing.assert_allclose(batch[i], make(pipe, prompt, i, reference_images=image)[0], atol=1e-4)
+    assert np.abs(batch[0] - batch[1]).max() > 1e-2
+
+
+def test_several_videos_of_a_prompt_share_it_and_differ(pipe, cat):
+    two = make(pipe, reference_images=cat, num_videos_per_prompt=2)
+    assert two.shape == (2, 5, 32, 32, 3)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (make(pipe, reference_images=cat, generator=generator) for _ in range(2))
+    np.testing.assert_allclose(two, np.concatenate([first, second]), atol=1e-4)
+
+
+def test_references_are_the_same_in_every_form(pipe, cat, tmp_path):
+    cat.save(tmp_path / "猫.png")
+    array = np.asarray(cat)
+    forms = [
+        tmp_path / "猫.png", str(tmp_path / "猫.png"), [cat], cat, array, array.astype(np.float32) / 255,
+        torch.from_numpy(array.copy()).movedim(-1, 0).float() / 255, {"cat": cat}, [[cat]],
+    ]  # fmt: skip
+    videos = [make(pipe, reference_images=form) for form in forms]
+    assert all(np.array_equal(video, videos[0]) for video in videos[1:])
+    assert not np.array_equal(videos[0], make(pipe))
+
+
+def test_views_and_background(pipe, kind, cat):
+    views = {"cat": [cat, cat.rotate(90)]}
+    if kind == "wan":
+        with pytest.raises(InputError, match="never saw two pictures of one subject"):
+            make(pipe, reference_images=views)
+    assert make(pipe, reference_images=views, several_views=True, background=cat).shape == (1, 5, 32, 32, 3)
+
+
+def test_output_types_hold_the_same_video(pipe, cat, tmp_path):
+    array = make(pipe, reference_images=cat)
+    assert array.dtype == np.float32
+    assert 0 <= array.min() < array.max() <= 1
+    tensor = make(pipe, reference_images=cat, output_type="pt")
+    assert np.array_equal(tensor.movedim(2, -1).numpy(), array)
+    images = make(pipe, reference_images=cat, output_type="pil")
+    assert np.array_equal(np.asarray(images[0][2]), (array[0, 2] * 255).round().astype(np.uint8))
+    latents = make(pipe, reference_images=cat, output_type="latent")
+    assert torch.allclose(pipe.decode(latents) / 2 + 0.5, tensor.movedim(1, 2), atol=1e-6)
+    assert pipe("A cat.", **ASK, return_dict=False)[0].shape == array.shape
+    export_to_video(list(array[0]), str(tmp_path / "v.mp4"), fps=8)
+    assert sum(1 for _ in Video(tmp_path / "v.mp4").frames()) == 5
+
+
+def test_prompt_embeds_are_what_encode_prompt_gives(pipe, cat):
+    embeds, negative = pipe.encode_prompt("A cat moves.", "blurry")
+    asked = make(pipe, negative_prompt="blurry", reference_images=cat)
+    given = make(pipe, None, reference_images=cat, prompt_embeds=embeds, negative_prompt_embeds=negative)
+    assert np.array_equal(asked, given)
+
+
+def test_latents_stand_for_the_noise(pipe):
+    seen = []
+    make(pipe, callback_on_step_end=lambda p, i, t, k: seen.append(k["latents"]) or k)
+    shape = seen[0].shape
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    first, second = (make(pipe, latents=noise, seed=seed, output_type="latent") for seed in (1, 2))
+    assert torch.equal(first, second)
+    with pytest.raises(InputError, match="latents have shape"):
+        make(pipe, latents=noise[:, :, :1])
+
+
+def test_callbacks_see_change_and_interrupt(pipe):
+    steps = []
+
+    def zero(pipe, step, timestep, given):
+        steps.append(step)
+        given["latents"] = torch.zeros_like(given["latents"]) if step == pipe.num_timesteps - 1 else given["latents"]
+        return given
+
+    assert not make(pipe, callback_on_step_end=zero, output_type="latent").any()
+    assert steps == [0, 1, 2]
+
+    def stop(pipe, step, timestep, given):
+        steps.append(step)
+        pipe._interrupt = True
+        return given
+
+    make(pipe, callback_on_step_end=stop, output_type="latent")
+    assert steps == [0, 1, 2, 0]
+    names = list(pipe._callback_tensor_inputs)
+    make(pipe, callback_on_step_end=lambda p, i, t, k: steps.append(sorted(k)) or k, callback_on_step_end_tensor_inputs=names)
+    assert steps[-1] == sorted(names)
+    with pytest.raises(InputError, match="must be of latents"):
+        make(pipe, callback_on_step_end=stop, callback_on_step_end_tensor_inputs=["noise"])
+
+
+def test_a_changed_prompt_counts_from_the_next_step_on(pipe, kind):
+    other = pipe.encode_prompt("A red fox sleeps." if kind == "mmdit" else "B")[0]
+
+    def change(pipe, step, timestep, given):
+        return {"prompt_embeds": other} if step == 0 else {}
+
+    changed = make(pipe, callback_on_step_end=change, output_type="latent")
+    assert not torch.equal(changed, make(pipe, output_type="latent"))
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_video_goes_on_from_its_state_with_the_same_bits(pipe, cat, tmp_path, stop):
+    whole = make(pipe, reference_images=cat, output_type="latent")
+
+    def keep(pipe, step, timestep, given):
+        if step + 1 == stop:
+            save_file(given["resume_state"], tmp_path / "state.safetensors")
+            pipe._interrupt = True
+        return {}
+
+    asked = {"reference_images": cat, "output_type": "latent"}
+    make(pipe, **asked, callback_on_step_end=keep, callback_on_step_end_tensor_inputs=["resume_state"])
+    state = load_file(tmp_path / "state.safetensors")
+    assert torch.equal(make(pipe, **asked, resume_state=state), whole)
+    with pytest.raises(InputError, match="resume_state has latents"):
+        make(pipe, **asked, resume_state=state, num_frames=9)
+
+
+def test_it_saves_loads_and_shares_its_components(pipe, cat, tmp_path):
+    before = make(pipe, reference_images=cat)
+    pipe.save_pretrained(tmp_path / "copy")
+    assert np.array_equal(make(PhantomPipeline.from_pretrained(tmp_path / "copy"), reference_images=cat), before)
+    extra = {"preset": pipe.config.preset} if "preset" in pipe.config else {}
+    again = type(pipe)(**pipe.components, **extra)
+    assert again.transformer is pipe.transformer
+    assert np.array_equal(make(again, reference_images=cat), before)
+    assert np.array_equal(make(type(pipe).from_pipe(pipe), reference_images=cat), before)
+
+
+def test_dtypes_and_devices_move(pipe, cat):
+    before = make(pipe, reference_images=cat)
+    pipe.to(torch.bfloat16)
+    assert pipe.transformer.dtype is torch.bfloat16
+    half = make(pipe, reference_images=cat)
+    assert np.isfinite(half).all()
+    assert 0 < np.abs(half - before).mean() < 0.1
+    with pytest.raises((RuntimeError, AssertionError), match=r"CUDA|cuda|NVIDIA"):
+        pipe.to("cuda") if not torch.cuda.is_available() else pytest.skip("there is a GPU")
+
+
+def test_offloading_changes_no_bit(pipe, cat):
+    before = make(pipe, reference_images=cat)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert np.array_equal(make(pipe, reference_images=cat), before)
+    assert np.array_equal(make(pipe, reference_images=cat), before)
+
+
+def test_group_offloading_changes_no_bit(pipe, cat):
+    before = make(pipe, reference_images=cat)
+    pipe.enable_group_offload(torch.device("cpu"), torch.device("cpu"), "leaf_level")
+    assert np.array_equal(make(pipe, reference_images=cat), before)
+
+
+def test_a_cache_that_skips_nothing_changes_no_bit(folders, cat):
+    pipe = PhantomPipeline.from_pretrained(folders["wan"])
+    before = make(pipe, reference_images=cat)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+    assert np.array_equal(make(pipe, reference_images=cat), before)
+    pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
+    assert not np.array_equal(make(pipe, reference_images=cat), before)
+
+
+def test_a_lora_loads_scales_fuses_and_unloads(folders, cat, tmp_path):
+    pipe = PhantomPipeline.from_pretrained(folders["wan"])
+    before = make(pipe, reference_images=cat)
+    key, generator = "transformer.blocks.0.attn1.to_q", torch.Generator().manual_seed(0)
+    shapes = {"A": (3, native.DIM), "B": (native.DIM, 3)}
+    state = {f"{key}.lora_{part}.weight": torch.randn(shape, generator=generator) for part, shape in shapes.items()}
+    save_file(state, tmp_path / "lora.safetensors")
+    pipe.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="style")
+    with_lora = make(pipe, reference_images=cat)
+    assert np.abs(with_lora - before).max() > 1e-3
+    pipe.set_adapters("style", 0.0)
+    np.testing.assert_allclose(make(pipe, reference_images=cat), before, atol=1e-5)
+    pipe.set_adapters("style", 1.0)
+    pipe.fuse_lora()
+    np.testing.assert_allclose(make(pipe, reference_images=cat), with_lora, atol=1e-3)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    np.testing.assert_allclose(make(pipe, reference_images=cat), before, atol=1e-4)
+
+
+def test_a_pipeline_without_a_text_encoder_takes_embeds(folders):
+    whole = PhantomPipeline.from_pretrained(folders["wan"])
+    pipe = PhantomPipeline.from_pretrained(folders["wan"], text_encoder=None, tokenizer=None)
+    embeds, negative = whole.encode_prompt("A cat moves.", whole.preset.negative_prompt)
+    given = make(pipe, None, prompt_embeds=embeds, negative_prompt_embeds=negative)
+    assert np.array_equal(given, make(whole))
+    with pytest.raises(CheckpointError, match="no text encoder; give prompt_embeds"):
+        make(pipe)
+
+
+def test_diffusers_own_loading_finds_it_by_custom_pipeline(folders, cat):
+    folder = str(folders["wan"])
+    ours = PhantomPipeline.from_pretrained(folder)
+    own = {"tokenizer": ours.tokenizer, "torch_dtype": torch.float32}  # the tiny tokenizer is not T5's
+    pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True, **own)
+    assert type(pipe) is type(ours)
+    expected = make(ours, reference_images=cat)
+    np.testing.assert_allclose(make(pipe, reference_images=cat), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [WanPipeline, PhantomPipeline])
+def test_a_script_for_wan_runs_with_the_class_and_the_references_changed(folders, cat, cls):
+    tokenizer = PhantomPipeline.from_pretrained(folders["wan"]).tokenizer  # the tiny one is not T5's, as the index says
+    pipe = cls.from_pretrained(folders["wan"], torch_dtype=torch.float32, tokenizer=tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    own = {"reference_images": [cat], "untrained_size": True} if cls is PhantomPipeline else {}
+    video = pipe(
+        prompt="A cat moves.", negative_prompt="blurry", height=32, width=32, num_frames=5, num_inference_steps=2,
+        guidance_scale=5.0, generator=torch.Generator().manual_seed(0), **own,
+    ).frames[0]  # fmt: skip
+    assert video.shape == (5, 32, 32, 3)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"reference_images": 3}, "must be images"),
+    ({"reference_images": np.zeros((4, 4, 7), np.uint8)}, r"has shape \(4, 4, 7\)"),
+    ({"reference_images": np.full((4, 4, 3), np.nan, np.float32)}, "not finite"),
+    ({"reference_images": np.full((4, 4, 3), 255.0, np.float32)}, "outside 0 to 1"),
+    ({"reference_images": np.zeros((4, 4, 3), np.int32)}, "must be uint8"),
+    ({"reference_images": [np.zeros((4, 4, 3), np.uint8)] * 5}, "at most 4"),
+    ({"prompt_embeds": torch.zeros(1, 2, 3)}, "both prompt and prompt_embeds"),
+    ({"prompt": None}, "neither a prompt nor prompt_embeds"),
+    ({"prompt": 7}, "must be a string"),
+    ({"output_type": "mp4"}, "output_type must be"),
+    ({"num_frames": 6}, "multiple of 4 plus 1"),
+    ({"height": 33}, "multiple"),
+    ({"num_inference_steps": 0}, "steps is 0"),
+    ({"guidance_scale": float("nan")}, "guidance_text"),
+    ({"latents": torch.full((1, 16, 2, 4, 4), float("nan"))}, "latents is not finite"),
+    ({"generator": [torch.Generator(), torch.Generator()]}, "2 generators"),
+    ({"prompt": ["a", "b"], "reference_images": [[], [np.zeros((4, 4, 3), np.uint8)]]}, "equally many"),
+])  # fmt: skip
+def test_what_cannot_be_made_is_one_sentence(pipe, changes, said):
+    asked = {"prompt": "A cat.", **ASK, **changes}
+    with pytest.raises(InputError, match=said) as error:
+        pipe(**asked)
+    assert len(str(error.value).splitlines()) == 1
