@@ -49,7 +49,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         )
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write a model folder that `from_pretrained`, the command line and diffusers' own WanPipeline read; see DiffusionPipeline.
+        """Write a model folder that `from_pretrained`, the command line and diffusers' WanPipeline read; see DiffusionPipeline.
 
         LoRAs are no part of it: fuse them, or save them by `save_lora_weights`.
         """
