@@ -33,9 +33,11 @@ def tiny(tmp_path_factory) -> Path:
     """A model folder like phantom-mini's, with small random weights whose velocity is not zero."""
     from diffusers import AutoencoderKLWan
 
+    from phantom_s2v.models.base import Preset
     from phantom_s2v.models.phantom.encoders import ImageEncoder
+    from phantom_s2v.models.phantom.spec import index_of
     from phantom_s2v.models.phantom.transformer import PhantomTransformer
-    from phantom_s2v.models.registry import INDEX, Preset, index_of
+    from phantom_s2v.models.registry import INDEX
 
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)

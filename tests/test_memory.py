@@ -69,9 +69,9 @@ def test_prompts_lie_on_disk():
     """A hundred prompts' features of 512 tokens each take 800 MB in memory, padded."""
     import torch
 
-    from phantom_s2v.models.wan.transformer import _Features
+    from phantom_s2v.models.wan.text import PromptFeatures
 
-    known = _Features()
+    known = PromptFeatures()
     features = [torch.randn(1, 5 + n, 64) for n in range(3)]
     for name, values in zip("abc", features, strict=True):
         known.keep(name, values)

@@ -525,13 +525,18 @@ def test_the_first_frame_is_read_likewise(tmp_path, tiny_models, monkeypatch):
 
     oriented(tmp_path / "start.jpg", 6)
     seen = []
-    monkeypatch.setattr(generate, "sample", lambda *given: seen.append(given[4]) or (_ for _ in ()).throw(InputError("enough")))
+
+    def stop(self, **given):
+        seen.append(given["image"])
+        raise InputError("enough")
+
+    monkeypatch.setattr(type(tiny_models), "__call__", stop)
     request = with_defaults(
         tiny_models.preset, prompt="x", references=(), first_frame=str(tmp_path / "start.jpg"), height=32, width=48
     )
     with pytest.raises(InputError, match="enough"):
         generate.generate(request, tiny_models)
-    same_scene(seen[0], near=10)
+    same_scene(images.letterbox(seen[0], 32, 48), near=10)
 
 
 def test_paths_are_names_and_not_protocols(tmp_path, monkeypatch):

@@ -91,6 +91,8 @@ def test_views_and_background(pipe, kind, cat):
     assert make(pipe, reference_images=views, several_views=True, background=cat).shape == (1, 5, 32, 32, 3)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # lance, of other tests, warns where imageio forks
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe")
 def test_output_types_hold_the_same_video(pipe, cat, tmp_path):
     array = make(pipe, reference_images=cat)
     assert array.dtype == np.float32

@@ -9,8 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import VideoSize
+from phantom_s2v.models.base import Clip
 from phantom_s2v.models.memory import Placement
-from phantom_s2v.models.registry import load_preset, model_folder, wan_preset
+from phantom_s2v.models.phantom.spec import PhantomModel
+from phantom_s2v.models.registry import load_preset, model_folder
+from phantom_s2v.models.wan.spec import WanModel
 from phantom_s2v.pipeline.batch import build_request
 from phantom_s2v.pipeline.cost import estimate, measure
 
@@ -32,35 +35,26 @@ def test_operations_of_wan_are_those_of_torchs_counter():
     with torch.device("meta"):
         model = WanTransformer3DModel(**WAN)
         real = counted(lambda: model(torch.zeros(1, 16, 6, 32, 48), torch.tensor([5]), torch.zeros(1, 512, 4096)))
-    assert estimate.wan_flops(WAN, 6 * 16 * 24) == real
+    assert WanModel().flops(WAN, Clip(VideoSize(13, 256, 384), 2)) == real
 
 
 @pytest.mark.parametrize(("frames", "pictures"), [(25, 1), (97, 2), (1, 0)])
-def test_operations_of_mini_are_nearly_those_of_torchs_counter(picture, frames, pictures):
+def test_operations_of_mini_are_nearly_those_of_torchs_counter(frames, pictures):
     """All but the modulation, a tenth of a percent."""
     from phantom_s2v.models.phantom.transformer import PhantomTransformer
 
-    folder = model_folder("phantom-mini")
-    config = measure.read_configs(folder)[0]
-    options = {"prompt": "a", "reference": [f"s{i}={picture}" for i in range(pictures)], "frames": frames}
-    request = build_request(options, load_preset(folder))
-    t, h, w = VideoSize(frames, 64, 64).latent
+    config, clip = measure.read_configs(model_folder("phantom-mini"))[0], Clip(VideoSize(frames, 64, 64), pictures)
     with torch.device("meta"):
-        model, ones = PhantomTransformer(**config), torch.ones(1, pictures, dtype=torch.bool)
-        channels = config["latent_channels"]
-        arguments = (
-            torch.zeros(1, channels, t, h, w), torch.ones(1), torch.zeros(1, 24, 384), torch.ones(1, 24, dtype=torch.bool),
-            torch.zeros(1, pictures, channels, h, w), torch.zeros(1, pictures, 16, 192), ones, ones.long(),
-        )  # fmt: skip
-        real = counted(lambda: model(*arguments))
-    assert estimate.mini_flops(config, request) == pytest.approx(real, rel=0.01)
+        model = PhantomTransformer(**config)
+        real = counted(lambda: model(*PhantomModel().inputs(config, clip, 1, "meta", torch.float32)))
+    assert PhantomModel().flops(config, clip) == pytest.approx(real, rel=0.01)
 
 
 def test_tokens_are_those_of_the_facts():
     """832x480, 81 frames, two references: 1560 * 23 = 35,880 (facts 2.5)."""
-    preset = wan_preset({"_class_name": "WanTransformer3DModel", "num_attention_heads": 12, "attention_head_dim": 128})
+    preset = WanModel().preset({"_class_name": "WanTransformer3DModel", "num_attention_heads": 12, "attention_head_dim": 128})
     request = build_request({"prompt": "a", "reference": ["a=1.png", "b=2.png"]}, preset)
-    assert estimate.token_count(request, preset) == 35_880
+    assert WanModel().tokens(preset, measure.clip_of(request)) == 35_880
     assert measure.branch_count(request, {}) == 3
     assert measure.branch_count(replace(request, references=()), {}) == 2
     assert measure.branch_count(replace(request, guidance_image=1.0, guidance_text=1.0), {}) == 1

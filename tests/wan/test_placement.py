@@ -53,8 +53,9 @@ def test_exact_options_change_no_bit(converted, plain, options):
     assert torch.equal(latents(pipe), plain)
 
 
-def test_keys_and_values_of_the_text_are_computed_once_a_video(converted):
-    pipe, calls = placed(converted, cache_text=True), []
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_and_values_of_the_text_are_computed_once_a_video(converted, dtype):
+    pipe, calls = placed(converted, cache_text=True, dtype=dtype, device="cpu"), []
     pipe.transformer.blocks[0].attn2.to_k.module.register_forward_hook(lambda *_: calls.append(1))
     latents(pipe)
     assert len(calls) == 2  # one for the prompt, one for the negative prompt, not three times six steps

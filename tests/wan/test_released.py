@@ -12,7 +12,7 @@ from PIL import Image
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.media.images import letterbox, read_picture
-from phantom_s2v.models.registry import WAN_NEGATIVE, wan_preset
+from phantom_s2v.models.wan.spec import NEGATIVE, WanModel
 from phantom_s2v.models.wan.text import prompt_tokens
 from phantom_s2v.models.wan.transformer import Sinusoid, clean_text, pad_text
 from phantom_s2v.pipeline.batch import build_request
@@ -173,14 +173,14 @@ def test_a_long_prompt_is_cut_before_its_end_mark_and_said(pipe):
     ("width", "frames", "fps", "sizes"), [(12, 81, 16, [(480, 832)]), (40, 121, 24, [(480, 832), (720, 1280)])]
 )
 def test_presets_are_those_of_the_release(width, frames, fps, sizes):
-    preset = wan_preset({"_class_name": "WanTransformer3DModel", "num_attention_heads": width, "attention_head_dim": 128})
+    preset = WanModel().preset({"_class_name": "WanTransformer3DModel", "num_attention_heads": width, "attention_head_dim": 128})
     assert (preset.frames, preset.fps, list(preset.sizes)) == (frames, fps, sizes)
     assert (preset.steps, preset.solver, preset.shift) == (50, "unipc", 5.0)
     assert (preset.guidance_image, preset.guidance_text) == (5.0, 7.5)
     request = build_request({"prompt": "A dog."}, preset)
-    assert request.negative_prompt == WAN_NEGATIVE
-    assert WAN_NEGATIVE.startswith("色调艳丽，过曝，静态")
-    assert WAN_NEGATIVE.endswith("背景人很多，倒着走")
+    assert request.negative_prompt == NEGATIVE
+    assert NEGATIVE.startswith("色调艳丽，过曝，静态")
+    assert NEGATIVE.endswith("背景人很多，倒着走")
     with pytest.raises(InputError, match="legal for phantom-wan"):
         build_request({"prompt": "A dog.", "size": "640x480"}, preset)
     with pytest.raises(InputError, match="multiples of 16"):

@@ -94,7 +94,7 @@ def generate(
     elif requests:
         _many(requests, out, model, preset, preview, placement, budget, rephrase, best)
     else:
-        jobs = worded(jobs, rephrase, preset)
+        jobs = worded(jobs, rephrase, model)
         run_jobs(jobs, model, preview, placement, budget=budget, best=best, rephrase=rephrase)
 
 
@@ -139,13 +139,14 @@ app.command()(estimate)
 def prepare(options: dict[str, Any]) -> tuple["Placement", "Preset"]:
     """How the model is held, and its defaults, out of the options of generate."""
     from phantom_s2v.models.memory import Placement
-    from phantom_s2v.models.registry import load_preset, model_folder
+    from phantom_s2v.models.registry import load_preset, model_folder, video_model
     from phantom_s2v.pipeline.batch import parse_loras
 
     named = [f.name for f in fields(Placement) if f.name != "loras"]
     placement = Placement(**{name: options[name] for name in named}, loras=parse_loras(options["lora"] or []))
     preset = load_preset(model_folder(options["model"]))
-    if preset.family != "wan" and placement != Placement():
+    usual, known = Placement(), video_model(model_folder(options["model"])).placed
+    if any(getattr(placement, name) != getattr(usual, name) for name in usual.__dataclass_fields__ if name not in known):
         raise InputError(f"{preset.name} runs on the CPU as it is; options of device, memory, cache and LoRA are for Phantom-Wan")
     return placement, preset
 
@@ -182,13 +183,14 @@ def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
     return jobs
 
 
-def worded(jobs: list["Job"], rephrase: str | None, preset: "Preset") -> list["Job"]:
-    """The jobs with their prompts rewritten where that was asked for; else Phantom-Wan's prompts are checked and kept."""
+def worded(jobs: list["Job"], rephrase: str | None, model: str) -> list["Job"]:
+    """The jobs with their prompts rewritten where that was asked for; else prompts that are free text are checked and kept."""
+    from phantom_s2v.models.registry import model_folder, video_model
     from phantom_s2v.pipeline import prompts
     from phantom_s2v.pipeline.generate import read_pictures
 
     if not rephrase:
-        for request, _ in jobs[:1] if preset.family == "wan" else []:
+        for request, _ in jobs[:1] if video_model(model_folder(model)).checks_prompts else []:
             for line in prompts.check(request.prompt, request.subjects()):
                 tell(line)
         return jobs
@@ -308,7 +310,7 @@ def _many(
     if len(left) < len(jobs):
         tell(f"{len(jobs) - len(left)} of {len(jobs)} videos are there already, made of the same")
     if left:
-        jobs = worded(left, rephrase, preset)
+        jobs = worded(left, rephrase, model)
         run_jobs(jobs, model, preview, placement, budget=budget, best=best, rephrase=rephrase)
     for fault in faults:
         tell(f"not made: {fault}")
@@ -384,7 +386,7 @@ def calibrate_magcache(
     """Measure what `--cache magcache` needs to know of a model's weights, while one video is made, and write it beside them."""
     from phantom_s2v.files.io import check_outputs, write_json
     from phantom_s2v.models.memory import Placement
-    from phantom_s2v.models.registry import load_preset, model_folder
+    from phantom_s2v.models.registry import load_preset, model_folder, video_model
     from phantom_s2v.models.wan.step_cache import RATIOS
     from phantom_s2v.pipeline.batch import build_request
     from phantom_s2v.pipeline.generate import generate as make_video
@@ -394,7 +396,7 @@ def calibrate_magcache(
     preset = load_preset(folder)
     asked = {"prompt": prompt, "reference": reference, "size": size, "frames": frames, "steps": steps, "seed": seed}
     request = build_request({**asked, "untrained_size": untrained_size}, preset)
-    if preset.family != "wan":
+    if "cache" not in video_model(folder).placed:
         raise InputError(f"{preset.name} has no step caches; ratios are measured of Phantom-Wan")
     check_outputs([folder / RATIOS], force=True)
     placement = Placement(device=device, dtype=dtype, offload=offload, cache="magcache")

@@ -212,8 +212,8 @@ def train_pack(
     import tempfile
 
     from phantom_s2v.data.synthetic.emoji import default_root, load_store, subjects_hash
+    from phantom_s2v.models.phantom.spec import MINI
     from phantom_s2v.models.phantom.transformer import PhantomTransformer
-    from phantom_s2v.models.registry import MINI
     from phantom_s2v.models.tensors import save_part
     from phantom_s2v.models.weights import pack
 

@@ -13,9 +13,9 @@ from phantom_s2v.errors import CheckpointError
 from phantom_s2v.files.hashes import MADE_OF, combined_hash, folder_hash
 from phantom_s2v.files.io import write_json, writing_folder
 from phantom_s2v.files.untrusted import parse_json
-from phantom_s2v.models import registry
 from phantom_s2v.models.bounds import check_layers, read_config
 from phantom_s2v.models.finite import check_finite
+from phantom_s2v.models.phantom.spec import index_of
 from phantom_s2v.models.tensors import FILE, aligned, read_tensors, save_tensors
 
 M = TypeVar("M", bound=ModelMixin)
@@ -135,7 +135,7 @@ def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], 
             (scratch / name).mkdir()
             save_tensors(state, scratch / name / FILE)
             write_json(scratch / name / "config.json", dict(sorted(config.items())), indent=2)
-        write_json(scratch / registry.INDEX, registry.index_of(preset), indent=2)
+        write_json(scratch / "model_index.json", index_of(preset), indent=2)
         write_json(scratch / "facts.json", facts)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
+from diffusers import DiffusionPipeline
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -15,20 +15,13 @@ from phantom_s2v.errors import CheckpointError, PhantomError
 from phantom_s2v.files.untrusted import parse_json, read_small
 from phantom_s2v.models.finite import check_weights
 from phantom_s2v.models.memory import Placement, place, split_dtypes
-from phantom_s2v.models.phantom.encoders import ImageEncoder, text_encoder_folder
-from phantom_s2v.models.phantom.transformer import PhantomTransformer
-from phantom_s2v.models.registry import INDEX, load_preset, model_folder
+from phantom_s2v.models.phantom.encoders import text_encoder_folder
+from phantom_s2v.models.registry import FAMILIES, INDEX, load_preset, model_folder, video_model
 from phantom_s2v.models.tensors import align
 from phantom_s2v.models.wan.step_cache import read_ratios
-from phantom_s2v.models.wan.text import check_parts_agree, check_text_encoder
 from phantom_s2v.models.weights import check_part, weights_hash
 
-PIPELINES = {"PhantomWanPipeline": "wan_pipeline", "PhantomMMDiTPipeline": "mmdit_pipeline"}
 LIBRARIES = ("diffusers", "transformers", "phantom_s2v")  # that an index may name
-PARTS: dict[str, dict[str, Any]] = {
-    "PhantomWanPipeline": {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan},
-    "PhantomMMDiTPipeline": {"transformer": PhantomTransformer, "vae": AutoencoderKLWan, "image_encoder": ImageEncoder},
-}
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -40,37 +33,30 @@ def read_index(folder: Path) -> dict[str, Any]:
         name = index.get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder} is not a model folder; it needs a readable {INDEX} ({error})") from error
-    if name not in PIPELINES:
-        raise CheckpointError(f"{file} names the pipeline {str(name)[:80]!r}; it must be {' or '.join(PIPELINES)}")
+    if name not in (known := [model.pipeline.rpartition(":")[2] for model in FAMILIES]):
+        raise CheckpointError(f"{file} names the pipeline {str(name)[:80]!r}; it must be {' or '.join(known)}")
     if odd := [each for each in libraries if each is not None and str(each).split(".")[0] not in LIBRARIES]:
         raise CheckpointError(f"{file} names the library {str(odd[0])[:80]!r}; it must be {', '.join(LIBRARIES)}")
     return index
 
 
-def pipeline_class(name: str) -> Any:
-    """A pipeline class of ours by its name."""
-    return getattr(import_module(f"phantom_s2v.pipeline.{PIPELINES[name]}"), name)
-
-
 def check_models(folder: Path, without: tuple[str, ...] = ()) -> None:
     """Raise CheckpointError for weights that cannot be loaded, without reading them; parts in `without` are not looked at."""
-    name = read_index(folder)["_class_name"]
+    read_index(folder)
     load_preset(folder)
-    wan = name == "PhantomWanPipeline"
-    if wan:
-        check_parts_agree(folder)
-    for part, kind in PARTS[name].items():
+    model = video_model(folder)
+    model.check_folder(folder, without)
+    for part, kind in model.parts().items():
         if part not in without:
             check_part(kind, folder / part)
-    if wan and "text_encoder" not in without:
-        check_text_encoder(folder / "text_encoder")
 
 
-def load_pipeline(cls: Any, name: str | Path, **kwargs: Any) -> Any:
+def load_pipeline(cls: Any, model: str | Path, **kwargs: Any) -> Any:
     """A pipeline of ours with DiffusionPipeline's own loading; see PhantomPipeline.from_pretrained."""
-    folder = model_folder(str(name))
+    folder = model_folder(str(model))
     index = read_index(folder)
-    kind = pipeline_class(index["_class_name"])
+    module, _, name = video_model(folder).pipeline.partition(":")
+    kind = getattr(import_module(module), name)
     if not issubclass(kind, cls):
         raise CheckpointError(f"{folder} holds a {kind.__name__}, not a {cls.__name__}")
     check_models(folder, tuple(part for part in kwargs if part in index))
@@ -101,8 +87,7 @@ def _one_sentence(folder: Path) -> Iterator[None]:
 
 def model_hash(folder: Path) -> str:
     """SHA-256 over the contents of everything that is loaded of a model, the packaged text encoder among it."""
-    name = read_index(folder)["_class_name"]
-    own = [folder / part for part in PARTS[name]]
+    own = [folder / part for part in video_model(folder).parts()]
     more = [folder / "text_encoder", folder / "tokenizer"]
     return weights_hash(*own, *(more if (folder / "text_encoder").is_dir() else [text_encoder_folder()]))
 

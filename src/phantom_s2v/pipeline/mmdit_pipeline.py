@@ -15,12 +15,12 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.files.untrusted import typed
 from phantom_s2v.media.images import letterbox
 from phantom_s2v.models.autoencoder import for_inference, to_pixels
+from phantom_s2v.models.base import Preset
 from phantom_s2v.models.finite import check_finite
 from phantom_s2v.models.phantom.conditioning import Conditions as Inputs
 from phantom_s2v.models.phantom.conditioning import null, stack, without_text
 from phantom_s2v.models.phantom.encoders import TEXT_TOKENS, ImageEncoder, TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
-from phantom_s2v.models.registry import Preset
 from phantom_s2v.pipeline.phantom_pipeline import Branches, Conditions, Guided, PhantomPipeline
 from phantom_s2v.pipeline.sampling.guidance import is_distilled
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler

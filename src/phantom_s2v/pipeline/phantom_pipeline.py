@@ -21,8 +21,8 @@ from phantom_s2v.errors import InputError, NotFiniteError
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.media.images import letterbox
 from phantom_s2v.models.autoencoder import decode, encode, to_pixels
+from phantom_s2v.models.base import Preset
 from phantom_s2v.models.finite import all_finite, check_finite, first_not_finite
-from phantom_s2v.models.registry import Preset
 from phantom_s2v.pipeline.images import BACKGROUND, Named, per_prompt, read_images
 from phantom_s2v.pipeline.loading import load_pipeline
 from phantom_s2v.pipeline.request import Reference, Request, check, with_defaults

@@ -7,7 +7,7 @@ from typing import Any
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.untrusted import exists, typed
 from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS, VideoSize
-from phantom_s2v.models.registry import Preset
+from phantom_s2v.models.base import Preset
 
 SOLVERS = ("euler", "unipc")
 MOST_FRAMES, MOST_SIDE = 10_001, 8192
@@ -88,8 +88,7 @@ def check(request: Request, preset: Preset) -> None:
         if not 0 <= getattr(request, name) <= 100:
             raise InputError(f"{name} is {getattr(request, name)}; it can be 0 to 100")
     _check_size(request, preset)
-    if preset.family == "wan":
-        _check_wan(request, preset)
+    _check_trained(request, preset)
 
 
 def _check_bounds(request: Request) -> None:
@@ -123,16 +122,18 @@ def _check_size(request: Request, preset: Preset) -> None:
         )
 
 
-def _check_wan(request: Request, preset: Preset) -> None:
-    """What the released weights cannot do."""
-    if request.first_frame:
+def _check_trained(request: Request, preset: Preset) -> None:
+    """What a model was never trained for."""
+    if request.first_frame and not preset.takes_first_frame:
         raise InputError(
             f"a first frame was given; {preset.name} is a text-to-video model with references and was never trained to start "
             "from a frame (phantom-mini was)"
         )
-    if len(request.pictures()) > MAX_SUBJECTS:
-        raise InputError(f"{len(request.pictures())} pictures were given; {preset.name} was trained with at most {MAX_SUBJECTS}")
-    if len(request.references) > len(request.subjects()) and not request.several_views:
+    if len(request.pictures()) > preset.most_images:
+        raise InputError(
+            f"{len(request.pictures())} pictures were given; {preset.name} was trained with at most {preset.most_images}"
+        )
+    if len(request.references) > len(request.subjects()) and not (preset.takes_views or request.several_views):
         raise InputError(
             f"{len(request.references)} pictures of {len(request.subjects())} subjects were given; {preset.name} never saw two "
             "pictures of one subject and tends to show it twice (--several-views lets it pass)"

@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.models.autoencoder import for_inference
-from phantom_s2v.models.registry import Preset, wan_preset
+from phantom_s2v.models.base import Preset
+from phantom_s2v.models.wan.spec import TEXT_PLACES, WanModel
 from phantom_s2v.models.wan.text import prompt_features, prompt_tokens
-from phantom_s2v.models.wan.transformer import TEXT_PLACES, PhantomWanTransformer, pad_text, wan_velocity
+from phantom_s2v.models.wan.transformer import PhantomWanTransformer, pad_text, wan_velocity
 from phantom_s2v.pipeline.phantom_pipeline import Branches, Conditions, PhantomPipeline
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
 
@@ -59,7 +60,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
     @property
     def preset(self) -> Preset:
         """Defaults of the released code for a transformer of this size."""
-        return wan_preset({**self.transformer.config, "_class_name": "WanTransformer3DModel"})
+        return WanModel().preset({**self.transformer.config, "_class_name": "WanTransformer3DModel"})
 
     def noise_frames(self, frames: int, places: int) -> int:
         """The released code draws noise once over video and reference places; what falls on those is never seen."""

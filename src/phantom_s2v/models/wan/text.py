@@ -11,7 +11,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.models.bounds import loading, read_config
-from phantom_s2v.models.wan.transformer import TEXT_PLACES, clean_text
+from phantom_s2v.models.wan.spec import TEXT_PLACES
+from phantom_s2v.models.wan.transformer import clean_text
 from phantom_s2v.models.weights import check_shapes, read_shapes, shapes_of, shard_files
 
 WEIGHTS = "model.safetensors"

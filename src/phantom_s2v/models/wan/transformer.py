@@ -15,8 +15,7 @@ from diffusers import WanTransformer3DModel
 from torch import nn
 
 from phantom_s2v.models.tensors import align
-
-TEXT_PLACES = 512
+from phantom_s2v.models.wan.spec import TEXT_PLACES
 
 
 class Sinusoid(nn.Module):

@@ -4,18 +4,14 @@ Counts are of multiplications and additions (two for each product), matrix produ
 of the MLP, L text places, n pictures.
 """
 
-import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.geometry import VideoSize, windows
 from phantom_s2v.models.registry import Preset
 from phantom_s2v.pipeline.request import Request
 
-TEXT_PLACES = 512  # of Wan
-MINI_WORDS = 24  # text tokens of a usual prompt to phantom-mini
 CONV_COPIES = 5.0  # feature maps of the largest size alive at once while the autoencoder decodes; measured (dev/LOG.md)
 # Hidden states that a step cache keeps of a branch: on the whole, and of every block; counted by a test.
 KEPT = {
@@ -84,46 +80,9 @@ def spell(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def token_count(request: Request, preset: Preset) -> int:
-    """Tokens of one forward: every latent frame and every picture, in patches of 2x2 for Wan."""
-    frames, h, w = VideoSize(request.frames, request.height, request.width).latent
-    patch = 4 if preset.family == "wan" else 1
-    return (frames + len(request.pictures())) * h * w // patch
-
-
-def wan_flops(config: dict[str, Any], tokens: int) -> int:
-    """One forward of WanTransformer3DModel on N tokens."""
-    d, f = config["num_attention_heads"] * config["attention_head_dim"], config["ffn_dim"]
-    n, text = tokens, TEXT_PLACES
-    own = 4 * n * d * d + 2 * n * n * d  # projections, scores and sums, in products
-    cross = 2 * n * d * d + 2 * text * d * d + 2 * n * text * d
-    block = own + cross + 2 * n * d * f
-    ends = 2 * n * d * config["in_channels"] * math.prod(config["patch_size"])
-    embedded = text * d * (config["text_dim"] + d) + d * config["freq_dim"] + d * d + 6 * d * d
-    return 2 * (config["num_layers"] * block + ends + embedded)
-
-
-def mini_flops(config: dict[str, Any], request: Request, words: int = MINI_WORDS) -> int:
-    """One forward of PhantomTransformer, with its windows."""
-    frames, h, w = VideoSize(request.frames, request.height, request.width).latent
-    d, s, n = config["dim"], h * w // config["patch"] ** 2, len(request.pictures())
-    pictures = n if config["use_vae_references"] else 0
-    image = n * config["image_tokens"] if config["use_image_tokens"] else 0
-    vision, text = (frames + pictures) * s, words + image
-    total = 0
-    for index in range(config["depth"]):
-        total += 4 * d * d * (vision + text)
-        total += 2 * d * int(d * config["mlp_ratio"]) * vision + 2 * d * int(d * config["text_mlp_ratio"]) * text
-        for start, stop in windows(frames, config["window_size"], pictures, config["shift_windows"] and index % 2 == 1):
-            total += 2 * d * ((stop - start + pictures) * s + text) ** 2
-    channels = config["latent_channels"] * config["patch"] ** 2
-    total += d * channels * (vision + frames * s) + words * config["text_dim"] * d + image * config["image_dim"] * d
-    return 2 * total
-
-
-def activation_bytes(config: dict[str, Any], tokens: int, width: int) -> float:
-    """Memory of one forward of Wan beside its weights: hidden state, norms in float32, queries, keys, values, and the MLP."""
-    d, f = config["num_attention_heads"] * config["attention_head_dim"], config["ffn_dim"]
+def activation_bytes(widths: tuple[int, int], tokens: int, width: int) -> float:
+    """Memory of one forward beside its weights: hidden state, norms in float32, queries, keys, values, and the MLP."""
+    d, f = widths
     return tokens * (d * (7 * width + 8) + 2 * f * width)
 
 
@@ -166,8 +125,7 @@ def smaller(request: Request, preset: Preset) -> list[tuple[str, Request]]:
         (f"--frames {short}", replace(request, frames=short)),
         (f"--steps {few} --frames {short}", replace(request, steps=few, frames=short)),
     ]
-    if preset.family == "wan":
-        low = (preset.sizes[0] if preset.sizes else (480, 832)) if request.height > 480 else None
-        if low:
-            ways.insert(2, (f"--size {low[1]}x{low[0]}", replace(request, height=low[0], width=low[1])))
+    low = preset.sizes[0] if preset.sizes else (preset.height, preset.width)
+    if request.height * request.width > low[0] * low[1]:
+        ways.insert(2, (f"--size {low[1]}x{low[0]}", replace(request, height=low[0], width=low[1])))
     return ways

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import UMT5Config, UMT5EncoderModel
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import VideoSize
+from phantom_s2v.models.base import Clip, Preset, VideoModel
 from phantom_s2v.models.bounds import read_config
 from phantom_s2v.models.memory import Placement
-from phantom_s2v.models.phantom.transformer import PhantomTransformer
-from phantom_s2v.models.registry import Preset
+from phantom_s2v.models.registry import video_model
 from phantom_s2v.models.wan.step_cache import ONE_BATCH
 from phantom_s2v.pipeline.cost import estimate as e
 from phantom_s2v.pipeline.request import Request
@@ -42,22 +42,26 @@ def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def estimate(request: Request, preset: Preset, folder: Path, placement: Placement, card: str | None = None) -> e.Estimate:
     """What a request takes with the model in `folder`, on this machine or on a card of the table."""
     transformer, autoencoder = read_configs(folder)
-    wan = preset.family == "wan"
-    tokens, branches = e.token_count(request, preset), branch_count(request, transformer)
-    forward = e.wan_flops(transformer, tokens) if wan else e.mini_flops(transformer, request)
-    flops = float(forward * branches * request.steps)
+    model, clip = video_model(folder), clip_of(request)
+    tokens, branches = model.tokens(preset, clip), branch_count(request, transformer)
+    flops = float(model.flops(transformer, clip) * branches * request.steps)
     coder = autoencoder_flops(autoencoder, request)
-    speed = card_speed(card) if card else measure(transformer, autoencoder, request, preset, placement)
+    speed = card_speed(card) if card else measure(model, transformer, autoencoder, request, placement)
     width = 2 if card else placement.torch_dtype().itemsize
-    sizes = weight_bytes(folder, transformer, autoencoder, placement, width)
-    running = e.activation_bytes(transformer if wan else _as_wan(transformer), tokens, width)
-    running *= 1 if wan and placement.cache not in ONE_BATCH else branches  # phantom-mini's branches are one batch
+    sizes = weight_bytes(folder, model, transformer, autoencoder, placement, width)
+    running = e.activation_bytes(model.widths(transformer), tokens, width)
+    running *= branches if placement.cache in ONE_BATCH else model.batched(branches)
     if placement.cache != "none":
         running += e.cache_bytes(transformer, tokens, width, placement.cache) * branches
     decoding = e.autoencoder_bytes(autoencoder.get("decoder_base_dim") or autoencoder["base_dim"], request)
-    peak = RUNTIME_BYTES + peak_bytes(sizes, running, decoding, placement.offload, wan)
+    peak = RUNTIME_BYTES + peak_bytes(sizes, running, decoding, placement.offload, model.own_text_encoder)
     seconds = flops / speed.blocks + coder / speed.convolutions
     return e.Estimate(tokens, branches * request.steps, flops, coder, sum(sizes.values()), peak, seconds, speed.name)
+
+
+def clip_of(request: Request) -> Clip:
+    """What one forward of a request computes."""
+    return Clip(VideoSize(request.frames, request.height, request.width), len(request.pictures()))
 
 
 def branch_count(request: Request, transformer: dict[str, Any]) -> int:
@@ -68,9 +72,9 @@ def branch_count(request: Request, transformer: dict[str, Any]) -> int:
     return len(weights(*given, bool(request.pictures())))
 
 
-def peak_bytes(sizes: dict[str, float], running: float, decoding: float, offload: str, wan: bool) -> float:
-    """Most memory at once: Phantom-Wan's text encoder is gone before the transformer comes, phantom-mini's stays."""
-    if not wan:
+def peak_bytes(sizes: dict[str, float], running: float, decoding: float, offload: str, leaves: bool) -> float:
+    """Most memory at once, where the text encoder `leaves` before the transformer comes, and where it stays."""
+    if not leaves:
         return sum(sizes.values()) + max(running, decoding)
     transformer, coder = sizes["transformer"], sizes["autoencoder"]
     if offload == "none":
@@ -94,18 +98,14 @@ def within(
         return e.spell(amount) if kind == "seconds" else f"{amount / 1e9:.3g} GB"
 
     ways = [(way, other, placement) for way, other in e.smaller(request, preset)]
-    if kind == "bytes" and preset.family == "wan" and (placement.device != "auto" or placement.torch_device().type == "cuda"):
+    gpu = placement.device != "auto" or placement.torch_device().type == "cuda"
+    if kind == "bytes" and gpu and "quantise" in video_model(folder).placed:
         options: list[dict[str, str]] = [{"offload": "model"}, {"offload": "model", "quantise": "fp8"}, {"offload": "group"}]
         held = [(" ".join(f"--{k} {v}" for k, v in each.items()), request, replace(placement, **each)) for each in options]
         ways = held + ways
     fits = [way for way, other, place in ways if cost(estimate(other, preset, folder, place)) <= most]
     advice = f"{fits[0]} would fit" if fits else "fewer steps or frames alone would not fit either"
     raise InputError(f"this would take about {said(cost(found))} and the budget is {said(most)}; {advice}")
-
-
-def _as_wan(config: dict[str, Any]) -> dict[str, Any]:
-    """Width and MLP of phantom-mini in Wan's words."""
-    return {"num_attention_heads": 1, "attention_head_dim": config["dim"], "ffn_dim": int(config["dim"] * config["mlp_ratio"])}
 
 
 def card_speed(name: str) -> e.Speed:
@@ -116,25 +116,26 @@ def card_speed(name: str) -> e.Speed:
 
 
 def weight_bytes(
-    folder: Path, transformer: dict[str, Any], autoencoder: dict[str, Any], placement: Placement, width: int
+    folder: Path,
+    model: VideoModel,
+    transformer: dict[str, Any],
+    autoencoder: dict[str, Any],
+    placement: Placement,
+    width: int,
 ) -> dict[str, float]:
     """Bytes of each part's weights as the device holds them; of a transformer that comes by groups, two blocks."""
-    kind: Any = WanTransformer3DModel if "ffn_dim" in transformer else PhantomTransformer
+    kind = model.parts()["transformer"]
     whole = parameters(kind, transformer)
     if placement.offload == "group":
-        whole = 2 * (whole - parameters(kind, transformer | {_depth(transformer): transformer[_depth(transformer)] - 1}))
+        whole = 2 * (whole - parameters(kind, transformer | {model.depth: transformer[model.depth] - 1}))
     stored = {"none": width, "fp8": 1, "int8": 1}[placement.quantise]
     sizes: dict[str, float] = {"transformer": whole * stored, "autoencoder": parameters(AutoencoderKLWan, autoencoder) * 4}
     config = folder / "text_encoder" / "config.json"
     if config.is_file():
         with torch.device("meta"):
-            model = UMT5EncoderModel(UMT5Config(**read_config(config)))
-        return sizes | {"text_encoder": 0 if placement.text_on_cpu else sum(p.numel() for p in model.parameters()) * width}
+            encoder = UMT5EncoderModel(UMT5Config(**read_config(config)))
+        return sizes | {"text_encoder": 0 if placement.text_on_cpu else sum(p.numel() for p in encoder.parameters()) * width}
     return sizes | {"text_encoder": MINI_ENCODERS * 4}
-
-
-def _depth(config: dict[str, Any]) -> str:
-    return "num_layers" if "num_layers" in config else "depth"
 
 
 def parameters(kind: Any, config: dict[str, Any]) -> int:
@@ -172,35 +173,19 @@ def _coder_counts(configuration: str) -> tuple[int, int, int]:
 
 @torch.no_grad()
 def measure(
-    transformer: dict[str, Any], autoencoder: dict[str, Any], request: Request, preset: Preset, placement: Placement
+    model: VideoModel, transformer: dict[str, Any], autoencoder: dict[str, Any], request: Request, placement: Placement
 ) -> e.Speed:
-    """FLOP/s of this machine by one block with random weights (two of phantom-mini, whose windows alternate), and of the
-    autoencoder by a short clip.
-    """
+    """FLOP/s of this machine: of the fewest blocks, with random weights, that stand for all, and of the autoencoder."""
     device, dtype = placement.torch_device(), placement.torch_dtype()
-    wan = preset.family == "wan"
-    one = transformer | {_depth(transformer): 1 if wan else 2}
-    kind: Any = WanTransformer3DModel if wan else PhantomTransformer
-    block: Any = kind(**one)
-    block = nn.Module.to(block, device, dtype if wan else torch.float32).eval()  # diffusers' own `to` would warn
+    one = transformer | {model.depth: model.measured_depth}
+    block: Any = model.parts()["transformer"](**one)
+    block = nn.Module.to(block, device, dtype).eval()  # diffusers' own `to` would warn
 
     def forward(size: Request) -> tuple[float, float]:
-        """FLOP of one forward of one block, and its seconds."""
-        frames, h, w = VideoSize(size.frames, size.height, size.width).latent
-        n, branches = len(size.pictures()), branch_count(size, one)
-        if wan:
-            x = torch.zeros(1, one["in_channels"], frames + n, h, w, device=device, dtype=dtype)
-            text = torch.zeros(1, e.TEXT_PLACES, one["text_dim"], device=device, dtype=dtype)
-            work = lambda: block(x, torch.tensor([500], device=device), text)  # noqa: E731
-            return float(e.wan_flops(one, e.token_count(size, preset))), _least(work, device)
-        x = torch.zeros(branches, one["latent_channels"], frames, h, w)
-        pictures = torch.zeros(branches, n, one["latent_channels"], h, w)
-        tokens = torch.zeros(branches, n, one["image_tokens"], one["image_dim"])
-        seen, subjects = torch.ones(branches, n, dtype=torch.bool), torch.zeros(branches, n, dtype=torch.int64)
-        words = torch.zeros(branches, e.MINI_WORDS, one["text_dim"])
-        mask = torch.ones(branches, e.MINI_WORDS, dtype=torch.bool)
-        work = lambda: block(x, torch.ones(branches), words, mask, pictures, tokens, seen, subjects)  # noqa: E731
-        return float(branches * e.mini_flops(one, size)), _least(work, device)
+        """FLOP of a forward of these blocks, and its seconds."""
+        branches = branch_count(size, one)
+        inputs = model.inputs(one, clip_of(size), branches, device, dtype)
+        return float(model.batched(branches) * model.flops(one, clip_of(size))), _least(lambda: block(*inputs), device)
 
     flops, seconds = forward(replace(request, frames=1))
     if seconds * VideoSize(request.frames, 8, 8).latent[0] ** 2 < PATIENCE:  # else the rate of a single frame stands for all

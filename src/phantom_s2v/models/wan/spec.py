@@ -1,0 +1,102 @@
+"""Phantom-Wan as a base model: the released defaults and limits, and its cost."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from phantom_s2v.errors import CheckpointError
+from phantom_s2v.geometry import MAX_SUBJECTS
+from phantom_s2v.models.base import Clip, Preset, VideoModel
+
+TEXT_PLACES = 512
+NEGATIVE = (  # Wan's own negative prompt
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
+    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
+    "倒着走"
+)
+
+
+class WanModel(VideoModel):
+    """The released weights, on diffusers' Wan2.1 transformer."""
+
+    transformers = ("WanTransformer3DModel", "PhantomWanTransformer")
+    pipeline = "phantom_s2v.pipeline.wan_pipeline:PhantomWanPipeline"
+    own_text_encoder = True
+    checks_prompts = True
+    placed = frozenset(
+        {"device", "dtype", "offload", "quantise", "text_on_cpu", "tiling", "cache", "cache_threshold", "cache_text", "loras"}
+        | {"parallel"}
+    )
+    depth, measured_depth = "num_layers", 1
+
+    def preset(self, config: dict[str, Any]) -> Preset:
+        """Defaults of the released code for a transformer of this width."""
+        if config.get("_class_name") not in self.transformers:
+            raise CheckpointError(f"the transformer is a {config.get('_class_name')}; it must be a {self.transformers[0]}")
+        heads, head_width = config["num_attention_heads"], config["attention_head_dim"]
+        if type(heads) is not int or type(head_width) is not int:
+            raise ValueError("num_attention_heads and attention_head_dim are whole numbers")
+        width = heads * head_width
+        wide = width == 5120
+        return Preset(
+            name={1536: "phantom-wan-1.3b", 5120: "phantom-wan-14b"}.get(width, f"phantom-wan-{width}"),
+            height=480,
+            width=832,
+            frames=121 if wide else 81,
+            fps=24 if wide else 16,
+            steps=50,
+            solver="unipc",
+            shift=5.0,
+            guidance_image=5.0,
+            guidance_text=7.5,
+            side_range=(16, 1280),
+            sizes={1536: ((480, 832),), 5120: ((480, 832), (720, 1280))}.get(width, ()),
+            negative_prompt=NEGATIVE,
+            patch=2,
+            most_images=MAX_SUBJECTS,
+            takes_views=False,
+            takes_first_frame=False,
+        )
+
+    def parts(self) -> dict[str, Any]:
+        """Transformer and autoencoder; the text encoder is checked by `check_folder`."""
+        from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+        return {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan}
+
+    def check_folder(self, folder: Path, without: tuple[str, ...]) -> None:
+        """Parts of one model, and a text encoder that fits its configuration."""
+        from phantom_s2v.models.wan.text import check_parts_agree, check_text_encoder
+
+        check_parts_agree(folder)
+        if "text_encoder" not in without:
+            check_text_encoder(folder / "text_encoder")
+
+    def flops(self, config: dict[str, Any], clip: Clip) -> int:
+        """Of WanTransformer3DModel, whatever its width."""
+        d, f = self.widths(config)
+        frames, h, w = clip.size.latent
+        n, text = (frames + clip.images) * h * w // math.prod(config["patch_size"]), TEXT_PLACES
+        own = 4 * n * d * d + 2 * n * n * d  # projections, scores and sums, in products
+        cross = 2 * n * d * d + 2 * text * d * d + 2 * n * text * d
+        block = own + cross + 2 * n * d * f
+        ends = 2 * n * d * config["in_channels"] * math.prod(config["patch_size"])
+        embedded = text * d * (config["text_dim"] + d) + d * config["freq_dim"] + d * d + 6 * d * d
+        return 2 * (config["num_layers"] * block + ends + embedded)
+
+    def widths(self, config: dict[str, Any]) -> tuple[int, int]:
+        """Heads times their width, and the feed-forward's."""
+        return config["num_attention_heads"] * config["attention_head_dim"], config["ffn_dim"]
+
+    def inputs(self, config: dict[str, Any], clip: Clip, branches: int, device: Any, dtype: Any) -> tuple[Any, ...]:
+        """Latents with the references behind them, a timestep, and a text: of one branch, since they come in turn."""
+        import torch
+
+        frames, h, w = clip.size.latent
+        x = torch.zeros(1, config["in_channels"], frames + clip.images, h, w, device=device, dtype=dtype)
+        text = torch.zeros(1, TEXT_PLACES, config["text_dim"], device=device, dtype=dtype)
+        return x, torch.tensor([500], device=device), text
+
+    def batched(self, branches: int) -> int:
+        """The released code computes one branch after the other."""
+        return 1
