@@ -138,7 +138,7 @@ def test_memory_falls_with_every_option(wan_folder):
         for options in ({}, {"offload": "model"}, {"offload": "model", "quantise": "fp8"}, {"offload": "group"})
     ]
     assert peaks == sorted(peaks, reverse=True)
-    sizes = measure.weight_bytes(wan_folder, WAN, {"base_dim": 96, "z_dim": 16}, Placement(), 2)
+    sizes = measure.weight_bytes(wan_folder, WanModel(), WAN, {"base_dim": 96, "z_dim": 16}, Placement(), 2)
     assert sizes["transformer"] == pytest.approx(2 * 1.42e9, rel=0.01)
 
 
