@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.models.autoencoder import for_inference
 from phantom_s2v.models.base import Preset
+from phantom_s2v.models.wan.lora import add_lora
 from phantom_s2v.models.wan.spec import TEXT_PLACES, WanModel
 from phantom_s2v.models.wan.text import prompt_features, prompt_tokens
 from phantom_s2v.models.wan.transformer import PhantomWanTransformer, pad_text, wan_velocity
@@ -56,6 +57,20 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         """
         self.register_to_config(transformer=("diffusers", "WanTransformer3DModel"))  # of which ours is a subclass
         super().save_pretrained(str(save_directory), **kwargs)
+
+    def load_lora_weights(
+        self, pretrained_model_name_or_path_or_dict: Any, adapter_name: str | None = None, **kwargs: Any
+    ) -> None:
+        """Load a LoRA: a .safetensors file of any spelling that models.wan.lora knows, strictly; else as diffusers does.
+
+        `hotswap` and the other arguments are those of WanLoraLoaderMixin.
+        """
+        given = pretrained_model_name_or_path_or_dict
+        if kwargs or not isinstance(given, str | Path) or not Path(given).is_file():
+            super().load_lora_weights(given, adapter_name=adapter_name, **kwargs)
+            return
+        known = getattr(self.transformer, "peft_config", {})
+        add_lora(self.transformer, Path(given), adapter_name or f"default_{len(known)}")
 
     @property
     def preset(self) -> Preset:
