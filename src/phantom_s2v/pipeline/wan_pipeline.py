@@ -65,7 +65,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
 
         `hotswap` and the other arguments are those of WanLoraLoaderMixin.
         """
-        given = pretrained_model_name_or_path_or_dict
+        given: Any = pretrained_model_name_or_path_or_dict
         if kwargs or not isinstance(given, str | Path) or not Path(given).is_file():
             super().load_lora_weights(given, adapter_name=adapter_name, **kwargs)
             return
