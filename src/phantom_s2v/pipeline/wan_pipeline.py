@@ -67,7 +67,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         """
         given: Any = pretrained_model_name_or_path_or_dict
         if kwargs or not isinstance(given, str | Path) or not Path(given).is_file():
-            super().load_lora_weights(given, adapter_name=adapter_name, **kwargs)
+            WanLoraLoaderMixin.load_lora_weights(self, given, adapter_name=adapter_name, **kwargs)  # type: ignore[arg-type]
             return
         known = getattr(self.transformer, "peft_config", {})
         add_lora(self.transformer, Path(given), adapter_name or f"default_{len(known)}")
