@@ -35,7 +35,7 @@ def imports(path: Path) -> set[str]:
             above = package[: len(package) + 1 - node.level] if node.level else ()
             module = ".".join((*above, *([node.module] if node.module else ())))
             names = [f"{module}.{name}" for name in names]
-        found |= {name.split(".")[1] for name in names if name.startswith("phantom_s2v.")}
+        found |= {name.split(".")[1] for name in names if name.startswith("phantom_s2v.") and name != "phantom_s2v.__version__"}
     return found
 
 

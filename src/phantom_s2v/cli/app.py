@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from phantom_s2v.errors import InputError, PhantomError
+from phantom_s2v.errors import InputError, PhantomError, missing_extra
 from phantom_s2v.files.io import REASONS
 from phantom_s2v.files.untrusted import printable
 
@@ -56,6 +56,11 @@ def main() -> None:
         code = app(standalone_mode=False)  # click turns Exit and Ctrl-C into a code
     except PhantomError as error:
         tell(error)
+        sys.exit(2)
+    except ImportError as error:
+        if not (sentence := missing_extra(error)):
+            sys.exit(_defect())
+        tell(sentence)
         sys.exit(2)
     except BrokenPipeError:  # who reads the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

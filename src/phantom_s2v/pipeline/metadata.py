@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from phantom_s2v import __version__
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.hashes import MADE_OF, content_hash, folder_hash
 from phantom_s2v.files.reuse import Origin, code_version
@@ -70,7 +71,7 @@ def origin_of(
 def versions() -> dict[str, str]:
     """What the bits of a video depend on beside the request."""
     return {
-        "phantom_s2v": "0.1.0",
+        "phantom_s2v": __version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
