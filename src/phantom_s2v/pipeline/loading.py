@@ -1,5 +1,6 @@
 """Loading of a model folder as the pipeline that its model_index.json names, checked first and strictly."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -21,7 +22,7 @@ from phantom_s2v.models.tensors import align
 from phantom_s2v.models.wan.step_cache import read_ratios
 from phantom_s2v.models.weights import check_part, weights_hash
 
-LIBRARIES = ("diffusers", "transformers", "phantom_s2v")  # that an index may name
+LIBRARIES = ("diffusers", "transformers", "phantom_s2v")  # that an index may name, beside those of registered models
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -35,8 +36,9 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not a model folder; it needs a readable {INDEX} ({error})") from error
     if name not in (known := [model.pipeline.rpartition(":")[2] for model in FAMILIES]):
         raise CheckpointError(f"{file} names the pipeline {str(name)[:80]!r}; it must be {' or '.join(known)}")
-    if odd := [each for each in libraries if each is not None and str(each).split(".")[0] not in LIBRARIES]:
-        raise CheckpointError(f"{file} names the library {str(odd[0])[:80]!r}; it must be {', '.join(LIBRARIES)}")
+    allowed = dict.fromkeys([*LIBRARIES, *(re.split(r"[.:]", model.pipeline)[0] for model in FAMILIES)])
+    if odd := [each for each in libraries if each is not None and str(each).split(".")[0] not in allowed]:
+        raise CheckpointError(f"{file} names the library {str(odd[0])[:80]!r}; it must be {', '.join(allowed)}")
     return index
 
 
