@@ -1,0 +1,57 @@
+"""Every command of README and docs is one that the command line takes, and every request in them one that can be made."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from phantom_s2v.cli import evaluate, generate  # noqa: F401 - they register their commands
+from phantom_s2v.cli.app import app
+from phantom_s2v.cli.generate import requested
+from phantom_s2v.models.registry import load_preset, model_folder
+from phantom_s2v.models.wan.spec import WanModel
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+HEADS = {"phantom-wan-1.3b": 12, "phantom-wan-14b": 40}
+
+
+def commands():
+    """(page, arguments) of each `phantom` command in the pages' shell blocks; dots at its end stand for more options."""
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if "phantom_s2v" in words and "torchrun" in words[0]:
+                    words = ["phantom", *words[words.index("phantom_s2v") + 1 :]]
+                if words[:1] == ["phantom"]:
+                    yield page.name, [word for word in words[1:] if word != "..."]
+
+
+FOUND = list(commands())
+
+
+def test_commands_are_found():
+    assert len(FOUND) > 20
+    assert {"generate", "data", "evaluate", "train", "convert", "estimate"} <= {words[0] for _, words in FOUND}
+
+
+@pytest.mark.parametrize(("page", "words"), FOUND, ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else value)
+def test_a_command_of_the_docs_is_taken(page, words):
+    command, context = typer.main.get_command(app), None
+    names = list(words)
+    while hasattr(command, "commands"):
+        name = names.pop(0)
+        assert name in command.commands, f"{page}: phantom has no {name}"
+        command = command.commands[name]
+    context = command.make_context("phantom", names)
+    assert not context.args, f"{page}: {context.args}"
+    options = context.params
+    if words[0] in ("generate", "estimate") and not (options.get("from_") or options.get("requests") or "--parallel" in words):
+        model = options["model"]
+        heads = HEADS.get(model)
+        config = {"_class_name": "WanTransformer3DModel", "num_attention_heads": heads, "attention_head_dim": 128}
+        preset = WanModel().preset(config) if heads else load_preset(model_folder(model))
+        assert requested(options, preset)
