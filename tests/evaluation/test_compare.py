@@ -17,6 +17,7 @@ from phantom_s2v.errors import InputError, NotFiniteError
 from phantom_s2v.evaluation import calibration, compare, rating
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
 from phantom_s2v.evaluation.kpi import check_networks, judge, read_kpis
+from phantom_s2v.evaluation.metrics.table import METRICS
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore, check_scores
 from phantom_s2v.media import images
 
@@ -30,7 +31,7 @@ def phantom(call_phantom):
 
 def row(case, likeness, flicker=0.0, network="colour"):
     subject = {"name": "a", "likeness": likeness, "clip_i": None}
-    video = dict.fromkeys(compare.OF_VIDEOS) | {"flicker": flicker}
+    video = dict.fromkeys(name for name, metric in METRICS.items() if not metric.of_subjects) | {"flicker": flicker}
     return {"id": case, "video": f"{case}.mp4", "networks": {"likeness": network}, "subjects": [subject], **video}
 
 

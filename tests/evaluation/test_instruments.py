@@ -16,10 +16,11 @@ from transformers import BitImageProcessor, CLIPConfig, CLIPImageProcessor, CLIP
 from phantom_s2v.data.synthetic.compose import compose
 from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.errors import CheckpointError, InputError
-from phantom_s2v.evaluation.instruments import Faces, network_of
+from phantom_s2v.evaluation.instruments import Faces
 from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.evaluation.metrics.table import METRICS, network_of
 from phantom_s2v.evaluation.networks import Wanted, instruments
-from phantom_s2v.evaluation.score import as_json, ranking_score, score
+from phantom_s2v.evaluation.score import SubjectScore, VideoScore, as_json, ranking_score, score
 from phantom_s2v.evaluation.suites.emoji import emoji_cases
 from phantom_s2v.media import images
 from phantom_s2v.vision import faces
@@ -248,3 +249,21 @@ def test_faces_that_cannot_be_looked_for_are_said(monkeypatch, clip):
     assert "phantom models fetch" in tools.absent["face"]
     assert np.isnan(score(clip.video, [clip.references[0]], ["toy"], "", tools).subjects[0].face)
     assert isinstance(Faces("x", lambda p: [], lambda a, b: 0.0), Faces)
+
+
+def test_the_table_of_metrics_names_the_fields_of_a_score():
+    fields = {"subject": SubjectScore.__dataclass_fields__, "video": VideoScore.__dataclass_fields__}
+    for metric in METRICS.values():
+        assert metric.name in fields[metric.of], metric
+        assert metric.better in ("more", "less", "")
+    known = {"name", "lowest_frame", "whole_lowest_frame", "flash_frames", "face_lowest_frame", "reconstruction", "over_time"}
+    assert set(fields["subject"]) - known == {m.name for m in METRICS.values() if m.of_subjects}
+    assert METRICS["doubled"].worst([0.1, 0.4]) == 0.4
+    assert METRICS["likeness"].worst([0.1, 0.4]) == 0.1
+
+
+def test_a_metric_is_credited_to_its_own_network_alone():
+    """By its prefix, "text_legibility" would be CLIP's."""
+    names = {"text": "clip", "likeness": "dino", "face": "dlib"}
+    assert network_of("text_legibility", names) == ""
+    assert [network_of(name, names) for name in ("text", "seen", "face_lowest", "flicker")] == ["clip", "dino", "dlib", ""]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.evaluation.instruments import Instruments, network_of
-from phantom_s2v.evaluation.kpi import OF_SUBJECTS, OF_VIDEOS, value_of
+from phantom_s2v.evaluation.instruments import Instruments
+from phantom_s2v.evaluation.kpi import value_of
+from phantom_s2v.evaluation.metrics.table import METRICS, network_of
 from phantom_s2v.evaluation.score import VideoScore
 
 LEAST = 5  # videos of each kind
@@ -41,7 +42,7 @@ def calibrate(good: Sequence[VideoScore], bad: Sequence[VideoScore], tools: Inst
     if min(len(good), len(bad)) < LEAST:
         raise InputError(f"there are {len(good)} good and {len(bad)} bad videos; {LEAST} and more of each are needed")
     bounds = []
-    for metric in (*OF_SUBJECTS, *OF_VIDEOS):
+    for metric in METRICS:
         values = [[value_of(video, metric) for video in some] for some in (good, bad)]
         measured = [np.array([v for v in each if v is not None]) for each in values]
         if all(len(m) == len(v) for m, v in zip(measured, values, strict=True)):

@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.evaluation.instruments import network_of
-from phantom_s2v.evaluation.kpi import OF_SUBJECTS, OF_VIDEOS
 from phantom_s2v.evaluation.metrics.measures import bootstrap
+from phantom_s2v.evaluation.metrics.table import METRICS, network_of
 from phantom_s2v.media.pages import write_page
 
-LESS = ("doubled", "copy_paste", "flash", "swapped", "frozen", "flicker")  # metrics of which less is better
-UNJUDGED = ("motion_fb", "sharpness", "smoothness")  # more is not better by itself
 SAME = 1e-9
 
 
@@ -53,7 +50,7 @@ def compare(systems: dict[str, list[dict[str, Any]]]) -> tuple[list[Comparison],
     found, notes = [], []
     for (first, one), (second, other) in combinations(systems.items(), 2):
         pairs = _common(first, one, second, other, notes)
-        for metric in (*OF_SUBJECTS, *OF_VIDEOS):
+        for metric in METRICS:
             networks = {network_of(metric, row["networks"]) for pair in pairs for row in pair}
             weights = {network_of(metric, row.get("weights") or {}) for pair in pairs for row in pair} - {""}
             if len(networks) == 1 and len(weights) > 1:
@@ -95,7 +92,7 @@ def _common(
 
 def _value(row: dict[str, Any], metric: str) -> float:
     """A metric of a row, of its subjects the mean; nan where it was not measured."""
-    values = [row[metric]] if metric in OF_VIDEOS else [subject.get(metric) for subject in row["subjects"]]
+    values = [subject.get(metric) for subject in row["subjects"]] if METRICS[metric].of_subjects else [row[metric]]
     return float(np.mean([np.nan if v is None else v for v in values])) if values else float("nan")
 
 
@@ -108,8 +105,8 @@ def _compared(
         return None
     change = values[:, 1] - values[:, 0]
     mean, low, high = bootstrap(change.tolist())
-    better = -change if metric in LESS else change
-    judged = metric not in UNJUDGED
+    better = -change if METRICS[metric].better == "less" else change
+    judged = bool(METRICS[metric].better)
     wins = [int((better > SAME).sum()), int((better < -SAME).sum())] if judged else [None, None]
     one, other = values.mean(0)
     return Comparison(metric, network, first, second, len(values), float(one), float(other), mean, low, high, wins[0], wins[1])

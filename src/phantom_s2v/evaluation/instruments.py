@@ -7,7 +7,6 @@ import numpy as np
 
 Embed = Callable[[list[np.ndarray]], np.ndarray]  # pictures -> unit vectors [n, d]
 BACKENDS = ("packaged", "hub")
-FEATURED = ("likeness", "lowest", "whole", "whole_lowest", "seen", "doubled", "swapped")  # by the network of likeness
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,3 @@ class Instruments:
     def all_names(self) -> dict[str, str]:
         """Metric -> network, likeness among them: what stands beside every score."""
         return {"likeness": self.features, **self.names}
-
-
-def network_of(metric: str, names: dict[str, str]) -> str:
-    """The network behind a metric by a score's `names`, "" where there is none; values of two networks are never compared.
-
-    With the hashes of a score instead of its names, the hash of that network's weights.
-    """
-    if metric in FEATURED:
-        return names.get("likeness", "")
-    return next((name for key, name in names.items() if metric.startswith(key)), "")

@@ -15,18 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.evaluation.instruments import Instruments, network_of
+from phantom_s2v.evaluation.instruments import Instruments
+from phantom_s2v.evaluation.metrics.table import METRICS, network_of
 from phantom_s2v.evaluation.score import VideoScore
 from phantom_s2v.files.io import read_text
 from phantom_s2v.files.untrusted import parse_toml
-
-BY_HUB = [f"{network}_i{part}{low}" for network in ("clip", "dino") for part in ("", "_seg") for low in ("", "_lowest")]
-OF_SUBJECTS = {
-    **dict.fromkeys(("likeness", "lowest", "whole", "whole_lowest", "seen", "face", "face_lowest", "face_seen", *BY_HUB), min),
-    **dict.fromkeys(("doubled", "copy_paste", "flash"), max),
-}
-OF_VIDEOS = ("swapped", "motion_fb", "frozen", "flicker", "smoothness", "sharpness", "text", "aesthetic")
-LEGAL = (*OF_SUBJECTS, *OF_VIDEOS)
 
 
 @dataclass(frozen=True)
@@ -59,14 +52,14 @@ def read_kpis(file: Path) -> list[Kpi]:
         raise InputError(f"{file} is no TOML file that can be read ({error})") from error
     kpis = [_kpi(file.name, name, entry) for name, entry in given.items()]
     if not kpis:
-        raise InputError(f"{file.name} holds no KPI; legal are {', '.join(LEGAL)}")
+        raise InputError(f"{file.name} holds no KPI; legal are {', '.join(METRICS)}")
     return kpis
 
 
 def _kpi(file: str, name: str, entry: Any) -> Kpi:
     """One table of a KPI file."""
-    if name not in LEGAL:
-        raise InputError(f"{file} names {name}; legal are {', '.join(LEGAL)}")
+    if name not in METRICS:
+        raise InputError(f"{file} names {name}; legal are {', '.join(METRICS)}")
     if not isinstance(entry, dict) or not str(entry.get("reason", "")).strip():
         raise InputError(f"{file} gives no reason for {name}; every KPI is [{name}] with least or most, and a reason")
     if extra := sorted(set(entry) - {"least", "most", "reason", "network", "weights", "optional"}):
@@ -83,11 +76,11 @@ def _kpi(file: str, name: str, entry: Any) -> Kpi:
 
 def value_of(found: VideoScore, metric: str) -> float | None:
     """A metric of a video: of its worst subject, where it is one of subjects. None where it was not measured."""
-    if metric in OF_VIDEOS:
-        value = getattr(found, metric)
-    else:
+    if METRICS[metric].of_subjects:
         values = [getattr(subject, metric) for subject in found.subjects]
-        value = OF_SUBJECTS[metric](values) if values and all(v == v for v in values) else float("nan")
+        value = METRICS[metric].worst(values) if values and all(v == v for v in values) else float("nan")
+    else:
+        value = getattr(found, metric)
     return None if value != value else float(value)
 
 

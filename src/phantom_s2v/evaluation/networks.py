@@ -10,6 +10,7 @@ from PIL import Image
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import BACKENDS, LIMITS, Faces, Instruments
+from phantom_s2v.evaluation.metrics.table import FROM_HUB
 from phantom_s2v.files.hashes import MADE_OF, combined_hash, content_hash, folder_hash
 from phantom_s2v.geometry import fit_inside
 from phantom_s2v.models.autoencoder import decode, encode, load_autoencoder, to_pixels, to_video
@@ -19,7 +20,6 @@ from phantom_s2v.vision import faces
 from phantom_s2v.vision.embed import Aesthetics, Embedder
 from phantom_s2v.vision.factory import FEATURES, features_hash
 
-FROM_HUB = ("text", "clip_i", "dino_i", "aesthetic")
 WHY_NOT = "its model comes from a hub (--backend hub)"
 HUB = {"clip": "openai/clip-vit-large-patch14", "dino": "facebook/dinov2-base"}  # what the hub's backend takes by itself
 

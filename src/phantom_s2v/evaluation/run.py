@@ -9,8 +9,9 @@ from typing import Any
 
 from phantom_s2v.errors import InputError, NotFiniteError
 from phantom_s2v.evaluation.footage import watch
-from phantom_s2v.evaluation.instruments import Instruments, network_of
+from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.kpi import Kpi, judge, verdict_of
+from phantom_s2v.evaluation.metrics.table import TABLE, network_of
 from phantom_s2v.evaluation.reports.score import Scored, ScorePage
 from phantom_s2v.evaluation.score import as_json, faults, mean_of, score_footage, stranger_likeness
 from phantom_s2v.files.hashes import content_hash
@@ -21,19 +22,6 @@ from phantom_s2v.media.videos import Timed, Video
 from phantom_s2v.pipeline.request import split_reference
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif")
-MEANS = (
-    "likeness",
-    "whole",
-    "face",
-    "clip_i",
-    "clip_i_seg",
-    "dino_i",
-    "dino_i_seg",
-    "text",
-    "aesthetic",
-    "copy_paste",
-    "motion_fb",
-)
 SMALLEST = 16  # pixels a side of a video that can be scored
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -56,7 +44,7 @@ class Found:
         self.missed += sum(v.met is False for v in each.verdicts)
         self.with_faults += bool(each.faults)
         self.lines.append(_line(each))
-        for metric in MEANS:
+        for metric in (m.name for m in TABLE if m.in_summary):
             if each.score and (value := mean_of(each.score, metric)) == value:
                 total, count = self.sums.get(metric, (0.0, 0))
                 self.sums[metric] = (total + value, count + 1)

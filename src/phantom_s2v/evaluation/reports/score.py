@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from phantom_s2v.evaluation.kpi import Verdict, verdict_of
+from phantom_s2v.evaluation.metrics.table import TABLE
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore
 from phantom_s2v.media.images import letterbox
 from phantom_s2v.media.pages import figure, write_page
@@ -15,17 +16,6 @@ SIDE = 112  # pixels of a picture on the page
 WORST = 6  # frames shown
 SHOWN = 100  # videos shown with pictures
 Rank = tuple[bool, int, float, int]
-BESIDE = (
-    "clip_i",
-    "clip_i_lowest",
-    "clip_i_seg",
-    "clip_i_seg_lowest",
-    "dino_i",
-    "dino_i_lowest",
-    "dino_i_seg",
-    "dino_i_seg_lowest",
-)
-OF_VIDEO = ("motion_fb", "frozen", "flicker", "smoothness", "sharpness", "swapped", "text", "aesthetic", "reconstruction")
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ def _section(each: Scored) -> str:
     subjects = "".join(
         _subject(s, picture, video, found.frames_looked_at) for s, picture in zip(found.subjects, each.references, strict=True)
     )
-    rows = [(name, getattr(found, name)) for name in OF_VIDEO]
+    rows = [(m.name, getattr(found, m.name)) for m in TABLE if not m.of_subjects] + [("reconstruction", found.reconstruction)]
     cells = "".join(f"<tr><td>{name}<td>{value:.4g}" for name, value in rows if value == value)
     absent = "".join(
         f"<tr><td>{html.escape(name)}<td>not measured: {html.escape(why)}" for name, why in found.not_measured.items()
@@ -126,7 +116,10 @@ def _subject(found: SubjectScore, reference: np.ndarray, video: dict[int, np.nda
     if found.face == found.face:
         lowest = f"lowest {found.face_lowest:.3f} in frame {found.face_lowest_frame}"
         said.append(f"face {found.face:.3f}, {lowest}, seen in {100 * found.face_seen:.0f}% of frames")
-    values = {**{name: getattr(found, name) for name in BESIDE}, "reconstruction, dB": found.reconstruction}
+    values = {
+        **{m.name: getattr(found, m.name) for m in TABLE if m.network in ("clip_i", "dino_i")},
+        "reconstruction, dB": found.reconstruction,
+    }
     said += [f"{name} {value:.3f}" for name, value in values.items() if value == value]
     return f"<h3>{html.escape(found.name)}</h3><p>{'; '.join(said)}</p>{_plot(found.over_time)}<br>{figures}"
 
