@@ -77,6 +77,7 @@ def distillation_loss(
         velocity = student(x_t, t, **conditions.arguments(), guidance=weights)
         counted = (t > 0, position_weight(batch, config))
         value, start = velocity_loss(velocity, target, *counted), velocity_loss(plain, target, *counted)
-        return {"loss": value, f"loss_{size_of(x)}": value.detach(), "loss_of_start": start}
+        size = size_of(x)
+        return {"loss": value, f"loss_{size}": value.detach(), "loss_of_start": start, f"loss_of_start_{size}": start}
 
     return loss
