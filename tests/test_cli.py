@@ -565,3 +565,12 @@ def test_the_folder_of_requests_is_made(phantom, tiny, tmp_path):
     far = tmp_path / "missing" / "new"
     code, _, err = phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", far)
     assert (code, len([line for line in err.splitlines() if line.startswith("phantom: ")])) == (2, 1)
+
+
+def test_nothing_but_our_own_lines_is_said(tiny, picture, tmp_path):
+    """Bars and warnings of the libraries below are not the user's."""
+    command = [sys.executable, "-m", "phantom_s2v", "generate", "--model", tiny, "--prompt", "a", "--reference", picture]
+    done = subprocess.run([*command, "--out", tmp_path / "v.mp4"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    others = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("phantom: ", "v.mp4 "))]
+    assert others == []

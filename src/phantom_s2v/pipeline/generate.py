@@ -13,7 +13,7 @@ from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement, split_dtypes
 from phantom_s2v.models.wan.text import PromptFeatures
 from phantom_s2v.pipeline.images import BACKGROUND, Named, read_images
-from phantom_s2v.pipeline.loading import load_models
+from phantom_s2v.pipeline.loading import load_models, no_bars
 from phantom_s2v.pipeline.metadata import record_of
 from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 from phantom_s2v.pipeline.request import Request, check
@@ -108,7 +108,8 @@ def load_for(requests: list[Request], folder: Path, placement: Placement | None 
     if not (folder / "text_encoder").is_dir():
         return load_models(folder, placement, calibrate)
     features = PromptFeatures()
-    reader = PhantomPipeline.from_pretrained(folder, torch_dtype=split_dtypes(placement), transformer=None, vae=None)
+    with no_bars():
+        reader = PhantomPipeline.from_pretrained(folder, dtype=split_dtypes(placement), transformer=None, vae=None)
     reader.text_encoder.to("cpu" if placement.text_on_cpu else placement.torch_device())
     for prompt in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
         features.keep(prompt, reader.encode_text(prompt))

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from phantom_s2v.errors import CheckpointError, PhantomError
 from phantom_s2v.files.untrusted import parse_json, read_small
@@ -62,7 +64,8 @@ def load_pipeline(cls: Any, model: str | Path, **kwargs: Any) -> Any:
     if not issubclass(kind, cls):
         raise CheckpointError(f"{folder} holds a {kind.__name__}, not a {cls.__name__}")
     check_models(folder, tuple(part for part in kwargs if part in index))
-    kwargs = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True} | kwargs
+    usual: dict[str, Any] = {} if "torch_dtype" in kwargs else {"dtype": torch.float32}
+    kwargs = {**usual, "use_safetensors": True, "local_files_only": True} | kwargs
     with _one_sentence(folder):
         if "tokenizer" not in kwargs and (folder / "tokenizer").is_dir():  # whatever its class: the index can name only one
             kwargs["tokenizer"] = AutoTokenizer.from_pretrained(
@@ -87,6 +90,19 @@ def _one_sentence(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder} cannot be loaded: {said}") from error
 
 
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Without the bars of diffusers and transformers while they load."""
+    shown = [logging for logging in (diffusers_logging, transformers_logging) if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging in shown:
+            logging.enable_progress_bar()
+
+
 def model_hash(folder: Path) -> str:
     """SHA-256 over the contents of everything that is loaded of a model, the packaged text encoder among it."""
     own = [folder / part for part in video_model(folder).parts()]
@@ -97,6 +113,8 @@ def model_hash(folder: Path) -> str:
 def load_models(folder: Path, placement: Placement | None = None, calibrate: bool = False, **parts: Any) -> Any:
     """The pipeline of a model folder, placed as `placement` says, with the hash of its weights; `parts` replace the folder's.
 
+    For commands, which have progress bars of their own: its bars are off.
+
     To `calibrate`, MagCache measures its ratios instead of reading them. Raises CheckpointError.
     """
     from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
@@ -104,7 +122,9 @@ def load_models(folder: Path, placement: Placement | None = None, calibrate: boo
     placement = placement or Placement()
     weights = model_hash(folder)
     ratios = read_ratios(folder, weights) if placement.cache == "magcache" and not calibrate else None
-    pipe = PhantomPipeline.from_pretrained(folder, torch_dtype=split_dtypes(placement), **parts)
+    with no_bars():
+        pipe = PhantomPipeline.from_pretrained(folder, dtype=split_dtypes(placement), **parts)
+    pipe.set_progress_bar_config(disable=True)
     pipe.weights, pipe.placement = weights, placement
     pipe.step_cache = place(pipe, placement, ratios)
     return pipe
