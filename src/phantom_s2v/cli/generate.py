@@ -86,6 +86,7 @@ def generate(
 
     refuse_unused(options)
     placement, preset = prepare(options)
+    placement.check_installed()
     jobs = [] if from_ or requests else requested(options, preset)
     check_names(jobs, placement.files(), preview, force)
     best = ranked(options)

@@ -12,6 +12,7 @@ from torch import nn
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.untrusted import typed
 from phantom_s2v.models.distributed import own_device, parallelise
+from phantom_s2v.models.quantization import check_method
 from phantom_s2v.models.wan.lora import add_lora, lora_files
 from phantom_s2v.models.wan.step_cache import CACHES, StepCache
 
@@ -60,6 +61,11 @@ class Placement:
     def files(self) -> list[Path]:
         """The files that it reads."""
         return [each for file, _ in self.loras for each in lora_files(Path(file))]
+
+    def check_installed(self) -> None:
+        """Raise InputError where what quantizes is not installed here: before anything loads."""
+        if self.quantise == "int8":
+            check_method("torchao")
 
     def torch_device(self) -> torch.device:
         """The device that computes."""
@@ -139,10 +145,9 @@ def _offload(pipe: Any, placement: Placement, device: torch.device) -> None:
 
 def _quantise(transformer: WanTransformer3DModel) -> None:
     """Weights of the blocks' linear layers in int8, one scale a row."""
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise InputError("int8 needs torchao; install phantom-s2v[quantise]") from error
+    check_method("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-not-found]
+
     quantize_(transformer.blocks, Int8WeightOnlyConfig(version=2))
 
 

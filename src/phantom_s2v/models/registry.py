@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from phantom_s2v.errors import CheckpointError
+from phantom_s2v.files.hashes import cache_folder
 from phantom_s2v.files.untrusted import parse_json, read_small, typed
 from phantom_s2v.models.base import Preset, VideoModel
 from phantom_s2v.models.phantom.spec import PhantomModel
@@ -13,6 +14,7 @@ from phantom_s2v.models.wan.spec import WanModel
 INDEX = "model_index.json"
 MODELS = {"phantom-mini": Path(__file__).parents[1] / "weights" / "phantom-mini"}
 FAMILIES: list[VideoModel] = [PhantomModel(), WanModel()]  # a new base model is one line here, or `register`
+FETCHED = ("phantom-wan-1.3b", "phantom-wan-14b")  # by `phantom models fetch`
 
 
 def register(model: VideoModel) -> None:
@@ -22,6 +24,8 @@ def register(model: VideoModel) -> None:
 
 def video_model(folder: Path) -> VideoModel:
     """The base model of a folder, by the class name of its transformer. Raises CheckpointError where it is none of ours."""
+    if (folder / "transformer_2").exists():
+        raise CheckpointError(f"{folder} holds two transformers, as Wan2.2 has; a model must have one")
     file = folder / "transformer" / "config.json"
     name = _read(folder, file).get("_class_name")
     for model in FAMILIES:
@@ -59,9 +63,20 @@ def model_folder(name: str) -> Path:
     Raises CheckpointError where there is none.
     """
     folder = MODELS.get(name) or source_path(name)
+    if name in FETCHED and not folder.is_dir():
+        folder = fetched_folder(name)
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"the weights of {name} are not here; run phantom models fetch {name}, or give the folder that has them"
+            )
     if folder.is_dir():
         return folder
     raise CheckpointError(f"there is no model {name!r}; legal are {', '.join(MODELS)}, a model's folder, or OWNER/MODEL of a hub")
+
+
+def fetched_folder(name: str) -> Path:
+    """Where `phantom models fetch` puts a model, under the user's cache."""
+    return cache_folder() / "models" / name
 
 
 def source_path(name: str) -> Path:

@@ -19,6 +19,7 @@ from phantom_s2v.files.untrusted import parse_json, read_small
 from phantom_s2v.models.finite import check_weights
 from phantom_s2v.models.memory import Placement, place, split_dtypes
 from phantom_s2v.models.phantom.encoders import text_encoder_folder
+from phantom_s2v.models.quantization import check_config
 from phantom_s2v.models.registry import FAMILIES, INDEX, load_preset, model_folder, video_model
 from phantom_s2v.models.tensors import align
 from phantom_s2v.models.wan.step_cache import read_ratios
@@ -57,6 +58,7 @@ def check_models(folder: Path, without: tuple[str, ...] = ()) -> None:
 
 def load_pipeline(cls: Any, model: str | Path, **kwargs: Any) -> Any:
     """A pipeline of ours with DiffusionPipeline's own loading; see PhantomPipeline.from_pretrained."""
+    check_config(kwargs.get("quantization_config"))
     folder = model_folder(str(model))
     index = read_index(folder)
     module, _, name = video_model(folder).pipeline.partition(":")
@@ -120,6 +122,7 @@ def load_models(folder: Path, placement: Placement | None = None, calibrate: boo
     from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 
     placement = placement or Placement()
+    placement.check_installed()
     weights = model_hash(folder)
     ratios = read_ratios(folder, weights) if placement.cache == "magcache" and not calibrate else None
     with no_bars():

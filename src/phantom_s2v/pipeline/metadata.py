@@ -1,7 +1,9 @@
 """The record of a video: everything that made it, as JSON, and what has changed since."""
 
+import os
 import platform
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from phantom_s2v.pipeline.request import Request
 
 FILES = ("references", "background", "first_frame", "segmenter")  # of a request: they count by content
 PASSING = ("untrained_size", "several_views", "asked_prompt")
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 WHERE = ("device", "offload", "text_on_cpu", "parallel", "loras")  # of a placement; LoRAs count by content
 
 
@@ -69,12 +72,31 @@ def origin_of(
 
 
 def versions() -> dict[str, str]:
-    """What the bits of a video depend on beside the request."""
+    """What the bits of a video depend on beside the request: libraries, processor and what its kernels are chosen by.
+
+    The number of threads is that which torch has now, by OMP_NUM_THREADS, taskset or a container's set of processors: sums are
+    split by it, and have other last bits.
+    """
+    libraries = {name: version(name) for name in ("diffusers", "transformers", "numpy", "av")}
     return {
         "phantom_s2v": __version__,
         "torch": torch.__version__,
+        **libraries,
         "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": str(torch.get_num_threads()),
+        "kernels": _kernels(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+
+
+def _kernels() -> str:
+    """What torch's libraries choose their kernels by: the processor's name and its units for bfloat16, and what limits them."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    units = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if has.get(name)]
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    precise = torch.get_float32_matmul_precision()
+    onednn = "with" if torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled else "without"
+    return ", ".join([str(has.get("cpu_name", "unknown")), *units, f"{onednn} oneDNN", f"float32 {precise}", *limits])
 
 
 def request_from(record: dict[str, Any]) -> Request:
@@ -103,6 +125,9 @@ def changes(record: dict[str, Any], weights: str) -> list[str]:
             said.append(f"{path} has changed")
     for name, value in versions().items():
         before = record.get("versions", {}).get(name)
-        if before != value:
-            said.append(f"{name} was {before} and is {value}")
+        if before is None:
+            said.append(f"the record does not say with which {name} it was made; here it is {value}")
+        elif before != value:
+            advice = f" (OMP_NUM_THREADS={before} gives that number again)" if name == "threads" else ""
+            said.append(f"{name} was {before} and is {value}{advice}")
     return said

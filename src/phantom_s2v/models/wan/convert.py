@@ -4,6 +4,7 @@ Sources: native Wan layout (facts 2.2) as .pth, as safetensors whole or in shard
 encoder, tokenizer and autoencoder in native files or in a Wan2.1 folder of diffusers. Every key is accounted for.
 """
 
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from phantom_s2v.files.io import check_new_folder, write_json, writing_folder
 from phantom_s2v.models.bounds import read_config
 from phantom_s2v.models.registry import INDEX
 from phantom_s2v.models.tensors import Tensors, write_sharded
+from phantom_s2v.models.wan.spec import WanModel
 from phantom_s2v.models.weights import FILE, check_shapes, shapes_of, shard_files
 
 KNOWN = {1536: (12, 30), 5120: (40, 40)}  # width: heads and layers of the released models (facts 2.1)
@@ -41,9 +43,18 @@ T5_NAMES = (
 Report = Callable[[str, int, int], None]  # part, bytes done, bytes in all
 
 
-def convert(wan: Path, phantom: Path, out: Path, report: Report, shard_bytes: int = 2 << 30) -> dict[str, Any]:
-    """Write the model folder `out`; returns its facts. Raises CheckpointError, and then leaves nothing behind, and InputError
-    where something is there already or the disk has too little room.
+def convert(
+    wan: Path,
+    phantom: Path,
+    out: Path,
+    report: Report,
+    shard_bytes: int = 2 << 30,
+    origin: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the model folder `out`; returns its facts, `origin` among them.
+
+    Raises CheckpointError, and then leaves nothing behind, and InputError where something is there already or the disk has too
+    little room.
     """
     check_new_folder(out, room=sum(file.stat().st_size for file in find_weights(phantom)))
     with writing_folder(out) as scratch:
@@ -52,7 +63,7 @@ def convert(wan: Path, phantom: Path, out: Path, report: Report, shard_bytes: in
         hashes |= _text_encoder(wan, scratch / "text_encoder", config, report, shard_bytes)
         _tokenizer(wan, scratch / "tokenizer")
         _diffusers_index(scratch)
-        facts = {"files": hashes, "source": phantom.name}
+        facts = {"files": hashes, "source": phantom.name, **(origin or {})}
         write_json(scratch / "facts.json", facts)
     for name, value in hashes.items():
         remember_hash(out / name, value)  # so that the first use need not read all of it again
@@ -62,7 +73,8 @@ def convert(wan: Path, phantom: Path, out: Path, report: Report, shard_bytes: in
 def _transformer(wan: Path, phantom: Path, out: Path, report: Report, shard_bytes: int) -> tuple[dict[str, str], dict[str, Any]]:
     source = Tensors(find_weights(phantom)).without_prefixes(("model.diffusion_model.", "diffusion_model."))
     config = transformer_config(source, (phantom if phantom.is_dir() else phantom.parent, wan))
-    names = renamed(source.names(), convert_wan_transformer_to_diffusers)
+    WanModel().preset({"_class_name": "WanTransformer3DModel", **config})  # refuses Wan2.2 and what starts from an image
+    names = renamed_transformer(source.names())
     with init_empty_weights(include_buffers=False):
         wanted = shapes_of(WanTransformer3DModel(**config))
     check_shapes(phantom, {new: source.shape(old) for new, old in names.items()}, wanted)
@@ -75,7 +87,13 @@ def transformer_config(source: Tensors, folders: Iterable[Path]) -> dict[str, An
     """Configuration that the shapes imply. Heads and layers come from the width of the released models, or else from a
     config.json in one of `folders` that has the same width, or else are counted.
     """
-    needed = ("patch_embedding.weight", "time_embedding.0.weight", "text_embedding.0.weight", "blocks.0.ffn.0.weight")
+    needed = (
+        "patch_embedding.weight",
+        "time_embedding.0.weight",
+        "text_embedding.0.weight",
+        "blocks.0.ffn.0.weight",
+        "head.head.bias",
+    )
     if missing := [name for name in needed if name not in source.names()]:
         raise CheckpointError(f"{source.path} is no transformer of Wan; it lacks {', '.join(missing)}")
     dim, channels, *patch = source.shape("patch_embedding.weight")
@@ -88,7 +106,7 @@ def transformer_config(source: Tensors, folders: Iterable[Path]) -> dict[str, An
         "num_attention_heads": heads,
         "attention_head_dim": dim // heads,
         "in_channels": channels,
-        "out_channels": channels,
+        "out_channels": source.shape("head.head.bias")[0] // math.prod(patch),
         "text_dim": source.shape("text_embedding.0.weight")[1],
         "freq_dim": source.shape("time_embedding.0.weight")[1],
         "ffn_dim": source.shape("blocks.0.ffn.0.weight")[0],
@@ -225,11 +243,19 @@ def renamed(names: Iterable[str], rule: Callable[[dict[str, Any]], dict[str, Any
     return rule({name: name for name in names})
 
 
+def renamed_transformer(names: Iterable[str]) -> dict[str, str]:
+    """New name -> old name of a transformer's tensors; those that have diffusers' names keep them."""
+    names = list(names)
+    if any(name.startswith("condition_embedder.") for name in names):
+        return {name: name for name in names}
+    return renamed(names, convert_wan_transformer_to_diffusers)
+
+
 def find_weights(path: Path) -> list[Path]:
     """The weight files that a path names: a file, or a folder with an index, or with one file. Raises CheckpointError."""
     if path.is_file():
         if path.suffix == ".gguf":
-            raise CheckpointError(f"{path} is GGUF, whose quantised blocks cannot be converted; legal are .safetensors and .pth")
+            raise CheckpointError(f"{path} is GGUF, whose quantized blocks cannot be converted; it must be .safetensors or .pth")
         if path.suffix not in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
             raise CheckpointError(f"{path} is no weight file; legal are .safetensors and .pth")
         return [path]

@@ -14,6 +14,11 @@ NEGATIVE = (  # Wan's own negative prompt
     "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
     "倒着走"
 )
+CHANNELS = 16  # of the latents of Wan2.1's autoencoder, which Phantom-Wan was trained with
+SHAPES = {  # of the released models
+    "phantom-wan-1.3b": {"width": 1536, "num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},
+    "phantom-wan-14b": {"width": 5120, "num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824},
+}
 
 
 class WanModel(VideoModel):
@@ -30,16 +35,19 @@ class WanModel(VideoModel):
     depth, measured_depth = "num_layers", 1
 
     def preset(self, config: dict[str, Any]) -> Preset:
-        """Defaults of the released code for a transformer of this width."""
+        """Defaults of the released code for a transformer of this shape. Raises CheckpointError for Wan2.2 and others."""
         if config.get("_class_name") not in self.transformers:
             raise CheckpointError(f"the transformer is a {config.get('_class_name')}; it must be a {self.transformers[0]}")
         heads, head_width = config["num_attention_heads"], config["attention_head_dim"]
         if type(heads) is not int or type(head_width) is not int:
             raise ValueError("num_attention_heads and attention_head_dim are whole numbers")
-        width = heads * head_width
-        wide = width == 5120
+        _check_channels(config)
+        shape = {**config, "width": heads * head_width}
+        alike = (name for name, each in SHAPES.items() if all(shape.get(key, value) == value for key, value in each.items()))
+        name = next(alike, f"phantom-wan-{shape['width']}")
+        wide = name == "phantom-wan-14b"
         return Preset(
-            name={1536: "phantom-wan-1.3b", 5120: "phantom-wan-14b"}.get(width, f"phantom-wan-{width}"),
+            name=name,
             height=480,
             width=832,
             frames=121 if wide else 81,
@@ -50,7 +58,7 @@ class WanModel(VideoModel):
             guidance_image=5.0,
             guidance_text=7.5,
             side_range=(16, 1280),
-            sizes={1536: ((480, 832),), 5120: ((480, 832), (720, 1280))}.get(width, ()),
+            sizes={"phantom-wan-1.3b": ((480, 832),), "phantom-wan-14b": ((480, 832), (720, 1280))}.get(name, ()),
             negative_prompt=NEGATIVE,
             patch=2,
             most_images=MAX_SUBJECTS,
@@ -100,3 +108,14 @@ class WanModel(VideoModel):
     def batched(self, branches: int) -> int:
         """The released code computes one branch after the other."""
         return 1
+
+
+def _check_channels(config: dict[str, Any]) -> None:
+    """Raise CheckpointError for Wan2.2 and models that start from an image, which have other channels or an image encoder."""
+    channels = [config.get(name, CHANNELS) for name in ("in_channels", "out_channels")]
+    image = config.get("image_dim") or config.get("added_kv_proj_dim")
+    if channels != [CHANNELS, CHANNELS] or image:
+        raise CheckpointError(
+            f"the transformer has {channels[0]} input and {channels[1]} output channels{' and takes an image' if image else ''}; "
+            f"Phantom-Wan, on Wan2.1's text to video, has {CHANNELS} and {CHANNELS}; Wan2.2 and others differ"
+        )

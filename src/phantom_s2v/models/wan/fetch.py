@@ -1,0 +1,205 @@
+"""From the hub to a converted model folder: what is needed is looked up, checked and converted, and an interrupted fetch goes on.
+
+What the hub's own cache has is used. The rest is downloaded beside the converted models, by the hub's client but into a file that
+stays when the download is interrupted, which the client's own cache does not keep: the text encoder alone is 11 GB.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers, tqdm
+
+from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.files.hashes import cache_folder, content_hash, remember_hash
+from phantom_s2v.files.io import check_new_folder, locked
+from phantom_s2v.models.registry import FETCHED, fetched_folder
+from phantom_s2v.models.wan.convert import T5_FILE, VAE_FILE, Report, convert
+
+WAN, PHANTOM = "Wan-AI/Wan2.1-T2V-1.3B", "bytedance-research/Phantom"  # both sizes of Phantom use this encoder and autoencoder
+REVISION = "main"  # of both repositories, unless another is asked for; it is resolved to one commit, which facts.json notes
+WAN_FILES = (VAE_FILE, T5_FILE, "google/umt5-xxl/*")
+CLIENTS = ("huggingface_hub", "httpx", "httpx2", "requests", "hf_xet")  # whose errors are the network's or the hub's
+PHANTOM_FILES = {
+    "phantom-wan-1.3b": ("Phantom-Wan-1.3B.pth",),
+    "phantom-wan-14b": ("Phantom_Wan_14B.safetensors.index.json", "Phantom_Wan_14B-*.safetensors"),
+}
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file of a repository at one commit."""
+
+    repository: str
+    commit: str
+    name: str
+    size: int  # bytes
+    sha256: str | None  # of a large file, which git LFS holds
+    git: str  # SHA-1 of a small one, as git has it
+
+    def place(self) -> Path:
+        """Where it lies, or will."""
+        return downloads() / self.repository / self.commit / self.name
+
+    def partial(self) -> Path:
+        """What came of it before the download was interrupted."""
+        return self.place().with_name(f"{self.place().name}.part")
+
+    def cached(self) -> Path | None:
+        """The file in the hub's own cache."""
+        found = try_to_load_from_cache(self.repository, self.name, revision=self.commit)
+        return Path(found) if isinstance(found, str) else None
+
+    def missing(self) -> int:
+        """Bytes that are still to be fetched."""
+        if self.place().is_file() or self.cached():
+            return 0
+        return self.size - (self.partial().stat().st_size if self.partial().is_file() else 0)
+
+    def check(self, path: Path) -> None:
+        """Raise CheckpointError, and remove the file, where it is not what the hub says."""
+        if self.sha256 is not None:
+            sound = content_hash(path) == self.sha256
+        else:
+            content = path.read_bytes()
+            sound = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == self.git
+        if not sound:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise CheckpointError(f"{self.name} of {self.repository} came damaged and was removed; run the same command again")
+
+
+def fetch(
+    name: str,
+    out: Path | None,
+    tell: Callable[[str], object],
+    report: Report,
+    revision: str = REVISION,
+    wan_revision: str = REVISION,
+) -> Path:
+    """Fetch and convert a model by its name; returns its folder, `out` or the one in the user's cache that `--model NAME` finds.
+
+    `tell` is told sizes, licences and places before anything is fetched, `report` the progress. What was fetched before is kept.
+    Raises InputError for another name, where something is in `out` or the disk has too little room, CheckpointError where the
+    hub cannot be reached, lacks a file, or a file is damaged.
+    """
+    if name not in FETCHED:
+        raise InputError(f"there is no model {name!r} to fetch; it must be {' or '.join(FETCHED)}")
+    target = out or fetched_folder(name)
+    if out is None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (target / "facts.json").is_file():
+            tell(f"{name} is there already: {target}")
+            return target
+    check_new_folder(target)
+    with _hub_errors():
+        phantom, licence = look_up(PHANTOM, revision, PHANTOM_FILES[name])
+        wan, wan_licence = look_up(WAN, wan_revision, WAN_FILES)
+    files = [*wan, *phantom]
+    for remotes, said in ((wan, wan_licence), (phantom, licence)):
+        tell(f"{remotes[0].repository} at {remotes[0].commit[:12]}: {_gigabytes(sum(f.size for f in remotes))}, licence {said}")
+    _check_room(files, target, tell)
+    with locked(downloads(), lambda: tell("another fetch is running; waiting for its end")):
+        paths = {file: _download(file, report) for file in files}
+    source = next(path for file, path in paths.items() if file.repository == PHANTOM)
+    folder = next(path for file, path in paths.items() if file.name.endswith(VAE_FILE)).parent
+    commits = {repository: remotes[0].commit for repository, remotes in ((WAN, wan), (PHANTOM, phantom))}
+    convert(folder, source if source.suffix == ".pth" else source.parent, target, report, origin={"commits": commits})
+    for file, path in paths.items():
+        if file.repository == PHANTOM:  # the rest is needed again for the other size
+            path.unlink()
+    tell(f"{downloads()} keeps the encoder and autoencoder for the other size; it can be removed")
+    return target
+
+
+def downloads() -> Path:
+    """Folder of what was fetched and is not converted yet, under the user's cache."""
+    return cache_folder() / "downloads"
+
+
+def look_up(repository: str, revision: str, patterns: tuple[str, ...]) -> tuple[list[Remote], str]:
+    """The files of a repository that match `patterns`, at the commit of `revision`, and its licence."""
+    info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    found = []
+    for pattern in patterns:
+        alike = [s for s in info.siblings or [] if fnmatch(s.rfilename, pattern) or fnmatch(s.rfilename, f"*/{pattern}")]
+        if not alike:
+            raise CheckpointError(f"{repository} has no {pattern} at {revision}; choose another revision")
+        for s in alike:
+            found.append(
+                Remote(repository, str(info.sha), s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id or "")
+            )
+    card: Any = info.card_data or {}
+    tagged = next((tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")), None)
+    return found, str(card.get("license") or tagged or "not stated")
+
+
+def _check_room(files: list[Remote], target: Path, tell: Callable[[str], object]) -> None:
+    """Say where the files go. Raise InputError where the disks have too little room for what is still missing."""
+    cache, wanted = downloads(), sum(file.missing() for file in files)
+    made = sum(file.size for file in files)
+    tell(f"to fetch: {_gigabytes(wanted)} into {cache}; the converted model of {_gigabytes(made)} goes to {target}")
+    cache.mkdir(parents=True, exist_ok=True)
+    together = cache.stat().st_dev == target.absolute().parent.stat().st_dev
+    for place, needed in ((cache, wanted + made if together else wanted), (target.absolute().parent, made)):
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise InputError(
+                f"{place} has {_gigabytes(free)} free, and {_gigabytes(needed)} are needed; make room, or choose another disk"
+            )
+
+
+def _download(file: Remote, report: Report) -> Path:
+    """The file, fetched as far as it is missing, and checked."""
+
+    class Bar(tqdm):  # the hub's own, which is silent and tells `report`
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+            self.done = options.get("initial") or 0
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += n or 0
+            report(file.name, int(self.done), file.size)
+
+    path, part = file.place(), file.partial()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() and (found := file.cached()):
+        path.unlink(missing_ok=True)
+        path.symlink_to(found)
+    if path.is_file():
+        file.check(path)
+    else:
+        url = hf_hub_url(file.repository, file.name, revision=file.commit)
+        with _hub_errors(), part.open("ab") as opened:
+            start = opened.tell()
+            http_get(url, opened, resume_size=start, headers=build_hf_headers(), expected_size=file.size, tqdm_class=Bar)
+        file.check(part)
+        part.rename(path)
+        if file.sha256:
+            remember_hash(path, file.sha256)
+    report(file.name, file.size, file.size)
+    return path
+
+
+@contextmanager
+def _hub_errors() -> Iterator[None]:
+    """What the hub's client raises, and the library below it, which changes between its versions, as one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in CLIENTS:
+            raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        advice = "what came is kept, and the same command goes on"
+        raise CheckpointError(f"the weights cannot be had from {constants.ENDPOINT} ({said[:200]}); {advice}") from error
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e7 else f"{size / 1e6:,.2f} MB"

@@ -1,0 +1,88 @@
+"""A transformer in GGUF is near the one it was made of; what is no such transformer is refused in one sentence."""
+
+import json
+import shutil
+
+import native
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.models.wan.gguf import load_gguf
+from phantom_s2v.models.weights import load_part
+
+gguf = pytest.importorskip("gguf")
+KINDS = gguf.GGMLQuantizationType
+STATE = native.transformer()
+
+
+def write(file, state, kind, prefix=""):
+    """A GGUF as llama.cpp's and ComfyUI's converters write it: matrices of whole blocks quantized, the rest in float32."""
+    writer = gguf.GGUFWriter(file, "wan")
+    for name, value in state.items():
+        small = value.ndim != 2 or value.shape[1] % 32 or not name.startswith("blocks")
+        if small:
+            writer.add_tensor(prefix + name, value.float().numpy())
+        else:
+            data = gguf.quants.quantize(value.float().numpy(), kind)
+            writer.add_tensor(prefix + name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@torch.no_grad()
+def velocity(transformer):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 16, 2, 4, 4, generator=generator)
+    text = torch.randn(1, 6, native.TEXT, generator=generator)
+    return transformer(x, torch.tensor([500]), text, return_dict=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix", "near"), [("F16", "", 0.01), ("Q8_0", "model.diffusion_model.", 0.05), ("Q4_0", "", 0.6)]
+)
+def test_its_velocity_is_near_the_original(converted, tmp_path, kind, prefix, near):
+    file = write(tmp_path / "model.gguf", STATE, KINDS[kind], prefix)
+    model = load_gguf(file, converted / "transformer", torch.float32)
+    assert not model.training
+    assert (model.blocks[0].ffn.net[0].proj.weight.dtype is torch.uint8) == (kind != "F16")
+    original = velocity(load_part(WanTransformer3DModel, converted / "transformer"))
+    assert 0 < (velocity(model) - original).std() / original.std() < near
+
+
+def test_what_is_no_transformer_in_gguf_is_one_sentence(converted, tmp_path, monkeypatch):
+    sound = write(tmp_path / "sound.gguf", STATE, KINDS.Q8_0)
+    lost = write(tmp_path / "lost.gguf", {k: v for k, v in STATE.items() if k != "blocks.1.ffn.2.bias"}, KINDS.Q8_0)
+    write(tmp_path / "wide.gguf", native.transformer(dim=128), KINDS.Q8_0)
+    write(tmp_path / "more.gguf", STATE | {"img_emb.proj.1.weight": torch.zeros(32)}, KINDS.Q8_0)
+    write(tmp_path / "nan.gguf", STATE | {"head.modulation": torch.full((1, 2, 64), torch.nan)}, KINDS.Q8_0)
+    (tmp_path / "cut.gguf").write_bytes(sound.read_bytes()[:-3000])
+    (tmp_path / "head.gguf").write_bytes(sound.read_bytes()[:40])
+    (tmp_path / "junk.gguf").write_bytes(b"junk" * 100)
+    shutil.copyfile(lost, tmp_path / "model.bin")
+    for name, said in (
+        ("lost.gguf", r"1 missing \(blocks.1.ffn.net.2.bias\)"), ("wide.gguf", "of another shape"), ("more.gguf", "1 extra"),
+        ("nan.gguf", "is not finite"), ("cut.gguf", "truncated or not GGUF"), ("head.gguf", "truncated or not GGUF"),
+        ("junk.gguf", "truncated or not GGUF"), ("model.bin", "must be an existing"), ("no.gguf", "must be an existing"),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match=said) as error:
+            load_gguf(tmp_path / name, converted / "transformer", torch.float32)
+        assert "\n" not in str(error.value)
+    config = json.loads((converted / "transformer" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"in_channels": 36}))
+    with pytest.raises(CheckpointError, match="36 input and 16 output channels"):
+        load_gguf(sound, tmp_path, torch.float32)
+    monkeypatch.setattr("phantom_s2v.models.wan.gguf.importlib.util.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install 'phantom-s2v\[gguf\]'"):
+        load_gguf(sound, converted / "transformer", torch.float32)
+
+
+def test_kinds_that_diffusers_does_not_read_are_named(converted, tmp_path, monkeypatch):
+    file = write(tmp_path / "model.gguf", STATE, KINDS.Q8_0)
+    monkeypatch.setattr("diffusers.quantizers.gguf.utils.SUPPORTED_GGUF_QUANT_TYPES", [KINDS.Q4_0])
+    with pytest.raises(CheckpointError, match="is quantized as Q8_0; it must be F32, F16, Q4_0"):
+        load_gguf(file, converted / "transformer", torch.float32)
