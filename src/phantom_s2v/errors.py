@@ -38,6 +38,8 @@ class NotFiniteError(PhantomError):
 EXTRAS = {  # packages beyond the plain installation -> the extra that brings them
     "tensorboard": "train",
     "torchao": "quantise",
+    "gguf": "gguf",
+    "bitsandbytes": "bitsandbytes",
     "cv2": "data",
     "lance": "data",
     "pyarrow": "data",
@@ -59,5 +61,9 @@ EXTRAS = {  # packages beyond the plain installation -> the extra that brings th
 def missing_extra(error: ImportError) -> str | None:
     """The sentence for a package that an extra of ours brings and that is not installed; None for any other import error."""
     package = (error.name or "").split(".")[0]
-    extra = EXTRAS.get(package)
-    return extra and f'{package} is not installed; it is needed here: pip install "phantom-s2v[{extra}]"'
+    return not_installed(package) if package in EXTRAS else None
+
+
+def not_installed(package: str) -> str:
+    """The sentence for a package of EXTRAS that is not installed."""
+    return f'{package} is not installed; it is needed here: pip install "phantom-s2v[{EXTRAS[package]}]"'

@@ -76,8 +76,8 @@ def test_what_is_no_transformer_in_gguf_is_one_sentence(converted, tmp_path, mon
     (tmp_path / "config.json").write_text(json.dumps(config | {"in_channels": 36}))
     with pytest.raises(CheckpointError, match="36 input and 16 output channels"):
         load_gguf(sound, tmp_path, torch.float32)
-    monkeypatch.setattr("phantom_s2v.models.wan.gguf.importlib.util.find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install 'phantom-s2v\[gguf\]'"):
+    monkeypatch.setattr("phantom_s2v.models.quantization.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r'pip install "phantom-s2v\[gguf\]"'):
         load_gguf(sound, converted / "transformer", torch.float32)
 
 

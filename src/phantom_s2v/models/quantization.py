@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from phantom_s2v.errors import InputError
+from phantom_s2v.errors import InputError, not_installed
 
-PACKAGES = {"torchao": "quantise", "gguf": "gguf", "bitsandbytes": "bitsandbytes"}  # method: our extra that brings its package
+PACKAGES = ("torchao", "gguf", "bitsandbytes")
 ONLY_CUDA = ("bitsandbytes",)
 
 
@@ -20,7 +20,7 @@ def check_method(method: str) -> None:
     if package in ONLY_CUDA and not torch.cuda.is_available():
         raise InputError(f"quantization by {package} needs a CUDA GPU, and there is none here; quantise int8 or fp8 need none")
     if find_spec(package) is None:
-        raise InputError(f"quantization by {package} needs its package; pip install 'phantom-s2v[{PACKAGES[package]}]'")
+        raise InputError(not_installed(package))
 
 
 def check_config(config: Any) -> None:

@@ -1,15 +1,15 @@
 """Transformers in GGUF: weights that stay quantized in memory and are widened layer by layer, by diffusers' own reader."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
 
-from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.errors import CheckpointError
 from phantom_s2v.models.bounds import read_config
 from phantom_s2v.models.finite import check_weights
+from phantom_s2v.models.quantization import check_method
 from phantom_s2v.models.wan.convert import renamed_transformer
 from phantom_s2v.models.wan.spec import WanModel
 from phantom_s2v.models.weights import check_shapes, shapes_of
@@ -25,8 +25,7 @@ def load_gguf(file: Path, config_folder: Path, dtype: torch.dtype) -> WanTransfo
     """
     if file.suffix != ".gguf" or not file.is_file():
         raise CheckpointError(f"{file} is not a GGUF file; it must be an existing .gguf")
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"{file} is GGUF, which the package gguf reads; pip install 'phantom-s2v[gguf]'")
+    check_method("gguf")
     config = read_config(config_folder / "config.json")
     WanModel().preset(config)  # refuses what is no transformer of Phantom-Wan
     _check(file, {name: value for name, value in config.items() if not name.startswith("_")})
