@@ -16,11 +16,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests" / "wan")]
 CASES = {
     "mini": {"size": "64x64"},
-    "mini, 97 frames": {"frames": 97},
-    "mini, 4 steps": {"steps": 4},
-    "tiny": {"size": "128x128", "frames": 17, "steps": 10},
-    "tiny, long": {"size": "128x128", "frames": 65, "steps": 6},
-    "wide": {"size": "256x256", "frames": 17, "steps": 2},
+    "mini, 97 frames": {"num_frames": 97},
+    "mini, 4 steps": {"num_inference_steps": 4},
+    "tiny": {"size": "128x128", "num_frames": 17, "num_inference_steps": 10},
+    "tiny, long": {"size": "128x128", "num_frames": 65, "num_inference_steps": 6},
+    "wide": {"size": "256x256", "num_frames": 17, "num_inference_steps": 2},
 }
 
 

@@ -42,12 +42,12 @@ def main() -> None:
     loading = least(lambda: load_models(folder), 2)
     pipe = load_models(folder)
     reference = str(still_path(evaluated(held_out())[0].key))
-    ask = {"prompt": "The subject moves up.", "reference": [reference], "steps": arguments.steps}
+    ask = {"prompt": "The subject moves up.", "reference": [reference], "num_inference_steps": arguments.steps}
     request = build_request(ask, pipe.preset)
     times: list[float] = []
     generate(request, pipe, lambda *_: times.append(time.perf_counter()))
     step = min(after - before for before, after in pairwise(times))
-    latents = torch.randn(1, pipe.vae.config["z_dim"], (request.frames + 3) // 4, request.height // 8, request.width // 8)
+    latents = torch.randn(1, pipe.vae.config["z_dim"], (request.num_frames + 3) // 4, request.height // 8, request.width // 8)
     checks = least(lambda: [all_finite(latents) and all_finite(latents) for _ in range(100)], arguments.repeats) / 100
     parts = (pipe.transformer, pipe.vae, pipe.image_encoder, pipe.reader.model)
     weights = [value for part in parts for value in part.state_dict().values()]

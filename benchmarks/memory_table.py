@@ -69,7 +69,7 @@ def main() -> None:
                 found = {card: estimate(request, preset, folder, placement, card) for card in CARDS}
                 peak = found[CARDS[0]].peak / 1e9
                 times = [f"{found[card].seconds / 60:.0f} min" for card in CARDS]
-                print(f"| {name}, {request.frames} frames | {label} | {peak:.0f} | " + " | ".join(times) + " |")
+                print(f"| {name}, {request.num_frames} frames | {label} | {peak:.0f} | " + " | ".join(times) + " |")
                 result[f"{name}, {label}"] = {
                     "gigabytes": round(peak, 1),
                     "minutes": {c: round(found[c].seconds / 60, 1) for c in CARDS},

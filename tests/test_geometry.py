@@ -29,9 +29,9 @@ def test_figure_5_single_subject():
 
 
 def test_illegal_lengths_name_the_nearest():
-    with pytest.raises(InputError, match="the nearest are 21 and 25"):
+    with pytest.raises(InputError, match="such as 21 or 25"):
         VideoSize(24, 64, 64)
-    with pytest.raises(InputError, match="height is 60"):
+    with pytest.raises(InputError, match="height must be a positive multiple"):
         VideoSize(25, 60, 64)
     assert latent_frames(81) == 21
     assert VideoSize(81, 480, 832).latent == (21, 60, 104)

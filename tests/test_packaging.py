@@ -63,7 +63,17 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", tmp_path / "site", str(wheel)], check=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    ask = ["generate", "--prompt", "The subject moves up.", "--frames", "1", "--steps", "2", "--out", tmp_path / "v.mp4"]
+    ask = [
+        "generate",
+        "--prompt",
+        "The subject moves up.",
+        "--num-frames",
+        "1",
+        "--num-inference-steps",
+        "2",
+        "--out",
+        tmp_path / "v.mp4",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "phantom_s2v", *ask], capture_output=True, text=True, cwd=tmp_path, env=environment
     )

@@ -87,12 +87,12 @@ def test_requests_are_made_again_where_anything_changed(call_phantom, tiny, zero
     one = {"prompt": "one", "reference": [str(picture)], "seed": 1, "out": "one.mp4"}
     assert run(one)[0] == [1, 9]
     seeds, said = run(one)
-    assert (seeds, "2 of 2 videos are there already" in said) == ([], True)
+    assert (seeds, "2 of 2 videos are up to date" in said) == ([], True)
     moved = tmp_path / "elsewhere.png"
     moved.write_bytes(picture.read_bytes())
     assert run(one | {"reference": [str(moved)], "several_views": True})[0] == []  # the same content
     seeds, said = run(one | {"seed": 2})
-    assert (seeds, "made again: one.mp4: request.seed was 1 and is 2" in said) == ([2], True)
+    assert (seeds, "regenerating one.mp4: request.seed was 1 and is 2" in said) == ([2], True)
     seeds, said = run(one | {"seed": 2, "prompt": "other"})
     assert (seeds, "request.prompt was one and is other" in said) == ([2], True)
     one |= {"seed": 2, "prompt": "other"}
@@ -134,7 +134,7 @@ def test_a_suite_makes_again_what_another_model_made(call_phantom, tiny, zeroed,
     assert run(tiny)[0] == [1, 5]
     assert run(tiny)[0] == []
     seeds, said = run(tiny, seed=3)
-    assert (seeds, "1 of 2 videos are made again; a: request.seed was 1 and is 3" in said) == ([3], True)
+    assert (seeds, "1 of 2 videos are regenerated; a: request.seed was 1 and is 3" in said) == ([3], True)
     assert run(zeroed, seed=3)[0] == [3, 5]
 
 

@@ -1,6 +1,6 @@
 """The errors that a user can cause.
 
-    PhantomError                 exit code 2: one sentence that says what was got and what is legal
+    PhantomError                 exit code 2: one sentence that says what was got and what is allowed
     ├── InputError               a picture, a prompt or an argument
     ├── CheckpointError          a weight file: missing, truncated, of another shape, or a pickle
     ├── DataError                a data set: not fetched, incomplete, or of another split

@@ -27,12 +27,10 @@ class VideoSize:
     def __post_init__(self) -> None:
         if self.frames < 1 or (self.frames - 1) % TIME_STRIDE:
             below, above = nearest_frames(self.frames)
-            raise InputError(
-                f"frames is {self.frames}; a legal length is a multiple of 4 plus 1, the nearest are {below} and {above}"
-            )
+            raise InputError(f"number of frames must be 4n+1, such as {below} or {above} (got {self.frames})")
         for name, side in (("height", self.height), ("width", self.width)):
             if side < SPACE_STRIDE or side % SPACE_STRIDE:
-                raise InputError(f"{name} is {side}; a legal side is a positive multiple of {SPACE_STRIDE} pixels")
+                raise InputError(f"{name} must be a positive multiple of {SPACE_STRIDE} pixels (got {side})")
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -46,7 +44,7 @@ def latent_frames(frames: int) -> int:
 
 
 def nearest_frames(frames: int) -> tuple[int, int]:
-    """The legal lengths just below (at least 1) and just above an illegal one."""
+    """The valid lengths just below (at least 1) and just above an invalid one."""
     below = max(1, (frames - 1) // TIME_STRIDE * TIME_STRIDE + 1)
     return below, below + TIME_STRIDE
 
@@ -55,7 +53,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """(height, width) of "WxH" or "W*H", as video sizes are usually written."""
     parts = text.lower().replace("*", "x").split("x")
     if len(parts) != 2 or not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
-        raise InputError(f"size is {text!r}; a legal size is WIDTHxHEIGHT in pixels, such as 64x64")
+        raise InputError(f"size must be WIDTHxHEIGHT in pixels, such as 64x64 (got {text!r})")
     width, height = (int(part) for part in parts)
     return height, width
 
@@ -68,8 +66,8 @@ def video_places(window: int, references: int) -> int:
     places = window - references
     if places < 2:
         raise InputError(
-            f"window_size {window} with {references} reference pictures leaves {max(places, 0)} video positions "
-            f"a window; at least 2 are needed, so use at most {window - 2} pictures or a larger window_size"
+            f"window_size {window} with {references} reference images leaves {max(places, 0)} video positions per window, and "
+            f"at least 2 are needed; use at most {window - 2} images or a larger window_size"
         )
     return places
 
@@ -93,7 +91,7 @@ def windows(length: int, window: int, references: int, shifted: bool) -> list[tu
 def fit_inside(width: int, height: int, box_width: int, box_height: int) -> tuple[int, int]:
     """Largest (width, height) of the same aspect within a box, integer part, at least one pixel.
 
-    The released code truncates (facts 2.3); the lower bound of one pixel is ours, for slivers.
+    The released code truncates (load_ref_images); the lower bound of one pixel is ours, for slivers.
     """
     if width * box_height > box_width * height:
         return box_width, max(1, int(box_width / (width / height)))

@@ -98,7 +98,7 @@ def test_windows_of_the_network_are_those_of_its_package(length):
 
     values = np.random.default_rng(length).integers(0, 256, length)
     frames = [((i / 12), np.full((54, 96, 3), v, np.uint8)) for i, v in enumerate(values)]
-    config = replace(CONFIG, detector="transnet", transnet=0.5)
+    config = replace(CONFIG, shot_detector="transnet", transnet=0.5)
     marked = list(shots._with_cuts(iter(frames), config, replace(MODELS, cuts=chances)))
     above = values / 255 > 0.5
     assert [is_cut for _, is_cut in marked] == [bool(i and above[i - 1] and not above[i]) for i in range(length)]
@@ -115,7 +115,7 @@ def test_transnet_finds_a_fade_that_scenedetect_misses(tmp_path):
     film = through((probe,), tmp_path / "fade.mp4")
     with_network = replace(MODELS, cuts=cut_chances())
     assert len(list(shots.run(film, CONFIG, MODELS))) == 2
-    clips = list(shots.run(film, replace(CONFIG, detector="both"), with_network))[:-1]
+    clips = list(shots.run(film, replace(CONFIG, shot_detector="both"), with_network))[:-1]
     assert len(clips) == 2
     assert 40 < clips[1]["start"] <= 57
 
@@ -346,7 +346,7 @@ def test_networks_are_known_by_content_and_not_by_folder(tmp_path):
     folder = tmp_path / "dino"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
-    named = {"captioner": "", "grounder": "", "segmenter": "", "embedder": str(folder)}
+    named = {"captioner": "", "object_detector": "", "segmenter": "", "embedder": str(folder)}
     first = asked_models(CONFIG, named)[0]
     (folder / "model.safetensors").write_bytes(b"doubled")
     assert asked_models(CONFIG, named)[0].models != first.models
@@ -364,7 +364,7 @@ def test_films_of_another_seed_are_refused_and_damaged_ones_made_again(films, tm
     stamp = film.stat().st_mtime_ns
     write_films(folder, held_out(), 1, 3)
     assert film.stat().st_mtime_ns == stamp
-    with pytest.raises(DataError, match="holds films of another making: seed was 3 and is 4; choose another folder"):
+    with pytest.raises(DataError, match="contains films made with other settings: seed was 3 and is 4; choose another folder"):
         write_films(folder, held_out(), 1, 4)
     some = replace(held_out(), subjects=held_out().subjects[:150])
     with pytest.raises(DataError, match="subjects was"):
@@ -451,7 +451,7 @@ def test_what_cannot_be_read_is_named_and_left_behind(films, tmp_path, monkeypat
     assert found["empty.mp4"]["drop"] == "empty"
     assert found["sound.mp4"]["drop"] == "no video stream (audio only)"
     for name in ("text.mp4", "broken.mp4", "hole.mp4", "encrypted.mp4"):
-        assert "not a video" in found[name]["drop"] or "broken after" in found[name]["drop"]
+        assert "not a readable video" in found[name]["drop"] or "truncated after" in found[name]["drop"]
     summary = run(folder, tmp_path / "t.lance")
     assert (summary.films, len(summary.left_behind)) == (7, 6)
     assert summary.triplets > 0
@@ -492,7 +492,7 @@ def test_rights_and_captions_lie_beside_a_film(films, tmp_path):
     assert {t.rights.licence for t in triplets} == {"CC0-1.0"}
     assert {t.caption for t in triplets} == {"A toy moves."}
     (tmp_path / "a.json").write_text("[]")
-    assert "no JSON object" in list(process(str(tmp_path / "a.mp4"), CONFIG, MODELS))[-1]["drop"]
+    assert "not a JSON object" in list(process(str(tmp_path / "a.mp4"), CONFIG, MODELS))[-1]["drop"]
 
 
 def test_time_of_a_stage_is_its_own(films):

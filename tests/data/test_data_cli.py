@@ -45,17 +45,17 @@ def test_films_are_made_checked_and_built_again(phantom, tmp_path):
     [
         (("build", "none", "--out", "t.lance"), "none does not exist"),
         (("build", ".", "--out", "t.db"), "NAME.lance"),
-        (("build", ".", "--out", "t.lance"), "holds no video"),
+        (("build", ".", "--out", "t.lance"), "contains no videos"),
         (("build", ".", "--out", "no/t.lance"), "does not exist"),
-        (("build", ".", "--out", "t.lance", "--workers", "0"), "workers is 0; it can be 1 to 1,024"),
-        (("build", ".", "--out", "t.lance", "--detector", "eye"), "scenedetect, transnet, both"),
-        (("build", ".", "--out", "t.lance", "--config", "a.toml"), "no TOML"),
-        (("build", ".", "--out", "t.lance", "--config", "b.toml"), "blurr is no threshold"),
-        (("build", ".", "--out", "t.lance", "--config", "c.toml"), "blur is 'much'"),
+        (("build", ".", "--out", "t.lance", "--workers", "0"), "workers must be between 1 and 1,024 (got 0"),
+        (("build", ".", "--out", "t.lance", "--shot-detector", "eye"), "scenedetect, transnet or both"),
+        (("build", ".", "--out", "t.lance", "--config", "a.toml"), "not a valid TOML"),
+        (("build", ".", "--out", "t.lance", "--config", "b.toml"), "unknown threshold blurr"),
+        (("build", ".", "--out", "t.lance", "--config", "c.toml"), "(got 'much')"),
         (("build", ".", "--out", "t.lance", "--embedder", "a/b/c"), "a/b/c"),
         (("check", "--out", "no/c"), "does not exist"),
-        (("films", "--out", "f", "--films", "0"), "films is 0; it can be 1 to 10,000"),
-        (("check", "--out", "f", "--films", "1000000000"), "films is 1000000000; it can be 1 to 10,000"),
+        (("films", "--out", "f", "--films", "0"), "films must be between 1 and 10,000 (got 0"),
+        (("check", "--out", "f", "--films", "1000000000"), "films must be between 1 and 10,000 (got 1000000000"),
     ],
 )
 def test_bad_input_is_one_sentence(phantom, tmp_path, monkeypatch, arguments, said):
@@ -74,7 +74,7 @@ def test_a_build_that_made_nothing_says_so(phantom, tmp_path):
     images.write_video(tmp_path / "grey.mp4", np.full((24, 64, 64, 3), 128, np.uint8), 12)
     code, got = phantom("build", tmp_path / "grey.mp4", "--out", tmp_path / "t.lance")
     assert (code, json.loads(got.out)["triplets"]) == (0, 0)
-    assert f"no triplet was made; {tmp_path / 't.html'} says why clips were dropped" in got.err
+    assert f"no triplets were created; see {tmp_path / 't.html'} for why clips were dropped" in got.err
 
 
 @pytest.mark.parametrize(
@@ -100,5 +100,5 @@ def test_thresholds_come_from_a_file(tmp_path):
     from phantom_s2v.cli.data import read_config
 
     (tmp_path / "a.toml").write_text("instants = [0.1, 0.9]\nlower = 1\n")
-    config = read_config(tmp_path / "a.toml", {"detector": "both"})
-    assert (config.instants, config.lower, config.detector) == ((0.1, 0.9), 1, "both")
+    config = read_config(tmp_path / "a.toml", {"shot_detector": "both"})
+    assert (config.instants, config.lower, config.shot_detector) == ((0.1, 0.9), 1, "both")

@@ -63,13 +63,13 @@ def test_phantom_data(clips, tmp_path):
     assert np.abs(sample.references[0][4:-4, 4:-4].astype(int) - (220, 20, 20)).max() < 40
     assert triplet.references[0].rights == Rights("Koala-36M uuid_1.0_2.0", "research only")
     said = " ".join(left)
-    for reason in ("uuid_7.0_8.0.mp4 is missing", "leaves the frame", "uuid_9.0_9.5.mp4 is missing", "outside the folder"):
+    for reason in ("uuid_7.0_8.0.mp4 is missing", "outside the frame", "uuid_9.0_9.5.mp4 is missing", "outside the clips folder"):
         assert reason in said
     pq.write_table(pa.table({"a": [1]}), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match="needed are video_id"):
+    with pytest.raises(DataError, match="must have the columns video_id"):
         list(read_phantom_data(tmp_path / "b.parquet", clips, RIGHTS, left.append))
     (tmp_path / "c.parquet").write_bytes(b"no")
-    with pytest.raises(DataError, match="no Parquet"):
+    with pytest.raises(DataError, match="not a Parquet"):
         list(read_phantom_data(tmp_path / "c.parquet", clips, RIGHTS, left.append))
 
 
@@ -98,7 +98,7 @@ def test_run_lengths_come_back(height, width, seed):
 
 
 def test_a_mask_of_another_size_is_refused():
-    with pytest.raises(DataError, match="should have"):
+    with pytest.raises(DataError, match="must have"):
         decode_mask({"size": [3, 3], "counts": encode_mask(np.ones((2, 2), bool))["counts"]})
 
 
@@ -128,7 +128,7 @@ def test_opens2v(clips, tmp_path):
     assert "gone.mp4 is missing" in left[0]
     assert "annotation" in left[1]
     (tmp_path / "b.json").write_text("[]")
-    with pytest.raises(DataError, match="no JSON object"):
+    with pytest.raises(DataError, match="must be a JSON object"):
         list(read_opens2v(tmp_path / "b.json", clips, RIGHTS, left.append))
 
 
@@ -149,5 +149,5 @@ def test_the_command_line_merges_what_is_there(clips, tmp_path, monkeypatch, cap
         if code == 3:
             assert json.loads(said.out) == {"new": 1, "triplets": 1, "left_out": 1}
             assert "uuid_5.0_6.0.mp4 is missing" in said.err
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match="does not exist"):
         list(read_export(tmp_path / "nothing", print))

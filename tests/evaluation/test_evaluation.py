@@ -192,7 +192,7 @@ def test_a_picture_of_the_user_among_the_frames_is_refused_before_any_work(tiny_
     first = emoji.emoji_cases(held_out(), 1)[0].id
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / f"{first}.png").write_bytes(b"mine")
-    with pytest.raises(InputError, match="phantom did not write it"):
+    with pytest.raises(InputError, match="not written by phantom"):
         emoji.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None)
     assert (tmp_path / "frames" / f"{first}.png").read_bytes() == b"mine"
 

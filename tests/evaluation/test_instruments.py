@@ -127,15 +127,15 @@ def test_the_published_head_is_converted_and_nothing_else(hub, tmp_path, call_ph
     save_file({"layers.0.weight": torch.zeros(2)}, tmp_path / "part.safetensors")
     with pytest.raises(CheckpointError, match="no aesthetic head"):
         Aesthetics(hub / "clip", tmp_path / "part.safetensors")
-    with pytest.raises(CheckpointError, match="reads no text"):
+    with pytest.raises(CheckpointError, match="has no text encoder"):
         Embedder(hub / "dino").words("a")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"features": "eye"}, "features is 'eye'"), ({"backend": "cloud"}, "backend is 'cloud'"),
-        ({"reconstruct": "all"}, "reconstruct is 'all'"), ({"clip": "somewhere"}, "need --backend hub"),
+        ({"features": "eye"}, "got 'eye'"), ({"backend": "cloud"}, "got 'cloud'"),
+        ({"reconstruct": "all"}, "got 'all'"), ({"clip": "somewhere"}, "need --backend hub"),
     ],
 )  # fmt: skip
 def test_bad_choices_are_refused(options, said):

@@ -272,12 +272,12 @@ def test_kpis_are_judged_by_the_worst_subject(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "holds no KPI"),
-        ("= 1", "no TOML"),
-        ('[beauty]\nleast=1\nreason="x"', "names beauty"),
-        ("[likeness]\nleast=1", "gives no reason"),
-        ('[likeness]\nreason="x"', "legal are numbers"),
-        ('[likeness]\nleast="much"\nreason="x"', "legal are numbers"),
+        ("", "contains no KPI"),
+        ("= 1", "not a valid TOML"),
+        ('[beauty]\nleast=1\nreason="x"', "unknown metric beauty"),
+        ("[likeness]\nleast=1", "must have a reason"),
+        ('[likeness]\nreason="x"', "must have a number"),
+        ('[likeness]\nleast="much"\nreason="x"', "must have a number"),
     ],
 )
 def test_a_bad_kpi_file_is_one_sentence(tmp_path, text, said):
@@ -288,7 +288,7 @@ def test_a_bad_kpi_file_is_one_sentence(tmp_path, text, said):
 
 @pytest.mark.parametrize("text", ["", "1,2", "0,0,0,1", "a,b,c,d", "0,0,2,1"])
 def test_a_bad_crop_is_refused(text):
-    with pytest.raises(InputError, match="crop is"):
+    with pytest.raises(InputError, match="crop must be"):
         parse_crop(text)
 
 

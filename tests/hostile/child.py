@@ -91,8 +91,8 @@ KINDS = {
     "large values": lambda r: json.dumps(
         {"_class_name": "WanTransformer3DModel", "num_attention_heads": 10**9, "attention_head_dim": 10**9, "depth": 10**8,
          "num_layers": 10**8, "frames": 10**9, "prompt": "a", "id": "a",
-         "request": {"prompt": "a", "references": [], "height": 64, "width": 64, "frames": 10**9 + 1, "fps": 8, "seed": 0, "steps": 4,
-                     "solver": "euler", "shift": 1.0, "guidance_image": 1.0, "guidance_text": 1.0}}
+         "request": {"prompt": "a", "references": [], "height": 64, "width": 64, "num_frames": 10**9 + 1, "fps": 8, "seed": 0, "num_inference_steps": 4,
+                     "solver": "euler", "shift": 1.0, "image_guidance_scale": 1.0, "guidance_scale": 1.0}}
     ).encode(),
     "evil text": lambda r: json.dumps({"id": EVIL, "prompt": EVIL, "reference": [EVIL], "request": EVIL, EVIL: EVIL}).encode(),
     "eps": lambda r: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\nshowpage\n",
@@ -137,7 +137,7 @@ def model_folder(place, kind, random_):
 
 ENTRIES = {  # name -> arguments of phantom, with the hostile input laid
     "reference": lambda p, k, r: ["generate", "--prompt", "a", "--reference", lay(p / "r.png", k, r), "--out", p / "o.mp4"],
-    "cutout": lambda p, k, r: ["generate", "--prompt", "a", "--reference", lay(p / "r.png", k, r), "--cutout", "--frames", "3"],
+    "cutout": lambda p, k, r: ["generate", "--prompt", "a", "--reference", lay(p / "r.png", k, r), "--cutout", "--num-frames", "3"],
     "first frame": lambda p, k, r: ["generate", "--prompt", "a", "--first-frame", lay(p / "r.png", k, r), "--out", p / "o.mp4"],
     "from": lambda p, k, r: ["generate", "--from", lay(p / "r.json", k, r), "--out", p / "o.mp4"],
     "requests": lambda p, k, r: ["generate", "--requests", lay(p / "r.jsonl", k, r), "--out", p],

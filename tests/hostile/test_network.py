@@ -86,7 +86,7 @@ def said(where):
 def test_the_key_is_never_sent_to_where_a_redirect_points(serve, status):
     other = serve(reply(b"{}"))
     first = serve(reply(b"", status, Location=f"http://127.0.0.1:{other.http.server_port}/v1/chat/completions"))
-    assert "redirects elsewhere" in said(first.where)
+    assert "redirects" in said(first.where)
     assert [headers["Authorization"] for headers in first.asked] == [f"Bearer {SECRETS[0]}"]
     assert other.asked == []
 
@@ -141,7 +141,7 @@ def content(value):
     ],
 )  # fmt: skip
 def test_answers_that_are_no_prompt_are_one_sentence(serve, answer):
-    assert re.search("no answer that could be read|gave back", said(serve(reply(answer)).where))
+    assert re.search("invalid response|returned", said(serve(reply(answer)).where))
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 418, 500, 503])

@@ -61,7 +61,7 @@ def test_links_are_long_differ_and_stay_the_same(served):
     again = rating.links(file, ["Bo", "Carl"])
     assert {name: f"/rate/{secret}" for name, secret in again.items() if name != "Carl"} == links
     for name in ("", "  ", "x" * 81):
-        with pytest.raises(InputError, match="legal are 1 to 80"):
+        with pytest.raises(InputError, match="must have 1 to 80"):
             rating.links(file, [name])
 
 
@@ -114,12 +114,12 @@ def test_a_large_body_is_not_read(served):
 def test_a_link_is_no_file_of_votes(tmp_path):
     link, target = tmp_path / "v.sqlite", tmp_path / "other.sqlite"
     link.symlink_to(target)
-    with pytest.raises(InputError, match=r"v\.sqlite is a link"):
+    with pytest.raises(InputError, match=r"v\.sqlite is a symbolic link"):
         rating.open_votes(link)
     assert not target.exists()
     rating.open_votes(target).close()
     target.chmod(0o644)
-    with pytest.raises(InputError, match=r"v\.sqlite is a link"):
+    with pytest.raises(InputError, match=r"v\.sqlite is a symbolic link"):
         rating.open_votes(link)
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
 
@@ -139,7 +139,7 @@ def test_counting_writes_nothing_into_another_file(tmp_path):
     with sqlite3.connect(foreign) as base:
         base.execute("create table notes (text)")
     before = foreign.read_bytes()
-    with pytest.raises(InputError, match="holds no votes that can be read"):
+    with pytest.raises(InputError, match="is not a valid votes file"):
         rating.results(foreign)
     assert foreign.read_bytes() == before
 

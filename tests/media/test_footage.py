@@ -313,7 +313,7 @@ def test_timestamps_that_start_again_go_on(tmp_path):
     times, values = zip(*((now, frame.mean()) for now, frame in video.frames()), strict=True)
     assert np.allclose(np.diff(times), 0.2, atol=0.02)
     assert not video.facts.ordered
-    assert any("restart" in notice for notice in video.facts.notices)
+    assert any("discontinuous" in notice for notice in video.facts.notices)
     assert [round(v / 10) for v in values] == [6] * 10 + [20] * 10
     film = next(probe.run([{"path": str(video.source)}], Config(), None))
     content = cut(film, times[12], times[16], (0.5,), 1280)[0]
@@ -459,7 +459,20 @@ def as_reference(path):
     from phantom_s2v.pipeline.generate import read_pictures
     from phantom_s2v.pipeline.request import Reference, Request
 
-    values = dict.fromkeys(("height", "width", "frames", "fps", "seed", "steps", "shift", "guidance_image", "guidance_text"), 1)
+    values = dict.fromkeys(
+        (
+            "height",
+            "width",
+            "num_frames",
+            "fps",
+            "seed",
+            "num_inference_steps",
+            "shift",
+            "image_guidance_scale",
+            "guidance_scale",
+        ),
+        1,
+    )
     request = Request(prompt="", references=(Reference(str(path), "it"),), solver="euler", **values)
     return read_pictures(request)[0][0]
 

@@ -152,7 +152,7 @@ def test_a_preview_does_not_stay_where_a_later_step_breaks(tiny, tmp_path, call_
 
 
 def test_requests_cannot_hold_nan(call_phantom, tiny, tmp_path):
-    (tmp_path / "all.jsonl").write_text(json.dumps({"prompt": "a", "guidance_text": float("nan")}))
+    (tmp_path / "all.jsonl").write_text(json.dumps({"prompt": "a", "guidance_scale": float("nan")}))
     assert call_phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path)[0] == 2
 
 

@@ -137,7 +137,7 @@ def test_velocity_implies_the_predicted_clean_latent():
 
 
 def test_too_small_a_window_is_refused_by_name():
-    with pytest.raises(InputError, match="window_size 3 with 2 reference pictures leaves 1 video positions"):
+    with pytest.raises(InputError, match="window_size 3 with 2 reference images leaves 1 video positions"):
         network(window_size=3)(**inputs())
 
 
@@ -162,10 +162,10 @@ def test_weights_of_guidance_are_inputs_where_the_config_says_so():
         out = student(**given, guidance=weights)
         assert not torch.allclose(out[0], plain[0], atol=1e-4)
         assert torch.equal(out[1], plain[1])
-    with pytest.raises(ValueError, match="takes no weights of guidance"):
+    with pytest.raises(ValueError, match="takes no guidance scales"):
         network()(**given, guidance=torch.ones(2, 2))
 
 
 def test_a_guidance_range_holds_one():
-    with pytest.raises(InputError, match=r"guidance_range must hold 1, where guidance does nothing \(got 2.0 to 7.0\)"):
+    with pytest.raises(InputError, match=r"guidance_range must include 1, where guidance has no effect \(got 2.0 to 7.0\)"):
         network(guidance_range=(2.0, 7.0))

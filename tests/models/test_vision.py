@@ -150,8 +150,8 @@ def test_a_talker_captions_lists_and_judges():
 
 
 def test_larger_models_take_the_place_of_packaged_ones(owl, tmp_path):
-    larger = {"captioner": None, "grounder": owl, "segmenter": None, "embedder": None}
+    larger = {"captioner": None, "object_detector": owl, "segmenter": None, "embedder": None}
     models = packaged_models(larger=larger)
     assert models.detect.func is detect_phrases
-    with pytest.raises(CheckpointError, match="no AutoModel"):
+    with pytest.raises(CheckpointError, match="not a valid AutoModel"):
         packaged_models(larger={**larger, "embedder": tmp_path})

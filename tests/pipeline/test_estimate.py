@@ -51,19 +51,19 @@ def test_operations_of_mini_are_nearly_those_of_torchs_counter(frames, pictures)
 
 
 def test_tokens_are_those_of_the_facts():
-    """832x480, 81 frames, two references: 1560 * 23 = 35,880 (facts 2.5)."""
+    """832x480, 81 frames, two references: 1560 * 23 = 35,880, as in the released code."""
     preset = WanModel().preset({"_class_name": "WanTransformer3DModel", "num_attention_heads": 12, "attention_head_dim": 128})
     request = build_request({"prompt": "a", "reference": ["a=1.png", "b=2.png"]}, preset)
     assert WanModel().tokens(preset, measure.clip_of(request)) == 35_880
     assert measure.branch_count(request, {}) == 3
     assert measure.branch_count(replace(request, references=()), {}) == 2
-    assert measure.branch_count(replace(request, guidance_image=1.0, guidance_text=1.0), {}) == 1
+    assert measure.branch_count(replace(request, image_guidance_scale=1.0, guidance_scale=1.0), {}) == 1
 
 
 def test_a_distilled_model_is_counted_with_one_forward(tiny_student, picture, monkeypatch):
     preset = load_preset(tiny_student)
     monkeypatch.setattr(measure, "measure", lambda *_: estimate.Speed(1e9, 1e12, "a test"))
-    request = build_request({"prompt": "a", "reference": [str(picture)], "steps": 4}, preset)
+    request = build_request({"prompt": "a", "reference": [str(picture)], "num_inference_steps": 4}, preset)
     one, negative = (
         measure.estimate(replace(request, negative_prompt=text), preset, tiny_student, Placement()) for text in ("", "blurry")
     )
@@ -77,7 +77,7 @@ def test_the_autoencoder_counts_in_proportion(tiny):
     request = build_request({"prompt": "a"}, load_preset(tiny))
     small, wide, long = (
         measure.autoencoder_flops(config, replace(request, **changes))
-        for changes in ({"frames": 1}, {"frames": 1, "width": 64}, {"frames": 9})
+        for changes in ({"num_frames": 1}, {"num_frames": 1, "width": 64}, {"num_frames": 9})
     )
     assert wide == pytest.approx(2 * small)
     assert long > 5 * small
@@ -99,16 +99,16 @@ def test_budgets(text, expected):
 
 @pytest.mark.parametrize("text", ["", "20", "GB", "-3min", "24 apples"])
 def test_bad_budgets(text):
-    with pytest.raises(InputError, match="legal are a time"):
+    with pytest.raises(InputError, match="must be a time"):
         estimate.parse_budget(text)
 
 
 def test_what_exceeds_a_budget_is_refused_with_what_fits(tiny, monkeypatch):
     preset = load_preset(tiny)
-    request = build_request({"prompt": "a", "steps": 40, "frames": 9}, preset)
+    request = build_request({"prompt": "a", "num_inference_steps": 40, "num_frames": 9}, preset)
     monkeypatch.setattr(measure, "measure", lambda *_: estimate.Speed(1e9, 1e12, "a test"))
     found = measure.estimate(request, preset, tiny, Placement())
-    with pytest.raises(InputError, match=r"the budget is .*; --steps 20 would fit"):
+    with pytest.raises(InputError, match=r"the budget of .*; --num-inference-steps 20 would fit"):
         measure.within(("seconds", found.seconds * 0.6), found, request, 1, preset, tiny, Placement())
     with pytest.raises(InputError, match="would not fit either"):
         measure.within(("bytes", 1e6), found, request, 1, preset, tiny, Placement())
@@ -132,7 +132,7 @@ def wan_folder(tmp_path):
 
 def test_memory_falls_with_every_option(wan_folder):
     preset = load_preset(wan_folder)
-    request = build_request({"prompt": "a", "frames": 5}, preset)
+    request = build_request({"prompt": "a", "num_frames": 5}, preset)
     peaks = [
         measure.estimate(request, preset, wan_folder, Placement(device="cpu", **options), "rtx-4090").peak
         for options in ({}, {"offload": "model"}, {"offload": "model", "quantise": "fp8"}, {"offload": "group"})
@@ -145,7 +145,7 @@ def test_memory_falls_with_every_option(wan_folder):
 def test_a_memory_budget_names_the_option_that_fits(wan_folder, monkeypatch):
     preset = load_preset(wan_folder)
     monkeypatch.setattr(measure, "measure", lambda *_: estimate.Speed(1e12, 1e12, "a test"))
-    request = build_request({"prompt": "a", "frames": 5}, preset)
+    request = build_request({"prompt": "a", "num_frames": 5}, preset)
     placement = Placement(device="cpu", dtype="bfloat16")
     found = measure.estimate(request, preset, wan_folder, placement)
     with pytest.raises(InputError, match="--offload model would fit"):
@@ -154,7 +154,7 @@ def test_a_memory_budget_names_the_option_that_fits(wan_folder, monkeypatch):
 
 def test_cards_are_computed_and_unknown_ones_named():
     assert "computed" in measure.card_speed("RTX-4090").name
-    with pytest.raises(InputError, match="known are h100"):
+    with pytest.raises(InputError, match="must be one of h100"):
         estimate.card("gtx-1")
 
 

@@ -26,7 +26,7 @@ def seeded(seed):
 
 def test_the_pipeline_is_the_command_lines_path(tiny_models, picture):
     frames = tiny_models("A cat moves.", reference_images={"cat": picture}, num_frames=5, generator=seeded(3)).frames
-    options = {"prompt": "A cat moves.", "reference": [f"cat={picture}"], "seed": 3, "frames": 5}
+    options = {"prompt": "A cat moves.", "reference": [f"cat={picture}"], "seed": 3, "num_frames": 5}
     video = generate(build_request(options, tiny_models.preset), tiny_models).video
     assert np.array_equal((frames[0] * 255).round(), video)
 
@@ -41,7 +41,7 @@ def test_saves_and_loads(tiny_models, tmp_path):
 
 
 def test_an_unknown_model_is_named():
-    with pytest.raises(CheckpointError, match="legal are phantom-mini"):
+    with pytest.raises(CheckpointError, match="must be phantom-mini"):
         PhantomPipeline.from_pretrained("phantom-maxi")
 
 

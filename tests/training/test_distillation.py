@@ -78,7 +78,7 @@ def test_a_student_starts_as_the_teachers_conditional_branch_whatever_the_weight
 
 def test_a_student_goes_on_with_its_own_range_alone(student, tiny_models):
     assert student_of(student, RANGE) is student
-    with pytest.raises(InputError, match=r"guidance_range must be \(1.0, 5.0\) as this run's \(got \(1.0, 7.0\)\)"):
+    with pytest.raises(InputError, match=r"guidance_range must be \(1.0, 5.0\), as in this run \(got \(1.0, 7.0\)\)"):
         student_of(student, (1.0, 5.0))
     assert tiny_models.transformer.config.guidance_range is None
 
@@ -164,6 +164,6 @@ def test_a_run_distils_and_its_state_names_the_teacher(tiny, sprites, tmp_path, 
     assert row["loss"] == pytest.approx(row["loss_of_start"], rel=0.01)
     saved = load_part(PhantomTransformer, tmp_path / "run" / "transformer")
     assert tuple(saved.config.guidance_range) == RANGE
-    with pytest.raises(InputError, match="is distilled already; a teacher must have no guidance_range"):
+    with pytest.raises(InputError, match="is already distilled; a teacher must not have a guidance_range"):
         call(2, teacher=tmp_path / "run" / "transformer", out="other")
     call(1, init_from=tmp_path / "run" / "transformer", out="further")  # a student learns on

@@ -214,7 +214,7 @@ def test_two_processes_learn_as_one_on_both_their_batches(tmp_path):
 def test_a_foreign_state_is_refused(tmp_path):
     run(tmp_path, 2)
     other = nn.Linear(3, 3)
-    with pytest.raises(CheckpointError, match="is no state of this run"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of this run"):
         load_state(tmp_path / "state.safetensors", other, other, torch.optim.SGD(other.parameters(), 0.1))
 
 
@@ -405,10 +405,10 @@ def test_a_run_ends_after_its_minutes(tmp_path):
 @pytest.mark.parametrize(("option", "value", "said"), [
     ("--decay-fraction", "1.5", "decay-fraction must be 0 to 1 (got 1.5)"),
     ("--plain", "-1", "plain must be 0 to 1 (got -1.0)"),
-    ("--buckets", "64x1x0:1", "a bucket's batch size must be at least 1"),
-    ("--buckets", "64x1:1", "buckets must be SIDExFRAMESxBATCH:SHARE,... such as"),
-    ("--buckets", "64x2x4:1", "frames is 2; a legal length is a multiple of 4 plus 1"),
-    ("--network", "8x100x3", "network needs a depth and heads of at least 1"),
+    ("--buckets", "64x1x0:1", "batch sizes must be at least 1"),
+    ("--buckets", "64x1:1", "buckets must be SIDExFRAMESxBATCH:WEIGHT,... such as"),
+    ("--buckets", "64x2x4:1", "number of frames must be 4n.1"),
+    ("--network", "8x100x3", "network must have depth and heads of at least 1"),
     ("--device", "tpu", "device must be cpu or cuda (got 'tpu')"),
     ("--distill-guidance", "nowhere", "nowhere/config.json"),
 ])  # fmt: skip
@@ -458,15 +458,13 @@ def test_a_full_disk_keeps_the_last_state_and_is_one_sentence(tmp_path, monkeypa
 
     monkeypatch.setattr("phantom_s2v.training.loop.check_folder", lambda *_, **__: None)
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(
-        OutputError, match=r"state\.safetensors cannot be written: the disk is full; nothing half-written was left"
-    ):
+    with pytest.raises(OutputError, match=r"state\.safetensors cannot be written: the disk is full; partial files were removed"):
         run(tmp_path, 4)
     assert (tmp_path / "state.safetensors").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
     monkeypatch.undo()
     monkeypatch.setattr("phantom_s2v.training.loop.SAVED_BYTES", 10**12)
-    with pytest.raises(InputError, match="MB free"):
+    with pytest.raises(InputError, match="free space"):
         run(tmp_path, 4)
 
 
@@ -475,11 +473,11 @@ def test_a_training_replaces_nothing_of_others(tmp_path, capsys):
     (tmp_path / "log" / "log.jsonl").write_text("mine")
     (tmp_path / "part" / "transformer").mkdir(parents=True)
     for place in ("log", "part"):
-        with pytest.raises(DataError, match="exists, and no training wrote it"):
+        with pytest.raises(DataError, match="exists"):
             run(tmp_path / place, 2)
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "log.jsonl").symlink_to(tmp_path / "planted")
-    with pytest.raises(DataError, match=r"log\.jsonl is a link"):
+    with pytest.raises(DataError, match=r"log\.jsonl is a symbolic link"):
         run(tmp_path / "linked", 2)
     assert not (tmp_path / "planted").exists()
     run(tmp_path / "own", 2)

@@ -77,7 +77,7 @@ def test_another_archives_sprites_are_unpacked_again(tmp_path, monkeypatch):
     (sprites / "1f98a.webp").write_bytes(b"two")
     travel.unpack_store(sprites, root)
     assert len(calls) == 2
-    (root / "subjects.json").write_text("of something else")
+    (root / "subjects.json").write_text("is not a triplet dataset")
     travel.unpack_store(sprites, root)
     assert len(calls) == 3
 
@@ -137,7 +137,7 @@ def test_an_archive_that_is_too_large_is_refused(store, tmp_path, monkeypatch):
     from phantom_s2v.errors import InputError
 
     monkeypatch.setattr(travel, "ARCHIVE", 1000)
-    with pytest.raises(InputError, match="an archive must be at most"):
+    with pytest.raises(InputError, match="an archive must have at most"):
         travel.pack_command(tmp_path, Path(store.pixels.filename).parent, MODELS["phantom-mini"], None, None)
 
 

@@ -1,5 +1,5 @@
-"""The released algorithm once more, slow and obvious, from the facts alone (phantom-facts 2.3 to 2.5): plain tensor operations
-over a state dict in the native layout, nothing of ours and nothing of diffusers.
+"""An independent, slow reimplementation of Phantom-Wan's released code (reference preprocessing, latents, sampling): plain tensor
+operations over a state dict in the native layout, nothing of ours and nothing of diffusers.
 
 `break_` names one behaviour to do wrongly on purpose, so that a test can see that it matters.
 """

@@ -150,7 +150,10 @@ FAULTS = {
     "missing": ({"blocks.1.ffn.2.bias": None}, r"1 missing \(blocks.1.ffn.net.2.bias\)"),
     "extra": ({"img_emb.proj.1.weight": torch.zeros(2)}, "1 extra"),
     "misshapen": ({"blocks.0.self_attn.q.weight": torch.zeros(3, 3)}, "1 of another shape"),
-    "no transformer": ({"patch_embedding.weight": None}, "is no transformer of Wan; it lacks patch_embedding.weight"),
+    "not a Wan transformer": (
+        {"patch_embedding.weight": None},
+        "is not a Wan transformer; missing: patch_embedding.weight",
+    ),
     "integers": ({"head.modulation": torch.zeros(1, 2, 64, dtype=torch.int64)}, "floating point"),
 }
 
@@ -205,7 +208,7 @@ def test_a_text_encoder_or_an_autoencoder_of_another_model(checkpoint, tmp_path)
     with pytest.raises(CheckpointError, match="32 wide and the transformer takes 24; it is the text encoder of another model"):
         convert(wan, checkpoint[1], tmp_path / "out", quiet)
     torch.save(STATE, wan / "Wan2.1_VAE.pth")
-    with pytest.raises(CheckpointError, match="is no autoencoder of Wan"):
+    with pytest.raises(CheckpointError, match="is not a Wan VAE"):
         convert(wan, checkpoint[1], tmp_path / "out", quiet)
     (wan / "Wan2.1_VAE.pth").unlink()
     with pytest.raises(CheckpointError, match="does not exist"):
@@ -223,8 +226,8 @@ def test_pickles_that_execute_gguf_and_others_are_refused(checkpoint, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     torch.save([1, 2], tmp_path / "list.pth")
     for name, said in (
-        ("evil.pth", "no plain state dict"), ("model.gguf", "is GGUF"), ("notes.txt", "is no weight file"),
-        ("list.pth", "is no state dict"), ("nothing.pth", "does not exist"),
+        ("evil.pth", "not a plain state dict"), ("model.gguf", "GGUF"), ("notes.txt", "weights must be .safetensors or .pth"),
+        ("list.pth", "is not a state dict"), ("nothing.pth", "does not exist"),
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match=said):
             convert(checkpoint[0], tmp_path / name, tmp_path / "out", quiet)
@@ -303,7 +306,7 @@ def test_the_command_line_converts_generates_and_refuses(checkpoint, tmp_path, m
     model = tmp_path / "模型"
     code, said = phantom("convert", "--wan", checkpoint[0], "--phantom", checkpoint[1], "--out", model)
     assert (code, json.loads(said.out)["out"]) == (0, str(model))
-    ask = ("--model", model, "--prompt", "犬が走る。", "--size", "32x32", "--frames", "5", "--steps", "2")
+    ask = ("--model", model, "--prompt", "犬が走る。", "--size", "32x32", "--num-frames", "5", "--num-inference-steps", "2")
     code, said = phantom("generate", *ask, "--out", tmp_path / "a.mp4")
     assert (code, said.out.strip()) == (0, str(tmp_path / "a.mp4"))
     assert "forwards" in said.err
@@ -316,7 +319,20 @@ def test_the_command_line_converts_generates_and_refuses(checkpoint, tmp_path, m
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "l.mp4").read_bytes() != (tmp_path / "a.mp4").read_bytes()
     picture = tmp_path / "赤.png"
     Image.new("RGB", (40, 40), "red").save(picture)
-    measure = ("--model", model, "--prompt", "a ball", "--reference", picture, "--size", "32x32", "--frames", "5", "--steps", "3")
+    measure = (
+        "--model",
+        model,
+        "--prompt",
+        "a ball",
+        "--reference",
+        picture,
+        "--size",
+        "32x32",
+        "--num-frames",
+        "5",
+        "--num-inference-steps",
+        "3",
+    )
     code, said = phantom("calibrate-magcache", *measure)
     assert (code, said.out.strip()) == (0, str(model / "magcache.json"))
     assert len(json.loads((model / "magcache.json").read_text())["ratios"]) == 3
@@ -348,7 +364,9 @@ def test_the_command_line_converts_generates_and_refuses(checkpoint, tmp_path, m
 
 
 def test_the_text_encoder_is_gone_before_the_transformer_is_loaded(converted, pipe):
-    request = build_request({"prompt": "A dog.", "size": "32x32", "frames": 1, "steps": 1, "untrained_size": True}, pipe.preset)
+    request = build_request(
+        {"prompt": "A dog.", "size": "32x32", "num_frames": 1, "num_inference_steps": 1, "untrained_size": True}, pipe.preset
+    )
     alone = load_for([request], converted)
     assert alone.text_encoder is None
     assert np.array_equal(generate(request, alone).video, generate(request, pipe).video)

@@ -204,7 +204,7 @@ Q = "transformer.blocks.0.attn1.to_q"
 SOUND = {f"{Q}.lora_A.weight": torch.ones(3, 64), f"{Q}.lora_B.weight": torch.ones(64, 3)}
 REFUSED = {
     "image to video": (SOUND | {f"diffusion_model.{k}.lora_{p}.weight": torch.ones(3, 3) for k in IMAGE for p in "AB"},
-        r"4 keys that fit nowhere.*\(diffusion_model.blocks.N.cross_attn.k_img.lora_A.weight in 2 blocks, .*lora_B.weight in 2 "),
+        r"4 keys that do not match.*\(diffusion_model.blocks.N.cross_attn.k_img.lora_A.weight in 2 blocks, .*lora_B.weight in 2"),
     "text encoder": (SOUND | {"lora_te_blocks_0_attn_q.lora_up.weight": torch.ones(3)}, "lora_te_blocks_0_attn_q.lora_up.weight"),
     "DoRA": (SOUND | {f"{Q}.lora_magnitude_vector": torch.ones(64)}, "1 keys .*lora_magnitude_vector"),
     "DoRA of kohya": (SOUND | {f"{Q}.dora_scale": torch.ones(64)}, "1 keys .*dora_scale"),
@@ -216,7 +216,7 @@ REFUSED = {
     "empty": ({}, "it is empty"),
     "ranks": (SOUND | {f"{Q}.lora_B.weight": torch.ones(64, 4)}, r"up of .*to_q is \(64, 4\), and the layer \(64, 64\)"),
     "width": (SOUND | {f"{Q}.lora_A.weight": torch.ones(3, 32)}, r"down of blocks.0.attn1.to_q is \(3, 32\)"),
-    "factors of a norm": ({k.replace("to_q", "norm_q"): v for k, v in SOUND.items()}, "norm_q, which is neither a linear layer"),
+    "factors of a norm": ({k.replace("to_q", "norm_q"): v for k, v in SOUND.items()}, "norm_q, which is not a linear"),
     "norm": ({"blocks.0.norm3.diff": torch.ones(3)}, r"blocks.0.norm2 is \(64,\), not \(3,\)"),
     "not finite": (SOUND | {f"{Q}.lora_B.weight": torch.full((64, 3), torch.nan)}, "lora_B.weight of .* is not finite"),
 }  # fmt: skip

@@ -62,5 +62,5 @@ def test_a_busy_ground_is_cut_out_by_it(sam, tiny, tmp_path):
 
 
 def test_a_folder_without_sam2(tmp_path):
-    with pytest.raises(CheckpointError, match="is no SAM2 model"):
+    with pytest.raises(CheckpointError, match="is not a valid SAM2 model"):
         subject_mask(tmp_path, np.zeros((8, 8, 3), np.uint8))

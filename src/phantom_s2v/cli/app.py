@@ -1,4 +1,4 @@
-"""The application: groups of commands, the progress bar, and what the process ends with."""
+"""The application: command groups, the progress bar, and exit codes."""
 
 import codecs
 import io
@@ -19,9 +19,9 @@ from phantom_s2v.files.io import REASONS
 from phantom_s2v.files.untrusted import printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-data = typer.Typer(no_args_is_help=True, help="Fetch and encode what training learns from.")
-train = typer.Typer(no_args_is_help=True, help="Train a part of the model; each goes on from its own last state.")
-evaluate = typer.Typer(no_args_is_help=True, help="Measure a model.")
+data = typer.Typer(no_args_is_help=True, help="Build and manage training data.")
+train = typer.Typer(no_args_is_help=True, help="Train one component. Resumes from the last checkpoint.")
+evaluate = typer.Typer(no_args_is_help=True, help="Evaluate models and videos.")
 models = typer.Typer(no_args_is_help=True, help="Download models.")
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
@@ -33,16 +33,19 @@ MOST_SEED = 10**12  # a training multiplies it by a million, within 64 bits
 MOST_ROW = 2**63 - 1
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 Force = Annotated[
-    bool, typer.Option("--force", help="Replace outputs that phantom wrote and nobody changed. Other files are never replaced.")
+    bool,
+    typer.Option(
+        "--force", help="Overwrite outputs that phantom wrote, if they are unchanged since. Other files are never overwritten."
+    ),
 ]
 
 
 def whole(low: int, high: int, meaning: str) -> Any:
-    """An option that is a whole number of `low` to `high`; any other is refused before work, in the sentence that errors have."""
+    """An integer option between `low` and `high`. Raises InputError for any other value, before any work."""
 
     def check(param: typer.CallbackParam, value: int | None) -> int | None:
         if value is not None and not low <= value <= high:
-            raise InputError(f"{str(param.name).replace('_', '-')} is {value}; it can be {low:,} to {high:,}")
+            raise InputError(f"{str(param.name).replace('_', '-')} must be between {low:,} and {high:,} (got {value})")
         return value
 
     return typer.Option(help=meaning, callback=check)
@@ -80,7 +83,7 @@ def main() -> None:
         _usage(error)
         sys.exit(2)
     if code in (130, 128 + signal.SIGTERM):
-        tell("interrupted; nothing half-written was left")
+        tell("interrupted (partial files were removed)")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -116,7 +119,7 @@ def _usage(error: Any) -> None:
         error.show()
         return
     path = error.ctx.command_path if getattr(error, "ctx", None) else "phantom"
-    tell(f"{error.format_message()} ({path} --help lists what is legal)")
+    tell(f"{error.format_message()} (see {path} --help)")
 
 
 def say(*lines: object) -> None:
@@ -137,7 +140,7 @@ def progress(shown: bool = True) -> Progress:
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("ETA"),
         TimeRemainingColumn(),
         console=err,
         disable=not shown,
@@ -157,8 +160,8 @@ def by_stage(bar: Progress) -> Callable[[str, int, int], None]:
 
 
 @app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
-    """Subject-to-video generation: one to four reference images and a prompt make a video of those subjects."""
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Subject-to-video generation: videos of given subjects from one to four reference images and a text prompt."""
     if show:
         from phantom_s2v import __version__
 

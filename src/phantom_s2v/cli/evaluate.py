@@ -24,18 +24,16 @@ if TYPE_CHECKING:
     from phantom_s2v.evaluation.suites.own import Case
 
 
-Features = Annotated[str, typer.Option(help="By what likeness is measured: efficientnet-lite0, phantom-mini.")]
-Backend = Annotated[str, typer.Option(help="packaged, or hub: CLIP and DINO too, for text score, CLIP-I and DINO-I.")]
-Clip = Annotated[str, typer.Option(help="CLIP or SigLIP: a folder, or OWNER/MODEL of a hub (hub backend).")]
-Dino = Annotated[str, typer.Option(help="DINO: a folder, or OWNER/MODEL of a hub (hub backend).")]
-Aesthetic = Annotated[str, typer.Option(help="Head of the aesthetic predictor, .safetensors, on CLIP ViT-L/14 (hub backend).")]
-Arcface = Annotated[str, typer.Option(help="ArcFace, .onnx, instead of dlib's face features.")]
-Reconstruct = Annotated[
-    str, typer.Option(help="What is sent through the model's autoencoder for its error: none, references, videos (slow).")
-]
-KpiFile = Annotated[Path | None, typer.Option(help="TOML of thresholds; exit code 1 where one is missed.")]
-Crop = Annotated[str, typer.Option(help="LEFT,TOP,RIGHT,BOTTOM in shares: the part of the frames that counts.")]
-References = Annotated[list[str] | None, typer.Option("--reference", help="[NAME=]PATH of a picture, one for each subject.")]
+Features = Annotated[str, typer.Option(help="Feature network for subject similarity: efficientnet-lite0 or phantom-mini.")]
+Backend = Annotated[str, typer.Option(help="Networks: packaged, or hub (adds CLIP and DINO for text score, CLIP-I and DINO-I).")]
+Clip = Annotated[str, typer.Option(help="CLIP or SigLIP model: folder, or OWNER/MODEL on a hub (hub backend).")]
+Dino = Annotated[str, typer.Option(help="DINO model: folder, or OWNER/MODEL on a hub (hub backend).")]
+Aesthetic = Annotated[str, typer.Option(help="Aesthetic predictor head for CLIP ViT-L/14, .safetensors (hub backend).")]
+Arcface = Annotated[str, typer.Option(help="ArcFace model (.onnx) instead of the dlib face embedder.")]
+Reconstruct = Annotated[str, typer.Option(help="What to measure VAE reconstruction error on: none, references or videos (slow).")]
+KpiFile = Annotated[Path | None, typer.Option(help="TOML file with KPI thresholds; exit code 1 if one is missed.")]
+Crop = Annotated[str, typer.Option(help="Region of the frames to evaluate: LEFT,TOP,RIGHT,BOTTOM as fractions 0 to 1.")]
+References = Annotated[list[str] | None, typer.Option("--reference", help="[NAME=]PATH of a reference image, one per subject.")]
 INSTRUMENTS = ("features", "backend", "clip", "dino", "aesthetic", "arcface", "reconstruct", "model")
 
 
@@ -48,15 +46,19 @@ def chosen(options: dict[str, Any]) -> "Instruments":
 
 @evaluate.command("run")
 def evaluate_run(
-    suite: Annotated[str, typer.Argument(help="emoji, robustness, opens2v, or a folder with cases.jsonl.")],
-    path: Annotated[Path | None, typer.Argument(help="opens2v: its JSON of cases, beside its pictures.")] = None,
-    model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini",
-    videos: Annotated[Path | None, typer.Option(help="Folder of videos made elsewhere, ID.mp4: nothing is generated.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; a run goes on where it was.")] = None,
-    limit: Annotated[int | None, whole(1, MOST_ROW, "Only the first so many subjects, or cases.")] = None,
+    suite: Annotated[str, typer.Argument(help="Suite: emoji, robustness, opens2v, or a folder with cases.jsonl.")],
+    path: Annotated[
+        Path | None, typer.Argument(help="opens2v only: its JSON file of cases, in the folder of its images.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model name or model folder.")] = "phantom-mini",
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of existing videos, ID.mp4, to score instead of generating.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. An existing run is resumed.")] = None,
+    limit: Annotated[int | None, whole(1, MOST_ROW, "Maximum number of subjects or cases.")] = None,
     size: Annotated[
         int | None,
-        whole(SPACE_STRIDE, MOST_SIDE, "emoji: side of the videos in pixels; by default the model's."),
+        whole(SPACE_STRIDE, MOST_SIDE, "emoji only: side of the videos in pixels; default: the model's."),
     ] = None,
     features: Features = "efficientnet-lite0",
     backend: Backend = "packaged",
@@ -67,17 +69,17 @@ def evaluate_run(
     reconstruct: Reconstruct = "references",
     kpi: KpiFile = None,
 ) -> None:
-    """Make and judge the videos of a suite; the last line is one JSON object.
+    """Generate and score a benchmark suite. The last line is JSON.
 
-    Exit codes: 1 a KPI is missed, 2 bad input, 3 some videos could not be read.
+    Exit codes: 1 if a KPI is missed, 2 for bad input, 3 if some videos could not be read.
     """
     options = dict(locals())
     if size is not None and suite != "emoji":
-        raise InputError(f"size is for the emoji suite (got {suite})")
+        raise InputError(f"--size is for the emoji suite only (got {suite})")
     if (suite == "opens2v") != (path is not None):
-        raise InputError("opens2v takes the path of its JSON, and other suites take none")
+        raise InputError("the path of a JSON file is required for opens2v, and for no other suite")
     if suite not in ("emoji", "robustness", "opens2v") and not Path(suite).is_dir():
-        raise InputError(f"suite is {suite!r}; legal are emoji, robustness, opens2v, or a folder with cases.jsonl")
+        raise InputError(f"suite must be emoji, robustness, opens2v or a folder with cases.jsonl (got {suite!r})")
     target = out or Path("outputs") / Path(suite).name
     if suite == "emoji":
         run_emoji_suite(model, target, limit, size)
@@ -118,7 +120,7 @@ def run_emoji_suite(model: str, out: Path, limit: int | None, size: int | None) 
     from phantom_s2v.pipeline.loading import load_models
 
     pipe = load_models(model_folder(model))
-    side = VideoSize(pipe.preset.frames, size, size).height if size else None
+    side = VideoSize(pipe.preset.num_frames, size, size).height if size else None
     with progress() as bar:
         task = bar.add_task("videos", total=None)
         figures = run_emoji(pipe, out, limit, lambda done, total: bar.update(task, completed=done, total=total), side)
@@ -163,7 +165,7 @@ def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], video
     origins |= {name: clip_origin(clip, preset.fps) for name, clip in clips.items()}
     left = {name: why for name, origin in origins.items() if (why := remade_because(videos / f"{name}.mp4", origin)) != ""}
     if again := [f"{name}: {why}" for name, why in left.items() if why]:
-        tell(f"{len(again)} of {len(cases)} videos are made again; {again[0]}")
+        tell(f"{len(again)} of {len(cases)} videos are regenerated; {again[0]}")
 
     @cache
     def loaded() -> Any:
@@ -192,10 +194,10 @@ def finish(found: "Found", said: dict[str, Any]) -> None:
 
 @evaluate.command("autoencoder")
 def evaluate_autoencoder(
-    model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "phantom-mini",
-    size: Annotated[int | None, whole(SPACE_STRIDE, MOST_SIDE, "Side of the clips in pixels; by default the model's.")] = None,
+    model: Annotated[str, typer.Option(help="Model name or model folder.")] = "phantom-mini",
+    size: Annotated[int | None, whole(SPACE_STRIDE, MOST_SIDE, "Side of the clips in pixels; default: the model's.")] = None,
 ) -> None:
-    """PSNR of held-out clips on textured grounds through the autoencoder; the last line is one JSON object."""
+    """VAE reconstruction PSNR on held-out clips with textured backgrounds. The last line is JSON."""
     from phantom_s2v.evaluation.metrics.measures import bootstrap
     from phantom_s2v.evaluation.suites.emoji import autoencoder_psnr, held_out
     from phantom_s2v.geometry import VideoSize
@@ -209,9 +211,9 @@ def evaluate_autoencoder(
 
 @evaluate.command("score")
 def evaluate_score(
-    videos: Annotated[Path, typer.Argument(help="A video, or a folder of them.")],
+    videos: Annotated[Path, typer.Argument(help="Video file or folder.")],
     reference: References = None,
-    prompt: Annotated[str, typer.Option(help="What was asked for; sides that it gives subjects are checked.")] = "",
+    prompt: Annotated[str, typer.Option(help="Text prompt of the videos; positions it gives to subjects are checked.")] = "",
     features: Features = "efficientnet-lite0",
     backend: Backend = "packaged",
     clip: Clip = "",
@@ -222,12 +224,12 @@ def evaluate_score(
     model: Annotated[str, typer.Option(help="Model whose autoencoder --reconstruct uses.")] = "phantom-mini",
     crop: Crop = "0,0,1,1",
     kpi: KpiFile = None,
-    out: Annotated[Path | None, typer.Option(help="Page to write, .html; scores go beside it as .jsonl.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output report, .html. Also writes the scores as .jsonl.")] = None,
     force: Force = False,
 ) -> None:
-    """Say whether each subject is there, once, in its place and not pasted, and whether the video is sound.
+    """Score videos: subject presence, similarity, duplicates, position, copy-paste, and video quality.
 
-    The last line is one JSON object. Exit codes: 1 a KPI is missed, 2 bad input, 3 some videos could not be read.
+    The last line is JSON. Exit codes: 1 if a KPI is missed, 2 for bad input, 3 if some videos could not be read.
     """
     options = dict(locals())
     from phantom_s2v.evaluation.kpi import check_networks, read_kpis
@@ -240,7 +242,7 @@ def evaluate_score(
     kpis, box, paths = read_kpis(kpi) if kpi else [], parse_crop(crop), find_videos(videos)
     named, tools = name_references(reference or []), chosen(options)
     if not named:
-        tell("no --reference was given: no subject is looked for, only how the video moves and flickers")
+        tell("no --reference given: only video quality (motion, flicker) is measured")
     check_networks(kpis, tools)
     asked = Asked(named, prompt, tools, box, kpis)
     with progress() as bar:
@@ -251,11 +253,13 @@ def evaluate_score(
 
 @evaluate.command("compare")
 def evaluate_compare(
-    systems: Annotated[list[Path], typer.Argument(help="Results of two systems or more: folders of run, or .jsonl of score.")],
-    out: Annotated[Path | None, typer.Option(help="Page to write, .html.")] = None,
+    systems: Annotated[
+        list[Path], typer.Argument(help="Results of two or more systems: folders of evaluate run, or .jsonl of evaluate score.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Output report, .html.")] = None,
     force: Force = False,
 ) -> None:
-    """Compare systems on the same cases: paired bootstrap intervals, wins and losses; the last line is one JSON object."""
+    """Compare systems on the same cases: paired bootstrap intervals, wins and losses. The last line is JSON."""
     from phantom_s2v.evaluation import compare
     from phantom_s2v.evaluation.suites.own import read_rows
     from phantom_s2v.files.io import check_outputs
@@ -274,37 +278,37 @@ def evaluate_compare(
 
 @evaluate.command("rate")
 def evaluate_rate(
-    systems: Annotated[list[Path], typer.Argument(help="Folders of videos of two systems or more, the same names in each.")],
-    suite: Annotated[Path | None, typer.Option(help="Folder with cases.jsonl, whose prompts and references are shown.")] = None,
-    votes: Annotated[Path, typer.Option(help="SQLite file that keeps the votes.")] = Path("votes.sqlite"),
-    rater: Annotated[
-        list[str] | None, typer.Option(help="Name of a rater, who gets a link of their own; can be given again.")
+    systems: Annotated[
+        list[Path], typer.Argument(help="Video folders of two or more systems, with the same file names in each.")
+    ],
+    suite: Annotated[
+        Path | None, typer.Option(help="Folder with cases.jsonl; its prompts and reference images are shown.")
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to serve at; any but this machine's own needs --allow-remote.")
-    ] = "127.0.0.1",
-    port: Annotated[int, whole(1, 65535, "Port to serve at.")] = 8765,
+    votes: Annotated[Path, typer.Option(help="SQLite file for the votes.")] = Path("votes.sqlite"),
+    rater: Annotated[list[str] | None, typer.Option(help="Name of a rater, who gets a personal link. Repeat for more.")] = None,
+    host: Annotated[str, typer.Option(help="Address to bind to; any other than localhost needs --allow-remote.")] = "127.0.0.1",
+    port: Annotated[int, whole(1, 65535, "Port.")] = 8765,
     allow_remote: Annotated[
-        bool, typer.Option(help="Serve to other machines: without encryption, to everybody who has a rater's link.")
+        bool, typer.Option(help="Allow access from other machines: unencrypted, for anyone with a rater's link.")
     ] = False,
 ) -> None:
-    """Serve a page on which people say which of two videos is better, without knowing whose they are.
+    """Serve a web page for blind pairwise rating of videos.
 
-    Every rater has a secret link. Links stay the same as long as the votes' file does.
+    Each rater gets a secret link, which stays valid as long as the votes file is kept.
     """
     try:
         import uvicorn
 
         from phantom_s2v.evaluation.rating import application, as_shown, find_pairs, is_loopback, links
     except ImportError as error:
-        raise InputError(f"{error.name} is missing; the page needs phantom-s2v[web]") from error
+        raise InputError(f"{error.name} is not installed; run pip install 'phantom-s2v[web]'") from error
     from phantom_s2v.evaluation.suites.own import read_own
     from phantom_s2v.files.io import check_folder
 
     if not is_loopback(host) and not allow_remote:
         raise InputError(
-            f"host is {host}, which other machines reach; --allow-remote lets them: traffic is not encrypted, and whoever has a "
-            "rater's link, or listens on the way, sees the videos and votes as that rater"
+            f"--host {host} is reachable from other machines and needs --allow-remote: traffic is not encrypted, and anyone who "
+            "has or intercepts a rater's link can see the videos and vote as that rater"
         )
 
     check_folder(votes.parent)
@@ -313,24 +317,24 @@ def evaluate_rate(
         pairs = as_shown(find_pairs(systems, told), Path(scratch), tell)
         app = application(pairs, votes, host)
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-        say(f"{len(pairs)} comparisons (Ctrl-C ends it; votes are kept in {votes}). A link for each rater, to be kept secret:")
+        say(f"{len(pairs)} comparisons (stop with Ctrl-C; votes are saved in {votes}). Secret link of each rater:")
         for name, secret in links(votes, rater or ["rater 1"]).items():
             say(f"{name}: http://{shown}:{port}/rate/{secret}")
         uvicorn.run(app, host=host, port=port, log_level="warning", limit_concurrency=256, server_header=False)
 
 
 @evaluate.command("votes")
-def evaluate_votes(votes: Annotated[Path, typer.Argument(help="SQLite file of phantom evaluate rate.")]) -> None:
-    """Count the votes: wins of each system by question, with intervals and the agreement of raters."""
+def evaluate_votes(votes: Annotated[Path, typer.Argument(help="SQLite votes file of `phantom evaluate rate`.")]) -> None:
+    """Count the votes: wins per system and question, with intervals and inter-rater agreement."""
     try:
         from phantom_s2v.evaluation.rating import results
     except ImportError as error:
-        raise InputError(f"{error.name} is missing; votes need phantom-s2v[web]") from error
+        raise InputError(f"{error.name} is not installed; run pip install 'phantom-s2v[web]'") from error
 
     rows = results(votes)
     for row in rows:
         share = "" if row["second_share"] is None else f"; {row['second']} preferred {row['second_share']:.2f} {row['interval']}"
-        agreed = "not measured (no case has two raters, or all say the same)" if row["agreement"] is None else row["agreement"]
+        agreed = "n/a (no case has two raters, or all votes are equal)" if row["agreement"] is None else row["agreement"]
         say(
             f"{row['question']}: {row['first']} {row['first_wins']}, {row['second']} {row['second_wins']}, equal {row['equal']} "
             f"({row['cases']} cases, {row['raters']} raters){share}; agreement {agreed}"
@@ -340,10 +344,10 @@ def evaluate_votes(votes: Annotated[Path, typer.Argument(help="SQLite file of ph
 
 @evaluate.command("calibrate")
 def evaluate_calibrate(
-    good: Annotated[Path, typer.Argument(help="Folder of videos that pass with you.")],
-    bad: Annotated[Path, typer.Argument(help="Folder of videos that do not.")],
+    good: Annotated[Path, typer.Argument(help="Folder of acceptable videos.")],
+    bad: Annotated[Path, typer.Argument(help="Folder of unacceptable videos.")],
     reference: References = None,
-    prompt: Annotated[str, typer.Option(help="What was asked for.")] = "",
+    prompt: Annotated[str, typer.Option(help="Text prompt of the videos.")] = "",
     features: Features = "efficientnet-lite0",
     backend: Backend = "packaged",
     clip: Clip = "",
@@ -351,10 +355,10 @@ def evaluate_calibrate(
     aesthetic: Aesthetic = "",
     arcface: Arcface = "",
     crop: Crop = "0,0,1,1",
-    out: Annotated[Path, typer.Option(help="KPI file to write, .toml.")] = Path("kpi.toml"),
+    out: Annotated[Path, typer.Option(help="Output KPI file, .toml.")] = Path("kpi.toml"),
     force: Force = False,
 ) -> None:
-    """Set KPIs on your own footage: bounds of the metrics that tell good videos from bad ones, with their error rates."""
+    """Calibrate KPI thresholds on your own footage, with their error rates."""
     options = dict(locals())
     from phantom_s2v.evaluation import calibration
     from phantom_s2v.evaluation.run import Asked, find_videos, name_references, parse_crop, score_one
@@ -374,14 +378,14 @@ def evaluate_calibrate(
                     scores[kind].append(scored.score)
                 else:
                     unreadable += 1
-                    tell(f"left out: {scored.unreadable}")
+                    tell(f"skipped: {scored.unreadable}")
                 told(kind, number, len(files))
     bounds = calibration.calibrate(scores["good"], scores["bad"], asked.tools)
     write_text(out, calibration.as_toml(bounds), sealed=True)
     for bound in bounds:
         side = "least" if bound.low else "most"
         say(
-            f"{bound.metric:18} {side} {bound.bound:.4g}   refuses {bound.good_refused} of {bound.good} good, passes "
+            f"{bound.metric:18} {side} {bound.bound:.4g}   rejects {bound.good_refused} of {bound.good} good, accepts "
             f"{bound.bad_passed} of {bound.bad} bad"
         )
     say(json.dumps({"out": str(out), "kpis": calibration.as_rows(bounds), "unreadable": unreadable}, ensure_ascii=False))
@@ -391,11 +395,11 @@ def evaluate_calibrate(
 
 @evaluate.command("self-check")
 def evaluate_self_check(
-    each: Annotated[int, whole(1, MOST_VIDEOS, "Clips with each fault.")] = 200,
-    clean: Annotated[int, whole(1, MOST_VIDEOS, "Clips without a fault.")] = 500,
-    training: Annotated[bool, typer.Option(help="Of the training emoji, on which thresholds were set.")] = False,
+    each: Annotated[int, whole(1, MOST_VIDEOS, "Number of clips per fault.")] = 200,
+    clean: Annotated[int, whole(1, MOST_VIDEOS, "Number of clips without a fault.")] = 500,
+    training: Annotated[bool, typer.Option(help="Use the training emoji, on which the thresholds were set.")] = False,
 ) -> None:
-    """Plant faults in clips of held-out emoji and say how many are found, and how many false alarms clean clips raise."""
+    """Measure detection and false-alarm rates of the metrics on clips with planted faults."""
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
     from phantom_s2v.data.synthetic.heldout import held_out
     from phantom_s2v.evaluation import selfcheck

@@ -20,67 +20,74 @@ if TYPE_CHECKING:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Option(help="What happens. Describe every subject.")] = "",
+    prompt: Annotated[str, typer.Option(help="Text prompt. Describe each subject.")] = "",
     reference: Annotated[
-        list[str] | None, typer.Option(help="[NAME=]PATH of a picture; the same NAME again is another view.")
+        list[str] | None, typer.Option(help="[NAME=]PATH of a reference image. Repeat NAME for more views of one subject.")
     ] = None,
     out: Annotated[
         Path,
-        typer.Option(help="The video, NAME.mp4. Also writes a contact sheet (NAME.sheet.png) and metadata (NAME.metadata.json)."),
+        typer.Option(help="Output, NAME.mp4. Also writes a contact sheet (NAME.sheet.png) and metadata (NAME.metadata.json)."),
     ] = Path("video.mp4"),
-    first_frame: Annotated[Path | None, typer.Option(help="A picture that the video starts from (phantom-mini).")] = None,
-    background: Annotated[Path | None, typer.Option(help="A picture of the place, kept whole.")] = None,
-    cutout: Annotated[bool, typer.Option(help="Remove the ground of the references: transparency, or one plain colour.")] = False,
-    segmenter: Annotated[Path | None, typer.Option(help="Folder of SAM2, for grounds that are not plain.")] = None,
-    several_views: Annotated[bool, typer.Option(help="Let Phantom-Wan have several pictures of one subject.")] = False,
-    model: Annotated[str, typer.Option(help="Name or folder of a model, or OWNER/MODEL of a hub.")] = "phantom-mini",
+    first_frame: Annotated[Path | None, typer.Option(help="First frame of the video (phantom-mini only).")] = None,
+    background: Annotated[Path | None, typer.Option(help="Background image (never cut out).")] = None,
+    cutout: Annotated[
+        bool, typer.Option(help="Remove the background of reference images (uses alpha, or a uniform background colour).")
+    ] = False,
+    segmenter: Annotated[Path | None, typer.Option(help="Path to a SAM2 model, for backgrounds that are not uniform.")] = None,
+    several_views: Annotated[
+        bool, typer.Option(help="Allow several images per subject with Phantom-Wan (not trained for it).")
+    ] = False,
+    model: Annotated[str, typer.Option(help="Model name, model folder, or OWNER/MODEL on a hub.")] = "phantom-mini",
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Length, a multiple of 4 plus 1.")] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames a second.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same video on the same machine.")] = 0,
-    seeds: Annotated[int, whole(1, MOST_VIDEOS, "Make so many videos, from seed on.")] = 1,
+    num_frames: Annotated[int | None, typer.Option(help="Number of frames, 4n+1.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed. The same seed gives the same video on the same machine.")] = 0,
+    seeds: Annotated[int, whole(1, MOST_VIDEOS, "Number of videos; seeds SEED, SEED+1, ...")] = 1,
     best_of: Annotated[
-        int, whole(1, MOST_VIDEOS, "Make so many candidates, from seed on, and keep the one whose subjects are most themselves.")
+        int, whole(1, MOST_VIDEOS, "Generate N candidates and keep the one with the highest subject similarity.")
     ] = 1,
-    steps: Annotated[int | None, typer.Option(help="Solver steps.")] = None,
-    solver: Annotated[str | None, typer.Option(help="euler or unipc.")] = None,
-    guidance_image: Annotated[float | None, typer.Option(help="Weight of the references.")] = None,
-    guidance_text: Annotated[float | None, typer.Option(help="Weight of the prompt.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from.")] = None,
-    untrained_size: Annotated[bool, typer.Option(help="Let sizes pass that the model was not trained at.")] = False,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Number of denoising steps.")] = None,
+    solver: Annotated[str | None, typer.Option(help="Sampler: euler or unipc.")] = None,
+    image_guidance_scale: Annotated[float | None, typer.Option(help="Image guidance scale.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Text guidance scale.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
+    untrained_size: Annotated[bool, typer.Option(help="Allow resolutions the model was not trained on.")] = False,
     released_behaviour: Annotated[
-        bool, typer.Option(help="Read pictures and draw noise as Phantom's released code does.")
+        bool, typer.Option(help="Preprocess images and sample noise exactly as Phantom-Wan's released code does.")
     ] = False,
     preview: Annotated[
-        bool, typer.Option(help="Save intermediate frames to OUT.preview.png, which is removed when the video is done.")
+        bool, typer.Option(help="Save intermediate previews to OUT.preview.png (removed when the video is done).")
     ] = False,
-    requests: Annotated[Path | None, typer.Option(help="JSON lines, one request each: the same names as these options.")] = None,
+    requests: Annotated[
+        Path | None, typer.Option(help="JSON Lines file with one request per line; keys are these option names with underscores.")
+    ] = None,
     from_: Annotated[Path | None, typer.Option("--from", help="Reproduce a video from its .metadata.json.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1 (Phantom-Wan).")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16 (Phantom-Wan).")] = "auto",
-    offload: Annotated[str, typer.Option(help="none, model or group: what waits in main memory.")] = "none",
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N (Phantom-Wan).")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Data type: auto, float32, bfloat16 or float16 (Phantom-Wan).")] = "auto",
+    offload: Annotated[str, typer.Option(help="CPU offload: none, model (whole modules), group (block by block).")] = "none",
     quantise: Annotated[str, typer.Option(help="none, fp8 or int8: how weights are stored.")] = "none",
-    text_on_cpu: Annotated[bool, typer.Option(help="Read prompts on the CPU, which takes 23 GB of main memory.")] = False,
-    tiling: Annotated[bool, typer.Option(help="Decode in tiles.")] = False,
+    text_on_cpu: Annotated[bool, typer.Option(help="Run the text encoder on the CPU (needs 23 GB RAM).")] = False,
+    tiling: Annotated[bool, typer.Option(help="Tiled VAE decoding (less memory).")] = False,
     cache: Annotated[
         str,
-        typer.Option(
-            help="Skip work between steps, approximately: first-block, taylorseer, magcache, seacache, pab, fastercache."
-        ),
+        typer.Option(help="Step cache (approximate): none, first-block, taylorseer, magcache, seacache, pab or fastercache."),
     ] = "none",
     cache_threshold: Annotated[
-        float | None, typer.Option(help="Change that first-block, magcache and seacache let pass; more is quicker and worse.")
+        float | None, typer.Option(help="Cache threshold (first-block, magcache, seacache); higher is faster and less accurate.")
     ] = None,
-    cache_text: Annotated[bool, typer.Option(help="Keep keys and values of the text, exactly.")] = False,
+    cache_text: Annotated[bool, typer.Option(help="Cache text cross-attention K/V (bit-exact).")] = False,
     rephrase: Annotated[
-        str | None, typer.Option(help="URL#MODEL of an OpenAI-compatible endpoint, or a model's folder, that rewrites prompts.")
+        str | None,
+        typer.Option(
+            help="Rewrite the prompt with a language model: URL#MODEL of an OpenAI-compatible endpoint, or a model folder."
+        ),
     ] = None,
-    budget: Annotated[str | None, typer.Option(help="Refuse what would exceed 20min or 24GB, and say what fits.")] = None,
-    parallel: Annotated[str, typer.Option(help="none, ulysses, ring or fsdp, under torchrun.")] = "none",
-    lora: Annotated[list[str] | None, typer.Option(help="FILE[=SCALE] of a LoRA for Wan; can be given again.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Fail if the estimate exceeds this time or memory (20min, 24GB).")] = None,
+    parallel: Annotated[str, typer.Option(help="Multi-GPU mode under torchrun: none, ulysses, ring or fsdp.")] = "none",
+    lora: Annotated[list[str] | None, typer.Option(help="FILE[=SCALE] of a Wan LoRA. Repeat for more.")] = None,
     force: Force = False,
 ) -> None:
-    """Make a video from reference images and a prompt."""
+    """Generate a video from reference images and a text prompt."""
     options = dict(locals())
     from phantom_s2v.pipeline.batch import check_names
 
@@ -100,7 +107,7 @@ def generate(
 
 
 def refuse_unused(options: dict[str, Any]) -> None:
-    """Raise InputError for options that --from or --requests, which bring their own, would leave unused."""
+    """Raise InputError for options that --from or --requests would ignore."""
     from phantom_s2v.pipeline.batch import OPTIONS
 
     if not (options["from_"] or options["requests"]):
@@ -109,14 +116,14 @@ def refuse_unused(options: dict[str, Any]) -> None:
     usual = inspect.signature(generate).parameters
     given = [name for name in mine if options[name] != usual[name].default]
     if given:
-        kind = "--from makes a recorded video again as it was" if options["from_"] else "--requests has its options in each line"
-        raise InputError(f"{kind}; {', '.join('--' + name.replace('_', '-') for name in given)} must not be given with it")
+        kind = "--from takes the options from the metadata" if options["from_"] else "--requests takes the options from each line"
+        raise InputError(f"{kind}; {', '.join('--' + name.replace('_', '-') for name in given)} cannot be combined with it")
 
 
 def estimate(card: str | None, **options: Any) -> None:
-    """Say what `phantom generate` with the same options would take: tokens, FLOP, memory and seconds. Nothing is loaded.
+    """Estimate tokens, FLOP, memory and time of `phantom generate` with the same options, without loading the model.
 
-    Without --card, this machine is measured by two seconds of one real block.
+    Without --card, this machine is benchmarked for two seconds on one transformer block.
     """
     from phantom_s2v.models.registry import model_folder
     from phantom_s2v.pipeline.cost.measure import estimate as calculate
@@ -129,7 +136,7 @@ def estimate(card: str | None, **options: Any) -> None:
     say(json.dumps(asdict(found)))
 
 
-CARD = Annotated[str | None, typer.Option(help="A card of the table instead of this machine, such as rtx-4090; computed.")]
+CARD = Annotated[str | None, typer.Option(help="Estimate for a known GPU (e.g. rtx-4090) instead of this machine.")]
 _card = inspect.Parameter("card", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=CARD)
 _same = inspect.signature(generate).parameters.values()
 estimate.__signature__ = inspect.Signature([_card, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in _same)])  # type: ignore[attr-defined]
@@ -148,7 +155,9 @@ def prepare(options: dict[str, Any]) -> tuple["Placement", "Preset"]:
     preset = load_preset(model_folder(options["model"]))
     usual, known = Placement(), video_model(model_folder(options["model"])).placed
     if any(getattr(placement, name) != getattr(usual, name) for name in usual.__dataclass_fields__ if name not in known):
-        raise InputError(f"{preset.name} runs on the CPU as it is; options of device, memory, cache and LoRA are for Phantom-Wan")
+        raise InputError(
+            f"{preset.name} runs on the CPU in float32; device, memory, cache and LoRA options are for Phantom-Wan only"
+        )
     return placement, preset
 
 
@@ -158,15 +167,15 @@ def ranked(options: dict[str, Any]) -> "BestOf | None":
     if count == 1:
         return None
     if options["from_"] or options["seeds"] > 1:
-        raise InputError("best-of was given with --from or --seeds; it makes candidates of one request from its seed on")
+        raise InputError("--best-of cannot be combined with --from or --seeds")
     if not options["reference"] and not options["requests"]:
-        raise InputError("best-of was given without a reference; candidates are ranked by their likeness to the references")
+        raise InputError("--best-of needs a reference image: candidates are ranked by subject similarity")
     from phantom_s2v.evaluation.networks import Wanted, instruments
     from phantom_s2v.evaluation.score import ranking_score
     from phantom_s2v.pipeline.batch import BestOf
 
     tools = instruments(Wanted())
-    by = f"likeness by {tools.features}"
+    by = f"similarity by {tools.features}"
     return BestOf(count, lambda video, pictures: ranking_score(video, pictures, tools), by, tools.hashes["likeness"])
 
 
@@ -198,7 +207,7 @@ def worded(jobs: list["Job"], rephrase: str | None, model: str) -> list["Job"]:
     done = []
     for request, target in jobs:
         text = prompts.rephrase(request.prompt, read_pictures(request)[0], rephrase)
-        tell(f"the prompt is now: {text}")
+        tell(f"rewritten prompt: {text}")
         done.append((replace(request, prompt=text, asked_prompt=request.prompt), target))
     return done
 
@@ -244,7 +253,7 @@ def run_jobs(
     for request, target in jobs:
         check_job(request, target)
         if request.seed + candidates > 2**63:
-            raise InputError(f"seed is {request.seed}; with {candidates} candidates it can be 0 to {2**63 - candidates}")
+            raise InputError(f"seed must be between 0 and {2**63 - candidates} with {candidates} candidates (got {request.seed})")
     if not loaded:
         check_models(model_folder(model))
     head(jobs, model, placement, budget, candidates)
@@ -252,7 +261,7 @@ def run_jobs(
     main_process = is_main()  # under torchrun the others compute and stay silent
     with progress(main_process) as bar:
         for request, target in jobs:
-            task = bar.add_task(printable(target.name), total=request.steps * candidates)
+            task = bar.add_task(printable(target.name), total=request.num_inference_steps * candidates)
             ratios = pipe.step_cache.ratios if pipe.step_cache else None
             origin = origin_of(request, pipe.weights, asdict(placement), ratios, best and best.origin, rephrase)
             told = make(request, pipe, target, preview, lambda _, task=task: bar.advance(task), origin, main_process, best)
@@ -287,14 +296,14 @@ def _many(
     from phantom_s2v.pipeline.metadata import origin_of
 
     if not file.is_file():
-        raise InputError(f"{file} is not a file; --requests takes JSON lines, one request each")
+        raise InputError(f"{file} is not a file; --requests must be a JSON Lines file with one request per line")
     folder = out.parent if out.suffix.lower() == ".mp4" and not out.is_dir() else out
     with naming(folder):
         folder.mkdir(exist_ok=True)
     check_folder(folder)
     jobs, faults, count = read_requests(file, folder, preset)
     if not count:
-        raise InputError(f"{file} holds no request; nothing was made")
+        raise InputError(f"{file} contains no requests")
     check_names(jobs, [file, *placement.files()], preview, force=True)
     if faults and len(faults) == count:
         raise InputError(faults[0])
@@ -306,15 +315,15 @@ def _many(
     whys = [remade_because(target, origin) for (_, target), origin in zip(jobs, origins, strict=True)]
     for (_, target), why in zip(jobs, whys, strict=True):
         if why:
-            tell(f"made again: {target.name}: {why}")
+            tell(f"regenerating {target.name}: {why}")
     left = [job for job, why in zip(jobs, whys, strict=True) if why != ""]
     if len(left) < len(jobs):
-        tell(f"{len(jobs) - len(left)} of {len(jobs)} videos are there already, made of the same")
+        tell(f"{len(jobs) - len(left)} of {len(jobs)} videos are up to date and were kept")
     if left:
         jobs = worded(left, rephrase, model)
         run_jobs(jobs, model, preview, placement, budget=budget, best=best, rephrase=rephrase)
     for fault in faults:
-        tell(f"not made: {fault}")
+        tell(f"skipped: {fault}")
     if faults:
         raise typer.Exit(3)
 
@@ -343,19 +352,21 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
     pipe = load_for([request], folder, placement)
     said = changes(record, pipe.weights)
     if not ours(file):
-        said.insert(0, f"{file.name} was changed since it was written")
-    for line in said or ["nothing has changed; the video will be the same"]:
+        said.insert(0, f"{file.name} was modified after it was written")
+    for line in said or ["nothing has changed; the video will be identical"]:
         tell(line)
     run_jobs([(request, out)], model, preview, placement, pipe, budget)
 
 
 @app.command()
 def convert(
-    wan: Annotated[str, typer.Option(help="Folder of Wan2.1-T2V-1.3B (native, or diffusers'), or OWNER/MODEL of a hub.")],
-    phantom: Annotated[str, typer.Option(help="Phantom-Wan-1.3B.pth, the folder of the 14B shards, or a community file.")],
-    out: Annotated[Path, typer.Option(help="Model folder to write.")],
+    wan: Annotated[str, typer.Option(help="Wan2.1-T2V-1.3B folder (native or diffusers layout), or OWNER/MODEL on a hub.")],
+    phantom: Annotated[
+        str, typer.Option(help="Phantom-Wan-1.3B.pth, the folder with the 14B shards, or a community single file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Output model folder.")],
 ) -> None:
-    """Convert the released Phantom-Wan weights to a model folder in diffusers' layout."""
+    """Convert the released Phantom-Wan weights to the diffusers layout."""
     from phantom_s2v.models.registry import source_path
     from phantom_s2v.models.wan.convert import convert as run
     from phantom_s2v.pipeline.loading import model_hash
@@ -372,19 +383,21 @@ def convert(
 
 @app.command()
 def calibrate_magcache(
-    model: Annotated[str, typer.Option(help="Folder of Phantom-Wan, as `phantom convert` writes it.")],
-    prompt: Annotated[str, typer.Option(help="What happens, as for generate.")],
-    reference: Annotated[list[str], typer.Option(help="[NAME=]PATH of a picture, as for generate.")],
+    model: Annotated[str, typer.Option(help="Phantom-Wan model folder (from `phantom convert`).")],
+    prompt: Annotated[str, typer.Option(help="Text prompt.")],
+    reference: Annotated[list[str], typer.Option(help="[NAME=]PATH of a reference image.")],
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Length, a multiple of 4 plus 1.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Solver steps; others are interpolated from them.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the video.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    offload: Annotated[str, typer.Option(help="none, model or group: what waits in main memory.")] = "none",
-    untrained_size: Annotated[bool, typer.Option(help="Let sizes pass that the model was not trained at.")] = False,
+    num_frames: Annotated[int | None, typer.Option(help="Number of frames, 4n+1.")] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(help="Number of denoising steps; other step counts are interpolated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Data type: auto, float32, bfloat16 or float16.")] = "auto",
+    offload: Annotated[str, typer.Option(help="CPU offload: none, model (whole modules), group (block by block).")] = "none",
+    untrained_size: Annotated[bool, typer.Option(help="Allow resolutions the model was not trained on.")] = False,
 ) -> None:
-    """Measure what `--cache magcache` needs to know of a model's weights, while one video is made, and write it beside them."""
+    """Measure the residual ratios for `--cache magcache` by generating one video; they are saved in the model folder."""
     from phantom_s2v.files.io import check_outputs, write_json
     from phantom_s2v.models.memory import Placement
     from phantom_s2v.models.registry import load_preset, model_folder, video_model
@@ -395,15 +408,22 @@ def calibrate_magcache(
 
     folder = model_folder(model)
     preset = load_preset(folder)
-    asked = {"prompt": prompt, "reference": reference, "size": size, "frames": frames, "steps": steps, "seed": seed}
+    asked = {
+        "prompt": prompt,
+        "reference": reference,
+        "size": size,
+        "num_frames": num_frames,
+        "num_inference_steps": num_inference_steps,
+        "seed": seed,
+    }
     request = build_request({**asked, "untrained_size": untrained_size}, preset)
     if "cache" not in video_model(folder).placed:
-        raise InputError(f"{preset.name} has no step caches; ratios are measured of Phantom-Wan")
+        raise InputError(f"{preset.name} has no step caches; MagCache is for Phantom-Wan only")
     check_outputs([folder / RATIOS], force=True)
     placement = Placement(device=device, dtype=dtype, offload=offload, cache="magcache")
     pipe = load_for([request], folder, placement, calibrate=True)
     with progress() as bar:
-        task = bar.add_task("steps", total=request.steps)
+        task = bar.add_task("steps", total=request.num_inference_steps)
         make_video(request, pipe, lambda done, *_: bar.update(task, completed=done))
     assert pipe.step_cache
     write_json(folder / RATIOS, {"ratios": pipe.step_cache.measured, "weights": pipe.weights, "prompt": prompt}, sealed=True)

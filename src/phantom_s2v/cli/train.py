@@ -16,26 +16,28 @@ from phantom_s2v.training.config import Bucket
 
 AllowChange = Annotated[
     list[str] | None,
-    typer.Option(help="Part of the run (a config field, code, subjects) that may differ from the checkpoint's. Repeat for more."),
+    typer.Option(
+        help="Allow this part of the run (a config field, code, subjects) to differ from the checkpoint. Repeat for more."
+    ),
 ]
 
 
 @train.command("autoencoder")
 def train_autoencoder(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    steps: Annotated[int, whole(1, MOST_STEPS, "Optimizer steps, after those of the linear path.")] = 2_150,
-    decoder_only: Annotated[bool, typer.Option(help="Keep the latents, train the decoder alone.")] = False,
+    out: Annotated[Path, typer.Option(help="Output folder of the run.")],
+    steps: Annotated[int, whole(1, MOST_STEPS, "Number of optimizer steps, after those of the linear path.")] = 2_150,
+    decoder_only: Annotated[bool, typer.Option(help="Train the decoder only; latents do not change.")] = False,
     size: Annotated[int, whole(SPACE_STRIDE, MOST_SIDE, "Side of the clips in pixels.")] = 64,
-    init_from: Annotated[Path | None, typer.Option(help="Folder of an autoencoder to start from.")] = None,
+    init_from: Annotated[Path | None, typer.Option(help="Initial weights: autoencoder folder.")] = None,
     seed: Annotated[
         int | None,
-        whole(0, MOST_SEED, "Seed of the clips: another one where training goes on from weights."),
+        whole(0, MOST_SEED, "Random seed of the clips; use another one with --init-from."),
     ] = None,
-    threads: Annotated[int, whole(1, MOST_PROCESSES, "CPU threads.")] = 1,
+    threads: Annotated[int, whole(1, MOST_PROCESSES, "Number of CPU threads.")] = 1,
     allow_change: AllowChange = None,
-    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
 ) -> None:
-    """Train the autoencoder: its linear path, then the whole."""
+    """Train the autoencoder: first its linear path, then all of it."""
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
     from phantom_s2v.training import recipes
     from phantom_s2v.training.autoencoder import joint
@@ -50,14 +52,14 @@ def train_autoencoder(
 
 @train.command("image-encoder")
 def train_image_encoder(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    steps: Annotated[int, whole(1, MOST_STEPS, "Optimizer steps.")] = 800,
-    init_from: Annotated[Path | None, typer.Option(help="Folder of an image encoder to start from.")] = None,
-    threads: Annotated[int, whole(1, MOST_PROCESSES, "CPU threads.")] = 1,
+    out: Annotated[Path, typer.Option(help="Output folder of the run.")],
+    steps: Annotated[int, whole(1, MOST_STEPS, "Number of optimizer steps.")] = 800,
+    init_from: Annotated[Path | None, typer.Option(help="Initial weights: image encoder folder.")] = None,
+    threads: Annotated[int, whole(1, MOST_PROCESSES, "Number of CPU threads.")] = 1,
     allow_change: AllowChange = None,
-    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
 ) -> None:
-    """Train the image encoder against captions of looks."""
+    """Train the image encoder with captions of subject appearance."""
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
     from phantom_s2v.training import image_encoder, recipes
 
@@ -68,43 +70,45 @@ def train_image_encoder(
 
 @train.command("transformer")
 def train_transformer(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    steps: Annotated[int, whole(1, MOST_STEPS, "Optimizer steps.")] = 1_000_000,
-    minutes: Annotated[float, typer.Option(help="End the run after so many minutes; 0: after --steps.")] = 0.0,
-    model: Annotated[str, typer.Option(help="Model whose autoencoder and image encoder are used.")] = "phantom-mini",
+    out: Annotated[Path, typer.Option(help="Output folder of the run.")],
+    steps: Annotated[int, whole(1, MOST_STEPS, "Number of optimizer steps.")] = 1_000_000,
+    minutes: Annotated[float, typer.Option(help="Time limit in minutes; 0: none (stop after --steps).")] = 0.0,
+    model: Annotated[str, typer.Option(help="Model that provides the autoencoder and image encoder.")] = "phantom-mini",
     init_from: Annotated[Path | None, typer.Option(help="Initial weights of the transformer (warmup is applied).")] = None,
     distill_guidance: Annotated[
         Path | None,
-        typer.Option(help="Distill the guidance of this transformer: one forward a step. Starts from it without --init-from."),
+        typer.Option(
+            help="Distill the guidance of this teacher transformer into one forward per step. "
+            "Also the initial weights without --init-from."
+        ),
     ] = None,
-    network: Annotated[
-        str, typer.Option(help="Sizes of a new transformer: DEPTHxDIMxHEADS, used without --init-from.")
-    ] = "8x192x3",
+    network: Annotated[str, typer.Option(help="Size of a new transformer (without --init-from): DEPTHxDIMxHEADS.")] = "8x192x3",
     buckets: Annotated[
-        str, typer.Option(help="SIDExFRAMESxBATCH:SHARE,... : image side in pixels, frames (4n+1), batch size, how often.")
+        str,
+        typer.Option(
+            help="Training buckets SIDExFRAMESxBATCH:WEIGHT,... : side in pixels, frames (4n+1), batch size, sampling weight."
+        ),
     ] = "96x1x16:0.3,128x1x12:0.5,96x25x2:0.2",
-    lr: Annotated[float, typer.Option(help="Muon's learning rate, of matrices.")] = 0.01,
-    adam_lr: Annotated[float, typer.Option(help="AdamW's learning rate, of the rest.")] = 5e-4,
+    lr: Annotated[float, typer.Option(help="Muon learning rate (matrices).")] = 0.01,
+    adam_lr: Annotated[float, typer.Option(help="AdamW learning rate (all other parameters).")] = 5e-4,
     decay_fraction: Annotated[float, typer.Option(help="Fraction of steps, at the end, for linear learning rate decay.")] = 0.0,
     decay_minutes: Annotated[float, typer.Option(help="Minutes, of --minutes, for linear learning rate decay.")] = 0.0,
-    ema_decay: Annotated[float, typer.Option(help="Decay of the weights' moving average.")] = 0.9995,
-    plain: Annotated[float, typer.Option(help="Share of samples with large subjects on a plain background, 0 to 1.")] = 0.6,
-    seed: Annotated[int, whole(0, MOST_SEED, "Another seed composes other triplets.")] = 0,
+    ema_decay: Annotated[float, typer.Option(help="Decay of the exponential moving average of the weights.")] = 0.9995,
+    plain: Annotated[float, typer.Option(help="Fraction of samples with large subjects on a uniform background, 0 to 1.")] = 0.6,
+    seed: Annotated[int, whole(0, MOST_SEED, "Random seed.")] = 0,
     validate_minutes: Annotated[float, typer.Option(help="Minutes between validations.")] = 15.0,
     save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
-    workers: Annotated[int, whole(0, MOST_PROCESSES, "Processes that compose batches ahead; 0: none.")] = 0,
-    threads: Annotated[int, whole(1, MOST_PROCESSES, "CPU threads.")] = 1,
-    precision: Annotated[
-        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where it is measured to be faster.")
-    ] = "auto",
+    workers: Annotated[int, whole(0, MOST_PROCESSES, "Number of data loader processes; 0: load in the main process.")] = 0,
+    threads: Annotated[int, whole(1, MOST_PROCESSES, "Number of CPU threads.")] = 1,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto (bfloat16 if measured to be faster).")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     allow_change: AllowChange = None,
     parts: Annotated[
-        Path | None, typer.Option(help="With every checkpoint also write the weights here, in float16 files of 15 MiB.")
+        Path | None, typer.Option(help="Also save the weights of each checkpoint here, as float16 files of 15 MiB.")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
 ) -> None:
-    """Train the transformer on composed triplets, from given or random weights. Resumes from the last checkpoint."""
+    """Train the transformer on synthetic triplets, from given or random weights. Resumes from the last checkpoint."""
     from phantom_s2v.models.registry import model_folder
     from phantom_s2v.training.config import TrainConfig, TransformerConfig, distilling
     from phantom_s2v.training.run import transformer_run
@@ -127,13 +131,13 @@ def train_transformer(
 
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise InputError(f"{name} must be {low} to {high} (got {value})")
+        raise InputError(f"{name} must be between {low} and {high} (got {value})")
 
 
 def parse_buckets(text: str) -> tuple[Bucket, ...]:
-    """Buckets of SIDExFRAMESxBATCH:SHARE,... Raises InputError for anything else."""
+    """Buckets of SIDExFRAMESxBATCH:WEIGHT,... Raises InputError for anything else."""
     if not re.fullmatch(r"\d+x\d+x\d+:\d*\.?\d+(,\d+x\d+x\d+:\d*\.?\d+)*", text):
-        raise InputError(f"buckets must be SIDExFRAMESxBATCH:SHARE,... such as 128x1x12:0.8,96x25x2:0.2 (got {text!r})")
+        raise InputError(f"buckets must be SIDExFRAMESxBATCH:WEIGHT,... such as 128x1x12:0.8,96x25x2:0.2 (got {text!r})")
     buckets = []
     for part in text.split(","):
         shape, share = part.split(":")
@@ -141,7 +145,7 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
         VideoSize(frames, side, side)
         buckets.append(Bucket(side, frames, batch, float(share)))
     if not all(bucket.batch for bucket in buckets) or not sum(bucket.share for bucket in buckets):
-        raise InputError(f"a bucket's batch size must be at least 1, and the sum of shares more than 0 (got {text!r})")
+        raise InputError(f"batch sizes must be at least 1 and the sum of weights positive (got {text!r})")
     return tuple(buckets)
 
 
@@ -152,7 +156,7 @@ def parse_network(text: str) -> dict[str, int]:
     depth, dim, heads = map(int, text.split("x"))
     if not depth or not heads or dim % (2 * heads):
         raise InputError(
-            f"network needs a depth and heads of at least 1, and a dim that is a multiple of 2 x heads (got {text!r})"
+            f"network must have depth and heads of at least 1 and a dim that is a multiple of 2 x heads (got {text!r})"
         )
     return {"depth": depth, "dim": dim, "heads": heads}
 
@@ -165,15 +169,15 @@ def check_new(out: Path) -> None:
     check_new_folder(out)
 
 
-@train.command("move")
-def train_move(
-    out: Annotated[Path, typer.Option(help="Model folder to write.")],
-    autoencoder: Annotated[Path, typer.Option(help="Folder of the autoencoder to move to.")],
-    model: Annotated[str, typer.Option(help="Model whose transformer is moved.")] = "phantom-mini",
-    clips: Annotated[int, whole(1, 1_000, "Composed clips that the two autoencoders' latents are compared on.")] = 160,
-    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+@train.command("adapt-latents")
+def train_adapt_latents(
+    out: Annotated[Path, typer.Option(help="Output model folder.")],
+    autoencoder: Annotated[Path, typer.Option(help="Folder of the new autoencoder.")],
+    model: Annotated[str, typer.Option(help="Model whose transformer is adapted.")] = "phantom-mini",
+    clips: Annotated[int, whole(1, 1_000, "Number of synthetic clips on which the latents are compared.")] = 160,
+    root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
 ) -> None:
-    """Fit a trained transformer to another autoencoder's latents, from which its training goes on."""
+    """Adapt the input and output layers of a trained transformer to a new VAE."""
     import tempfile
 
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
@@ -201,14 +205,14 @@ def train_move(
 
 @train.command("pack")
 def train_pack(
-    out: Annotated[Path, typer.Option(help="Model folder to write.")],
-    autoencoder: Annotated[Path, typer.Option(help="Folder of the autoencoder.")],
-    image_encoder: Annotated[Path, typer.Option(help="Folder of the image encoder.")],
-    transformer: Annotated[Path | None, typer.Option(help="Folder of the transformer; without it, a random one.")] = None,
-    samples: Annotated[int, whole(0, MOST_ROW, "Samples that the transformer has learned from, for the record.")] = 0,
-    root: Annotated[Path | None, typer.Option(help="Where the store is.")] = None,
+    out: Annotated[Path, typer.Option(help="Output model folder.")],
+    autoencoder: Annotated[Path, typer.Option(help="Autoencoder folder.")],
+    image_encoder: Annotated[Path, typer.Option(help="Image encoder folder.")],
+    transformer: Annotated[Path | None, typer.Option(help="Transformer folder; default: random weights.")] = None,
+    samples: Annotated[int, whole(0, MOST_ROW, "Number of training samples, for the model's metadata.")] = 0,
+    root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
 ) -> None:
-    """Put trained parts together as a model folder in float16."""
+    """Assemble trained components into a model folder in float16."""
     import tempfile
 
     from phantom_s2v.data.synthetic.emoji import default_root, load_store, subjects_hash

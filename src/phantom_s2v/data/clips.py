@@ -39,7 +39,7 @@ def store_video(path: Path, told: Told) -> StoredClip:
     if facts.playable:
         count = sum(1 for _ in video.frames(size=(facts.height // 8 + 2, facts.width // 8 + 2)))
         return StoredClip(path.read_bytes(), facts.fps, count, facts.height, facts.width)
-    told(f"{path.name}: {'; '.join([*facts.notices, 'encoded as H.264 in MP4'])}")
+    told(f"{path.name}: {'; '.join([*facts.notices, 're-encoded as H.264 MP4'])}")
     frames = (picture for _, picture in video.frames())
     even = facts.steady and facts.ordered
     return encoded(frames if even else resampled(video.frames(), 0.0, facts.count, facts.fps), facts.fps)
@@ -57,7 +57,7 @@ def encoded(frames: Iterator[np.ndarray], fps: float) -> StoredClip:
 
     encode(target, counted(), fps or 25.0, CRF)
     if not count:
-        raise DataError("no frame is left")
+        raise DataError("no frames are left")
     return StoredClip(target.getvalue(), fps, count, shape[0] // 2 * 2, shape[1] // 2 * 2)
 
 

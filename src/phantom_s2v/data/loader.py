@@ -30,7 +30,7 @@ class TripletLoader:
     def __init__(self, store: TripletStore, batch: int, seed: int) -> None:
         ids = store.ids()
         if len(ids) < batch:
-            raise DataError(f"the store has {len(ids)} triplets; a batch of {batch} needs as many")
+            raise DataError(f"the dataset has {len(ids)} triplets, fewer than a batch of {batch}")
         self.store, self.batch, self.seed = store, batch, seed
         self.rows = [row for _, row in sorted(zip(ids, range(len(ids)), strict=True))]
 

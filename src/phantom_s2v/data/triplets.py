@@ -89,15 +89,17 @@ def check(triplet: Triplet, require_licence: bool = False) -> None:
         faults.append(f"has {len(triplet.references)} references of {len(subjects)} subjects; {most}")
     for number, reference in enumerate(triplet.references, 1):
         if reference.pairing not in PAIRINGS:
-            faults.append(f"reference {number} is {reference.pairing!r}; legal are {' and '.join(PAIRINGS)}")
+            faults.append(f"the pairing of reference {number} must be {' or '.join(PAIRINGS)} (got {reference.pairing!r})")
         if reference.box and not (
             0 <= reference.box[0] < reference.box[2] <= 1 and 0 <= reference.box[1] < reference.box[3] <= 1
         ):
-            faults.append(f"reference {number} has the box {reference.box}; legal are shares with left < right and top < bottom")
+            faults.append(
+                f"the box of reference {number} must be fractions with left < right and top < bottom (got {reference.box})"
+            )
     if require_licence:
         lacking = [name for name, rights in _all_rights(triplet) if not rights.licence]
         if lacking:
-            faults.append(f"has no licence for {', '.join(lacking)}")
+            faults.append(f"has no license for {', '.join(lacking)}")
     if faults:
         raise DataError(f"triplet {triplet.id} {'; '.join(faults)}")
 
@@ -107,7 +109,7 @@ def _check_text(triplet: Triplet) -> None:
     rights = [text for _, each in _all_rights(triplet) for text in (each.source, each.licence, each.consent)]
     for text in (triplet.caption, *(r.subject for r in triplet.references), *rights):
         if not is_text(text):
-            raise DataError(f"{text[:60]!r} of a triplet is no Unicode text")
+            raise DataError(f"{text[:60]!r} of a triplet is not valid Unicode")
 
 
 def _all_rights(triplet: Triplet) -> Iterator[tuple[str, Rights]]:
@@ -161,7 +163,7 @@ def _from_row(row: dict[str, Any]) -> Triplet:
         scores = parse_json(row["scores"])
         return Triplet(**{**values, "references": references, "scores": scores, "rights": Rights(**row["rights"])})
     except (TypeError, ValueError) as error:
-        raise DataError(f"the row {row.get('id')!r} of the dataset is no triplet ({error})") from error
+        raise DataError(f"row {row.get('id')!r} of the dataset is not a triplet ({error})") from error
 
 
 def _said(error: Exception) -> str:
@@ -178,7 +180,7 @@ class TripletStore:
 
     def __init__(self, path: Path, version: int | None = None) -> None:
         if not path.is_dir():
-            raise DataError(f"there is no dataset at {path}")
+            raise DataError(f"dataset {path} does not exist")
         self.path = path
         try:
             self.dataset = lance.dataset(str(path))
@@ -188,11 +190,11 @@ class TripletStore:
             if version is not None:
                 self.dataset = self.dataset.checkout_version(version)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is no Lance dataset ({_said(error)})") from error
+            raise DataError(f"{path} is not a Lance dataset ({_said(error)})") from error
         if missing := set(SCHEMA.names) - set(self.dataset.schema.names):
-            raise DataError(f"{path} is a dataset of something else; it lacks the columns {', '.join(sorted(missing))}")
+            raise DataError(f"{path} is not a triplet dataset; missing columns: {', '.join(sorted(missing))}")
         if odd := [name for name in SCHEMA.names if self.dataset.schema.field(name).type != SCHEMA.field(name).type]:
-            raise DataError(f"{path} is a dataset of something else; its columns {', '.join(odd)} are of another type")
+            raise DataError(f"{path} is not a triplet dataset; columns of another type: {', '.join(odd)}")
         with self._reading():
             self.repaired = self._repair() if version is None else 0
 
@@ -229,7 +231,7 @@ class TripletStore:
         """Delete triplets; older versions keep them."""
         wanted = list(ids)
         if odd := [each for each in wanted if not re.fullmatch("[0-9a-f]{32}", each)]:
-            raise DataError(f"{odd[0][:60]!r} is no id of a triplet; an id has 32 hexadecimal digits")
+            raise DataError(f"a triplet id must have 32 hexadecimal digits (got {odd[0][:60]!r})")
         if listed := ", ".join(f"'{each}'" for each in wanted):
             with self._writing():
                 self.dataset.delete(f"id IN ({listed})")
@@ -243,7 +245,7 @@ class TripletStore:
                 yield
                 self.dataset = lance.dataset(str(self.path))
             except (OSError, RuntimeError) as error:
-                raise OutputError(f"{self.path} cannot be written: {_said(error)}; what was there stays") from error
+                raise OutputError(f"{self.path} cannot be written: {_said(error)}; the existing data is unchanged") from error
 
     def _merge(self, rows: list[dict[str, Any]]) -> int:
         unique = list({row["id"]: row for row in rows}.values())
@@ -281,7 +283,7 @@ class TripletStore:
                     listed = ", ".join(map(str, extra[start : start + REMOVED_AT_ONCE]))
                     self.dataset.delete(f"_rowid IN ({listed})")
         except OutputError as error:
-            raise DataError(f"{self.path} holds some triplets twice and cannot be repaired: {error}") from error
+            raise DataError(f"{self.path} contains duplicate triplets and cannot be repaired: {error}") from error
         return len(extra)
 
     def __len__(self) -> int:

@@ -40,7 +40,7 @@ class Bound:
 def calibrate(good: Sequence[VideoScore], bad: Sequence[VideoScore], tools: Instruments) -> list[Bound]:
     """Bounds of the metrics that tell, the best first. Raises InputError for too few videos, or where none tells."""
     if min(len(good), len(bad)) < LEAST:
-        raise InputError(f"there are {len(good)} good and {len(bad)} bad videos; {LEAST} and more of each are needed")
+        raise InputError(f"at least {LEAST} good and {LEAST} bad videos are needed (got {len(good)} and {len(bad)})")
     bounds = []
     for metric in METRICS:
         values = [[value_of(video, metric) for video in some] for some in (good, bad)]
@@ -49,7 +49,7 @@ def calibrate(good: Sequence[VideoScore], bad: Sequence[VideoScore], tools: Inst
             bounds.append(_bound(metric, tools, *measured))
     kept = sorted((b for b in bounds if b.accuracy >= TELLS), key=lambda b: -b.accuracy)
     if not kept:
-        raise InputError("no metric tells the good videos from the bad ones; they differ in something that is not measured here")
+        raise InputError("no metric separates the good videos from the bad ones")
     return kept
 
 

@@ -46,7 +46,7 @@ def compare(systems: dict[str, list[dict[str, Any]]]) -> tuple[list[Comparison],
     Values that different networks measured are never compared. Raises InputError for fewer than two systems, or no common case.
     """
     if len(systems) < 2:
-        raise InputError(f"{len(systems)} system was given; a comparison needs two or more")
+        raise InputError(f"a comparison needs at least two systems (got {len(systems)})")
     found, notes = [], []
     for (first, one), (second, other) in combinations(systems.items(), 2):
         pairs = _common(first, one, second, other, notes)
@@ -78,15 +78,15 @@ def _common(
     other_asked = [key for key in shared if len({row[key].get("asked") for row in rows} - {None}) > 1]
     if other_asked:
         notes.append(
-            f"{len(other_asked)} cases of {first} and {second} are left out: the same id had another prompt, reference or crop "
-            f"({other_asked[0]})"
+            f"{len(other_asked)} cases of {first} and {second} were skipped: the same id has another prompt, reference or "
+            f"crop ({other_asked[0]})"
         )
         shared = [key for key in shared if key not in other_asked]
     if not shared:
-        raise InputError(f"{first} and {second} have no case in common; they need the same ids, prompts and references")
+        raise InputError(f"{first} and {second} have no cases in common (same id, prompt and references)")
     left = len(rows[0]) + len(rows[1]) - 2 * (len(shared) + len(other_asked)) + sum("unreadable" in row for row in (*one, *other))
     if left:
-        notes.append(f"{left} videos of {first} and {second} are left out: the other has none of that case, or it is unreadable")
+        notes.append(f"{left} videos of {first} and {second} were skipped: missing or unreadable in the other system")
     return [(rows[0][key], rows[1][key]) for key in shared]
 
 

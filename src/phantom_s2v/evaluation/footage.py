@@ -17,7 +17,7 @@ from phantom_s2v.media.images import evenly_spaced
 from phantom_s2v.media.videos import Timed
 
 WORKING_SIDE = 128  # pixels a side of what all but subjects, sharpness and flow are measured on
-FRAMES = 10  # looked at by networks, evenly spaced in time (facts 5.1)
+FRAMES = 10  # looked at by networks, evenly spaced in time (Phantom, section 4.1)
 FLOWS = 600  # pairs of successive frames whose flow is measured; of a longer video evenly spaced ones
 AT_ONCE = 129  # frames that go through an autoencoder at once
 SHOWN_FLASHES = 2  # frames of a flash that are kept for a page

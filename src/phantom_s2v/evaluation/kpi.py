@@ -45,31 +45,33 @@ class Verdict:
 
 
 def read_kpis(file: Path) -> list[Kpi]:
-    """KPIs of a TOML file. Raises InputError for what is not legal in it."""
+    """KPIs of a TOML file. Raises InputError for invalid contents."""
     try:
         given: dict[str, Any] = parse_toml(read_text(file))
     except ValueError as error:
-        raise InputError(f"{file} is no TOML file that can be read ({error})") from error
+        raise InputError(f"{file} is not a valid TOML file ({error})") from error
     kpis = [_kpi(file.name, name, entry) for name, entry in given.items()]
     if not kpis:
-        raise InputError(f"{file.name} holds no KPI; legal are {', '.join(METRICS)}")
+        raise InputError(f"{file.name} contains no KPIs; metrics are {', '.join(METRICS)}")
     return kpis
 
 
 def _kpi(file: str, name: str, entry: Any) -> Kpi:
     """One table of a KPI file."""
     if name not in METRICS:
-        raise InputError(f"{file} names {name}; legal are {', '.join(METRICS)}")
+        raise InputError(f"unknown metric {name} in {file}; metrics are {', '.join(METRICS)}")
     if not isinstance(entry, dict) or not str(entry.get("reason", "")).strip():
-        raise InputError(f"{file} gives no reason for {name}; every KPI is [{name}] with least or most, and a reason")
+        raise InputError(f"[{name}] in {file} must have a reason")
     if extra := sorted(set(entry) - {"least", "most", "reason", "network", "weights", "optional"}):
-        raise InputError(f"{file} gives {name} {', '.join(extra)}; legal are least, most, reason, network, weights and optional")
+        raise InputError(
+            f"keys of [{name}] in {file} must be least, most, reason, network, weights or optional (got {', '.join(extra)})"
+        )
     least, most, optional = entry.get("least"), entry.get("most"), entry.get("optional", False)
     bounds = [bound for bound in (least, most) if bound is not None]
     if not bounds or any(type(b) not in (int, float) or not math.isfinite(b) for b in bounds):
-        raise InputError(f"{file} gives {name} least {least} and most {most}; legal are numbers, one or both")
+        raise InputError(f"[{name}] in {file} must have a number as least, most or both (got {least} and {most})")
     if not isinstance(optional, bool):
-        raise InputError(f"{file} gives {name} optional {optional!r}; legal are true and false")
+        raise InputError(f"optional of [{name}] in {file} must be true or false (got {optional!r})")
     network, weights = str(entry.get("network", "")), str(entry.get("weights", ""))
     return Kpi(name, least, most, str(entry["reason"]), network, weights, optional)
 
@@ -108,10 +110,10 @@ def check_networks(kpis: list[Kpi], tools: Instruments) -> None:
     for kpi in kpis:
         now = network_of(kpi.metric, tools.all_names())
         if kpi.network and kpi.network != now:
-            raise InputError(f"the KPI {kpi.metric} was set for {kpi.network}, and it is measured by {now or 'nothing'}")
+            raise InputError(f"KPI {kpi.metric} was set for {kpi.network}, but is measured with {now or 'nothing'}")
         weights = network_of(kpi.metric, tools.hashes)
         if kpi.weights and not weights.startswith(kpi.weights):
             raise InputError(
-                f"the KPI {kpi.metric} was set for weights {kpi.weights} of {now}, and these are {weights[:16] or 'unknown'}; "
-                "phantom evaluate calibrate sets it anew"
+                f"KPI {kpi.metric} was set for other weights of {now} ({kpi.weights}, not {weights[:16] or 'unknown'}); run "
+                "phantom evaluate calibrate again"
             )

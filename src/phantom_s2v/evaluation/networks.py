@@ -39,12 +39,12 @@ class Wanted:
 
 
 def instruments(wanted: Wanted) -> Instruments:
-    """What was wanted, loaded. Raises InputError for names that are not legal, CheckpointError for what cannot be had."""
+    """What was wanted, loaded. Raises InputError for invalid names, CheckpointError for missing models."""
     for name, legal in (("features", tuple(FEATURES)), ("backend", BACKENDS), ("reconstruct", ("none", "references", "videos"))):
         if getattr(wanted, name) not in legal:
-            raise InputError(f"{name} is {getattr(wanted, name)!r}; it can be {', '.join(legal)}")
+            raise InputError(f"{name} must be {', '.join(legal[:-1])} or {legal[-1]} (got {getattr(wanted, name)!r})")
     if wanted.backend == "packaged" and any((wanted.clip, wanted.dino, wanted.aesthetic)):
-        raise InputError("clip, dino and aesthetic were given to the packaged backend; they need --backend hub")
+        raise InputError("--clip, --dino and --aesthetic need --backend hub")
     tools = Instruments(wanted.features, FEATURES[wanted.features](), LIMITS[wanted.features], wanted.backend)
     tools = replace(tools, hashes={"likeness": features_hash(wanted.features)})
     tools = _with_hub(tools, wanted) if wanted.backend == "hub" else replace(tools, absent=dict.fromkeys(FROM_HUB, WHY_NOT))

@@ -110,8 +110,9 @@ def bind(file: Path, pairs: Sequence[Pair]) -> None:
             if voted and (row is None or row[0] != now):
                 before = row[0][:12] if row else "not recorded"
                 raise InputError(
-                    f"{file} holds votes on other videos of case {pair.case}, {pair.first} and {pair.second} (their hash is "
-                    f"{before}, and now {now[:12]}); choose another file with --votes"
+                    f"{file} contains votes on other videos of case {pair.case}, {pair.first} and {pair.second} "
+                    f"(hash {before}, now "
+                    f"{now[:12]}); choose another file with --votes"
                 )
             votes.execute("insert or replace into shown values (?, ?, ?, ?)", (*key, now))
 
@@ -123,16 +124,16 @@ def find_pairs(folders: Sequence[Path], told: dict[str, tuple[str, tuple[Path, .
         name = _system(folder)
         if name in systems or name in CHOICES:
             why = "a second system of this name" if name in systems else "the name of an answer"
-            raise InputError(f"{folder} is {why}, {name}, and votes could not be told apart; rename the folder")
+            raise InputError(f"{folder} is {why}, {name}, so votes would be ambiguous; rename the folder")
         systems[name] = _videos(folder)
     if len(systems) < 2:
-        raise InputError(f"{len(systems)} system was given; rating side by side needs two or more folders of different names")
+        raise InputError(f"at least two folders with different names are needed (got {len(systems)})")
     pairs = []
     for (first, one), (second, other) in combinations(systems.items(), 2):
         shared = [case for case in one if case in other]
         pairs += [Pair(c, first, second, (one[c], other[c]), *told.get(c, ("", ()))) for c in shared]
     if not pairs:
-        raise InputError(f"{' and '.join(systems)} have no video of the same name")
+        raise InputError(f"{' and '.join(systems)} have no videos with the same name")
     return pairs
 
 
@@ -149,14 +150,14 @@ def as_shown(pairs: Sequence[Pair], scratch: Path, told: Callable[[str], None]) 
                 (scratch / f"{len(ready) - 1}.mp4").write_bytes(store_video(path, told).video)
         except InputError as error:
             ready[path] = None
-            told(f"left out: {error}")
+            told(f"skipped: {error}")
     kept = [
         replace(pair, videos=(first, second))
         for pair in pairs
         if (first := ready[pair.videos[0]]) and (second := ready[pair.videos[1]])
     ]
     if not kept:
-        raise InputError("no pair is left whose two videos can be read")
+        raise InputError("no pair has two readable videos")
     return kept
 
 
@@ -177,14 +178,16 @@ def _videos(folder: Path) -> dict[str, Path]:
     place, found = folder / "videos" if (folder / "videos").is_dir() else folder, dict[str, Path]()
     for path in sorted(place.glob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file() and found.setdefault(path.stem, path) != path:
-            raise InputError(f"{place} holds {found[path.stem].name} and {path.name}, both of case {path.stem}; take one away")
+            raise InputError(
+                f"{place} contains two videos of case {path.stem}: {found[path.stem].name} and {path.name}; remove one"
+            )
     return found
 
 
 def open_votes(file: Path) -> sqlite3.Connection:
     """The votes' file, made where there is none, for its owner alone: it holds names. Raises InputError if it is no such file."""
     if file.is_symlink():
-        raise InputError(f"{file} is a link, through which another file would be changed; give the file of votes itself")
+        raise InputError(f"{file} is a symbolic link; give the votes file itself")
     try:
         with contextlib.suppress(FileExistsError):
             os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -197,9 +200,7 @@ def open_votes(file: Path) -> sqlite3.Connection:
         votes.commit()
         file.chmod(0o600)
     except (sqlite3.Error, OSError) as error:
-        raise InputError(
-            f"{file} is no file of votes ({error}); it is an SQLite file that phantom evaluate rate makes"
-        ) from error
+        raise InputError(f"{file} is not a votes file ({error}); it must be an SQLite file of phantom evaluate rate") from error
     return votes
 
 
@@ -207,7 +208,7 @@ def links(file: Path, raters: Sequence[str]) -> dict[str, str]:
     """Rater -> the secret in their link, of those named and of all that the file knows already. Raises InputError for a name."""
     for rater in raters:
         if not rater.strip() or len(rater) > LONGEST_NAME:
-            raise InputError(f"a rater's name has {len(rater)} characters; legal are 1 to {LONGEST_NAME}, not all blank")
+            raise InputError(f"a rater's name must have 1 to {LONGEST_NAME} characters and not be blank (got {len(rater)})")
     with closing(open_votes(file)) as votes, votes:
         rows = [(rater, secrets.token_urlsafe(SECRET)) for rater in raters]
         votes.executemany("insert or ignore into raters values (?, ?)", rows)
@@ -260,7 +261,7 @@ def application(pairs: Sequence[Pair], file: Path, host: str = "127.0.0.1") -> F
         rater = known(secret)
         said = {"better": better, "face": face, "expression": expression, "clothes": clothes, "logo": logo}
         if not 0 <= number < len(pairs) or any(choice not in CHOICES for choice in said.values()):
-            raise HTTPException(422, f"an answer is one of {', '.join(CHOICES)}")
+            raise HTTPException(422, f"the answer must be one of {', '.join(CHOICES)}")
         with closing(open_votes(file)) as votes, votes:
             keep(votes, pairs[number], rater, said)
         return RedirectResponse(f"/rate/{secret}", status_code=303)
@@ -356,16 +357,16 @@ def results(file: Path) -> list[dict[str, Any]]:
     and agreement. Raises InputError where there are no votes.
     """
     if not file.is_file():
-        raise InputError(f"{file} is not a file; it is what phantom evaluate rate wrote")
+        raise InputError(f"{file} is not a file; it must be a votes file of phantom evaluate rate")
     columns = ", ".join(f"cast({name} as text)" for name in ("first", "second", "question", "rater", "case_id", "choice"))
     asked = f"select {columns} from votes where choice != ?"
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as votes:
             rows = list(votes.execute(asked, (NOT_SHOWN,)))
     except sqlite3.Error as error:
-        raise InputError(f"{file} holds no votes that can be read ({error}); it is what phantom evaluate rate wrote") from error
+        raise InputError(f"{file} is not a valid votes file of phantom evaluate rate ({error})") from error
     if not rows:
-        raise InputError(f"{file} holds no vote yet")
+        raise InputError(f"{file} contains no votes yet")
     kinds = sorted({row[:3] for row in rows})
     return [_counted(kind, [row[3:] for row in rows if row[:3] == kind]) for kind in kinds]
 

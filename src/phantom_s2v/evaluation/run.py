@@ -71,9 +71,9 @@ def parse_crop(text: str) -> Box:
     try:
         left, top, right, bottom = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"crop is {text!r}; legal is LEFT,TOP,RIGHT,BOTTOM in shares such as 0,0.2,1,1") from error
+        raise InputError(f"crop must be LEFT,TOP,RIGHT,BOTTOM as fractions, such as 0,0.2,1,1 (got {text!r})") from error
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise InputError(f"crop is {text!r}; legal are shares of 0 to 1 with left < right and top < bottom")
+        raise InputError(f"crop must be fractions 0 to 1 with left < right and top < bottom (got {text!r})")
     return left, top, right, bottom
 
 
@@ -100,7 +100,7 @@ def find_videos(place: Path) -> list[Path]:
     """A video, or those of a folder in the order of their names. Raises InputError where there is none."""
     paths = [place] if place.is_file() else sorted(p for p in place.glob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
-        raise InputError(f"{place} is neither a video nor a folder with one; {', '.join(SUFFIXES)} are read")
+        raise InputError(f"{place} must be a video or a folder of videos ({', '.join(SUFFIXES)})")
     return paths
 
 
@@ -163,7 +163,8 @@ class Cropped:
             part = frame[top:bottom, left:right]
             if min(part.shape[:2]) < SMALLEST:
                 raise InputError(
-                    f"{self.video.name} is {part.shape[1]}x{part.shape[0]}; at least {SMALLEST} pixels a side are scored"
+                    f"videos must have at least {SMALLEST} pixels per side (got {part.shape[1]}x{part.shape[0]} for "
+                    f"{self.video.name})"
                 )
             yield now, part
 

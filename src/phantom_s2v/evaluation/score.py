@@ -27,7 +27,7 @@ FAULTS = ("other subject", "missing", "doubled", "swapped", "pasted", "flashed",
 
 @dataclass(frozen=True)
 class SubjectScore:
-    """One reference in a video; nan is not measured. Names with _i are of facts 5.1, _seg of the subject's region alone."""
+    """One reference in a video; nan: not measured. CLIP-I and DINO-I as in Phantom, section 4.1; _seg: subject region only."""
 
     name: str
     likeness: float  # of its region, mean over the frames looked at, -1..1; nan where it was never seen
@@ -139,7 +139,7 @@ def check_scores(found: VideoScore) -> None:
     for part in (found, *found.subjects):
         for name, value in vars(part).items():
             if isinstance(value, float) and np.isinf(value):
-                raise NotFiniteError(f"the score {name} is infinite; what measured it is not sound")
+                raise NotFiniteError(f"the score {name} is infinite")
 
 
 def ranking_score(video: np.ndarray, references: Sequence[np.ndarray], tools: Instruments) -> float:
@@ -240,13 +240,11 @@ def _said(
     if not names:
         absent["subjects"] = "no reference was given"
     if looked.in_windows and names:
-        notes.append(
-            "the ground is of many colours, so likeness is of the windows of the frames that are most like the references"
-        )
+        notes.append("the background is textured: similarity is of the frame windows that are most similar to the references")
         absent["doubled"] = "two windows of a photographed frame may show one subject"
     for name, part, face, subject in zip(names, looked.cut, faces, subjects, strict=True):
         if part is None:
-            notes.append(f"nothing stands out in the reference of {name}; it is looked for in whole frames")
+            notes.append(f"no subject was segmented in the reference of {name}; whole frames are compared")
         if subject.seen == 0:
             absent[f"likeness of {name}"] = "it was seen in no frame"
         if tools.faces and face is None:

@@ -67,7 +67,7 @@ def naming(path: Path, scratch: Path | None = None) -> Iterator[None]:
         if error.filename is not None and not str(error.filename).startswith((str(path), str(scratch or path))):
             raise  # of another file
         reason = REASONS.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"{path} cannot be written: {reason}; nothing half-written was left") from error
+        raise OutputError(f"{path} cannot be written: {reason}; partial files were removed") from error
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def writing(path: Path, sealed: bool = False) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             if sealed and os.path.lexists(path) and not ours(path):
-                raise OutputError(f"{path} was not written by phantom, or was changed since, and is not replaced")
+                raise OutputError(f"{path} was not written by phantom, or was modified since, and is not overwritten")
             os.replace(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
@@ -209,13 +209,13 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = (), force: b
     seen: set[Path] = set()
     for path in outputs:
         if not path.name.endswith(suffix):
-            raise InputError(f"the output is {path.name}; it is written as {suffix}")
+            raise InputError(f"the output must be a {suffix} file (got {path.name})")
         if path.parent not in folders:
             check_folder(path.parent)
             folders.add(path.parent)
         place = path.parent.resolve() / path.name
         if place in seen:
-            raise InputError(f"{path} would be written twice; give every output a name of its own")
+            raise InputError(f"two outputs have the same name {path}")
         seen.add(place)
         _check_free(path, read, force)
 
@@ -230,20 +230,20 @@ def _check_free(path: Path, inputs: set[tuple[int, int]], force: bool) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be written: {REASONS.get(error.errno or 0, error.strerror)}") from error
     if path.is_dir():
-        raise InputError(f"the output {path} is a folder; a file name is needed")
+        raise InputError(f"the output must be a file (got the folder {path})")
     if path.exists() and (path.stat().st_dev, path.stat().st_ino) in inputs:
-        raise InputError(f"the output {path} is also an input, which would be lost; choose another name for the output")
+        raise InputError(f"the output {path} is also an input; choose another name")
     if not ours(path):
-        raise InputError(f"{path} exists, and phantom did not write it or it was changed since; choose another name")
+        raise InputError(f"{path} exists and was not written by phantom, or was modified since; choose another name")
     if not force:
-        raise InputError(f"{path} exists already; choose another name, or replace it with --force")
+        raise InputError(f"{path} already exists; choose another name, or overwrite it with --force")
 
 
 def check_new_folder(out: Path, room: int = ROOM) -> None:
     """Raise InputError where a folder cannot be made: something is there already, or its own folder has too little room."""
     check_name(out)
     if os.path.lexists(out) and (not out.is_dir() or out.is_symlink() or any(out.iterdir())):
-        raise InputError(f"{out} exists already; choose a name that is free")
+        raise InputError(f"{out} already exists; choose another name")
     check_folder(out.absolute().parent, room)
 
 
@@ -252,14 +252,14 @@ def check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"the name of the output {path} is not UTF-8; choose another") from error
+        raise InputError(f"the output name {path} must be UTF-8") from error
 
 
 def check_folder(folder: Path, room: int = ROOM) -> None:
     """Raise InputError where a folder is missing, cannot be written, or has fewer than `room` bytes free."""
     check_name(folder)
     if not folder.is_dir():
-        raise InputError(f"the folder {folder} of the output does not exist; make it first, or choose another")
+        raise InputError(f"the output folder {folder} does not exist")
     scratch = _scratch(folder / "probe")
     try:
         try:
@@ -271,9 +271,9 @@ def check_folder(folder: Path, room: int = ROOM) -> None:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         reason = REASONS.get(error.errno or 0, error.strerror)
-        raise InputError(f"the folder {folder} of the output cannot be written: {reason}; choose another") from error
+        raise InputError(f"the output folder {folder} is not writable: {reason}") from error
     if free < room:
-        raise InputError(f"the folder {folder} of the output has {free / 1e6:.1f} MB free; {room / 1e6:.1f} MB are needed")
+        raise InputError(f"the output folder {folder} needs {room / 1e6:.1f} MB of free space (got {free / 1e6:.1f} MB)")
 
 
 def _encoding(head: bytes) -> str:
@@ -301,8 +301,7 @@ def text_lines(path: Path) -> Iterator[str]:
                 yield line.rstrip("\n")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is no Unicode text (byte 0x{error.object[error.start]:02x} in line {number + _ends(error) + 1}); save it as "
-            "UTF-8, since older encodings cannot be told apart"
+            f"{path} must be UTF-8 text (byte 0x{error.object[error.start]:02x} in line {number + _ends(error) + 1})"
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
@@ -320,7 +319,7 @@ def read_text(path: Path) -> str:
     except OSError:
         size = 0  # what cannot be read is told below
     if size > MOST_WHOLE:
-        raise InputError(f"{path} has {size >> 20} MiB; a text that is read whole must have at most {MOST_WHOLE >> 20} MiB")
+        raise InputError(f"{path} must have at most {MOST_WHOLE >> 20} MiB (got {size >> 20} MiB)")
     return "\n".join(text_lines(path))
 
 
@@ -329,4 +328,4 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(read_text(path))
     except ValueError as error:
-        raise InputError(f"{path} is no JSON that can be read ({error})") from error
+        raise InputError(f"{path} is not valid JSON ({error})") from error

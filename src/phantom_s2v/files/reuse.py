@@ -81,10 +81,12 @@ def claim(folder: Path, origin: Origin, pattern: str, what: str) -> None:
     file = folder / "origin.json"
     if not file.exists():
         if any(folder.glob(pattern)):
-            raise DataError(f"{folder} holds {what} and no {file.name} that says what made them; choose another folder")
+            raise DataError(f"{folder} contains {what} but no {file.name}; choose another folder")
         write_json(file, {"hash": origin_hash(origin), "made_by": as_json(origin)}, sealed=True)
     if found := differences(read_origin(folder), as_json(origin)):
-        raise DataError(f"{folder} holds {what} of another making: {spelled(found)}; choose another folder, or remove this one")
+        raise DataError(
+            f"{folder} contains {what} made with other settings: {spelled(found)}; choose another folder, or remove this one"
+        )
 
 
 def read_origin(folder: Path) -> Origin:
@@ -93,7 +95,7 @@ def read_origin(folder: Path) -> Origin:
     try:
         return dict(read_json(file)["made_by"])
     except (InputError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file} is damaged ({error}); it says what made the files beside it") from error
+        raise DataError(f"{file} is damaged ({error}); it describes the files beside it") from error
 
 
 @cache

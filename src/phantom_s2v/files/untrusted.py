@@ -56,7 +56,7 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("nested too deeply") from error
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -64,11 +64,11 @@ def parse_toml(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("nested too deeply") from error
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def exists(path: Path) -> bool:
@@ -94,7 +94,7 @@ def read_small(path: Path) -> bytes:
     with path.open("rb") as file:
         content = file.read(MOST_TEXT + 1)
     if len(content) > MOST_TEXT:
-        raise ValueError(f"{path.name} has more than {MOST_TEXT:,} bytes")
+        raise ValueError(f"{path.name} must have at most {MOST_TEXT:,} bytes")
     return content
 
 
@@ -107,11 +107,11 @@ def check_regular(path: Path, most: int) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"{path.name} cannot be read ({getattr(error, 'strerror', error)})") from error
     if stat.S_ISLNK(facts.st_mode):
-        raise InputError(f"{path.name} is a link, which is not followed")
+        raise InputError(f"{path.name} is a symbolic link (not followed)")
     if not stat.S_ISREG(facts.st_mode):
-        raise InputError(f"{path.name} is no regular file")
+        raise InputError(f"{path.name} is not a regular file")
     if facts.st_size > most:
-        raise InputError(f"{path.name} has {facts.st_size:,} bytes; at most {most:,} are read")
+        raise InputError(f"{path.name} must have at most {most:,} bytes (got {facts.st_size:,})")
 
 
 def read_regular(path: Path, most: int) -> bytes:
@@ -128,9 +128,9 @@ def read_regular(path: Path, most: int) -> bytes:
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            raise InputError(f"{path.name} is no regular file")
+            raise InputError(f"{path.name} is not a regular file")
         if facts.st_size > most:
-            raise InputError(f"{path.name} has {facts.st_size:,} bytes; at most {most:,} are read")
+            raise InputError(f"{path.name} must have at most {most:,} bytes (got {facts.st_size:,})")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read(most)
     finally:
@@ -140,19 +140,19 @@ def read_regular(path: Path, most: int) -> bytes:
 def typed(kind: type[T], values: Any, what: str = "it", **given: Any) -> T:
     """A dataclass of values that others wrote, each of the type of its field; `given` are our own.
 
-    Lists become tuples, whole numbers floats. Raises ValueError that names the field, what was got and what is legal.
+    Lists become tuples, whole numbers floats. Raises ValueError that names the field, what was got and what is allowed.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{what} is {_brief(values)}; legal is an object")
+        raise ValueError(f"{what} must be an object (got {_brief(values)})")
     hints = get_type_hints(kind)
     if extra := sorted(set(map(str, values)) - set(hints)):
-        raise ValueError(f"{what} has {_brief(extra[0])}; legal are {', '.join(hints)}")
+        raise ValueError(f"{what} has an unknown key {_brief(extra[0])}; keys are {', '.join(hints)}")
     found = {name: _of_type(value, hints[name], name) for name, value in values.items() if name not in given}
     try:
         return kind(**found, **given)
     except TypeError as error:
         lacking = [f.name for f in fields(kind) if f.name not in found and f.name not in given]  # type: ignore[arg-type]
-        raise ValueError(f"{what} lacks one of {', '.join(lacking)}") from error
+        raise ValueError(f"{what} is missing {', '.join(lacking)}") from error
 
 
 def _of_type(value: Any, hint: Any, name: str) -> Any:
@@ -176,7 +176,7 @@ def _of_type(value: Any, hint: Any, name: str) -> Any:
         return value
     if hint is str and isinstance(value, str) and (is_text(value) or (name in FILE_FIELDS and is_file_name(value))):
         return value
-    raise ValueError(f"{name} is {_brief(value)}; legal is {_words(hint)}")
+    raise ValueError(f"{name} must be {_words(hint)} (got {_brief(value)})")
 
 
 def _number(value: Any, kind: type) -> float | int | None:

@@ -49,29 +49,29 @@ def read_picture(
 
     `source` is a file, or a file's content or an image in memory under a `name`. EXIF orientation and ICC profile are obeyed,
     of an animation the first frame is taken, 16 bits and floating point become 8 bits. `released`: as the released code reads
-    it, alpha dropped, EXIF and profile ignored (facts 2.3). `cutout`: the ground is removed, by `segment` (picture -> mask)
+    it, alpha dropped, EXIF and profile ignored (load_ref_images). `cutout`: the ground is removed, by `segment` (picture -> mask)
     where it is neither transparent nor plain. Raises InputError for what is missing, empty, truncated, no picture, beyond
     Pillow's limit or a sliver.
     """
     name = str(source) if isinstance(source, Path) else name
     if isinstance(source, Path) and not is_file(source):
-        raise InputError(f"{name} is not a file; a reference is a PNG, JPEG, WebP or other picture file")
+        raise InputError(f"{name} is not a file; a reference must be a PNG, JPEG, WebP or other image file")
     if not (source.stat().st_size if isinstance(source, Path) else isinstance(source, Image.Image) or source):
-        raise InputError(f"{name} is empty; a reference is a PNG, JPEG, WebP or other picture file")
+        raise InputError(f"{name} is empty; a reference must be a PNG, JPEG, WebP or other image file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture, notices = _decoded(source, released, cutout, segment)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else "the limit"
-        raise InputError(f"{name} has too many pixels; at most {limit} are read") from error
+        raise InputError(f"{name} has too many pixels (at most {limit})") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{name} is not a picture that can be read; PNG, JPEG, WebP, GIF, BMP and TIFF are") from error
+        raise InputError(f"{name} is not a supported image (PNG, JPEG, WebP, GIF, BMP or TIFF)") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"{name} is damaged or truncated ({error}); save it again as PNG or JPEG") from error
     height, width = picture.shape[:2]
     if max(height, width) > LONGEST_ASPECT * min(height, width):
-        raise InputError(f"{name} is {width}x{height}; the longer side may be at most {LONGEST_ASPECT} times the shorter")
+        raise InputError(f"the aspect ratio must be at most {LONGEST_ASPECT}:1 (got {width}x{height} for {name})")
     shown = source.name if isinstance(source, Path) else name
     return picture, [f"{shown}: {notice}" for notice in notices]
 
@@ -115,7 +115,7 @@ def _open_float_tiff(file: Path | BinaryIO) -> tuple[Image.Image, list[str]]:
     values = _to_bytes(frame.to_ndarray(), "F")
     upright = np.rot90(values[:, ::-1] if mirrored else values, turn)
     said = ["rotated according to EXIF"] if turn or mirrored else []
-    return Image.fromarray(np.ascontiguousarray(upright)), ["more than 8 bits, reduced to 8", *said]
+    return Image.fromarray(np.ascontiguousarray(upright)), ["reduced to 8 bits", *said]
 
 
 def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
@@ -123,7 +123,7 @@ def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     notices = []
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph with its previews
         image.seek(0)
-        notices.append("animation, the first frame is used")
+        notices.append("animated image, only the first frame is used")
     if image.getexif().get(0x0112, 1) != 1:
         notices.append("rotated according to EXIF")
     deep = any(
@@ -133,7 +133,7 @@ def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     if upright.mode.startswith("I") or upright.mode == "F":
         upright, deep = Image.fromarray(_to_bytes(np.asarray(upright, np.float64), upright.mode)), True
     if deep:
-        notices.append("more than 8 bits, reduced to 8")
+        notices.append("reduced to 8 bits")
     if upright.mode == "CMYK":
         notices.append("CMYK, converted to RGB")
     alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
@@ -151,7 +151,7 @@ def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
     Of floating point 1 is white where nothing is above 16 (what is brighter is clipped), else 255 or 65,535.
     """
     if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not finite")
+        raise ValueError("it contains values that are not finite")
     tops = {"F": ((16.0, 1.0), (255.0, 255.0)), "I": ((255.0, 255.0),)}.get(mode, ())  # at most, then white
     white = next((white for most, white in tops if values.max() <= most), 65535.0)
     return np.clip(values / white * 255 + 0.5, 0, 255).astype(np.uint8)
@@ -188,8 +188,8 @@ def _cut_out(image: Image.Image, picture: np.ndarray, segment: Segment | None) -
         if segment:
             return np.where(segment(picture)[..., None], picture, np.uint8(255)), "cut out by SAM2"
         raise InputError(
-            "the ground of a reference is neither transparent nor plain, so it cannot be cut out without a model; "
-            "give a picture with transparency or on one colour, name SAM2's folder with --segmenter, or leave out --cutout"
+            "cannot remove the background: it is neither transparent nor uniform; use an image with transparency or a "
+            "uniform background, give a SAM2 model with --segmenter, or omit --cutout"
         )
     alike = np.ones(picture.shape[:2], bool)
     for channel, value in enumerate(ground.tolist()):  # one after the other: a large picture is not held in float
@@ -216,7 +216,7 @@ def evenly_spaced(length: int, count: int) -> list[int]:
 
 
 def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Fit a picture into [height, width, 3] on white, centred, the odd pixel right and below (facts 2.3)."""
+    """Fit a picture into [height, width, 3] on white, centred, the odd pixel right and below (Phantom-Wan's released code)."""
     new_width, new_height = fit_inside(picture.shape[1], picture.shape[0], width, height)
     image = Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", (width, height), WHITE)
@@ -248,7 +248,7 @@ def read_video(source: Path | BinaryIO, name: str = "a video") -> tuple[np.ndarr
         size += frame.nbytes
         if size > MOST_VIDEO_BYTES:
             limit = f"{MOST_VIDEO_BYTES >> 30} GB"
-            raise InputError(f"{video.name} is more than {limit} decoded, at frame {len(frames) + 1}; cut or shrink it")
+            raise InputError(f"{video.name} is larger than {limit} decoded, at frame {len(frames) + 1}; shorten or downscale it")
         frames.append(frame)
     return np.stack(frames), video.facts.fps
 

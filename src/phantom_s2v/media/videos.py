@@ -85,7 +85,7 @@ def open_video(source: Path | BinaryIO) -> InputContainer:
     for stream in container.streams.video:
         if stream.width * stream.height > MOST_FRAME_PIXELS:
             container.close()
-            raise _Unfit(f"{stream.width}x{stream.height}; at most {MOST_FRAME_PIXELS:,} pixels are read")
+            raise _Unfit(f"{stream.width}x{stream.height}; at most {MOST_FRAME_PIXELS:,} pixels are supported")
         stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
     return container
 
@@ -109,11 +109,11 @@ class Video:
                     raise _Unfit(f"no video stream{' (audio only)' if container.streams.audio else ''}")
                 yield container, stream
         except PermissionError as error:
-            raise UnreadableVideoError(self.name, "no file that may be read") from error
+            raise UnreadableVideoError(self.name, "not a readable file") from error
         except _Unfit as error:
             raise UnreadableVideoError(self.name, str(error)) from error
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise UnreadableVideoError(self.name, f"not a video that can be read ({_said(error)})") from error
+            raise UnreadableVideoError(self.name, f"not a readable video ({_said(error)})") from error
 
     @cached_property
     def facts(self) -> VideoFacts:
@@ -121,15 +121,15 @@ class Video:
         with self._opened() as (container, stream):
             first = next(_decoded(container, stream), None)
             if first is None:
-                raise _Unfit("no frame")
+                raise _Unfit("no frames")
             look, notices = _Look(first, stream.sample_aspect_ratio), _notices(first, stream.sample_aspect_ratio)
             codec, form = stream.codec_context.name, container.format.name
             origin = _seconds(first) or 0.0
             if look.shape[0] * look.shape[1] > MOST_FRAME_PIXELS:  # by the shape of its pixels
-                raise _Unfit(f"{look.shape[1]}x{look.shape[0]}; at most {MOST_FRAME_PIXELS:,} pixels are read")
+                raise _Unfit(f"{look.shape[1]}x{look.shape[0]}; at most {MOST_FRAME_PIXELS:,} pixels are supported")
         count, fps, steady, ordered = self._timing()
         if not ordered:
-            notices.append("timestamps that restart or jump: the frames follow each other without a gap")
+            notices.append("discontinuous timestamps; frames are played without gaps")
         elif not steady:
             notices.append("variable frame rate")
         plain = not notices and first.format.name in ("yuv420p", "yuvj420p") and codec == "h264" and "mp4" in form
@@ -171,7 +171,7 @@ class Video:
                     if clock.at(_seconds(frame)) >= begins - 1e-4:
                         yield clock.now, painter(frame)
             except av.FFmpegError as error:
-                raise _Unfit(f"broken after {clock.now:.1f} s ({_said(error)})") from error
+                raise _Unfit(f"truncated after {clock.now:.1f} s ({_said(error)})") from error
 
 
 def _said(error: Exception) -> str:
@@ -256,7 +256,7 @@ class _Look:
         self.transfer, self.primaries = frame.color_trc, frame.color_primaries
         self.wide = colour.needs_conversion(self.transfer, self.primaries)
         if height * width > MOST_FRAME_PIXELS:
-            raise _Unfit(f"{width}x{height}; at most {MOST_FRAME_PIXELS:,} pixels are read")
+            raise _Unfit(f"{width}x{height}; at most {MOST_FRAME_PIXELS:,} pixels are supported")
         if self.coded and self.matrix not in colour.MATRICES:
             raise _Unfit(f"coded with colour matrix {self.matrix} of ITU-T H.273, which is not supported")
 

@@ -18,13 +18,13 @@ class Preset:
     name: str
     height: int  # pixels
     width: int
-    frames: int
+    num_frames: int
     fps: int
-    steps: int
+    num_inference_steps: int
     solver: str
     shift: float  # of the timestep grid
-    guidance_image: float
-    guidance_text: float
+    image_guidance_scale: float
+    guidance_scale: float
     side_range: tuple[int, int]  # pixels a side that are near to those trained
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) that are supported; empty: all within side_range
     negative_prompt: str = ""

@@ -37,16 +37,16 @@ def read_config(file: Path) -> dict[str, Any]:
     """A configuration. Raises CheckpointError where it is none, or holds a number that no model of its kind has."""
     try:
         if not file.is_file():
-            raise ValueError("it is not a file")
+            raise ValueError("not a file")
         if file.stat().st_size > MOST_CONFIG:
-            raise ValueError(f"it has {file.stat().st_size:,} bytes; at most {MOST_CONFIG:,} are read")
+            raise ValueError(f"it must have at most {MOST_CONFIG:,} bytes (got {file.stat().st_size:,})")
         values = parse_json(file.read_bytes())
         if not isinstance(values, dict):
-            raise ValueError("it is no object")
+            raise ValueError("not a JSON object")
         for name, value in [] if file.name.startswith("tokenizer") else _numbers(values, ""):  # 1e30 there: no limit
             _check_number(name, value)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is no configuration that can be read ({error})") from error
+        raise CheckpointError(f"{file} is not a valid configuration ({error})") from error
     return values
 
 
@@ -57,7 +57,7 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
             yield from _numbers(each, str(key))
     elif isinstance(value, list):
         if len(value) > MOST_LIST:
-            raise ValueError(f"{name} has {len(value):,} entries; at most {MOST_LIST:,} are legal")
+            raise ValueError(f"{name} must have at most {MOST_LIST:,} entries (got {len(value):,})")
         for each in value:
             yield from _numbers(each, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -70,10 +70,10 @@ def _check_number(name: str, value: float) -> None:
             raise ValueError(f"{name} is not finite")
         return
     if value < 0 and CHOSEN not in name and (name in SHORT or LAYERS.search(name) or COUNTS.search(name)):
-        raise ValueError(f"{name} is {value}; at least 0 is legal")
+        raise ValueError(f"{name} must be at least 0 (got {value})")
     most = SHORT.get(name) or (MOST_LAYERS if LAYERS.search(name) else 2**63 - 1 if FREE.search(name) else MOST_NUMBER)
     if abs(value) > most:
-        raise ValueError(f"{name} is {'a very large number' if abs(value) > 2**63 else value}; at most {most:,} is legal")
+        raise ValueError(f"{name} must be at most {most:,} (got {'a very large number' if abs(value) > 2**63 else value})")
 
 
 def check_layers(config: dict[str, Any], tensors: int, file: Path) -> None:
@@ -82,7 +82,7 @@ def check_layers(config: dict[str, Any], tensors: int, file: Path) -> None:
     lists = [len(value) for value in config.values() if isinstance(value, list)]
     asked = max([1, *layers]) * max([1, *lists]) if lists and layers else max([1, *layers, *lists])
     if asked > max(4096, 64 * tensors):
-        raise CheckpointError(f"{file} asks for {asked:,.0f} layers, and the weights beside it have {tensors} tensors")
+        raise CheckpointError(f"{file} specifies {asked:,.0f} layers, but the weights have {tensors} tensors")
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def loading(folder: Path, what: str, build: Callable[[Path], nn.Module] | None =
         raise
     except Exception as error:  # what odd files make transformers raise has no base of its own
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder} is no {what} that can be read: {said}") from error
+        raise CheckpointError(f"{folder} is not a valid {what}: {said}") from error
 
 
 def _check_folder(folder: Path, build: Callable[[Path], nn.Module] | None) -> None:
@@ -117,7 +117,7 @@ def _check_folder(folder: Path, build: Callable[[Path], nn.Module] | None) -> No
         needed = sum(each.numel() for each in build(folder).parameters())
     if needed > WIDEN * stored + SPARE:
         raise CheckpointError(
-            f"{folder / 'config.json'} asks for {needed:,} weights, and the files beside it have {stored:,} bytes"
+            f"{folder / 'config.json'} specifies {needed:,} weights, but the weight files have {stored:,} bytes"
         )
 
 
@@ -128,12 +128,14 @@ def check_archive(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             if packed := next((e for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED), None):
-                raise CheckpointError(f"{file} holds {packed.filename[:80]!r} compressed; torch writes its files uncompressed")
+                raise CheckpointError(
+                    f"{file} contains compressed data ({packed.filename[:80]!r}); PyTorch files are uncompressed"
+                )
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{file} is truncated, in torch's old format, or no plain state dict ({error})") from error
+        raise CheckpointError(f"{file} is truncated, in PyTorch's legacy format, or not a plain state dict ({error})") from error
 
 
 def check_storage(value: torch.Tensor, name: str, file: Path) -> None:
     """Raise CheckpointError for a tensor that is larger than what is stored of it, by repeating it."""
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise CheckpointError(f"{file} claims {name} to be {tuple(value.shape)}, and stores less than that")
+        raise CheckpointError(f"{file} stores less data than the shape {tuple(value.shape)} of {name} needs")

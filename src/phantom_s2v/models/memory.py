@@ -44,19 +44,19 @@ class Placement:
     def __post_init__(self) -> None:
         for name, legal in LEGAL.items():
             if getattr(self, name) not in legal:
-                raise InputError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(legal)}")
+                raise InputError(f"{name} must be {', '.join(legal[:-1])} or {legal[-1]} (got {getattr(self, name)!r})")
         try:
             device = self.torch_device()
         except RuntimeError as error:
-            raise InputError(f"device is {self.device!r}; it can be auto, cpu, cuda or cuda:N") from error
+            raise InputError(f"device must be auto, cpu, cuda or cuda:N (got {self.device!r})") from error
         if self.offload != "none" and self.device == "auto" and device.type == "cpu":
-            raise InputError(f"offload is {self.offload!r}, but there is no GPU here, so there is nothing to offload from")
+            raise InputError(f"offload must be none without a GPU (got {self.offload!r})")
         if self.cache_threshold is not None and not 0 <= self.cache_threshold < float("inf"):
-            raise InputError(f"cache_threshold is {self.cache_threshold}; it can be 0 or more")
+            raise InputError(f"cache_threshold must be at least 0 (got {self.cache_threshold})")
         if odd := [f"{file}={scale}" for file, scale in self.loras if not math.isfinite(scale)]:
-            raise InputError(f"the scale of a LoRA is not finite ({odd[0]}); it can be any finite number")
+            raise InputError(f"the scale of a LoRA must be finite (got {odd[0]})")
         if self.parallel != "none" and self.offload != "none":
-            raise InputError(f"parallel {self.parallel} and offload {self.offload} were asked for together; choose one of them")
+            raise InputError(f"--parallel {self.parallel} cannot be combined with --offload {self.offload}")
 
     def files(self) -> list[Path]:
         """The files that it reads."""
@@ -84,7 +84,7 @@ def placement_from(record: dict[str, Any]) -> Placement:
     try:
         return typed(Placement, record.get("placement", {}), "its placement")
     except (TypeError, ValueError) as error:
-        raise InputError(f"this is no record of a video: {error}") from error
+        raise InputError(f"invalid metadata: {error}") from error
 
 
 def split_dtypes(placement: Placement) -> dict[str, torch.dtype]:

@@ -32,7 +32,7 @@ def video_model(folder: Path) -> VideoModel:
         if name in model.transformers:
             return model
     known = ", ".join(kind for model in FAMILIES for kind in model.transformers)
-    raise CheckpointError(f"{file} is of a {str(name)[:80]}; it must be one of {known}")
+    raise CheckpointError(f"the class in {file} must be one of {known} (got {str(name)[:80]})")
 
 
 def load_preset(folder: Path) -> Preset:
@@ -53,7 +53,7 @@ def _read(folder: Path, file: Path) -> dict[str, Any]:
             f"{folder} is not a model folder; it needs a readable {file.relative_to(folder)} ({error})"
         ) from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{folder} is not a model folder; {file.relative_to(folder)} is no object")
+        raise CheckpointError(f"{folder} is not a model folder; {file.relative_to(folder)} is not a JSON object")
     return values
 
 
@@ -71,7 +71,7 @@ def model_folder(name: str) -> Path:
             )
     if folder.is_dir():
         return folder
-    raise CheckpointError(f"there is no model {name!r}; legal are {', '.join(MODELS)}, a model's folder, or OWNER/MODEL of a hub")
+    raise CheckpointError(f"model must be {', '.join(MODELS)}, a model folder, or OWNER/MODEL on a hub (got {name!r})")
 
 
 def fetched_folder(name: str) -> Path:
@@ -92,6 +92,4 @@ def hub_folder(name: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.pth", "*.model"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"there is no folder {name}, and a repository of that name cannot be had from the hub here"
-        ) from error
+        raise CheckpointError(f"{name} is not a folder, and no such repository can be downloaded from the hub") from error

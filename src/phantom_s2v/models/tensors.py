@@ -207,7 +207,7 @@ def _entries(file: Path) -> dict[str, Entry]:
         found = {}
         for name, value in _load_pickle(file).items():
             if not value.is_floating_point() or value.dtype not in TORCH:
-                raise CheckpointError(f"{file} holds {name} as {value.dtype}; legal are floating point types")
+                raise CheckpointError(f"weights must be floating point (got {value.dtype} for {name} in {file})")
             found[name] = Entry(file, name, TORCH[value.dtype], tuple(value.shape))
         return found
     try:
@@ -220,7 +220,7 @@ def _entries(file: Path) -> dict[str, Entry]:
         raise CheckpointError(f"{file} is truncated or not a safetensors file ({error})") from error
     header.pop("__metadata__", None)
     if odd := sorted({v["dtype"] for v in header.values()} - set(WIDTH)):
-        raise CheckpointError(f"{file} holds tensors of type {', '.join(odd)}; legal are {', '.join(WIDTH)}")
+        raise CheckpointError(f"tensor types must be {', '.join(WIDTH)} (got {', '.join(odd)} in {file})")
     return {
         name: Entry(file, name, v["dtype"], tuple(v["shape"]), 8 + length + v["data_offsets"][0]) for name, v in header.items()
     }
@@ -246,12 +246,14 @@ def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # what an odd pickle raises has no base of its own
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} is truncated, in torch's old format, or no plain state dict ({why[:200]})") from error
+        raise CheckpointError(
+            f"{file} is truncated, in PyTorch's legacy format, or not a plain state dict ({why[:200]})"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise CheckpointError(f"{file} is no state dict; it needs to map names to tensors")
+        raise CheckpointError(f"{file} is not a state dict (a mapping of names to tensors)")
     for name, value in state.items():
         check_storage(value, name, file)
     return state

@@ -35,7 +35,7 @@ def check_part(kind: type[M], folder: Path) -> tuple[M, dict[Path, list[str]]]:
         with init_empty_weights(include_buffers=False):
             model: Any = kind(**values)
     except Exception as error:  # what odd values make a model raise has no base of its own
-        raise CheckpointError(f"{config} is no configuration of {kind.__name__}: {error}") from error
+        raise CheckpointError(f"{config} is not a valid {kind.__name__} configuration: {error}") from error
     check_shapes(folder, {k: v for each in shapes.values() for k, v in each.items()}, shapes_of(model))
     return model, {file: list(names) for file, names in shapes.items()}
 
@@ -84,7 +84,7 @@ def shard_files(index: Path) -> list[Path]:
     try:
         names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is damaged; it needs a weight_map") from error
+        raise CheckpointError(f"{index} is damaged; it has no weight_map") from error
     if outside := [name for name in names if Path(name).name != name]:
         raise CheckpointError(f"{index} names files outside its folder ({outside[0]})")
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -117,7 +117,7 @@ def check_shapes(source: Path, got: dict[str, tuple[int, ...]], wanted: dict[str
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for what, keys in faults.items() if keys
     ]
     if said:
-        raise CheckpointError(f"{source} does not fit its configuration: {'; '.join(said)}")
+        raise CheckpointError(f"{source} does not match its configuration: {'; '.join(said)}")
 
 
 def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], out: Path) -> None:

@@ -18,7 +18,15 @@ from phantom_s2v.models.registry import Preset
 from phantom_s2v.pipeline.generate import OnStep, Output, generate, read_pictures
 from phantom_s2v.pipeline.request import Reference, Request, check, split_reference, with_defaults
 
-DEFAULTED = ("frames", "fps", "steps", "solver", "guidance_image", "guidance_text", "negative_prompt")  # by the preset
+DEFAULTED = (
+    "num_frames",
+    "fps",
+    "num_inference_steps",
+    "solver",
+    "image_guidance_scale",
+    "guidance_scale",
+    "negative_prompt",
+)  # by the preset
 FILES = ("first_frame", "background", "segmenter")
 SWITCHES = ("untrained_size", "cutout", "several_views", "released_behaviour")
 OPTIONS = {"prompt", "reference", "size", "seed", "out", *DEFAULTED, *FILES, *SWITCHES}
@@ -29,7 +37,7 @@ Job = tuple[Request, Path]  # a request and the .mp4 that it becomes
 def build_request(options: dict[str, Any], preset: Preset) -> Request:
     """A request out of options, with the preset's defaults. Raises InputError for what cannot be made."""
     if extra := sorted(set(options) - OPTIONS):
-        raise InputError(f"{', '.join(extra)} is no option of a request; legal are {', '.join(sorted(OPTIONS))}")
+        raise InputError(f"unknown option {', '.join(extra)}; options of a request are {', '.join(sorted(OPTIONS))}")
     height, width = parse_size(str(options["size"])) if options.get("size") else (None, None)
     named = [_named(each, i) for i, each in enumerate(_listed(options.get("reference")))]
     request = with_defaults(
@@ -48,7 +56,7 @@ def build_request(options: dict[str, Any], preset: Preset) -> Request:
 
 def _listed(references: Any) -> list[Any]:
     if references is not None and not isinstance(references, list | tuple):
-        raise InputError(f"reference is {references!r}; legal is a list of [NAME=]PATH")
+        raise InputError(f"reference must be a list of [NAME=]PATH (got {references!r})")
     return list(references or ())
 
 
@@ -57,7 +65,7 @@ def _named(each: Any, number: int) -> tuple[str, str]:
     if isinstance(each, tuple):
         return each
     if not isinstance(each, str):
-        raise InputError(f"reference {number + 1} is {each!r}; legal is [NAME=]PATH")
+        raise InputError(f"reference {number + 1} must be [NAME=]PATH (got {each!r})")
     return split_reference(each, number)
 
 
@@ -71,7 +79,7 @@ def parse_loras(texts: list[str]) -> tuple[tuple[str, float], ...]:
         try:
             loras.append((file, float(scale)))
         except ValueError as error:
-            raise InputError(f"lora is {text!r}; legal is FILE or FILE=SCALE with a number") from error
+            raise InputError(f"lora must be FILE or FILE=SCALE with a number (got {text!r})") from error
     return tuple(loras)
 
 
@@ -99,7 +107,7 @@ def check_names(jobs: list[Job], inputs: list[Path], preview: bool, force: bool)
 
 def _check_suffix(target: Path) -> None:
     if target.suffix.lower() != ".mp4":
-        raise InputError(f"the output is {target.name}; videos are written as .mp4")
+        raise InputError(f"the output must be an .mp4 file (got {target.name})")
 
 
 def check_job(request: Request, target: Path) -> None:
@@ -117,10 +125,10 @@ def read_request(line: str, folder: Path, number: int, preset: Preset) -> Job:
         options = parse_json(line)
         name = str(options.get("out", f"{number:04d}.mp4"))
         if Path(name).name != name:
-            raise InputError(f"out is {name!r}; in a request it is a file name without a folder")
+            raise InputError(f"out must be a file name without a folder (got {name!r})")
         return build_request(options, preset), folder / name
     except (ValueError, AttributeError, TypeError, OSError) as error:
-        raise InputError(f"this is no request: {error}") from error
+        raise InputError(f"invalid request: {error}") from error
 
 
 def read_requests(file: Path, folder: Path, preset: Preset) -> tuple[list[Job], list[str], int]:
@@ -141,8 +149,8 @@ def read_requests(file: Path, folder: Path, preset: Preset) -> tuple[list[Job], 
         else:
             if numbers[target] != number:
                 raise InputError(
-                    f"{file.name}, requests {numbers[target]} and {number} both write {target.name}; nothing was made, since one "
-                    "would be lost: give every request an out of its own"
+                    f"{file.name}, requests {numbers[target]} and {number} have the same output {target.name}; give each "
+                    "request a different out"
                 )
     return jobs, faults, len(lines)
 

@@ -56,7 +56,7 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
 
     def callback(_: Any, step: int, __: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         assert on_step
-        on_step(step + 1, request.steps, given["clean_latents"])
+        on_step(step + 1, request.num_inference_steps, given["clean_latents"])
         return {}
 
     frames = pipe(
@@ -66,10 +66,10 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
         background=pictures[-1] if request.background else None,
         height=request.height,
         width=request.width,
-        num_frames=request.frames,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance_text,
-        image_guidance_scale=request.guidance_image,
+        num_frames=request.num_frames,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        image_guidance_scale=request.image_guidance_scale,
         generator=torch.Generator(place).manual_seed(request.seed),
         several_views=request.several_views,
         untrained_size=request.untrained_size,
@@ -124,7 +124,7 @@ def prompt_notices(request: Request, pipe: Any) -> list[str]:
     """What the text encoder will not read as the user wrote it."""
     notices = []
     if pipe.english_only and re.search(r"[^\W\d_a-zA-Z\u00c0-\u024f]", request.prompt):
-        notices.append(f"{pipe.preset.name} reads English; other scripts in the prompt are poorly supported")
+        notices.append(f"{pipe.preset.name} has an English-only text encoder; other scripts are poorly supported")
     if rest := pipe.cut(request.prompt):
-        notices.append(f"the prompt is too long for the text encoder; it is cut before {rest[:40]!r}")
+        notices.append(f"the prompt is too long for the text encoder and was truncated before {rest[:40]!r}")
     return notices

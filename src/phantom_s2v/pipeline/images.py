@@ -58,7 +58,7 @@ def per_prompt(given: Any, prompts: int) -> list[tuple[Named, ...]]:
     if not nested:
         return [name_images(given)] * prompts
     if len(given) != prompts:
-        raise InputError(f"reference_images has {len(given)} entries and there are {prompts} prompts; it must have one a prompt")
+        raise InputError(f"reference_images must have one entry per prompt (got {len(given)} for {prompts} prompts)")
     return [name_images(each) for each in given]
 
 
@@ -105,11 +105,11 @@ def _source(named: Named) -> Path | Image.Image:
 def _bytes(image: np.ndarray, label: str) -> np.ndarray:
     """uint8 [H, W, C] or [H, W] of an array: uint8 as it is, floating point from 0..1."""
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or not image.size:
-        raise InputError(f"{label} has shape {tuple(image.shape)}; it must be [H, W, 3], or [3, H, W] for a tensor")
+        raise InputError(f"{label} must have shape [H, W, 3], or [3, H, W] for a tensor (got {tuple(image.shape)})")
     if image.dtype != np.uint8:
         if not np.issubdtype(image.dtype, np.floating):
-            raise InputError(f"{label} has type {image.dtype}; it must be uint8, or floating point from 0 to 1")
+            raise InputError(f"{label} must be uint8 or floating point from 0 to 1 (got {image.dtype})")
         if not np.isfinite(image).all() or image.min() < 0 or image.max() > 1:
-            raise InputError(f"{label} has values outside 0 to 1, or not finite; floating point images must be from 0 to 1")
+            raise InputError(f"{label} must have finite values from 0 to 1")
         image = (image * 255).round().astype(np.uint8)
     return image[..., 0] if image.shape[-1] == 1 else image

@@ -38,10 +38,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder} is not a model folder; it needs a readable {INDEX} ({error})") from error
     if name not in (known := [model.pipeline.rpartition(":")[2] for model in FAMILIES]):
-        raise CheckpointError(f"{file} names the pipeline {str(name)[:80]!r}; it must be {' or '.join(known)}")
+        raise CheckpointError(f"the pipeline in {file} must be {' or '.join(known)} (got {str(name)[:80]!r})")
     allowed = dict.fromkeys([*LIBRARIES, *(re.split(r"[.:]", model.pipeline)[0] for model in FAMILIES)])
     if odd := [each for each in libraries if each is not None and str(each).split(".")[0] not in allowed]:
-        raise CheckpointError(f"{file} names the library {str(odd[0])[:80]!r}; it must be {', '.join(allowed)}")
+        raise CheckpointError(f"the library in {file} must be one of {', '.join(allowed)} (got {str(odd[0])[:80]!r})")
     return index
 
 

@@ -104,21 +104,21 @@ def request_from(record: dict[str, Any]) -> Request:
     try:
         return typed(Request, record["request"], "its request")
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"this is no record of a video: {error}") from error
+        raise InputError(f"invalid metadata: {error}") from error
 
 
 def check_files(record: dict[str, Any]) -> None:
     """Raise InputError where a file that the record names is missing, or where its own parts are damaged."""
     files, known = record.get("files", {}), record.get("versions", {})
     if not isinstance(files, dict) or not isinstance(known, dict):
-        raise InputError("this is no record of a video: its files and versions are no objects")
+        raise InputError("invalid metadata: files and versions must be objects")
     if missing := next((path for path in files if not is_file(Path(path))), None):
-        raise InputError(f"{missing}, which the record names, is missing")
+        raise InputError(f"{missing}, which the metadata lists, is missing")
 
 
 def changes(record: dict[str, Any], weights: str) -> list[str]:
     """What is no longer as it was when the record was written; `weights` is the hash of those loaded now."""
-    said = [] if record.get("weights") == weights else ["the model's weights or configuration are not those of the record"]
+    said = [] if record.get("weights") == weights else ["model weights or configuration have changed"]
     check_files(record)
     for path, before in record.get("files", {}).items():
         if content_hash(Path(path)) != before:

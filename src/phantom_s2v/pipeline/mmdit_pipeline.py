@@ -102,7 +102,7 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         given = (prompt_embeds, prompt), (negative_prompt_embeds, negative_prompt)
         first, second = (self._features(text or "", max_sequence_length) if e is None else e for e, text in given)
         if len(second) not in (1, len(first)):
-            raise InputError(f"{len(second)} negative prompts were given for {len(first)} prompts")
+            raise InputError(f"number of negative prompts must be {len(first)}, as of prompts (got {len(second)})")
         second = second.expand(len(first), -1, -1)
         first, second = (
             e.repeat_interleave(num_videos_per_prompt, 0).to(device or self._execution_device) for e in (first, second)
@@ -177,7 +177,7 @@ class PhantomMMDiTPipeline(PhantomPipeline):
             tokens = latents.new_zeros(count, 0, config.image_tokens, config.image_dim)
             references = References(latents.new_zeros(count, 0, latents.shape[1], *latents.shape[3:]), tokens, none)
         elif isinstance(references, torch.Tensor):
-            raise InputError(f"{self.preset.name} takes reference_images; reference_latents are for Phantom-Wan")
+            raise InputError(f"reference_latents are for Phantom-Wan only; {self.preset.name} takes reference_images")
         seen = torch.ones(references.subjects.shape, dtype=torch.bool, device=latents.device)
         return Inputs(text, _mask(text), references.latents, references.tokens, seen, references.subjects)
 

@@ -187,15 +187,15 @@ class PhantomPipeline(DiffusionPipeline):
             raise InputError(f"output_type must be np, pil, pt or latent (got {output_type!r})")
         if odd := [name for name in callback_tensors if name not in self._callback_tensor_inputs]:
             allowed = ", ".join(self._callback_tensor_inputs)
-            raise InputError(f"callback_on_step_end_tensor_inputs has {odd[0]!r}; it must be of {allowed}")
+            raise InputError(f"callback_on_step_end_tensor_inputs must be of {allowed} (got {odd[0]!r})")
         if not prompts:
-            raise InputError("neither a prompt nor prompt_embeds were given; give one of them")
+            raise InputError("provide either prompt or prompt_embeds (got neither)")
         if prompted and tensors["prompt_embeds"] is not None:
-            raise InputError("both prompt and prompt_embeds were given; give one of them")
+            raise InputError("provide either prompt or prompt_embeds (got both)")
         for name, rank in (("prompt_embeds", 3), ("negative_prompt_embeds", 3), ("latents", 5), ("reference_latents", 5)):
             value = tensors[name]
             if value is not None and value.ndim != rank:
-                raise InputError(f"{name} has shape {tuple(value.shape)}; it must have {rank} dimensions")
+                raise InputError(f"{name} must have {rank} dimensions (got shape {tuple(value.shape)})")
             if value is not None:
                 check_finite(value, name, InputError)
         placeholder = tensors["prompt_embeds"] is not None or tensors["reference_latents"] is not None
@@ -220,10 +220,10 @@ class PhantomPipeline(DiffusionPipeline):
         shape = (channels, frames, *grid)
         if latents is not None:
             if tuple(latents.shape) != (count, *shape):
-                raise InputError(f"latents have shape {tuple(latents.shape)}; it must be {(count, *shape)}")
+                raise InputError(f"latents must have shape {(count, *shape)} (got {tuple(latents.shape)})")
             return latents.to(device, torch.float32)
         if isinstance(generator, list) and len(generator) != count:
-            raise InputError(f"{len(generator)} generators were given for {count} videos; there must be one, or one a video")
+            raise InputError(f"generator must be one, or one per video (got {len(generator)} for {count} videos)")
         drawn = (channels, self.noise_frames(frames, places), *grid)
         sources = generator if isinstance(generator, list) else [generator] * count
         where = device if released_behaviour else torch.device("cpu")
@@ -304,12 +304,12 @@ class PhantomPipeline(DiffusionPipeline):
             first_frame=None if image is None else "the first frame",
             height=height,
             width=width,
-            frames=num_frames,
-            steps=num_inference_steps,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
             solver=solver_of(self.scheduler),
             shift=shift_of(self.scheduler),
-            guidance_image=image_guidance_scale,
-            guidance_text=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            guidance_scale=guidance_scale,
             cutout=cutout,
             several_views=several_views,
             untrained_size=untrained_size,
@@ -323,9 +323,9 @@ class PhantomPipeline(DiffusionPipeline):
         self.check_inputs(request, prompts, tensors, output_type, callback_on_step_end_tensor_inputs, bool(prompt))
         negated = negative_prompt_embeds is not None or any(negative_prompt or ())
         negative_prompt = self.preset.negative_prompt if negative_prompt is None else negative_prompt
-        self._guidance_scale, self._image_guidance_scale = request.guidance_text, request.guidance_image
+        self._guidance_scale, self._image_guidance_scale = request.guidance_scale, request.image_guidance_scale
         self._attention_kwargs, self._interrupt, self._current_timestep = attention_kwargs, False, None
-        device, size = self._execution_device, VideoSize(request.frames, request.height, request.width)
+        device, size = self._execution_device, VideoSize(request.num_frames, request.height, request.width)
         embeds = self.encode_prompt(
             prompt, negative_prompt, num_videos_per_prompt, prompt_embeds, negative_prompt_embeds, max_sequence_length, device
         )
@@ -337,7 +337,7 @@ class PhantomPipeline(DiffusionPipeline):
         conditions = Conditions(*embeds, references, places, self._first_frame(image, size, count), negated)
         noise = self.prepare_latents(count, size, places, generator, latents, device, released_behaviour)
         out = self._denoise(
-            conditions, noise, request.steps, resume_state, callback_on_step_end, callback_on_step_end_tensor_inputs
+            conditions, noise, request.num_inference_steps, resume_state, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
         frames = out if output_type == "latent" else self.video_processor.postprocess_video(self.decode(out), output_type)
         self.maybe_free_model_hooks()
@@ -366,7 +366,7 @@ class PhantomPipeline(DiffusionPipeline):
             named = [(*each, Named(background, BACKGROUND)) for each in named]
         if len({len(each) for each in named}) > 1:
             counts = ", ".join(str(len(each)) for each in named)
-            raise InputError(f"the prompts have {counts} reference images; prompts of one call must have equally many")
+            raise InputError(f"all prompts of a batch must have the same number of reference images (got {counts})")
         return named
 
     def _references(
@@ -411,7 +411,7 @@ class PhantomPipeline(DiffusionPipeline):
             latents = torch.cat([conditions.first.to(latents), latents[:, :, 1:]], 2)
         if resume_state is not None:
             if self.step_cache or getattr(self.transformer, "is_cache_enabled", False):
-                raise InputError("resume_state was given while a step cache is enabled, whose state it does not hold")
+                raise InputError("resume_state cannot be combined with a step cache")
             latents, begin = restore_state(self.scheduler, resume_state, latents)
         guided = self.guided(conditions, latents)
         bar_of: Any = self.progress_bar  # the checker takes it for a decorator

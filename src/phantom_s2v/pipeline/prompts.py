@@ -61,16 +61,16 @@ def check(prompt: str, names: list[str]) -> list[str]:
         first = len(set(phrases)) + 1
         left = ", ".join(str(i) for i in range(first, len(names) + 1))
         said.append(
-            f"the prompt describes {len(set(phrases))} things for {len(names)} references; nothing is said of reference {left}"
+            f"the prompt describes {len(set(phrases))} things for {len(names)} references; reference {left} is not described"
         )
     for phrase in dict.fromkeys(phrases):
         *look, head = phrase
         if VAGUE.fullmatch(head) and not look:
-            said.append(f"the prompt says only {head!r}; say how it looks")
+            said.append(f"the prompt only says {head!r}; describe its appearance")
     for i, first in enumerate(phrases):
         for second in phrases[i + 1 :]:
             if first[-1] == second[-1] and len(names) > 1 and set(first) == set(second) and phrases.count(first) > 1:
-                said.append(f"the prompt does not tell its two {' '.join(first)!r} apart; give each a look of its own")
+                said.append(f"two subjects have the same description ({' '.join(first)!r}); describe the appearance of each")
     return list(dict.fromkeys(said))
 
 
@@ -106,7 +106,7 @@ def rephrase(prompt: str, pictures: list[np.ndarray], where: str) -> str:
     text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", answer).strip().strip('"')
     if not text or len(text) > LONGEST_PROMPT:
         said = f"a prompt of {len(text):,} characters" if text else "no prompt"
-        raise InputError(f"{without_credentials(where)} gave back {said}; use the prompt as it is, or another rephraser")
+        raise InputError(f"{without_credentials(where)} returned {said}; use the prompt as it is, or another rephraser")
     return text
 
 
@@ -115,7 +115,7 @@ def _ask_endpoint(prompt: str, pictures: list[np.ndarray], where: str) -> str:
     place = _shown(url)
     if place is None or not model:
         raise InputError(
-            f"rephrase is {without_credentials(where)!r}; legal are URL#MODEL of an OpenAI-compatible endpoint and a folder"
+            f"rephrase must be URL#MODEL of an OpenAI-compatible endpoint, or a model folder (got {without_credentials(where)!r})"
         )
     content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(p)}} for p in pictures]
     content.append({"type": "text", "text": prompt})
@@ -128,9 +128,9 @@ def _ask_endpoint(prompt: str, pictures: list[np.ndarray], where: str) -> str:
     try:
         text = parse_json(answer)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"the endpoint {place} gave no answer that could be read ({type(error).__name__})") from error
+        raise InputError(f"the endpoint {place} returned an invalid response ({type(error).__name__})") from error
     if text is not None and not isinstance(text, str):
-        raise InputError(f"the endpoint {place} gave no answer that could be read (no text)")
+        raise InputError(f"the endpoint {place} returned an invalid response (no text)")
     return text or ""
 
 
@@ -166,11 +166,11 @@ def _post(url: str, body: bytes, headers: dict[str, str], place: str) -> bytes:
         except queue.Empty as error:
             answer = httpx.TimeoutException(str(error))
     if isinstance(answer, httpx.TimeoutException):
-        raise InputError(f"the endpoint {place} gave no whole answer within {PATIENCE} s") from answer
+        raise InputError(f"the endpoint {place} did not respond within {PATIENCE} s") from answer
     if isinstance(answer, InputError):
         raise answer
     if isinstance(answer, Exception):  # httpx's own, and what sockets and odd addresses raise
-        raise InputError(f"the endpoint {place} gave no answer that could be read ({type(answer).__name__})") from answer
+        raise InputError(f"the endpoint {place} returned an invalid response ({type(answer).__name__})") from answer
     return answer
 
 
@@ -182,18 +182,18 @@ def _exchange(client: httpx.Client, url: str, body: bytes, headers: dict[str, st
         address = address.copy_with(userinfo=b"")  # which httpx would send instead
     with client.stream("POST", address, content=body, headers=headers) as response:
         if response.is_redirect:
-            raise InputError(f"the endpoint {place} redirects elsewhere (status {response.status_code}); give its own address")
+            raise InputError(f"the endpoint {place} redirects (status {response.status_code}); use the final address")
         if response.status_code != 200:
             raise InputError(
-                f"the endpoint {place} refused with status {response.status_code}; look at its address, its model and {KEY}"
+                f"the endpoint {place} returned status {response.status_code}; check its address, the model and {KEY}"
             )
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise InputError(f"the endpoint {place} gave no answer that could be read (it is compressed, unasked)")
+            raise InputError(f"the endpoint {place} returned an invalid response (unrequested compression)")
         answer = bytearray()
         for part in response.iter_raw():
             answer += part
             if len(answer) > MOST_ANSWER:
-                raise InputError(f"the endpoint {place} answered with more than {MOST_ANSWER >> 20} MB; a prompt is shorter")
+                raise InputError(f"the endpoint {place} returned more than {MOST_ANSWER >> 20} MB")
     return bytes(answer)
 
 
@@ -209,5 +209,5 @@ def _ask_model(prompt: str, pictures: list[np.ndarray], folder: Path) -> str:
     from phantom_s2v.vision.vlm import VisionLanguageModel
 
     if not folder.is_dir():
-        raise InputError(f"rephrase is {str(folder)!r}; legal are URL#MODEL of an OpenAI-compatible endpoint and a folder")
+        raise InputError(f"rephrase must be URL#MODEL of an OpenAI-compatible endpoint, or a model folder (got {str(folder)!r})")
     return VisionLanguageModel(folder).ask(pictures, f"{INSTRUCTION}\n\n{prompt}", ANSWER_TOKENS)

@@ -17,7 +17,7 @@ LONGEST_PROMPT = 100_000  # characters; encoders read some hundred tokens
 
 @dataclass(frozen=True)
 class Reference:
-    """A picture of a subject; pictures of one name are views of one subject."""
+    """A reference image; images with the same subject name are views of one subject."""
 
     path: str
     subject: str
@@ -31,14 +31,14 @@ class Request:
     references: tuple[Reference, ...]
     height: int
     width: int
-    frames: int
+    num_frames: int
     fps: int
     seed: int
-    steps: int
+    num_inference_steps: int
     solver: str
     shift: float
-    guidance_image: float
-    guidance_text: float
+    image_guidance_scale: float
+    guidance_scale: float
     negative_prompt: str = ""
     first_frame: str | None = None
     untrained_size: bool = False
@@ -50,11 +50,11 @@ class Request:
     released_behaviour: bool = False  # read pictures and draw noise as the released code does
 
     def subjects(self) -> list[str]:
-        """Names in the order of their first picture."""
+        """Names in the order of their first image."""
         return list(dict.fromkeys(r.subject for r in self.references))
 
     def pictures(self) -> tuple[Reference, ...]:
-        """Every picture that takes a reference place: the references, then the background."""
+        """Every image that takes a reference place: the references, then the background."""
         return self.references + ((Reference(self.background, "background"),) if self.background else ())
 
 
@@ -71,72 +71,70 @@ def check(request: Request, preset: Preset) -> None:
     except ValueError as error:
         raise InputError(str(error)) from error
     _check_bounds(request)
-    VideoSize(request.frames, request.height, request.width)
+    VideoSize(request.num_frames, request.height, request.width)
     subjects, pictures = len(request.subjects()), len(request.pictures())
     if subjects > MAX_SUBJECTS:
-        raise InputError(f"{subjects} subjects were given; at most {MAX_SUBJECTS} are possible (the same NAME= is one)")
+        raise InputError(
+            f"number of subjects must be at most {MAX_SUBJECTS} (got {subjects}; images with the same NAME= are one subject)"
+        )
     if pictures > MAX_PICTURES:
-        raise InputError(f"{pictures} reference pictures were given; at most {MAX_PICTURES} are possible")
+        raise InputError(f"number of reference images must be at most {MAX_PICTURES} (got {pictures})")
     if not request.prompt.strip() and not pictures:
-        raise InputError("the prompt is empty and there is no reference; give a prompt, a reference, or both")
+        raise InputError("a prompt or a reference image is required")
     if request.solver not in SOLVERS:
-        raise InputError(f"solver is {request.solver!r}; it can be {' or '.join(SOLVERS)}")
-    for name, low, high in (("steps", 1, 1000), ("fps", 1, 120), ("seed", 0, 2**63 - 1)):
+        raise InputError(f"solver must be {' or '.join(SOLVERS)} (got {request.solver!r})")
+    for name, low, high in (("num_inference_steps", 1, 1000), ("fps", 1, 120), ("seed", 0, 2**63 - 1)):
         if not low <= getattr(request, name) <= high:
-            raise InputError(f"{name} is {getattr(request, name)}; it can be {low} to {high}")
-    for name in ("guidance_image", "guidance_text"):
+            raise InputError(f"{name} must be between {low} and {high} (got {getattr(request, name)})")
+    for name in ("image_guidance_scale", "guidance_scale"):
         if not 0 <= getattr(request, name) <= 100:
-            raise InputError(f"{name} is {getattr(request, name)}; it can be 0 to 100")
+            raise InputError(f"{name} must be between 0 and 100 (got {getattr(request, name)})")
     _check_size(request, preset)
     _check_trained(request, preset)
 
 
 def _check_bounds(request: Request) -> None:
     """Raise InputError for what no machine could hold."""
-    for name, most in (("frames", MOST_FRAMES), ("height", MOST_SIDE), ("width", MOST_SIDE)):
+    for name, most in (("num_frames", MOST_FRAMES), ("height", MOST_SIDE), ("width", MOST_SIDE)):
         if not 1 <= getattr(request, name) <= most:
-            raise InputError(f"{name} is {getattr(request, name)}; it can be 1 to {most:,}")
-    if (pixels := request.frames * request.height * request.width) > MOST_PIXELS:
+            raise InputError(f"{name} must be between 1 and {most:,} (got {getattr(request, name)})")
+    if (pixels := request.num_frames * request.height * request.width) > MOST_PIXELS:
         raise InputError(
-            f"{request.frames} frames of {request.width}x{request.height} are {pixels:,} pixels; at most {MOST_PIXELS:,} are made"
+            f"the video must have at most {MOST_PIXELS:,} pixels (got {pixels:,}: {request.num_frames} frames of "
+            f"{request.width}x{request.height})"
         )
     if not 0 < request.shift <= 1000:
-        raise InputError(f"shift is {request.shift}; it can be above 0 and up to 1000")
+        raise InputError(f"shift must be above 0 and at most 1000 (got {request.shift})")
     for name in ("prompt", "negative_prompt"):
         if len(getattr(request, name)) > LONGEST_PROMPT:
-            raise InputError(f"{name} has {len(getattr(request, name)):,} characters; at most {LONGEST_PROMPT:,} are read")
+            raise InputError(f"{name} must have at most {LONGEST_PROMPT:,} characters (got {len(getattr(request, name)):,})")
 
 
 def _check_size(request: Request, preset: Preset) -> None:
     size = (request.height, request.width)
     if any(side % preset.multiple for side in size):
-        raise InputError(f"size is {request.width}x{request.height}; sides of {preset.name} are multiples of {preset.multiple}")
+        raise InputError(f"sides must be multiples of {preset.multiple} for {preset.name} (got {request.width}x{request.height})")
     low, high = preset.side_range
     fits = size in preset.sizes if preset.sizes else all(low <= side <= high for side in size)
     if not fits and not request.untrained_size:
-        legal = " and ".join(f"{w}x{h}" for h, w in preset.sizes) or (
-            f"sides of {low} to {high} pixels, since it was trained at {preset.width}x{preset.height}"
-        )
+        legal = " or ".join(f"{w}x{h}" for h, w in preset.sizes) or (f"{low} to {high} pixels per side")
         raise InputError(
-            f"size is {request.width}x{request.height}; legal for {preset.name}: {legal} (--untrained-size lets others pass)"
+            f"size must be {legal} for {preset.name} (got {request.width}x{request.height}; use --untrained-size to override)"
         )
 
 
 def _check_trained(request: Request, preset: Preset) -> None:
     """What a model was never trained for."""
     if request.first_frame and not preset.takes_first_frame:
-        raise InputError(
-            f"a first frame was given; {preset.name} is a text-to-video model with references and was never trained to start "
-            "from a frame (phantom-mini was)"
-        )
+        raise InputError(f"{preset.name} does not support a first frame (not trained for it; phantom-mini is)")
     if len(request.pictures()) > preset.most_images:
         raise InputError(
-            f"{len(request.pictures())} pictures were given; {preset.name} was trained with at most {preset.most_images}"
+            f"number of images must be at most {preset.most_images} for {preset.name} (got {len(request.pictures())})"
         )
     if len(request.references) > len(request.subjects()) and not (preset.takes_views or request.several_views):
         raise InputError(
-            f"{len(request.references)} pictures of {len(request.subjects())} subjects were given; {preset.name} never saw two "
-            "pictures of one subject and tends to show it twice (--several-views lets it pass)"
+            f"{preset.name} takes one image per subject (got {len(request.references)} images of {len(request.subjects())} "
+            "subjects): it tends to show a subject with several images twice (use --several-views to override)"
         )
 
 
@@ -146,5 +144,5 @@ def split_reference(text: str, number: int) -> tuple[str, str]:
     if not equals or "/" in name or exists(Path(text)):
         return f"subject {number + 1}", text
     if not name or not path:
-        raise InputError(f"reference is {text!r}; legal is PATH or NAME=PATH")
+        raise InputError(f"reference must be PATH or NAME=PATH (got {text!r})")
     return name, path

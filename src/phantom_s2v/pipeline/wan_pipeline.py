@@ -97,7 +97,9 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         if negative_prompt_embeds is None:
             negative_prompt_embeds = self._features(negative_prompt or "", max_sequence_length)
         if len(negative_prompt_embeds) not in (1, len(prompt_embeds)):
-            raise InputError(f"{len(negative_prompt_embeds)} negative prompts were given for {len(prompt_embeds)} prompts")
+            raise InputError(
+                f"number of negative prompts must be {len(prompt_embeds)}, as of prompts (got {len(negative_prompt_embeds)})"
+            )
         negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
         both = (pad_text(each).repeat_interleave(num_videos_per_prompt, 0) for each in (prompt_embeds, negative_prompt_embeds))
         first, second = (each.to(device or self._execution_device) for each in both)
@@ -115,7 +117,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         if self.text_encoder is None or self.tokenizer is None:
             raise CheckpointError("this pipeline has no text encoder; give prompt_embeds, or a text encoder and its tokenizer")
         if not 2 <= places <= TEXT_PLACES:
-            raise InputError(f"max_sequence_length must be 2 to {TEXT_PLACES} (got {places})")
+            raise InputError(f"max_sequence_length must be between 2 and {TEXT_PLACES} (got {places})")
         device = get_module_execution_device(self.text_encoder)
         return prompt_features(self.text_encoder, self.tokenizer, prompt, places, device).float()
 

@@ -27,7 +27,7 @@ def state_facts(path: Path) -> dict:
         with safe_open(path, "pt") as file:
             return json.loads(file.metadata()["facts"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no state of a run: {error}") from error
+        raise CheckpointError(f"{path} is not a training checkpoint: {error}") from error
 
 
 def load_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
@@ -38,7 +38,7 @@ def load_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.op
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         ema.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
     except Exception as error:
-        raise CheckpointError(f"{path} is no state of this run: {error}") from error
+        raise CheckpointError(f"{path} is not a checkpoint of this run: {error}") from error
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, p in enumerate(parameters):
         prefix = f"optimizer.{index}."

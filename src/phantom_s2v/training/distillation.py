@@ -26,7 +26,7 @@ def student_of(network: PhantomTransformer, guidance_range: tuple[float, float])
     own = network.config.guidance_range
     if own is not None:
         if tuple(own) != guidance_range:
-            raise InputError(f"the student's guidance_range must be {guidance_range} as this run's (got {tuple(own)})")
+            raise InputError(f"the student's guidance_range must be {guidance_range}, as in this run (got {tuple(own)})")
         return network
     own_config = {name: value for name, value in network.config.items() if not name.startswith("_")}  # diffusers' notes
     student = PhantomTransformer(**{**own_config, "guidance_range": guidance_range})

@@ -39,7 +39,7 @@ def check_same_run(path: Path, before: dict[str, Any], now: dict[str, Any], may_
     if refused:
         names = " ".join(dict.fromkeys(f"--allow-change {name.split('.')[-1]}" for name, _, _ in refused))
         raise CheckpointError(
-            f"{path} is the state of another run: {spelled(refused)}; choose another folder, or accept it by {names}"
+            f"{path} is a checkpoint of another run: {spelled(refused)}; choose another folder, or accept it with {names}"
         )
     if unknown or allowed:
         print(f"phantom: this run goes on from a state of which {spelled([*allowed, *unknown])}", file=sys.stderr)
@@ -76,6 +76,6 @@ class StepWatch:
         self.values = None
         if wrong:
             raise NotFiniteError(
-                f"step {self.step + 1}: {' and '.join(wrong)} of the training became NaN or infinite; the last state that was "
-                "saved is sound, and a lower learning rate or float32 may help"
+                f"step {self.step + 1}: {' and '.join(wrong)} became NaN or infinite; the last checkpoint is valid; a lower "
+                "learning rate or float32 may help"
             )

@@ -176,11 +176,11 @@ def check_free(out: Path, state: Path) -> None:
     """Raise DataError where a folder holds what a training would replace or add to, and no training wrote it."""
     log, parts = out / "log.jsonl", [out / name for name in ("autoencoder", "image_encoder", "transformer")]
     if log.is_symlink():
-        raise DataError(f"{log} is a link, through which another file would be written to; choose another folder")
+        raise DataError(f"{log} is a symbolic link; choose another folder")
     if log.exists() and '"step"' not in next(text_lines(log), '"step"'):
-        raise DataError(f"{log} exists, and no training wrote it; choose another folder")
+        raise DataError(f"{log} exists and is not a training log; choose another folder")
     if not (state.exists() or log.exists()) and (foreign := next((part for part in parts if part.exists()), None)):
-        raise DataError(f"{foreign} exists, and no training wrote it, since no {log.name} is beside it; choose another folder")
+        raise DataError(f"{foreign} exists without {log.name}, so it is not from a training run; choose another folder")
 
 
 def _loader(config: TrainConfig, make_batch: Callable[[int], Any], start: int, device: torch.device) -> DataLoader:

@@ -85,7 +85,7 @@ def _device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise InputError(f"device must be cpu or cuda (got {name!r})")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but torch finds no GPU here")
+        raise InputError("device must be cpu: no GPU is available (got cuda)")
     return torch.device(name)
 
 
@@ -130,7 +130,7 @@ def _teacher(folder: Path) -> PhantomTransformer:
     """The transformer whose guidance is distilled. Raises InputError for one that is distilled already."""
     teacher = load_part(PhantomTransformer, folder)
     if teacher.config.guidance_range is not None:
-        raise InputError(f"the transformer in {folder} is distilled already; a teacher must have no guidance_range")
+        raise InputError(f"the transformer in {folder} is already distilled; a teacher must not have a guidance_range")
     return teacher
 
 

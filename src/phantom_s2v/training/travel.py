@@ -136,7 +136,9 @@ def join(parts: Path, name: str, out: Path) -> None:
     try:
         load(data)
     except Exception as error:
-        raise DataError(f"{parts} has no whole weights of {name} ({len(files)} parts, {len(data)} bytes): {error}") from error
+        raise DataError(
+            f"the weights of {name} in {parts} are incomplete ({len(files)} parts, {len(data)} bytes): {error}"
+        ) from error
     _write(out / FILE, data)
     _write(out / "config.json", (parts / f"{name}.config.json").read_bytes())
 
@@ -166,7 +168,9 @@ def pack_command(
     for file in (out / "data.zip", out / "start.zip"):
         print(f"{file} {file.stat().st_size / (1 << 20):.1f} MiB")
         if file.stat().st_size > ARCHIVE:
-            raise InputError(f"{file.name} has {file.stat().st_size >> 20} MiB; an archive must be at most {ARCHIVE >> 20} MiB")
+            raise InputError(
+                f"an archive must have at most {ARCHIVE >> 20} MiB (got {file.stat().st_size >> 20} MiB for {file.name})"
+            )
 
 
 def _archive(path: Path) -> zipfile.ZipFile:

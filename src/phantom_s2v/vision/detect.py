@@ -22,7 +22,7 @@ class OpenVocabularyDetector:
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray, phrases: list[str]) -> list[tuple[tuple[int, int, int, int], str, float]]:
-        """(box in pixels, phrase, score), the surest first. A phrase that fits several places names none of them (facts 4.2)."""
+        """(box in pixels, phrase, score), highest score first. Phrases that match several regions are dropped."""
         if not phrases:
             return []
         inputs = self.prepare(text=[phrases], images=Image.fromarray(picture), return_tensors="pt").to(self.model.device)

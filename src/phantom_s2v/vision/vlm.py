@@ -52,7 +52,7 @@ class VisionLanguageModel:
         return list(dict.fromkeys(line for line in lines if line))
 
     def marked(self, picture: np.ndarray) -> bool:
-        """Whether a thing carries its mark whole, and so is the same wherever it shows (facts 4.2)."""
+        """Whether a thing carries its mark whole, and so is the same wherever it shows (Phantom-Data, section 4)."""
         return self.ask([picture], MARKED).lower().startswith("yes")
 
     def same(self, one: np.ndarray, other: np.ndarray) -> bool:

@@ -44,7 +44,7 @@ def from_files(name: str, files: Files) -> Triplet:
         facts = parse_json(files["json"])
         rows, rest = facts.get("references"), {k: v for k, v in facts.items() if k != "references"}
         if not isinstance(rows, list) or len(rows) > MAX_PICTURES:
-            raise ValueError(f"references are no list of at most {MAX_PICTURES}")
+            raise ValueError(f"references must be a list of at most {MAX_PICTURES}")
         pictures = {int(k.split("-")[1].split(".")[0]): v for k, v in files.items() if k.startswith("reference-")}
         references = tuple(
             typed(
@@ -59,14 +59,14 @@ def from_files(name: str, files: Files) -> Triplet:
         triplet = typed(Triplet, rest, "its JSON", video=files["mp4"], references=references)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{name} is no whole triplet ({said})") from error
+        raise DataError(f"{name} is not a complete triplet ({said})") from error
     check(triplet)
     return triplet
 
 
 def _suffix(picture: bytes) -> str:
     if not (suffix := picture_suffix(picture)):
-        raise DataError("a reference is neither PNG, JPEG nor WebP")
+        raise DataError("references must be PNG, JPEG or WebP")
     return suffix
 
 
@@ -86,7 +86,7 @@ def export_folder(triplets: Iterable[Triplet], folder: Path) -> int:
                 with writing(path) as file:
                     file.write(files[rest])
             elif not path.is_file() or path.read_bytes() != files[rest]:
-                raise DataError(f"{path} exists and is not what would be written there; choose another folder")
+                raise DataError(f"{path} exists with other contents; choose another folder")
         count += 1
     return count
 
@@ -101,7 +101,7 @@ def export_webdataset(triplets: Iterable[Triplet], total: int, folder: Path, for
     check_outputs(tars, force=force)
     if others := sorted(set(folder.glob("*.tar")) - set(tars)):
         raise InputError(
-            f"{folder} holds {others[0].name}, which would be taken for a part of this export; choose another folder"
+            f"{folder} already contains {others[0].name}, which would become part of this export; choose another folder"
         )
     source, count = iter(triplets), 0
     for path in tars:
@@ -118,19 +118,21 @@ def export_webdataset(triplets: Iterable[Triplet], total: int, folder: Path, for
 def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Triplet]:
     """Triplets of a folder that was exported, files or tars. What is not whole is named to `left_out` and passed over."""
     if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}")
+        raise DataError(f"folder {folder} does not exist")
     groups = groups_of_tars(folder, left_out) if any(folder.glob("*.tar")) else groups_of_folder(folder)
     found = False
     for name, files in groups:
         found = True
         try:
             if isinstance(files, str):
-                raise DataError(f"{name} is left out: {files}")
+                raise DataError(f"{name} was skipped: {files}")
             yield from_files(name, files)
         except DataError as error:
             left_out(str(error))
     if not found:
-        raise DataError(f"{folder} holds no triplet; a triplet is ID.mp4, ID.json and its pictures, as files or in tars")
+        raise DataError(
+            f"{folder} contains no triplets; a triplet is ID.mp4, ID.json and its images, as files or in WebDataset shards"
+        )
 
 
 def _stored(picture: Path, told: Callable[[str], None]) -> bytes:
@@ -148,11 +150,11 @@ def read_captioned(
     that belong to no video, are named to `left_out`.
     """
     if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}")
+        raise DataError(f"folder {folder} does not exist")
     names = sorted(path.name for path in folder.iterdir())
     videos = [name for name in names if Path(name).suffix.lower() in VIDEOS]
     if not videos:
-        raise DataError(f"{folder} holds no video; files named {', '.join(VIDEOS)} are read")
+        raise DataError(f"{folder} contains no videos (supported: {', '.join(VIDEOS)})")
     pictures = _by_video({Path(name).stem for name in videos}, names, left_out)
     for name in videos:
         video = folder / name
@@ -183,5 +185,5 @@ def _by_video(stems: set[str], names: list[str], left_out: Callable[[str], None]
         if stem in stems and subject and whole.stem not in stems:
             found.setdefault(stem, []).append((name, subject))
         else:
-            left_out(f"{name}: no video fits it; a reference of NAME.mp4 is NAME.SUBJECT.png, with no dot in SUBJECT")
+            left_out(f"{name}: no video for it; references of NAME.mp4 must be NAME.SUBJECT.png, without a dot in SUBJECT")
     return found

@@ -53,7 +53,7 @@ class _Bounded:
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MOST_HEADER:
-            raise tarfile.ReadError(f"it asks for {size} bytes at once")
+            raise tarfile.ReadError(f"it requests {size} bytes at once")
         return self.file.read(size)
 
 
@@ -64,13 +64,13 @@ def groups_of_tars(folder: Path, left_out: LeftOut) -> Iterator[tuple[str, Files
     """
     for path in sorted(folder.glob("*.tar")):
         if path.is_symlink() or not path.is_file():
-            left_out(f"{path.name} is a link or no regular file, which is not read")
+            left_out(f"{path.name} is a link or not a regular file")
             continue
         with path.open("rb") as file:
             try:
                 yield from _members(file)
             except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError, OverflowError) as error:
-                left_out(f"{path.name} is truncated, damaged or compressed ({error}); what follows in it is left out")
+                left_out(f"{path.name} is truncated, damaged or compressed ({error}); the rest of it is skipped")
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, Files | str]]:
@@ -136,7 +136,7 @@ def check_contents(triplet: Triplet) -> None:
         for number, reference in enumerate(triplet.references, 1):
             size, _ = _decoded(reference.picture, PICTURES, f"reference {number}")
             if reference.mask and _decoded(reference.mask, ("PNG",), f"mask {number}") != (size, True):
-                faults.append(f"mask {number} is not of one channel and of the size of its picture")
+                faults.append(f"mask {number} must have one channel and the size of its image")
     except (DataError, InputError) as error:
         faults.append(str(error))
     if faults:
@@ -153,8 +153,8 @@ def _check_video(triplet: Triplet) -> None:
     got, said = (count, facts.height, facts.width), (triplet.frames, triplet.height, triplet.width)
     if got != said:
         raise DataError(
-            f"its video has {'more frames' if count > said[0] else f'{count} frames'} of {facts.width}x{facts.height}, "
-            f"and its facts say {said[0]} of {said[2]}x{said[1]}"
+            f"its video has {'more frames' if count > said[0] else f'{count} frames'} of {facts.width}x{facts.height}, but "
+            f"its metadata says {said[0]} of {said[2]}x{said[1]}"
         )
 
 
@@ -165,7 +165,7 @@ def _decoded(content: bytes, formats: tuple[str, ...], what: str) -> tuple[tuple
             image.load()
             return image.size, image.mode in ("1", "L")
     except UnidentifiedImageError as error:
-        raise DataError(f"{what} is no {' or '.join(formats)}") from error
+        raise DataError(f"{what} must be {' or '.join(formats)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{what} has too many pixels") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:

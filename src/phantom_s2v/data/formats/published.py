@@ -63,19 +63,19 @@ def _rows(file: Path, left_out: Told) -> Iterator[tuple[str, str, str]]:
         names = pq.read_schema(file).names
         key = next((name for name in ("video_id", "vid") if name in names), "")
         if not key or not set(COLUMNS) <= set(names):
-            raise DataError(f"{file} has the columns {', '.join(sorted(names))}; needed are video_id, {', '.join(COLUMNS)}")
+            raise DataError(f"{file} must have the columns video_id, {', '.join(COLUMNS)} (got {', '.join(sorted(names))})")
         parquet = pq.ParquetFile(file, read_dictionary=[key, *COLUMNS])
         for batch in parquet.iter_batches(ROWS, columns=[key, *COLUMNS]):
             columns = [batch.column(name) for name in (key, *COLUMNS)]
             if odd := [name for name, column in zip((key, *COLUMNS), columns, strict=True) if not _are_texts(column)]:
-                raise DataError(f"{file} has no texts of at most {LONGEST_TEXT:,} bytes in {', '.join(odd)}")
+                raise DataError(f"{', '.join(odd)} in {file} must be texts of at most {LONGEST_TEXT:,} bytes")
             for row in zip(*(column.to_pylist() for column in columns), strict=True):
                 if all(isinstance(value, str) for value in row):
                     yield row
                 else:
                     left_out(f"{row[0]}: a value is missing")
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} is damaged or no Parquet file ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{file} is damaged or not a Parquet file ({str(error).splitlines()[0]})") from error
 
 
 def _are_texts(column: Any) -> bool:
@@ -106,7 +106,7 @@ def _from_cross_pair(
             except BAD as error:
                 left_out(f"{vid}, a reference of {phrase}: {_reason(error)}")
     if not references:
-        raise DataError("no reference is left")
+        raise DataError("no references are left")
     clip = store_video(path, told)
     own = _named(rights, f"Koala-36M {vid}")
     triplet = Triplet(clip.video, caption, tuple(references), clip.fps, clip.count, clip.height, clip.width, rights=own)
@@ -120,7 +120,7 @@ def _from_frame(clips: Path, facts: dict[str, Any], box: list[float], phrase: st
     height, width = frame.shape[:2]
     scaled = np.array(box, float) * max(height, width) / CANVAS
     if (scaled[[2, 3]] > np.array([width, height]) * SLACK).any():
-        raise DataError(f"the box {box} leaves the frame")
+        raise DataError(f"the box {box} lies outside the frame")
     score = facts.get("scores", 1.0)
     own = _named(rights, f"Koala-36M {facts['vid']}")
     return _cropped(frame, scaled, None, phrase, "cross-pair", float(score[0] if isinstance(score, list) else score), own)
@@ -133,7 +133,7 @@ def _cropped(
     height, width = frame.shape[:2]
     left, top, right, bottom = np.clip(box, 0, [width, height, width, height]).round().astype(int).tolist()
     if right - left < 2 or bottom - top < 2:
-        raise DataError(f"the box {[round(float(v)) for v in box]} holds nothing of the frame")
+        raise DataError(f"the box {[round(float(v)) for v in box]} does not overlap the frame")
     covered = b"" if mask is None else png(mask[top:bottom, left:right].astype(np.uint8) * 255)
     return TripletReference(png(frame[top:bottom, left:right]), name, pairing, (0.0, 0.0, 1.0, 1.0), covered, score, rights)
 
@@ -147,7 +147,7 @@ def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: Told, told: 
         given = read_json(file)
         entries = list(given.items())
     except AttributeError as error:
-        raise DataError(f"{file} is no JSON object of name -> metadata and annotation ({error})") from error
+        raise DataError(f"{file} must be a JSON object that maps names to metadata and annotation ({error})") from error
     for name, entry in entries:
         try:
             yield _from_annotation(name, entry, clips, rights, told)
@@ -186,9 +186,9 @@ def decode_mask(coded: dict[str, Any]) -> np.ndarray:
     """Mask bool [H, W] of COCO's compressed run lengths: columns first, six bits a sign, differences from the run before last."""
     (height, width), signs = coded["size"], coded["counts"]
     if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width > MOST_FRAME_PIXELS:
-        raise DataError(f"a mask is of {str((width, height))[:60]} pixels; at most {MOST_FRAME_PIXELS:,} are read")
+        raise DataError(f"a mask must have at most {MOST_FRAME_PIXELS:,} pixels (got {str((width, height))[:60]})")
     if not isinstance(signs, str) or len(signs) > MOST_SIGNS:
-        raise DataError(f"a mask has no text of at most {MOST_SIGNS:,} signs for its run lengths")
+        raise DataError(f"the run lengths of a mask must be a text of at most {MOST_SIGNS:,} characters")
     runs: list[int] = []
     value = shift = total = 0
     for sign in signs.encode():
@@ -206,7 +206,7 @@ def decode_mask(coded: dict[str, Any]) -> np.ndarray:
                 break
             value = shift = 0
     if total != height * width or runs[-1] < 0:  # before anything of that size is made
-        raise DataError(f"a mask has {total} pixels and should have {height * width}")
+        raise DataError(f"a mask must have {height * width} pixels (got {total})")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
@@ -214,7 +214,7 @@ def _clip(folder: Path, name: str) -> Path:
     """A clip by its name in the metadata, which never leaves the folder. Raises DataError where it is missing."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"the clip {name!r} lies outside the folder of clips")
+        raise DataError(f"the clip {name!r} is outside the clips folder")
     if not path.is_file():
         raise DataError(f"the clip {name} is missing")
     return path
@@ -228,7 +228,7 @@ def _part(path: Path, facts: dict[str, Any], index: int, told: Told) -> tuple[St
     left, right, top, bottom = facts.get("crop") or (0, whole.width, 0, whole.height)
     place = f"cut {[start, stop]} and crop {[left, right, top, bottom]}"
     if not (0 <= start < stop and 0 <= left < right and 0 <= top < bottom and start < whole.count):
-        raise DataError(f"{place} leave nothing of {path.name}")
+        raise DataError(f"{place} select nothing of {path.name}")
     still: list[np.ndarray] = []
 
     def parts() -> Iterator[np.ndarray]:
@@ -247,7 +247,7 @@ def _part(path: Path, facts: dict[str, Any], index: int, told: Told) -> tuple[St
     else:
         clip = encoded(parts(), whole.fps)
     if not still:
-        raise DataError(f"{place} leave no frame {index} of {path.name}")
+        raise DataError(f"{place} do not include frame {index} of {path.name}")
     return clip, still[0]
 
 
@@ -260,7 +260,7 @@ def _frame(path: Path, share: float) -> np.ndarray:
         if number == wanted:
             break
     if frame is None:
-        raise DataError(f"{path.name} has no frame")
+        raise DataError(f"{path.name} has no frames")
     return frame
 
 

@@ -162,7 +162,7 @@ class Bank:
                 lance.write_dataset(table, str(scratch))
             return
         if not dataset.schema.equals(schema):
-            raise DataError(f"{self.folder} was filled with another model's vectors; choose another folder, or remove this one")
+            raise DataError(f"{self.folder} was built with another embedder; choose another folder, or remove this one")
         dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
         dataset = lance.dataset(self._path(name))
         if len(dataset.get_fragments()) > COMPACT:

@@ -25,7 +25,7 @@ class Config:
     """What is cut, kept and paired. Lengths in seconds, sizes in pixels or shares, brightness in 0..255."""
 
     # shots
-    detector: str = "scenedetect"  # scenedetect, transnet or both
+    shot_detector: str = "scenedetect"  # scenedetect, transnet or both
     content: float = 8.0  # scenedetect's adaptive detector: least change of HSV
     transnet: float = 0.35  # least probability of a cut
     shortest: float = 0.75
@@ -40,7 +40,7 @@ class Config:
     shaking: float = 0.95  # most of it
     letters: int = 6  # shapes of one height in a row that count as a line of text
     same_clip: float = 0.985  # correlation of signatures from which on a clip repeats another
-    # subjects, facts 4.2
+    # subjects (Phantom-Data, section 4)
     models: str = ""  # hashes of the networks' weights; set by the command line
     people: bool = False  # look for persons and faces as well
     instants: tuple[float, ...] = (0.05, 0.5, 0.95)
@@ -68,7 +68,7 @@ class Detection:
     name: str = ""  # what the caption calls it; empty where there is no caption
     score: float = 1.0
     living: bool = False
-    marked: bool = False  # a thing with its mark whole: the same wherever it shows (facts 4.2)
+    marked: bool = False  # a thing with its mark whole: the same wherever it shows (Phantom-Data, section 4)
 
 
 @dataclass(frozen=True)

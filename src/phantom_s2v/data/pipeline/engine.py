@@ -151,7 +151,7 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
     ray.init(address=where, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = ray.data.from_items([{"record": pickle.dumps({"path": path})} for path in paths])
-    rows = rows.flat_map(look) if config.detector == "scenedetect" else _by_actors(rows, LOOK, config, make, workers)
+    rows = rows.flat_map(look) if config.shot_detector == "scenedetect" else _by_actors(rows, LOOK, config, make, workers)
     rows = _by_actors(rows, KNOW, config, make, workers)
     films: dict[str, Record] = {}  # those whose clips are still on the way
     left: dict[str, int] = {}  # how many of them: below zero while the film's own record is on the way as well

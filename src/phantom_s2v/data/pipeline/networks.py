@@ -31,7 +31,7 @@ def packaged_models(transnet: bool = False, with_people: bool = False, larger: d
 
 
 def with_larger(
-    models: Models, captioner: Path | None, grounder: Path | None, segmenter: Path | None, embedder: Path | None
+    models: Models, captioner: Path | None, object_detector: Path | None, segmenter: Path | None, embedder: Path | None
 ) -> Models:
     """`models` with those of the larger networks that are given, each the folder of a model in transformers' layout.
 
@@ -42,6 +42,6 @@ def with_larger(
         models = replace(models, caption=vlm.caption, phrases=vlm.phrases, same=vlm.same)
     if embedder:
         models = replace(models, embed=Embedder(embedder))
-    if grounder:
-        models = replace(models, detect=partial(detect_phrases, OpenVocabularyDetector(grounder), segmenter, vlm))
+    if object_detector:
+        models = replace(models, detect=partial(detect_phrases, OpenVocabularyDetector(object_detector), segmenter, vlm))
     return models

@@ -1,8 +1,10 @@
-"""Pair: for every subject in the bank the same subject in other clips, neither another one nor a copy (facts 4.1, 4.2).
+"""Pair: for each subject in the index, the same subject in other clips: neither another subject nor a near-duplicate.
+
+Sources: Phantom, section 3.1, and Phantom-Data (arXiv 2506.18851), section 4.
 
 Similarity is the product of the subjects' vectors: below the lower bound it is another subject. Sameness is the correlation of
-the crops with what surrounds them: above the upper bound it is the same picture, and who learns from it learns to paste. The
-prior of facts 4.2: only things whose mark a model saw whole are paired with other films; all else within its own film.
+the crops with what surrounds them: above the upper bound it is the same image, and a model trained on it learns to copy-paste.
+Prior of Phantom-Data: only objects with a complete logo are paired across source videos; all others within their own.
 """
 
 import json

@@ -57,13 +57,13 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
 def _look(path: Path) -> Record:
     """The facts of a file; UnreadableVideoError where it holds no video."""
     if path.is_symlink():
-        raise ValueError("a link, which is not followed")
+        raise ValueError("a symbolic link (not followed)")
     facts = Video(path).facts
     if not facts.fps:
         raise ValueError("no frame rate")
     notices = list(facts.notices)
     if not facts.steady:
-        notices.append(f"clips have its mean rate, {facts.fps:.3g}")
+        notices.append(f"clips use its mean frame rate, {facts.fps:.3g}")
     if max(facts.height, facts.width) >= LARGE:
         notices.append(f"{facts.width}x{facts.height}: scaled down")
     found: Record = {
@@ -90,7 +90,7 @@ def _beside(path: Path) -> Record:
             if any(name in given for name in RIGHTS):
                 said["rights"] = {name: str(given.get(name, "")) for name in RIGHTS}
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"{facts.name} is no JSON object ({error})") from error
+            raise ValueError(f"{facts.name} is not a JSON object ({error})") from error
     elif text.is_file():
         said["caption"] = read_text(text).strip()
     return said

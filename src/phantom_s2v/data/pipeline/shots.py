@@ -67,11 +67,11 @@ def _record(film: Record, start: int, shot: list[Timed], ends: float, config: Co
 
 def _with_cuts(frames: Iterator[Timed], config: Config, models: Models) -> Iterator[tuple[Timed, bool]]:
     """Every frame, and whether a shot begins with it."""
-    if config.detector == "scenedetect":
+    if config.shot_detector == "scenedetect":
         yield from _by_content(frames, config)
     elif models.cuts is None:
-        raise ValueError("the detector transnet needs its model")
-    elif config.detector == "transnet":
+        raise ValueError("shot_detector transnet needs its model")
+    elif config.shot_detector == "transnet":
         yield from _by_network(((timed, False) for timed in frames), config, models)
     else:
         yield from _by_network(_by_content(frames, config), config, models)

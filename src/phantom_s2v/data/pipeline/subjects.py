@@ -1,4 +1,4 @@
-"""Subjects: what a clip shows, at three of its moments, with boxes, masks and names that tell them apart (facts 4.2).
+"""Subjects of a clip at three moments, with boxes, masks and unambiguous names (Phantom-Data, section 4).
 
 A subject is a dict: subject (id), name, marked, and views, one for each moment that shows it: instant (number of the still),
 frame, box (pixels of the clip), share (the box in shares of the still), picture (uint8, the box with a margin), inner (the box
@@ -19,7 +19,7 @@ from phantom_s2v.media.images import border
 
 MARGIN = 0.08  # of a box's longer side, around a reference picture
 EDGE = 0.008  # of a side: what touches it is cut off by it
-REFERENCE_HEIGHT = 720  # for which facts 4.2 give the least side of a box
+REFERENCE_HEIGHT = 720  # for which Phantom-Data gives the minimum side of a box
 WHITE = 255
 
 

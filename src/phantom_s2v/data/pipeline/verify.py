@@ -1,4 +1,4 @@
-"""Verify: a second look at every pair that was kept, by other means: one subject, and in another place (facts 4.2)."""
+"""Verify: a second check of each kept pair: the same subject in another context (Phantom-Data, section 4)."""
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache

@@ -182,7 +182,7 @@ def _npm_pack(package: str, digest: str, folder: Path, progress: Callable[[str],
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise DataError("npm is not installed; `phantom data emoji` fetches the emoji packages with `npm pack`")
+        raise DataError("npm is not installed; `phantom data emoji` downloads the emoji packages with it")
     progress(f"fetching {package}")
     own = folder / f"{len(list(folder.iterdir()))}"
     own.mkdir()
@@ -190,14 +190,14 @@ def _npm_pack(package: str, digest: str, folder: Path, progress: Callable[[str],
     try:
         done = subprocess.run(asked, cwd=own, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
-        raise DataError(f"npm pack {package} took more than {PATIENCE} s; try again") from error
+        raise DataError(f"npm pack {package} timed out after {PATIENCE} s; try again") from error
     found = list(own.glob("*.tgz"))
     if done.returncode or len(found) != 1:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise DataError(f"npm pack {package} failed: {without_credentials(said)}")
     with found[0].open("rb") as file:
         if base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode() != digest:
-            raise DataError(f"the archive of {package} is not the one that is pinned; nothing was kept of it")
+            raise DataError(f"checksum mismatch: the archive of {package} is not the pinned one and was discarded")
     return found[0]
 
 
@@ -255,9 +255,9 @@ def write_store(root: Path, entries: Iterable[tuple[str, np.ndarray, np.ndarray 
 def load_store(root: Path) -> Sprites:
     """Open a store; the pixels stay on disk. Raises DataError where it is missing."""
     if not (root / "subjects.json").is_file():
-        raise DataError(f"no emoji store at {root}; run `phantom data emoji` first (it fetches 750 MB with npm)")
+        raise DataError(f"no emoji dataset at {root}; run `phantom data emoji` first (a 750 MB download with npm)")
     try:
         subjects = tuple(Subject(**row) for row in read_json(root / "subjects.json"))
         return Sprites(subjects, np.load(root / "sprites.npy", mmap_mode="r"))
     except (TypeError, ValueError, OSError) as error:
-        raise DataError(f"{root} holds no emoji store, or a damaged one ({error}); choose another folder") from error
+        raise DataError(f"{root} is not an emoji dataset, or it is damaged ({error}); choose another folder") from error

@@ -38,7 +38,7 @@ def background(video: np.ndarray) -> str:
 
 
 class Flow:
-    """Mean Farneback flow of successive frames, as OpenS2V computes it (facts 5.4), with one frame kept."""
+    """Mean Farneback flow of successive frames, as OpenS2V-Eval's released code computes it, with one frame kept."""
 
     def __init__(self) -> None:
         self.before: np.ndarray | None = None
@@ -64,7 +64,7 @@ class Flow:
 
 
 def motion_fb(frames: Iterable[np.ndarray]) -> float:
-    """Motion amplitude as OpenS2V computes it (facts 5.4), 0 and more: the absolute value of the mean Farneback flow in pixels.
+    """Motion amplitude of OpenS2V-Eval's released code, 0 or more: absolute value of the mean Farneback flow, in pixels.
 
     `frames` are RGB, uint8 [H, W, 3] each. The mean is signed and over both components, so it misses motion whose directions
     cancel, and tells no direction. Raises ValueError for fewer than two frames.
@@ -73,7 +73,7 @@ def motion_fb(frames: Iterable[np.ndarray]) -> float:
     for frame in frames:
         flow.add(frame)
     if not flow.pairs:
-        raise ValueError(f"motion needs two frames, and there are {int(flow.before is not None)}")
+        raise ValueError(f"motion needs at least two frames (got {int(flow.before is not None)})")
     return flow.mean
 
 
@@ -181,8 +181,8 @@ def sharpness(frames: Sequence[np.ndarray]) -> float:
 def similarity(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Cosine of frames' features [F, d] with a picture's or a text's [d], all of length one: [F], -1..1, 1 is the same.
 
-    With CLIP's features this is CLIP-I, with DINO's DINO-I, and with CLIP's of the prompt the text score (facts 5.1). CLIP-I
-    tells kinds of things and not two of a kind; both reward a pasted picture.
+    CLIP-I with CLIP features, DINO-I with DINO features, the text score with CLIP text features (Phantom, section 4.1).
+    CLIP-I tells categories apart, but not instances; both reward copy-paste.
     """
     return frames @ reference
 

@@ -171,7 +171,7 @@ def _row(line: str, file: Path) -> dict | None:
     except ValueError:
         if line[:5] == '{"id"'[: len(line)]:
             return None
-    raise InputError(f"{file} exists, and phantom did not write it; choose another --out")
+    raise InputError(f"{file} exists and was not written by phantom; choose another --out")
 
 
 def reference_bank(judge: SubjectClassifier, sprites: Sprites, side: int = COARSE) -> np.ndarray:

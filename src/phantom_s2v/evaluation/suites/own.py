@@ -70,7 +70,7 @@ def read_own(folder: Path) -> list[Case]:
     """The cases of a folder with cases.jsonl. Raises InputError for a line that is none, or names what is not below it."""
     file = folder / "cases.jsonl"
     if not file.is_file():
-        raise InputError(f"{folder} holds no cases.jsonl; legal are emoji, opens2v, robustness or a folder with it")
+        raise InputError(f"suite must be emoji, opens2v, robustness or a folder with cases.jsonl (got {folder})")
     cases = []
     for number, line in enumerate(text_lines(file), 1):
         if not line.strip():
@@ -78,22 +78,24 @@ def read_own(folder: Path) -> list[Case]:
         try:
             cases.append(_own_case(parse_json(line), folder))
         except (ValueError, InputError) as error:
-            raise InputError(f"{file.name}, line {number}, is no case ({error}); it needs id, prompt and reference") from error
+            raise InputError(
+                f"{file.name}, line {number}, is not a case ({error}); it must have id, prompt and reference"
+            ) from error
     return checked(cases, file)
 
 
 def _own_case(given: Any, folder: Path) -> Case:
     """The case of a line. Raises ValueError or InputError where it is none."""
     if not isinstance(given, dict):
-        raise ValueError("it is no object")
+        raise ValueError("not a JSON object")
     if "out" in given:
-        raise ValueError("it has out, and the id names the video")
+        raise ValueError("out is not allowed: the id names the video")
     own, options = _parted(given, _Line)
     line = typed(_Line, own)
     for name in FILES:
         if (value := options.get(name)) is not None:
             if not isinstance(value, str) or not value or not is_file_name(value):
-                raise ValueError(f"{name} is not the name of a file")
+                raise ValueError(f"{name} is not a file name")
             options[name] = str(below(folder, value))
     named = [split_reference(text, i) for i, text in enumerate(line.reference)]
     return Case(line.id, line.prompt, tuple((subject, below(folder, path)) for subject, path in named), options=options)
@@ -109,14 +111,14 @@ def read_opens2v(file: Path) -> list[Case]:
     """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none or a picture is missing."""
     given = read_json(file)
     if not isinstance(given, dict):
-        raise InputError(f"{file} is no JSON of OpenS2V-Eval; it maps an id to prompt, img_paths and class_label")
+        raise InputError(f"{file} is not an OpenS2V-Eval file; it must map ids to prompt, img_paths and class_label")
     cases = []
     for name, row in given.items():
         try:
             entry = typed(_Entry, _parted(row, _Entry)[0] if isinstance(row, dict) else row)
         except ValueError as error:
             raise InputError(
-                f"{file}, {name!r}: {error}; a case of OpenS2V-Eval has prompt, img_paths and class_label"
+                f"{file}, {name!r}: {error}; an OpenS2V-Eval case must have prompt, img_paths and class_label"
             ) from error
         paths, labels = entry.img_paths, entry.class_label or ()
         named = [labels[i].lower() if i < len(labels) else f"subject {i + 1}" for i in range(len(paths))]
@@ -133,18 +135,18 @@ def below(folder: Path, path: str) -> Path:
     except (OSError, ValueError, RuntimeError):  # no name of a file, or links that go round
         inside = False
     if not inside:
-        raise InputError(f"{path} is not below {folder.name}; a suite names pictures of its own folder alone")
+        raise InputError(f"{path} is not inside {folder.name}; images of a suite must be in its folder")
     return folder / path
 
 
 def checked(cases: list[Case], file: Path) -> list[Case]:
     """The cases, where every id can name a video, none comes twice, and every picture can be read. Raises InputError."""
     if not cases:
-        raise InputError(f"{file.name} holds no case")
+        raise InputError(f"{file.name} contains no cases")
     seen: set[str] = set()
     for case in cases:
         if not case.id or Path(case.id).name != case.id or case.id.startswith(".") or case.id in seen:
-            raise InputError(f"{file.name} names a case {case.id!r}; an id is a file name without a folder, and stands once")
+            raise InputError(f"case ids must be unique file names without a folder (got {case.id!r} in {file.name})")
         seen.add(case.id)
     for path in dict.fromkeys(path for case in cases for _, path in (*case.references, *case.against)):
         images.read_picture(path)
@@ -190,7 +192,7 @@ def read_rows(place: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise InputError(f"{file}, line {number}, is damaged or truncated ({error}); score the videos again") from error
     if not rows or not all(isinstance(row, dict) and "video" in row for row in rows):
-        raise InputError(f"{place} holds no scores; legal is what evaluate run or score wrote")
+        raise InputError(f"{place} must contain results of evaluate run or evaluate score")
     return rows
 
 
@@ -254,7 +256,7 @@ def check_opens2v(out: Path) -> None:
     noted = read_json(out / WRITTEN)["files"] if ours(out / WRITTEN) else {}
     for file in (out / f"{name}.json" for name in COLUMNS):
         if file.exists() and noted.get(file.name) != content_hash(file):
-            raise InputError(f"{file} exists, and phantom did not write it or it was changed since; choose another --out")
+            raise InputError(f"{file} exists and was not written by phantom, or was modified since; choose another --out")
 
 
 def spread(video: Video, count: int) -> list[np.ndarray]:

@@ -37,7 +37,7 @@ def encode_references(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents [n, C, h, w] of pictures [n, 3, H, W] in -1..1, and image tokens [n, k, D] of the same at 64 x 64.
 
-    Each picture is encoded alone as a one-frame video (facts 2.4), so its latent does not depend on its neighbours.
+    Each image is encoded alone as a one-frame video, as in Phantom-Wan's released code: its latent is independent of the others.
     """
     latents = encode(autoencoder, pictures[:, :, None])[:, :, 0]
     return latents, image_encoder(small)
@@ -58,7 +58,7 @@ def without_text(c: Conditions, empty: tuple[torch.Tensor, torch.Tensor], rows: 
 
 
 def without_latents(c: Conditions, rows: torch.Tensor | None = None) -> Conditions:
-    """Zero latents at the reference places of `rows`: zero in normalised space, not an encoded blank (facts 2.4)."""
+    """Zero latents (in normalised space, as in Phantom-Wan's released code) at the reference places of `rows`."""
     kept = torch.zeros(len(c), dtype=torch.bool) if rows is None else ~rows
     return replace(c, references=c.references * kept.to(c.references)[:, None, None, None, None])
 

@@ -11,13 +11,13 @@ MINI = {  # defaults of phantom-mini, written beside its weights
     "name": "phantom-mini",
     "height": 64,
     "width": 64,
-    "frames": 25,
+    "num_frames": 25,
     "fps": 8,
-    "steps": 32,
+    "num_inference_steps": 32,
     "solver": "euler",
     "shift": 1.0,
-    "guidance_image": 3.5,
-    "guidance_text": 4.0,
+    "image_guidance_scale": 3.5,
+    "guidance_scale": 4.0,
     "side_range": [48, 96],
 }
 
@@ -34,7 +34,7 @@ class PhantomModel(VideoModel):
 
     def preset(self, config: dict[str, Any]) -> Preset:
         """There are none but those of a model's index."""
-        raise CheckpointError("a PhantomTransformer alone is no model; it needs a model_index.json that holds the model's preset")
+        raise CheckpointError("a PhantomTransformer needs a model_index.json with the model's preset")
 
     def parts(self) -> dict[str, Any]:
         """Transformer, autoencoder and image encoder."""

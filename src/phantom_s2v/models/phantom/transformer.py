@@ -129,7 +129,7 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
         if guidance_range is not None:
             lowest, highest = guidance_range
             if not 0 <= lowest <= 1 <= highest:
-                raise InputError(f"guidance_range must hold 1, where guidance does nothing (got {lowest} to {highest})")
+                raise InputError(f"guidance_range must include 1, where guidance has no effect (got {lowest} to {highest})")
             self.guidance = GuidanceEmbedding(dim)
 
     def forward(
@@ -168,7 +168,7 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
             weights = self.guidance(time.new_ones(len(time), 2) if guidance is None else guidance)
             mark, text_mark = mark + weights[:, None], text_mark + weights
         elif guidance is not None:
-            raise ValueError("this transformer takes no weights of guidance: its guidance_range is None")
+            raise ValueError("this transformer takes no guidance scales: its guidance_range is None")
         return nn.functional.silu(mark), nn.functional.silu(text_mark)
 
     def _vision_branch(self, latents: torch.Tensor, references: torch.Tensor, subjects: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The released weights -> a folder in diffusers' layout, tensor by tensor, so that memory holds one tensor and not a model.
 
-Sources: native Wan layout (facts 2.2) as .pth, as safetensors whole or in shards, community single files in fp16 or fp8; text
-encoder, tokenizer and autoencoder in native files or in a Wan2.1 folder of diffusers. Every key is accounted for.
+Sources: native Wan layout as .pth, single or sharded safetensors; community single files in fp16 or fp8; text encoder,
+tokenizer and autoencoder in native files or in a Wan2.1 folder of diffusers. Every key is accounted for.
 """
 
 import math
@@ -25,7 +25,7 @@ from phantom_s2v.models.tensors import Tensors, write_sharded
 from phantom_s2v.models.wan.spec import WanModel
 from phantom_s2v.models.weights import FILE, check_shapes, shapes_of, shard_files
 
-KNOWN = {1536: (12, 30), 5120: (40, 40)}  # width: heads and layers of the released models (facts 2.1)
+KNOWN = {1536: (12, 30), 5120: (40, 40)}  # width: heads and layers of the released models (Wan2.1's config files)
 HEAD_WIDTH = 128
 CUSTOM_PIPELINE = "from phantom_s2v.pipeline.wan_pipeline import PhantomWanPipeline  # noqa: F401 - diffusers looks for it here\n"
 T5_FILE, VAE_FILE = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"
@@ -95,7 +95,7 @@ def transformer_config(source: Tensors, folders: Iterable[Path]) -> dict[str, An
         "head.head.bias",
     )
     if missing := [name for name in needed if name not in source.names()]:
-        raise CheckpointError(f"{source.path} is no transformer of Wan; it lacks {', '.join(missing)}")
+        raise CheckpointError(f"{source.path} is not a Wan transformer; missing: {', '.join(missing)}")
     dim, channels, *patch = source.shape("patch_embedding.weight")
     counted = 1 + max(int(name.split(".")[1]) for name in source.names() if re.match(r"blocks\.\d+\.", name))
     heads, layers = KNOWN.get(dim) or _config_beside(folders, dim) or (dim // HEAD_WIDTH, counted)
@@ -134,7 +134,7 @@ def _autoencoder(wan: Path, out: Path, transformer: dict[str, Any], report: Repo
     else:
         source = Tensors(find_weights(wan / VAE_FILE))
         if "encoder.conv1.weight" not in source.names() or "conv2.weight" not in source.names():
-            raise CheckpointError(f"{source.path} is no autoencoder of Wan; it lacks encoder.conv1.weight or conv2.weight")
+            raise CheckpointError(f"{source.path} is not a Wan VAE; missing: encoder.conv1.weight or conv2.weight")
         names = renamed(source.names(), convert_wan_vae_to_diffusers)
         config = {"_class_name": "AutoencoderKLWan", "base_dim": source.shape("encoder.conv1.weight")[0], "z_dim": 16}
     with init_empty_weights(include_buffers=False):
@@ -186,7 +186,7 @@ def _t5_config(source: Tensors) -> dict[str, Any]:
         "blocks.0.pos_embedding.embedding.weight",
     )
     if missing := [name for name in needed if name not in source.names()]:
-        raise CheckpointError(f"{source.path} is no native umT5 encoder; it lacks {', '.join(missing)}")
+        raise CheckpointError(f"{source.path} is not a native umT5 encoder; missing: {', '.join(missing)}")
     vocabulary, width = source.shape("token_embedding.weight")
     buckets, heads = source.shape("blocks.0.pos_embedding.embedding.weight")
     layers = 1 + max(int(name.split(".")[1]) for name in source.names() if name.startswith("blocks."))
@@ -255,17 +255,17 @@ def find_weights(path: Path) -> list[Path]:
     """The weight files that a path names: a file, or a folder with an index, or with one file. Raises CheckpointError."""
     if path.is_file():
         if path.suffix == ".gguf":
-            raise CheckpointError(f"{path} is GGUF, whose quantized blocks cannot be converted; it must be .safetensors or .pth")
+            raise CheckpointError(f"weights must be .safetensors or .pth (got {path}; quantized GGUF blocks cannot be converted)")
         if path.suffix not in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
-            raise CheckpointError(f"{path} is no weight file; legal are .safetensors and .pth")
+            raise CheckpointError(f"weights must be .safetensors or .pth (got {path})")
         return [path]
     if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist; it needs to be a weight file or a folder of them")
+        raise CheckpointError(f"{path} does not exist; it must be a weight file or a folder of weight files")
     for index in sorted(path.glob("*.safetensors.index.json")):
         return shard_files(index)
     files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".pth"))
     if len(files) != 1:
-        raise CheckpointError(f"{path} has {len(files)} weight files and no index; name the one that is meant")
+        raise CheckpointError(f"{path} has {len(files)} weight files and no index; specify one of them")
     return files
 
 

@@ -100,12 +100,12 @@ def read_lora(file: Path, transformer: Any) -> tuple[dict[str, torch.Tensor], di
     the file is no LoRA of this transformer or not finite; every key that has no place in it is named.
     """
     if file.suffix != ".safetensors" or not file.is_file():
-        raise CheckpointError(f"{file} is not a LoRA that can be read; it needs to be an existing .safetensors file")
+        raise CheckpointError(f"{file} is not a readable LoRA; it must be an existing .safetensors file")
     try:
         tensors, metadata = read_tensors(file)
         settings = _settings(file, tensors, metadata)
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file} is damaged or no LoRA of Wan ({error})") from error
+        raise CheckpointError(f"{file} is damaged or not a Wan LoRA ({error})") from error
     for key, value in tensors.items():
         check_finite(value, f"the factor {key} of {file}", CheckpointError)
     layers, spelled = _by_layer(file, tensors, transformer)
@@ -166,7 +166,7 @@ def _by_layer(file: Path, tensors: Parts, transformer: nn.Module) -> tuple[dict[
         if len({"down", "up"} & set(parts)) == 1 or ({"alpha", "up_bias"} & set(parts) and "up" not in parts):
             odd += [f"{spelled[layer]} with only {', '.join(parts)}"]
     if odd or not layers:
-        raise CheckpointError(f"{file} has {len(odd)} keys that fit nowhere in this transformer ({_summary(odd)})")
+        raise CheckpointError(f"{file} has {len(odd)} keys that do not match this transformer ({_summary(odd)})")
     return layers, spelled
 
 
@@ -229,7 +229,7 @@ def _differences(file: Path, layer: str, parts: Parts, transformer: nn.Module, m
     for kind, value in parts.items():
         leaf = {"diff": "" if module is None else ".weight", "diff_b": ".bias"}.get(kind)
         if leaf is None:
-            raise CheckpointError(f"{file} has factors of {layer}, which is neither a linear layer nor a convolution")
+            raise CheckpointError(f"{file} has factors for {layer}, which is not a linear or convolution layer")
         wanted = transformer.get_parameter(layer + leaf).shape
         if value.numel() != math.prod(wanted):
             raise CheckpointError(f"{file} does not fit this transformer: {layer} is {tuple(wanted)}, not {tuple(value.shape)}")

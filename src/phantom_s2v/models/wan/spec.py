@@ -37,10 +37,10 @@ class WanModel(VideoModel):
     def preset(self, config: dict[str, Any]) -> Preset:
         """Defaults of the released code for a transformer of this shape. Raises CheckpointError for Wan2.2 and others."""
         if config.get("_class_name") not in self.transformers:
-            raise CheckpointError(f"the transformer is a {config.get('_class_name')}; it must be a {self.transformers[0]}")
+            raise CheckpointError(f"the transformer must be a {self.transformers[0]} (got {config.get('_class_name')})")
         heads, head_width = config["num_attention_heads"], config["attention_head_dim"]
         if type(heads) is not int or type(head_width) is not int:
-            raise ValueError("num_attention_heads and attention_head_dim are whole numbers")
+            raise ValueError("num_attention_heads and attention_head_dim must be integers")
         _check_channels(config)
         shape = {**config, "width": heads * head_width}
         alike = (name for name, each in SHAPES.items() if all(shape.get(key, value) == value for key, value in each.items()))
@@ -50,13 +50,13 @@ class WanModel(VideoModel):
             name=name,
             height=480,
             width=832,
-            frames=121 if wide else 81,
+            num_frames=121 if wide else 81,
             fps=24 if wide else 16,
-            steps=50,
+            num_inference_steps=50,
             solver="unipc",
             shift=5.0,
-            guidance_image=5.0,
-            guidance_text=7.5,
+            image_guidance_scale=5.0,
+            guidance_scale=7.5,
             side_range=(16, 1280),
             sizes={"phantom-wan-1.3b": ((480, 832),), "phantom-wan-14b": ((480, 832), (720, 1280))}.get(name, ()),
             negative_prompt=NEGATIVE,

@@ -114,19 +114,15 @@ def read_ratios(folder: Path, weights: str) -> list[float]:
     """
     file = folder / RATIOS
     if not file.is_file():
-        raise InputError(
-            f"the cache magcache needs ratios of these weights, and {file} does not exist; "
-            "phantom calibrate-magcache writes it while it makes one video"
-        )
+        raise InputError(f"--cache magcache needs {file}, which does not exist; run phantom calibrate-magcache")
     try:
         known = parse_json(file.read_bytes())
         ratios, measured = [float(ratio) for ratio in known["ratios"]], str(known["weights"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); phantom calibrate-magcache writes it anew") from error
+        raise CheckpointError(f"{file} is damaged ({error}); run phantom calibrate-magcache again") from error
     if measured != weights:
         raise CheckpointError(
-            f"{file} was measured of the weights {measured[:12]}, and these are {weights[:12]}; phantom calibrate-magcache "
-            "measures them anew"
+            f"{file} was measured on other weights ({measured[:12]}, not {weights[:12]}); run phantom calibrate-magcache again"
         )
     check_finite(torch.tensor(ratios), f"what {file} holds", CheckpointError)
     return ratios

@@ -88,7 +88,7 @@ def pad_text(features: torch.Tensor) -> torch.Tensor:
     """Text features [B, L, D] with zeros up to 512 places; the zeros are seen by cross-attention (released code)."""
     missing = TEXT_PLACES - features.shape[1]
     if missing < 0:
-        raise ValueError(f"text has {features.shape[1]} places; at most {TEXT_PLACES} are possible")
+        raise ValueError(f"the text must have at most {TEXT_PLACES} tokens (got {features.shape[1]})")
     return nn.functional.pad(features, (0, 0, 0, missing))
 
 

@@ -96,7 +96,7 @@ def cache_bytes(config: dict[str, Any], tokens: int, width: int, cache: str) -> 
 def autoencoder_bytes(base: int, request: Request) -> float:
     """Memory of decoding: the largest feature maps of four frames, and the video in float32 twice."""
     plane = request.height * request.width * 4
-    return CONV_COPIES * base * 4 * plane + 2 * 3 * request.frames * plane
+    return CONV_COPIES * base * 4 * plane + 2 * 3 * request.num_frames * plane
 
 
 def card(name: str) -> Card:
@@ -104,26 +104,26 @@ def card(name: str) -> Card:
     for each in CARDS:
         if each.name == name.lower():
             return each
-    raise InputError(f"card is {name!r}; known are {', '.join(c.name for c in CARDS)}")
+    raise InputError(f"card must be one of {', '.join(c.name for c in CARDS)} (got {name!r})")
 
 
 def parse_budget(text: str) -> tuple[str, float]:
     """("seconds", s) or ("bytes", b) of "20min", "90s", "2h" or "24GB". Raises InputError for anything else."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|GB|MB)\s*", text)
     if not found:
-        raise InputError(f"budget is {text!r}; legal are a time such as 90s, 20min or 2h, and a memory such as 24GB")
+        raise InputError(f"budget must be a time such as 90s, 20min or 2h, or a memory size such as 24GB (got {text!r})")
     scale = {"s": 1, "min": 60, "h": 3600, "GB": 1e9, "MB": 1e6}[found[2]]
     return ("bytes" if found[2].endswith("B") else "seconds"), float(found[1]) * scale
 
 
 def smaller(request: Request, preset: Preset) -> list[tuple[str, Request]]:
     """What a request could give up, mildest first: steps, then length, then both."""
-    few = max(4, request.steps // 2)
-    short = max(5, (request.frames // 2 - 1) // 4 * 4 + 1)
+    few = max(4, request.num_inference_steps // 2)
+    short = max(5, (request.num_frames // 2 - 1) // 4 * 4 + 1)
     ways = [
-        (f"--steps {few}", replace(request, steps=few)),
-        (f"--frames {short}", replace(request, frames=short)),
-        (f"--steps {few} --frames {short}", replace(request, steps=few, frames=short)),
+        (f"--num-inference-steps {few}", replace(request, num_inference_steps=few)),
+        (f"--num-frames {short}", replace(request, num_frames=short)),
+        (f"--num-inference-steps {few} --num-frames {short}", replace(request, num_inference_steps=few, num_frames=short)),
     ]
     low = preset.sizes[0] if preset.sizes else (preset.height, preset.width)
     if request.height * request.width > low[0] * low[1]:

@@ -44,7 +44,7 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
     transformer, autoencoder = read_configs(folder)
     model, clip = video_model(folder), clip_of(request)
     tokens, branches = model.tokens(preset, clip), branch_count(request, transformer)
-    flops = float(model.flops(transformer, clip) * branches * request.steps)
+    flops = float(model.flops(transformer, clip) * branches * request.num_inference_steps)
     coder = autoencoder_flops(autoencoder, request)
     speed = card_speed(card) if card else measure(model, transformer, autoencoder, request, placement)
     width = 2 if card else placement.torch_dtype().itemsize
@@ -56,17 +56,19 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
     decoding = e.autoencoder_bytes(autoencoder.get("decoder_base_dim") or autoencoder["base_dim"], request)
     peak = RUNTIME_BYTES + peak_bytes(sizes, running, decoding, placement.offload, model.own_text_encoder)
     seconds = flops / speed.blocks + coder / speed.convolutions
-    return e.Estimate(tokens, branches * request.steps, flops, coder, sum(sizes.values()), peak, seconds, speed.name)
+    return e.Estimate(
+        tokens, branches * request.num_inference_steps, flops, coder, sum(sizes.values()), peak, seconds, speed.name
+    )
 
 
 def clip_of(request: Request) -> Clip:
     """What one forward of a request computes."""
-    return Clip(VideoSize(request.frames, request.height, request.width), len(request.pictures()))
+    return Clip(VideoSize(request.num_frames, request.height, request.width), len(request.pictures()))
 
 
 def branch_count(request: Request, transformer: dict[str, Any]) -> int:
     """Forwards a step that guidance needs with a transformer of this configuration."""
-    given = (request.guidance_image, request.guidance_text)
+    given = (request.image_guidance_scale, request.guidance_scale)
     if is_distilled(transformer.get("guidance_range"), *given, bool(request.negative_prompt)):
         return 1
     return len(weights(*given, bool(request.pictures())))
@@ -105,7 +107,7 @@ def within(
         ways = held + ways
     fits = [way for way, other, place in ways if cost(estimate(other, preset, folder, place)) <= most]
     advice = f"{fits[0]} would fit" if fits else "fewer steps or frames alone would not fit either"
-    raise InputError(f"this would take about {said(cost(found))} and the budget is {said(most)}; {advice}")
+    raise InputError(f"estimated at {said(cost(found))}, which exceeds the budget of {said(most)}; {advice}")
 
 
 def card_speed(name: str) -> e.Speed:
@@ -147,7 +149,7 @@ def parameters(kind: Any, config: dict[str, Any]) -> int:
 def autoencoder_flops(config: dict[str, Any], request: Request) -> float:
     """Decoding the video and encoding every picture: counted on a small clip without data, in proportion to pixels and frames."""
     first, later, still = _coder_counts(json.dumps(config, sort_keys=True))
-    frames = VideoSize(request.frames, request.height, request.width).latent[0]
+    frames = VideoSize(request.num_frames, request.height, request.width).latent[0]
     area = request.height * request.width / SIDE**2
     return area * (first + (frames - 1) * later + len(request.pictures()) * still)
 
@@ -187,13 +189,13 @@ def measure(
         inputs = model.inputs(one, clip_of(size), branches, device, dtype)
         return float(model.batched(branches) * model.flops(one, clip_of(size))), _least(lambda: block(*inputs), device)
 
-    flops, seconds = forward(replace(request, frames=1))
-    if seconds * VideoSize(request.frames, 8, 8).latent[0] ** 2 < PATIENCE:  # else the rate of a single frame stands for all
+    flops, seconds = forward(replace(request, num_frames=1))
+    if seconds * VideoSize(request.num_frames, 8, 8).latent[0] ** 2 < PATIENCE:  # else the rate of a single frame stands for all
         flops, seconds = forward(request)
     coder: Any = AutoencoderKLWan(**autoencoder)
     coder = coder.to(device).eval()
     height, width = min(request.height, MEASURED_SIDE), min(request.width, MEASURED_SIDE)  # small maps stay in the cache
-    pixels = replace(request, frames=9, height=height, width=width, references=(), background=None)
+    pixels = replace(request, num_frames=9, height=height, width=width, references=(), background=None)
     latents = torch.zeros(1, autoencoder["z_dim"], 3, height // 8, width // 8, device=device)
     convolutions = autoencoder_flops(autoencoder, pixels) / _least(lambda: coder.decode(latents), device)
     return e.Speed(flops / seconds, convolutions, "this machine")

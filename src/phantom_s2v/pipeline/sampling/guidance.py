@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 import torch
 
 
-def weights(guidance_image: float, guidance_text: float, references: bool) -> dict[str, float]:
+def weights(image_guidance_scale: float, guidance_scale: float, references: bool) -> dict[str, float]:
     """Weights of the branches, (1 - gi) null + (gi - gt) image + gt both: (0,0), (1,0), (1,1) give one branch bit for bit.
 
     Without references the image branch is the null branch. Branches of weight zero are left out and need no forward.
     """
-    null_weight, image_weight = 1 - guidance_image, guidance_image - guidance_text
+    null_weight, image_weight = 1 - image_guidance_scale, image_guidance_scale - guidance_scale
     if not references:
         null_weight, image_weight = null_weight + image_weight, 0.0
-    every = {"null": null_weight, "image": image_weight, "both": guidance_text}
+    every = {"null": null_weight, "image": image_weight, "both": guidance_scale}
     return {name: weight for name, weight in every.items() if weight} or {"null": 0.0}
 
 
@@ -28,7 +28,9 @@ def combine(branches: Mapping[str, torch.Tensor], shares: Mapping[str, float]) -
     return sum(rest, first)
 
 
-def is_distilled(guidance_range: Sequence[float] | None, guidance_image: float, guidance_text: float, negated: bool) -> bool:
+def is_distilled(
+    guidance_range: Sequence[float] | None, image_guidance_scale: float, guidance_scale: float, negated: bool
+) -> bool:
     """Whether one forward serves: the model takes weights as inputs and learned these, and no negative prompt asks for branches.
 
     Otherwise the model's plain velocity, at weights 1 and 1, gives the branches.
@@ -36,4 +38,4 @@ def is_distilled(guidance_range: Sequence[float] | None, guidance_image: float, 
     if guidance_range is None or negated:
         return False
     lowest, highest = guidance_range
-    return all(lowest <= weight <= highest for weight in (guidance_image, guidance_text))
+    return all(lowest <= weight <= highest for weight in (image_guidance_scale, guidance_scale))

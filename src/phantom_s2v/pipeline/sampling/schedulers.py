@@ -65,9 +65,7 @@ def restore_state(scheduler: Any, state: dict[str, torch.Tensor], like: torch.Te
     latents, step = state.get("latents"), state.get("step")
     if latents is None or step is None or latents.shape != like.shape or not 0 <= int(step) <= len(scheduler.timesteps):
         got = f"latents {tuple(latents.shape)} at step {step}" if latents is not None else "no latents"
-        raise InputError(
-            f"resume_state has {got}; it must be of a video with latents {tuple(like.shape)} and {len(scheduler.timesteps)} steps"
-        )
+        raise InputError(f"resume_state must be of latents {tuple(like.shape)} and {len(scheduler.timesteps)} steps (got {got})")
     for name in STATE:
         held = getattr(scheduler, name, None)
         if isinstance(held, list):
