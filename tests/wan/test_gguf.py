@@ -86,3 +86,28 @@ def test_kinds_that_diffusers_does_not_read_are_named(converted, tmp_path, monke
     monkeypatch.setattr("diffusers.quantizers.gguf.utils.SUPPORTED_GGUF_QUANT_TYPES", [KINDS.Q4_0])
     with pytest.raises(CheckpointError, match="is quantized as Q8_0; it must be F32, F16, Q4_0"):
         load_gguf(file, converted / "transformer", torch.float32)
+
+
+def test_a_command_takes_the_file_and_knows_it_again(converted, tmp_path, call_phantom):
+    file = write(tmp_path / "q8.gguf", STATE, KINDS["Q8_0"])
+    ask = (
+        "generate",
+        "--model",
+        converted,
+        "--prompt",
+        "A cat.",
+        "--size",
+        "32x32",
+        "--num-frames",
+        5,
+        "--num-inference-steps",
+        1,
+    )
+    ask = (*ask, "--transformer", file)
+    code, said = call_phantom(*ask, "--out", tmp_path / "v.mp4")
+    assert code == 0, said.err
+    known = json.loads((tmp_path / "v.metadata.json").read_text())
+    assert str(file) in known["files"]
+    assert len(known["origin"]["made_by"]["placement"]["transformer"]) == 64
+    code, said = call_phantom(*ask, "--quantise", "fp8", "--out", tmp_path / "w.mp4")
+    assert (code, "quantized already" in said.err) == (2, True)

@@ -83,6 +83,9 @@ def generate(
         ),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Fail if the estimate exceeds this time or memory (20min, 24GB).")] = None,
+    transformer: Annotated[
+        Path | None, typer.Option(help="GGUF file to use instead of the model folder's transformer (Phantom-Wan).")
+    ] = None,
     parallel: Annotated[str, typer.Option(help="Multi-GPU mode under torchrun: none, ulysses, ring or fsdp.")] = "none",
     lora: Annotated[list[str] | None, typer.Option(help="FILE[=SCALE] of a Wan LoRA. Repeat for more.")] = None,
     force: Force = False,
@@ -150,8 +153,9 @@ def prepare(options: dict[str, Any]) -> tuple["Placement", "Preset"]:
     from phantom_s2v.models.registry import load_preset, model_folder, video_model
     from phantom_s2v.pipeline.batch import parse_loras
 
-    named = [f.name for f in fields(Placement) if f.name != "loras"]
-    placement = Placement(**{name: options[name] for name in named}, loras=parse_loras(options["lora"] or []))
+    named = [f.name for f in fields(Placement) if f.name not in ("loras", "transformer")]
+    gguf = str(options["transformer"]) if options["transformer"] else None
+    placement = Placement(**{n: options[n] for n in named}, loras=parse_loras(options["lora"] or []), transformer=gguf)
     preset = load_preset(model_folder(options["model"]))
     usual, known = Placement(), video_model(model_folder(options["model"])).placed
     if any(getattr(placement, name) != getattr(usual, name) for name in usual.__dataclass_fields__ if name not in known):

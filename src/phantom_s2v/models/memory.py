@@ -39,6 +39,7 @@ class Placement:
     cache_threshold: float | None = None  # change below which the last result is used again; None: the default of the cache
     cache_text: bool = False  # keep the keys and values of the text: exact
     loras: tuple[tuple[str, float], ...] = ()  # file and scale
+    transformer: str | None = None  # a GGUF file whose weights stand for those of the model folder
     parallel: str = "none"  # over the processes of torchrun: the sequence (ulysses, ring) or the weights (fsdp)
 
     def __post_init__(self) -> None:
@@ -60,10 +61,15 @@ class Placement:
 
     def files(self) -> list[Path]:
         """The files that it reads."""
-        return [each for file, _ in self.loras for each in lora_files(Path(file))]
+        own = [Path(self.transformer)] if self.transformer else []
+        return own + [each for file, _ in self.loras for each in lora_files(Path(file))]
 
     def check_installed(self) -> None:
         """Raise InputError where what quantizes is not installed here: before anything loads."""
+        if self.transformer and self.quantise != "none":
+            raise InputError(
+                f"quantise {self.quantise} and a GGUF transformer, which is quantized already, were given; choose one of them"
+            )
         if self.quantise == "int8":
             check_method("torchao")
 

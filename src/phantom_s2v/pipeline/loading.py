@@ -22,6 +22,7 @@ from phantom_s2v.models.phantom.encoders import text_encoder_folder
 from phantom_s2v.models.quantization import check_config
 from phantom_s2v.models.registry import FAMILIES, INDEX, load_preset, model_folder, video_model
 from phantom_s2v.models.tensors import align
+from phantom_s2v.models.wan.gguf import load_gguf
 from phantom_s2v.models.wan.step_cache import read_ratios
 from phantom_s2v.models.weights import check_part, weights_hash
 
@@ -125,6 +126,8 @@ def load_models(folder: Path, placement: Placement | None = None, calibrate: boo
     placement.check_installed()
     weights = model_hash(folder)
     ratios = read_ratios(folder, weights) if placement.cache == "magcache" and not calibrate else None
+    if placement.transformer:
+        parts["transformer"] = load_gguf(Path(placement.transformer), folder / "transformer", placement.torch_dtype())
     with no_bars():
         pipe = PhantomPipeline.from_pretrained(folder, dtype=split_dtypes(placement), **parts)
     pipe.set_progress_bar_config(disable=True)

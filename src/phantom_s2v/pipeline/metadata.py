@@ -20,13 +20,14 @@ from phantom_s2v.pipeline.request import Request
 FILES = ("references", "background", "first_frame", "segmenter")  # of a request: they count by content
 PASSING = ("untrained_size", "several_views", "asked_prompt")
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
-WHERE = ("device", "offload", "text_on_cpu", "parallel", "loras")  # of a placement; LoRAs count by content
+WHERE = ("device", "offload", "text_on_cpu", "parallel", "loras", "transformer")  # of a placement; LoRAs count by content
 
 
 def record_of(request: Request, model: str, weights: str, placement: dict[str, Any]) -> dict[str, Any]:
     """Everything that made a video: request, weights by hash, how they were held, files by hash, versions."""
     files = [r.path for r in request.pictures()] + ([request.first_frame] if request.first_frame else [])
     files += [str(each) for file, _ in placement.get("loras", ()) for each in lora_files(Path(file))]
+    files += [placement["transformer"]] if placement.get("transformer") else []
     return {
         "request": asdict(request),
         "model": model,
@@ -62,6 +63,7 @@ def origin_of(
         "weights": weights,
         "placement": {
             **held,
+            **({"transformer": content_hash(Path(file))} if (file := placement.get("transformer")) else {}),
             "loras": [[*map(content_hash, lora_files(Path(file))), scale] for file, scale in placement["loras"]],
         },
         "ratios": ratios,

@@ -29,7 +29,19 @@ class WanModel(VideoModel):
     own_text_encoder = True
     checks_prompts = True
     placed = frozenset(
-        {"device", "dtype", "offload", "quantise", "text_on_cpu", "tiling", "cache", "cache_threshold", "cache_text", "loras"}
+        {
+            "device",
+            "dtype",
+            "offload",
+            "quantise",
+            "text_on_cpu",
+            "tiling",
+            "cache",
+            "cache_threshold",
+            "cache_text",
+            "loras",
+            "transformer",
+        }
         | {"parallel"}
     )
     depth, measured_depth = "num_layers", 1
