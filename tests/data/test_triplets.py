@@ -120,7 +120,7 @@ def test_an_export_replaces_nothing_of_others_and_leaves_nothing_half_written(st
     monkeypatch.setattr("phantom_s2v.data.formats.exchange.SHARD", 3)
     out = tmp_path / "out"
     export_tars(store, out)
-    with pytest.raises(InputError, match=r"000000\.tar exists already; .* --force"):
+    with pytest.raises(InputError, match=r"000000\.tar already exists; .* --force"):
         export_tars(store, out)
     assert export_tars(store, out, force=True) == 7
     (out / "000003.tar").touch()

@@ -125,7 +125,7 @@ def test_the_published_head_is_converted_and_nothing_else(hub, tmp_path, call_ph
         with pytest.raises(CheckpointError):
             convert_head(tmp_path / bad, tmp_path / "out.safetensors")
     save_file({"layers.0.weight": torch.zeros(2)}, tmp_path / "part.safetensors")
-    with pytest.raises(CheckpointError, match="no aesthetic head"):
+    with pytest.raises(CheckpointError, match="not an aesthetic head"):
         Aesthetics(hub / "clip", tmp_path / "part.safetensors")
     with pytest.raises(CheckpointError, match="has no text encoder"):
         Embedder(hub / "dino").words("a")

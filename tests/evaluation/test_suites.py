@@ -91,15 +91,15 @@ def test_videos_are_made_once(phantom, own, tmp_path, tiny):
     [
         ("[1]", "is not a case"),
         ('{"id": "a"}', "is not a case"),
-        ('{"id": "../a", "prompt": "x"}', "file name without a folder"),
-        ('{"id": "a", "prompt": "x", "reference": ["../../secret.png"]}', "not below"),
+        ('{"id": "../a", "prompt": "x"}', "file names without a folder"),
+        ('{"id": "a", "prompt": "x", "reference": ["../../secret.png"]}', "not inside"),
         ('{"id": "a", "prompt": "x", "reference": ["none.png"]}', "not a file"),
         ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "must be unique"),
         ("", "contains no case"),
         ('\n{"id": ["a"], "prompt": "x"}', "line 2, .*id must be a text .got a list of 1"),
         ('{"id": "a", "prompt": {"x": 1}}', "line 1, .*prompt must be a text .got an object"),
         ('{"id": "a", "prompt": "x", "reference": "a.png"}', "line 1, .*reference must be a list of a text .got 'a.png'"),
-        ('{"id": "a", "prompt": "x", "first_frame": 3}', "line 1, .*first_frame is not the name of a file"),
+        ('{"id": "a", "prompt": "x", "first_frame": 3}', "line 1, .*first_frame is not a file name"),
         ('{"id": "a", "prompt": "x", "out": "b.mp4"}', "line 1, .*out is not allowed"),
     ],
 )

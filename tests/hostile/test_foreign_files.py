@@ -198,9 +198,9 @@ def changed(one, **changes):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"video": b"junk"}, "its video is not a video"), ({"video": png()}, "its video is not a video"),
-        ({"picture": b"junk"}, "reference 1 is no PNG"), ({"picture": png()[:45]}, "reference 1 is (damaged|no PNG)"),
-        ({"mask": b"junk"}, "mask 1 is no PNG"), ({"mask": png()}, "mask 1 must have one channel"),
+        ({"video": b"junk"}, "its video is not a readable video"), ({"video": png()}, "its video is not a readable video"),
+        ({"picture": b"junk"}, "reference 1 must be PNG"), ({"picture": png()[:45]}, "reference 1 is (damaged|no PNG)"),
+        ({"mask": b"junk"}, "mask 1 must be PNG"), ({"mask": png()}, "mask 1 must have one channel"),
         ({"mask": png((4, 4), "L")}, "the size of its image"), ({"frames": 4}, "its video has more frames"),
         ({"frames": 6}, "its video has 5 frames"), ({"height": 64}, "of 32x32, but its metadata says"),
     ],
