@@ -33,7 +33,7 @@ def test_films_are_made_checked_and_built_again(phantom, tmp_path):
     (videos / "broken.mp4").write_bytes(b"no film")
     code, said = phantom("build", videos, "--out", tmp_path / "t.lance", "--licence", "MIT", "--require-licence")
     assert code == 3
-    assert "broken.mp4: not a video that can be read" in said.err
+    assert "broken.mp4: not a readable video" in said.err
     facts = json.loads(said.out)
     assert (facts["films"], facts["left_behind"]) == (2, 1)
     assert len(TripletStore(tmp_path / "t.lance")) == facts["triplets"] > 0

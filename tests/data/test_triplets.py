@@ -93,10 +93,10 @@ def test_what_no_training_could_use_is_refused(clip, change, said):
 def test_a_licence_is_required_of_clip_and_pictures_where_that_is_asked(store, clip):
     bare = replace(triplets(clip)[0], caption="new", rights=Rights("web"))
     check(bare)
-    with pytest.raises(DataError, match="has no licence for the clip"):
+    with pytest.raises(DataError, match="has no license for the clip"):
         store.write([bare], require_licence=True)
     bare = replace(triplets(clip)[0], references=(replace(triplets(clip)[0].references[0], rights=Rights()),))
-    with pytest.raises(DataError, match="has no licence for reference 1"):
+    with pytest.raises(DataError, match="has no license for reference 1"):
         check(bare, require_licence=True)
     assert len(store) == 7
 
@@ -127,7 +127,7 @@ def test_an_export_replaces_nothing_of_others_and_leaves_nothing_half_written(st
     with pytest.raises(InputError, match=r"already contains 000003\.tar"):
         export_tars(store, out, force=True)
     (out / "000003.tar").replace(out / "000001.tar")
-    with pytest.raises(InputError, match=r"000001\.tar exists, and phantom did not write it"):
+    with pytest.raises(InputError, match=r"000001\.tar exists and was not written by phantom"):
         export_tars(store, out, force=True)
     assert not (out / "000001.tar").stat().st_size
 

@@ -187,7 +187,7 @@ def test_a_reference_without_a_subject_is_looked_for_in_whole_frames(clip):
     tools = instruments(Wanted(features="phantom-mini"))
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     found = score(clip.video, [noise, clip.references[0]], ["noise", "toy"], "", tools)
-    assert any("nothing stands out in the reference of noise" in note for note in found.notes)
+    assert any("no subject was segmented in the reference of noise" in note for note in found.notes)
     first, second = found.subjects
     assert (first.seen, first.likeness) == (1.0, pytest.approx(first.whole))
     alone = score(clip.video, [clip.references[0]], ["toy"], "", tools).subjects[0]

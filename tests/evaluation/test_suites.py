@@ -252,7 +252,7 @@ def test_a_run_replaces_no_file_of_the_user(phantom, own, tmp_path, tiny):
     out.mkdir()
     (out / "scores.jsonl").write_text("mine")
     code, said = phantom("run", own[0], "--model", tiny, "--features", "phantom-mini", "--out", out)
-    assert (code, "scores.jsonl exists, and phantom did not write it" in said.err) == (2, True)
+    assert (code, "scores.jsonl exists and was not written by phantom" in said.err) == (2, True)
     assert (out / "scores.jsonl").read_text() == "mine"
     assert not list((out / "videos").glob("*.mp4"))
 
@@ -260,7 +260,7 @@ def test_a_run_replaces_no_file_of_the_user(phantom, own, tmp_path, tiny):
 @pytest.mark.parametrize("mine", ['{"id": "case-1", "prompt": "x"}\n', "notes", "[]"])
 def test_the_emoji_suite_does_not_write_into_a_suite_of_ones_own(tmp_path, mine):
     (tmp_path / "cases.jsonl").write_text(mine)
-    with pytest.raises(InputError, match=r"cases\.jsonl exists, and phantom did not write it"):
+    with pytest.raises(InputError, match=r"cases\.jsonl exists and was not written by phantom"):
         emoji.keep_rows(tmp_path / "cases.jsonl", {})
     assert (tmp_path / "cases.jsonl").read_text() == mine
 
@@ -270,7 +270,7 @@ def test_results_in_the_layout_of_opens2v_are_known_by_their_hashes(tmp_path):
     own_suites.check_opens2v(out)
     out.mkdir()
     (out / "facesim.json").write_text("{}")
-    with pytest.raises(InputError, match=r"facesim\.json exists, and phantom did not write it"):
+    with pytest.raises(InputError, match=r"facesim\.json exists and was not written by phantom"):
         own_suites.check_opens2v(out)
     write_json(out / "written.json", {"files": {"facesim.json": content_hash(out / "facesim.json")}}, sealed=True)
     own_suites.check_opens2v(out)

@@ -171,7 +171,7 @@ def test_outputs_are_refused_before_work(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(here)
     refused("is also an input", here, inputs=[tmp_path / "link"], force=True)
     refused("not written by phantom", tmp_path / "link", force=True)
-    refused("is a folder", tmp_path)
+    refused("got the folder", tmp_path)
     (tmp_path / "dangling.html").symlink_to("nothing")
     refused("not written by phantom", tmp_path / "dangling.html", force=True)
     with pytest.raises(OutputError, match="was not written by phantom"):

@@ -53,7 +53,7 @@ def test_the_frames_of_an_animation_are_not_counted(tmp_path):
         seeks, real = [], type(image).seek
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(image), "seek", lambda own, frame: (seeks.append(frame), real(own, frame))[1])
-            assert "animation" in images.read_picture(tmp_path / "a.gif")[1][0]
+            assert "animated" in images.read_picture(tmp_path / "a.gif")[1][0]
     assert len(seeks) < 10
 
 
@@ -199,7 +199,7 @@ def test_a_folder_of_transformers_asks_for_no_more_than_it_holds(tmp_path):
     CLIPConfig(vision_config={"hidden_size": 8192, "intermediate_size": 65536, "num_attention_heads": 8}).save_pretrained(
         tmp_path
     )
-    with pytest.raises(CheckpointError, match=r"asks for|is no AutoModel"):
+    with pytest.raises(CheckpointError, match=r"specifies .* weights|is not a valid AutoModel"):
         load_transformers("AutoModel", tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     values["vision_config"]["num_hidden_layers"] = 10**8

@@ -72,9 +72,9 @@ def test_npm_reads_no_settings_of_the_current_folder_and_its_archives_are_pinned
     place, asked = json.loads((tmp_path / "asked").read_text())
     assert Path(place).is_relative_to(tmp_path / "scratch")
     assert asked[asked.index("--prefix") + 1] == place, "npm would take the settings of a folder above"
-    with pytest.raises(DataError, match="is not the one that is pinned"):
+    with pytest.raises(DataError, match="is not the pinned one"):
         emoji._npm_pack("some@1.0.0", digest[::-1], tmp_path / "scratch", lambda line: None)
-    with pytest.raises(DataError, match="is not the one that is pinned"):
+    with pytest.raises(DataError, match="is not the pinned one"):
         emoji.fetch(tmp_path / "root", set(), lambda line: None)
     assert list((tmp_path / "root").iterdir()) == []
 

@@ -28,7 +28,7 @@ def test_a_model_folder_of_others_is_left_alone(tiny, tmp_path, call_phantom):
         pack({"vae": tiny / "vae"}, {}, {}, tmp_path / "mine")
     parts = ("--autoencoder", tiny / "vae", "--image-encoder", tiny / "image_encoder")
     code, said = call_phantom("train", "pack", *parts, "--out", tmp_path / "mine")
-    assert (code, "mine exists already; choose a name that is free" in said.err) == (2, True)
+    assert (code, "mine already exists; choose another name" in said.err) == (2, True)
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "notes.txt"]
 
 

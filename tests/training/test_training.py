@@ -186,7 +186,7 @@ def test_the_state_of_another_run_is_refused_and_names_what_differs(tmp_path, ca
 def test_a_step_that_is_not_finite_ends_the_run_and_the_state_before_stays(tmp_path, breaks):
     run(tmp_path, 2)
     before = (tmp_path / "state.safetensors").read_bytes()
-    with pytest.raises(NotFiniteError, match=rf"step {breaks + 1}: loss and grad_norm of the training became NaN"):
+    with pytest.raises(NotFiniteError, match=rf"step {breaks + 1}: loss and grad_norm became NaN"):
         run(tmp_path, 5, breaks=breaks, save_minutes=0.0 if breaks == 2 else 1e9)
     assert (tmp_path / "state.safetensors").read_bytes() == before
     assert all(torch.equal(a, b) for a, b in zip(run(tmp_path, 4).parameters(), run(tmp_path / "x", 4).parameters(), strict=True))
@@ -403,11 +403,11 @@ def test_a_run_ends_after_its_minutes(tmp_path):
 
 
 @pytest.mark.parametrize(("option", "value", "said"), [
-    ("--decay-fraction", "1.5", "decay-fraction must be 0 to 1 (got 1.5)"),
-    ("--plain", "-1", "plain must be 0 to 1 (got -1.0)"),
+    ("--decay-fraction", "1.5", "decay-fraction must be between 0 and 1 (got 1.5)"),
+    ("--plain", "-1", "plain must be between 0 and 1 (got -1.0)"),
     ("--buckets", "64x1x0:1", "batch sizes must be at least 1"),
     ("--buckets", "64x1:1", "buckets must be SIDExFRAMESxBATCH:WEIGHT,... such as"),
-    ("--buckets", "64x2x4:1", "number of frames must be 4n.1"),
+    ("--buckets", "64x2x4:1", "number of frames must be 4n+1"),
     ("--network", "8x100x3", "network must have depth and heads of at least 1"),
     ("--device", "tpu", "device must be cpu or cuda (got 'tpu')"),
     ("--distill-guidance", "nowhere", "nowhere/config.json"),

@@ -103,7 +103,7 @@ def test_weights_come_back_whole_in_small_parts(tmp_path, monkeypatch):
     got = load_file(tmp_path / "raw" / travel.FILE)
     assert all(torch.equal(got[name], value.half()) for name, value in network.state_dict().items())
     files[1].unlink()
-    with pytest.raises(DataError, match="has no whole weights of raw"):
+    with pytest.raises(DataError, match=r"the weights of raw in .* are incomplete"):
         travel.join(tmp_path / "parts", "raw", tmp_path / "broken")
     assert not (tmp_path / "broken" / travel.FILE).exists()
 

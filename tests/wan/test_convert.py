@@ -235,7 +235,7 @@ def test_pickles_that_execute_gguf_and_others_are_refused(checkpoint, tmp_path):
 
 def test_an_output_that_exists_is_left_alone(checkpoint, converted):
     before = sorted(p.name for p in converted.iterdir())
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         convert(*checkpoint, converted, quiet)
     assert sorted(p.name for p in converted.iterdir()) == before
 

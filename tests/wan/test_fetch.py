@@ -145,7 +145,7 @@ def test_what_cannot_be_fetched_is_one_sentence(served, tmp_path, monkeypatch):
     refused(f"has no {T5} at main")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine").write_text("x")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         fetch("phantom-wan-1.3b", tmp_path / "model", quiet, quiet)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(CheckpointError, match="cannot be had from http://127"):

@@ -182,7 +182,7 @@ def test_magcache_needs_ratios(converted, with_ratios, tmp_path):
     with pytest.raises(CheckpointError, match="damaged"):
         placed(damaged, cache="magcache")
     (damaged / RATIOS).write_text((with_ratios / RATIOS).read_text().replace("1.02", "NaN"))
-    with pytest.raises(CheckpointError, match="NaN is no number of JSON"):
+    with pytest.raises(CheckpointError, match="NaN is not a JSON number"):
         placed(damaged, cache="magcache")
     (damaged / RATIOS).write_text((with_ratios / RATIOS).read_text())
     placed(damaged, cache="magcache")
@@ -264,7 +264,7 @@ def test_options_are_checked(tmp_path):
     assert parse_loras(["a.safetensors=0.5", "b.safetensors"]) == (("a.safetensors", 0.5), ("b.safetensors", 1.0))
     for options, said in (
         ({"offload": "all"}, "got 'all'"), ({"cache": "x"}, "cache must be"), ({"cache_threshold": -1.0}, "must be at least 0"),
-        ({"dtype": "int4"}, "dtype is"),
+        ({"dtype": "int4"}, "dtype must be"),
         ({"device": "tpu0"}, "got 'tpu0'"), ({"offload": "group"}, "must be none without a GPU"),
         ({"parallel": "fsdp", "offload": "model", "device": "cpu"}, "cannot be combined"),
     ):  # fmt: skip
