@@ -20,12 +20,6 @@ def test_density_is_logit_normal():
     assert kstest(logits, norm(0.8, 1.3).cdf).pvalue > 0.01
 
 
-def test_shift_is_sd3_equation_23():
-    t = torch.linspace(0, 1, 11)
-    assert torch.equal(flow_matching.shift_t(t, 1.0), t)
-    torch.testing.assert_close(flow_matching.shift_t(torch.tensor(0.5), 5.0), torch.tensor(2.5 / 3))
-
-
 def test_loss_leaves_out_frames():
     velocity, target = torch.zeros(2, 4, 3, 2, 2), torch.ones(2, 4, 3, 2, 2)
     target[0, :, 0] = 1000

@@ -4,8 +4,9 @@ from safetensors.torch import load_file, save_file
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.models.phantom.conditioning import Conditions, null, stack, without_text
+from phantom_s2v.pipeline.request import SOLVERS
 from phantom_s2v.pipeline.sampling.guidance import combine, is_distilled, weights
-from phantom_s2v.pipeline.sampling.schedulers import SOLVERS, build_scheduler, restore_state, set_timesteps, state_of
+from phantom_s2v.pipeline.sampling.schedulers import build_scheduler, restore_state, set_timesteps, state_of
 
 pytestmark = pytest.mark.threads
 
@@ -48,6 +49,14 @@ def test_every_solver_is_exact_on_a_point_mass(solver, steps):
     for step in range(steps):
         x_t = scheduler.step((x_t - x) / scheduler.sigmas[step], timesteps[step], x_t, return_dict=False)[0]
     torch.testing.assert_close(x_t, x, rtol=1e-5, atol=1e-5)
+
+
+def test_shift_is_sd3_equation_23():
+    plain, shifted = build_scheduler("euler", 1.0), build_scheduler("euler", 5.0)
+    for scheduler in (plain, shifted):
+        set_timesteps(scheduler, 2, torch.device("cpu"))
+    assert plain.sigmas.tolist() == [1, 0.5, 0]
+    torch.testing.assert_close(shifted.sigmas, torch.tensor([1, 2.5 / 3, 0]))
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -41,11 +41,8 @@ class ToyPipeline(PhantomPipeline):
     def cut(self, prompt):
         return ""
 
-    def encode_prompt(self, prompt, negative_prompt=None, num_videos_per_prompt=1, prompt_embeds=None,
-                      negative_prompt_embeds=None, max_sequence_length=512, device=None):  # fmt: skip
-        prompts = [prompt or ""] if isinstance(prompt, str | None) else prompt
-        embeds = torch.tensor([[[len(each) / 100]] for each in prompts]).repeat_interleave(num_videos_per_prompt, 0)
-        return embeds, torch.zeros_like(embeds)
+    def encode_texts(self, texts, places):
+        return torch.tensor([[[len(each) / 100]] for each in texts])
 
     def encode_references(self, images, prepared, subjects):
         return torch.cat([self.encode_images(each) for each in prepared])

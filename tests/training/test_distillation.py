@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from phantom_s2v.data.synthetic.emoji import Sprites, write_store
-from phantom_s2v.data.synthetic.heldout import evaluated, held_out
+from phantom_s2v.data.synthetic.emoji import write_store
 from phantom_s2v.errors import InputError
 from phantom_s2v.models.phantom.conditioning import null, stack, without_text
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
@@ -18,7 +17,7 @@ from phantom_s2v.pipeline.sampling.guidance import combine
 from phantom_s2v.pipeline.sampling.guidance import weights as shares_of
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig, distilling
 from phantom_s2v.training.distillation import distillation_loss, draw_weights, student_of, teach
-from phantom_s2v.training.latents import TripletEncoder, Triplets, conditions_of
+from phantom_s2v.training.latents import Triplets, conditions_of
 from phantom_s2v.training.optim import Muon
 from phantom_s2v.training.run import transformer_run
 
@@ -26,16 +25,6 @@ CONFIG = distilling(
     TransformerConfig(TrainConfig(10, precision="float32", workers=0), buckets=(Bucket(32, 1, 4, 0.5), Bucket(32, 5, 2, 0.5)))
 )
 RANGE = CONFIG.guidance_range
-
-
-@pytest.fixture(scope="module")
-def sprites() -> Sprites:
-    return Sprites(evaluated(held_out()), held_out().pixels)
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_models, sprites) -> TripletEncoder:
-    return TripletEncoder(sprites.pixels, tiny_models.vae, tiny_models.image_encoder, tiny_models.reader)
 
 
 @pytest.fixture(scope="module")

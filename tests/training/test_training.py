@@ -21,15 +21,14 @@ from torch import nn
 
 from phantom_s2v.cli.train import parse_buckets
 from phantom_s2v.data.synthetic.compose import compose, plain_spec, scene_tensors
-from phantom_s2v.data.synthetic.emoji import Sprites, write_store
-from phantom_s2v.data.synthetic.heldout import evaluated, held_out
+from phantom_s2v.data.synthetic.emoji import write_store
 from phantom_s2v.errors import CheckpointError, DataError, InputError, NotFiniteError, OutputError
 from phantom_s2v.models.autoencoder import encode, to_pixels
 from phantom_s2v.models.distributed import world
 from phantom_s2v.models.phantom.conditioning import Conditions, encode_references, null
 from phantom_s2v.training.checkpoint import load_state
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
-from phantom_s2v.training.latents import VALIDATION, TripletEncoder, Triplets, validation_families
+from phantom_s2v.training.latents import VALIDATION, Triplets, validation_families
 from phantom_s2v.training.loop import pick_dtype, train
 from phantom_s2v.training.optim import Muon, orthogonalise, orthogonalise_all, rate_at, rate_left, update_ema
 from phantom_s2v.training.run import transformer_run
@@ -233,16 +232,6 @@ BUCKETS = (Bucket(32, 1, 3, 0.5), Bucket(48, 1, 2, 0.2), Bucket(32, 9, 2, 0.3))
 
 def config(**changes) -> TransformerConfig:
     return replace(TransformerConfig(TrainConfig(10, precision="float32", workers=0), buckets=BUCKETS), **changes)
-
-
-@pytest.fixture(scope="module")
-def sprites() -> Sprites:
-    return Sprites(evaluated(held_out()), held_out().pixels)
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_models, sprites) -> TripletEncoder:
-    return TripletEncoder(sprites.pixels, tiny_models.vae, tiny_models.image_encoder, tiny_models.reader)
 
 
 def test_batches_follow_from_the_seed_and_the_step(sprites, encoder):

@@ -167,3 +167,12 @@ def write_shards(state: dict[str, torch.Tensor], folder: Path, count: int) -> Pa
     index = {"metadata": {}, "weight_map": where}
     (folder / "Phantom_Wan_14B.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+@torch.no_grad()
+def velocity(transformer) -> torch.Tensor:
+    """Of one noisy latent and one text, without references."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 16, 2, 4, 4, generator=generator)
+    text = torch.randn(1, 6, TEXT, generator=generator)
+    return transformer(x, torch.tensor([500]), text, return_dict=False)[0]

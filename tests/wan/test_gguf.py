@@ -34,14 +34,6 @@ def write(file, state, kind, prefix=""):
     return file
 
 
-@torch.no_grad()
-def velocity(transformer):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 16, 2, 4, 4, generator=generator)
-    text = torch.randn(1, 6, native.TEXT, generator=generator)
-    return transformer(x, torch.tensor([500]), text, return_dict=False)[0]
-
-
 @pytest.mark.parametrize(
     ("kind", "prefix", "near"), [("F16", "", 0.01), ("Q8_0", "model.diffusion_model.", 0.05), ("Q4_0", "", 0.6)]
 )
@@ -50,8 +42,8 @@ def test_its_velocity_is_near_the_original(converted, tmp_path, kind, prefix, ne
     model = load_gguf(file, converted / "transformer", torch.float32)
     assert not model.training
     assert (model.blocks[0].ffn.net[0].proj.weight.dtype is torch.uint8) == (kind != "F16")
-    original = velocity(load_part(WanTransformer3DModel, converted / "transformer"))
-    assert 0 < (velocity(model) - original).std() / original.std() < near
+    original = native.velocity(load_part(WanTransformer3DModel, converted / "transformer"))
+    assert 0 < (native.velocity(model) - original).std() / original.std() < near
 
 
 def test_what_is_no_transformer_in_gguf_is_one_sentence(converted, tmp_path, monkeypatch):

@@ -30,14 +30,6 @@ def model(plain):
     return copy.deepcopy(plain)
 
 
-@torch.no_grad()
-def velocity(transformer):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 16, 2, 4, 4, generator=generator)
-    text = torch.randn(1, 6, native.TEXT, generator=generator)
-    return transformer(x, torch.tensor([500]), text, return_dict=False)[0]
-
-
 def factors(out=native.DIM, width=native.DIM, seed=5):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(RANK, width, generator=generator) * 0.1, torch.randn(out, RANK, generator=generator) * 0.1
@@ -51,9 +43,9 @@ def check(model, plain, file, changes, scale=0.5, atol=1e-5):
     merged = copy.deepcopy(plain)
     for name, change in changes.items():
         merged.get_parameter(name).data.add_(scale * change)
-    got, wanted = velocity(model), velocity(merged)
+    got, wanted = native.velocity(model), native.velocity(merged)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=atol)
-    assert (wanted - velocity(plain)).abs().max() > 1e-2
+    assert (wanted - native.velocity(plain)).abs().max() > 1e-2
 
 
 A, DOWN = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight")
@@ -196,7 +188,7 @@ def test_two_files_lie_over_each_other(model, plain, tmp_path):
     model.set_adapters(["zero", "one"], [0.5, 0.25])
     merged = copy.deepcopy(plain)
     merged.get_parameter(f"{SELF}.weight").data.add_(0.75 * up @ down)
-    torch.testing.assert_close(velocity(model), velocity(merged), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(native.velocity(model), native.velocity(merged), rtol=1e-4, atol=1e-5)
 
 
 IMAGE = [f"blocks.{n}.cross_attn.k_img" for n in range(2)]
@@ -230,7 +222,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(model, plain, tmp_path, 
         add_lora(model, tmp_path / "lora.safetensors", "one")
     assert "\n" not in str(error.value)
     assert list(model.state_dict()) == list(plain.state_dict())
-    assert torch.equal(velocity(model), velocity(plain))
+    assert torch.equal(native.velocity(model), native.velocity(plain))
 
 
 def test_damaged_settings_are_one_sentence(plain, tmp_path):

@@ -30,11 +30,6 @@ def sample_t(
     return torch.sigmoid(mean + scale * torch.randn(count, generator=generator, device=device))
 
 
-def shift_t(t: torch.Tensor, shift: float) -> torch.Tensor:
-    """Move times towards noise: s t / (1 + (s - 1) t) (SD3, equation 23). Shift 1 changes nothing."""
-    return shift * t / (1 + (shift - 1) * t)
-
-
 def velocity_loss(
     velocity: torch.Tensor, target: torch.Tensor, counted: torch.Tensor, weight: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -19,7 +19,7 @@ from phantom_s2v.models.base import Preset
 from phantom_s2v.models.finite import check_finite
 from phantom_s2v.models.phantom.conditioning import Conditions as Inputs
 from phantom_s2v.models.phantom.conditioning import null, stack, without_text
-from phantom_s2v.models.phantom.encoders import TEXT_TOKENS, ImageEncoder, TextEncoder
+from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.pipeline.phantom_pipeline import Branches, Conditions, Guided, PhantomPipeline
 from phantom_s2v.pipeline.sampling.guidance import is_distilled
@@ -88,30 +88,9 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         """What of a prompt lies beyond the encoder's length."""
         return self.reader.cut(prompt) or ""
 
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None = None,
-        num_videos_per_prompt: int = 1,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        max_sequence_length: int = TEXT_TOKENS,
-        device: torch.device | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [N, L, D] of prompts and negative prompts; a place whose features are all zero is not seen."""
-        given = (prompt_embeds, prompt), (negative_prompt_embeds, negative_prompt)
-        first, second = (self._features(text or "", max_sequence_length) if e is None else e for e, text in given)
-        if len(second) not in (1, len(first)):
-            raise InputError(f"number of negative prompts must be {len(first)}, as of prompts (got {len(second)})")
-        second = second.expand(len(first), -1, -1)
-        first, second = (
-            e.repeat_interleave(num_videos_per_prompt, 0).to(device or self._execution_device) for e in (first, second)
-        )
-        return first, second
-
-    def _features(self, prompt: str | list[str], places: int) -> torch.Tensor:
-        """Each prompt at its own length, then zeros, so that its features depend on no other."""
-        rows = [self.reader([each], places)[0][0] for each in ([prompt] if isinstance(prompt, str) else prompt)]
+    def encode_texts(self, texts: list[str], places: int) -> torch.Tensor:
+        """A place whose features are all zero is not seen; at most 64 are read."""
+        rows = [self.reader([each], places)[0][0] for each in texts]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     def encode_references(

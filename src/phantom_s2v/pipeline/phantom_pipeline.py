@@ -99,6 +99,13 @@ class PhantomPipeline(DiffusionPipeline):
         """The model's defaults and limits."""
 
     @abstractmethod
+    def encode_texts(self, texts: list[str], places: int) -> torch.Tensor:
+        """Features [N, L, D] of texts of at most `places` tokens, each at its own length, then zeros."""
+
+    def pad_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Features [N, L, D] at the length that the model sees."""
+        return features
+
     def encode_prompt(
         self,
         prompt: str | list[str] | None,
@@ -110,6 +117,14 @@ class PhantomPipeline(DiffusionPipeline):
         device: torch.device | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features [N, L, D] of prompts and negative prompts, zero beyond a prompt's own length; given ones are passed on."""
+        given = (prompt_embeds, prompt), (negative_prompt_embeds, negative_prompt)
+        first, second = (self.encode_texts(_texts(text), max_sequence_length) if e is None else e for e, text in given)
+        if len(second) not in (1, len(first)):
+            raise InputError(f"number of negative prompts must be {len(first)}, as of prompts (got {len(second)})")
+        both = (self.pad_features(each) for each in (first, second.expand(len(first), -1, -1)))
+        where = device or self._execution_device
+        first, second = (each.repeat_interleave(num_videos_per_prompt, 0).to(where) for each in both)
+        return first, second
 
     @abstractmethod
     def encode_references(
@@ -354,10 +369,7 @@ class PhantomPipeline(DiffusionPipeline):
         """Latents [1, C, n, h, w] of images at the video's size, each encoded alone as a video of one frame (released code)."""
         device = get_module_execution_device(self.vae)
         pixels = (to_pixels(image[None])[None].to(device, self.vae.dtype) for image in prepared)
-        latents = torch.cat([encode(self.vae, each).float() for each in pixels], 2)
-        for place, latent in enumerate(latents.unbind(2), 1):
-            check_finite(latent, f"the latent of reference {place}")
-        return latents.to(self._execution_device)
+        return torch.cat([encode(self.vae, each).float() for each in pixels], 2).to(self._execution_device)
 
     def _named(self, reference_images: Any, background: Any, prompts: int) -> list[tuple[Named, ...]]:
         """The images of each prompt, the background last."""
@@ -424,9 +436,8 @@ class PhantomPipeline(DiffusionPipeline):
                 clean = latents - float(self.scheduler.sigmas[step]) * velocity
                 latents = self.scheduler.step(velocity, timesteps[step], latents, return_dict=False)[0]
                 if callback is not None:
-                    held = {"latents": latents, "clean_latents": clean, "resume_state": None} | {
-                        name: getattr(conditions, name) for name in ("prompt_embeds", "negative_prompt_embeds")
-                    }
+                    held = {"latents": latents, "clean_latents": clean}
+                    held |= {name: getattr(conditions, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
                     if "resume_state" in wanted:
                         held["resume_state"] = state_of(self.scheduler, latents, step + 1)
                     changed = callback(self, step, timesteps[step], {name: held[name] for name in wanted}) or {}
@@ -467,6 +478,10 @@ def _prompt_count(prompt: str | list[str] | None, embeds: torch.Tensor | None) -
     if isinstance(prompt, list):
         return len(prompt)
     return 1 if prompt is not None else 0 if embeds is None else len(embeds)
+
+
+def _texts(text: str | list[str] | None) -> list[str]:
+    return text if isinstance(text, list) else [text or ""]
 
 
 def _as_references(named: list[tuple[Named, ...]]) -> tuple[Reference, ...]:

@@ -81,29 +81,9 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         """The released code draws noise once over video and reference places; what falls on those is never seen."""
         return frames + places
 
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None = None,
-        num_videos_per_prompt: int = 1,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        max_sequence_length: int = TEXT_PLACES,
-        device: torch.device | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [N, 512, D] of prompts and negative prompts, each at its own length, then zeros, which are seen (released)."""
-        if prompt_embeds is None:
-            prompt_embeds = self._features(prompt or "", max_sequence_length)
-        if negative_prompt_embeds is None:
-            negative_prompt_embeds = self._features(negative_prompt or "", max_sequence_length)
-        if len(negative_prompt_embeds) not in (1, len(prompt_embeds)):
-            raise InputError(
-                f"number of negative prompts must be {len(prompt_embeds)}, as of prompts (got {len(negative_prompt_embeds)})"
-            )
-        negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
-        both = (pad_text(each).repeat_interleave(num_videos_per_prompt, 0) for each in (prompt_embeds, negative_prompt_embeds))
-        first, second = (each.to(device or self._execution_device) for each in both)
-        return first, second
+    def pad_features(self, features: torch.Tensor) -> torch.Tensor:
+        """512 places; the zeros at their end are seen (released code)."""
+        return pad_text(features)
 
     def cut(self, prompt: str) -> str:
         """What of a prompt lies beyond the 512 places."""
@@ -121,8 +101,9 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         device = get_module_execution_device(self.text_encoder)
         return prompt_features(self.text_encoder, self.tokenizer, prompt, places, device).float()
 
-    def _features(self, prompt: str | list[str], places: int) -> torch.Tensor:
-        return torch.cat([pad_text(self.encode_text(each, places)) for each in ([prompt] if isinstance(prompt, str) else prompt)])
+    def encode_texts(self, texts: list[str], places: int) -> torch.Tensor:
+        """Each text alone, so that its features depend on no other."""
+        return torch.cat([pad_text(self.encode_text(each, places)) for each in texts])
 
     def encode_references(
         self, images: list[list[np.ndarray]], prepared: list[list[np.ndarray]], subjects: list[list[int]]

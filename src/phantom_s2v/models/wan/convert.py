@@ -94,8 +94,7 @@ def transformer_config(source: Tensors, folders: Iterable[Path]) -> dict[str, An
         "blocks.0.ffn.0.weight",
         "head.head.bias",
     )
-    if missing := [name for name in needed if name not in source.names()]:
-        raise CheckpointError(f"{source.path} is not a Wan transformer; missing: {', '.join(missing)}")
+    _check_names(source, needed, "Wan transformer")
     dim, channels, *patch = source.shape("patch_embedding.weight")
     counted = 1 + max(int(name.split(".")[1]) for name in source.names() if re.match(r"blocks\.\d+\.", name))
     heads, layers = KNOWN.get(dim) or _config_beside(folders, dim) or (dim // HEAD_WIDTH, counted)
@@ -185,8 +184,7 @@ def _t5_config(source: Tensors) -> dict[str, Any]:
         "blocks.0.ffn.fc1.weight",
         "blocks.0.pos_embedding.embedding.weight",
     )
-    if missing := [name for name in needed if name not in source.names()]:
-        raise CheckpointError(f"{source.path} is not a native umT5 encoder; missing: {', '.join(missing)}")
+    _check_names(source, needed, "native umT5 encoder")
     vocabulary, width = source.shape("token_embedding.weight")
     buckets, heads = source.shape("blocks.0.pos_embedding.embedding.weight")
     layers = 1 + max(int(name.split(".")[1]) for name in source.names() if name.startswith("blocks."))
@@ -202,6 +200,12 @@ def _t5_config(source: Tensors) -> dict[str, Any]:
         "relative_attention_num_buckets": buckets,
         "feed_forward_proj": "gated-gelu",
     }
+
+
+def _check_names(source: Tensors, needed: Iterable[str], what: str) -> None:
+    """Raise CheckpointError that lists the tensors that a source lacks."""
+    if missing := [name for name in needed if name not in source.names()]:
+        raise CheckpointError(f"{source.path} is not a {what}; missing: {', '.join(missing)}")
 
 
 def _tokenizer(wan: Path, out: Path) -> None:

@@ -9,7 +9,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from phantom_s2v.errors import InputError
 
-SOLVERS = ("euler", "unipc")
 SIGMA_MAX = 0.999  # where the released multistep grid starts: log((1 - t) / t) is finite there
 STATE = ("model_outputs", "timestep_list", "lower_order_nums", "this_order", "last_sample")  # of a multistep scheduler
 
