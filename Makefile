@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # Where pip would take a CUDA build of torch, PIP_EXTRA_INDEX_URL can name an index of CPU wheels; pip reads it itself.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PICTURE := src/phantom_s2v/assets/held-out/stills/1f984.webp
+IMAGE := src/phantom_s2v/assets/held-out/stills/1f984.webp
 
 # One thread a worker: on two cores more threads only wait for each other. A file's tests stay in one worker, which makes its fixtures once.
 WORKERS ?= 2
@@ -13,7 +13,7 @@ WORKERS ?= 2
 
 demo: $(VENV)/demo.stamp
 	@mkdir -p outputs
-	$(BIN)/phantom generate --reference $(PICTURE) --prompt "The large subject moves to the right on a yellow background." --out outputs/demo.mp4 --force
+	$(BIN)/phantom generate --reference $(IMAGE) --prompt "The large subject moves to the right on a yellow background." --out outputs/demo.mp4 --force
 	@echo "The video is outputs/demo.mp4, a sheet of its frames is outputs/demo.sheet.png, its metadata are outputs/demo.metadata.json."
 
 test: $(VENV)/test.stamp

@@ -1,6 +1,6 @@
 """The estimate against measured runs here: phantom-mini, a tiny Wan, and two layers of Wan's real width.
 
-Each case runs in a process of its own: seconds from reading the pictures to the pixels, peak of the resident set above the level
+Each case runs in a process of its own: seconds from reading the images to the pixels, peak of the resident set above the level
 after imports. Last line: one JSON object with estimate / measured of both.
 
     python benchmarks/estimate.py
@@ -61,8 +61,8 @@ def child(case: str, root: Path) -> None:
 
     folder = folder_of(case, root)
     preset = load_preset(folder)
-    picture = str(still_path(evaluated(held_out())[0].key))
-    options = {"prompt": "The subject moves to the left.", "reference": [picture], "untrained_size": True, **CASES[case]}
+    image = str(still_path(evaluated(held_out())[0].key))
+    options = {"prompt": "The subject moves to the left.", "reference": [image], "untrained_size": True, **CASES[case]}
     request = build_request(options, preset)
     found = estimate(request, preset, folder, Placement())
     seconds = 0.0

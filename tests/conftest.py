@@ -1,4 +1,4 @@
-"""A tiny model with random weights, and small pictures."""
+"""A tiny model with random weights, and small images."""
 
 import json
 from dataclasses import asdict
@@ -95,9 +95,9 @@ def misplace():
 
 
 @pytest.fixture
-def picture(tmp_path) -> Path:
+def image(tmp_path) -> Path:
     """A small PNG with a name in another script."""
-    path = tmp_path / "狐 picture.png"
+    path = tmp_path / "狐 image.png"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(path)
     return path

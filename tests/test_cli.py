@@ -47,11 +47,9 @@ def phantom(monkeypatch, capsys):
     return run
 
 
-def test_generate_writes_video_sheet_and_record(phantom, tiny, picture, tmp_path):
+def test_generate_writes_video_sheet_and_record(phantom, tiny, image, tmp_path):
     out = tmp_path / "動画.mp4"
-    code, said, _ = phantom(
-        "generate", "--model", tiny, "--reference", picture, "--prompt", "The subject moves up.", "--out", out
-    )
+    code, said, _ = phantom("generate", "--model", tiny, "--reference", image, "--prompt", "The subject moves up.", "--out", out)
     assert (code, said.strip()) == (0, str(out))
     frames, fps = images.read_video(out)
     assert (frames.shape, fps) == ((9, 32, 32, 3), 8)
@@ -59,11 +57,11 @@ def test_generate_writes_video_sheet_and_record(phantom, tiny, picture, tmp_path
         assert sheet.height == 128
     record = json.loads(out.with_suffix(".metadata.json").read_text(encoding="utf-8"))
     assert record["request"]["prompt"] == "The subject moves up."
-    assert list(record["files"]) == [str(picture)]
+    assert list(record["files"]) == [str(image)]
 
 
-def test_a_seed_gives_the_same_video_and_another_seed_another(phantom, tiny, picture, tmp_path):
-    common = ["generate", "--model", tiny, "--reference", picture, "--prompt", "It moves."]
+def test_a_seed_gives_the_same_video_and_another_seed_another(phantom, tiny, image, tmp_path):
+    common = ["generate", "--model", tiny, "--reference", image, "--prompt", "It moves."]
     phantom(*common, "--out", tmp_path / "a.mp4")
     phantom(*common, "--out", tmp_path / "b.mp4")
     phantom(*common, "--out", tmp_path / "c.mp4", "--seed", 1)
@@ -71,26 +69,24 @@ def test_a_seed_gives_the_same_video_and_another_seed_another(phantom, tiny, pic
     assert first == same != other
 
 
-def test_from_record_makes_it_again_and_says_what_changed(phantom, tiny, picture, tmp_path):
-    phantom(
-        "generate", "--model", tiny, "--reference", picture, "--prompt", "It moves.", "--out", tmp_path / "a.mp4", "--seed", 5
-    )
+def test_from_record_makes_it_again_and_says_what_changed(phantom, tiny, image, tmp_path):
+    phantom("generate", "--model", tiny, "--reference", image, "--prompt", "It moves.", "--out", tmp_path / "a.mp4", "--seed", 5)
     code, _, err = phantom("generate", "--model", tiny, "--from", tmp_path / "a.metadata.json", "--out", tmp_path / "b.mp4")
     assert code == 0
     assert "nothing has changed" in err
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    Image.new("RGB", (30, 30), "blue").save(picture)
+    Image.new("RGB", (30, 30), "blue").save(image)
     _, _, err = phantom("generate", "--model", tiny, "--from", tmp_path / "a.metadata.json", "--out", tmp_path / "c.mp4")
-    assert f"{picture} has changed" in err
-    picture.unlink()
+    assert f"{image} has changed" in err
+    image.unlink()
     code, _, err = phantom("generate", "--model", tiny, "--from", tmp_path / "a.metadata.json", "--out", tmp_path / "d.mp4")
     assert code == 2
     assert "missing" in err
 
 
-def test_seeds_views_first_frame_solver_and_preview(phantom, tiny, picture, tmp_path):
+def test_seeds_views_first_frame_solver_and_preview(phantom, tiny, image, tmp_path):
     code, said, _ = phantom(
-        "generate", "--model", tiny, "--reference", f"dog={picture}", "--reference", f"dog={picture}", "--first-frame", picture,
+        "generate", "--model", tiny, "--reference", f"dog={image}", "--reference", f"dog={image}", "--first-frame", image,
         "--solver", "unipc", "--seeds", 2, "--seed", 3, "--preview", "--out", tmp_path / "v.mp4", "--prompt", "a dog",
         "--num-frames", 5,
     )  # fmt: skip
@@ -105,8 +101,8 @@ def test_text_to_video_needs_no_reference(phantom, tiny, tmp_path):
     assert code == 0
 
 
-def test_requests_resume(phantom, tiny, picture, tmp_path):
-    lines = [{"prompt": "one", "reference": [str(picture)], "out": "one.mp4"}, {"prompt": "two", "seed": 4}]
+def test_requests_resume(phantom, tiny, image, tmp_path):
+    lines = [{"prompt": "one", "reference": [str(image)], "out": "one.mp4"}, {"prompt": "two", "seed": 4}]
     (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
     code, said, _ = phantom("generate", "--model", tiny, "--requests", tmp_path / "all.jsonl", "--out", tmp_path)
     assert code == 0
@@ -310,19 +306,19 @@ def test_evaluate_refuses_unknown_suites(phantom):
     assert "must be emoji, robustness, opens2v" in err
 
 
-def test_golden_of_the_tiny_model(tiny_models, picture):
+def test_golden_of_the_tiny_model(tiny_models, image):
     """The whole path against recorded means: a change of method shows here (random weights of seed 0, torch 2.13)."""
     from phantom_s2v.pipeline.generate import generate
 
-    request = batch.build_request({"prompt": "A cat moves.", "reference": [str(picture)], "seed": 7}, tiny_models.preset)
+    request = batch.build_request({"prompt": "A cat moves.", "reference": [str(image)], "seed": 7}, tiny_models.preset)
     video = generate(request, tiny_models).video.astype(np.float64)
     np.testing.assert_allclose(video.mean((0, 1, 2)), GOLDEN_MEAN, atol=0.3)
     np.testing.assert_allclose([video[4].std(), video[:, 5, 9].mean()], GOLDEN_OTHERS, atol=1.0)
 
 
-def test_the_best_of_candidates_is_kept_and_its_record_makes_it_again(phantom, tiny, picture, tmp_path):
+def test_the_best_of_candidates_is_kept_and_its_record_makes_it_again(phantom, tiny, image, tmp_path):
     out = tmp_path / "best.mp4"
-    ask = ("--model", tiny, "--reference", picture, "--prompt", "It moves.")
+    ask = ("--model", tiny, "--reference", image, "--prompt", "It moves.")
     code, _, said = phantom("generate", *ask, "--best-of", 3, "--seed", 5, "--out", out)
     assert code == 0, said
     record = json.loads(out.with_suffix(".metadata.json").read_text(encoding="utf-8"))
@@ -356,19 +352,19 @@ def test_a_path_that_cannot_be_used_is_one_sentence(call_phantom, tmp_path, monk
     assert (code, out.err) == (2, f"phantom: {tmp_path / 'file' / 'run'}: Not a directory\n")
 
 
-def test_a_console_of_another_encoding_gets_escapes_that_json_reads(tiny, picture, tmp_path):
+def test_a_console_of_another_encoding_gets_escapes_that_json_reads(tiny, image, tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     out = tmp_path / "狐\U0001f98a.mp4"
-    command = [sys.executable, "-m", "phantom_s2v", "generate", "--model", tiny, "--reference", picture, "--out", out]
+    command = [sys.executable, "-m", "phantom_s2v", "generate", "--model", tiny, "--reference", image, "--out", out]
     done = subprocess.run(command, capture_output=True, env=environment)
     assert (done.returncode, done.stdout.decode("cp1252").strip()) == (0, f"{tmp_path}/\\u72d0\\ud83e\\udd8a.mp4"), done.stderr
     assert out.is_file()
     assert b"\\u72d0" in subprocess.run([*command[:-1], tmp_path / "狐" / "v.mp4"], capture_output=True, env=environment).stderr
 
 
-def test_names_that_are_not_utf_8_are_read_and_refused_as_outputs(phantom, tiny, picture, tmp_path):
+def test_names_that_are_not_utf_8_are_read_and_refused_as_outputs(phantom, tiny, image, tmp_path):
     odd = tmp_path / os.fsdecode(b"f\xff.png")
-    picture.rename(odd)
+    image.rename(odd)
     code, _, err = phantom("generate", "--model", tiny, "--reference", odd, "--prompt", "a", "--out", tmp_path / "a.mp4")
     assert code == 0, err
     record = json.loads((tmp_path / "a.metadata.json").read_text(encoding="utf-8"))
@@ -408,8 +404,8 @@ def ask(phantom, tiny, tmp_path):
     return call
 
 
-def test_inputs_named_like_the_output_stay_as_they_are(ask, picture, tmp_path):
-    fox, start = picture.rename(tmp_path / "fox.png"), tmp_path / "start.png"
+def test_inputs_named_like_the_output_stay_as_they_are(ask, image, tmp_path):
+    fox, start = image.rename(tmp_path / "fox.png"), tmp_path / "start.png"
     shutil.copy(fox, start)
     shutil.copy(fox, tmp_path / "dog-1.png")
     before = fox.read_bytes()
@@ -477,8 +473,8 @@ def test_a_lora_is_an_input(phantom, tmp_path, form):
     assert lora.read_bytes() == before
 
 
-def test_the_last_seed_of_candidates_has_to_be_one(ask, picture, tmp_path):
-    code, said = ask("--reference", picture, "--seed", 2**63 - 1, "--best-of", 2)
+def test_the_last_seed_of_candidates_has_to_be_one(ask, image, tmp_path):
+    code, said = ask("--reference", image, "--seed", 2**63 - 1, "--best-of", 2)
     assert (code, len(said)) == (2, 1)
     assert f"seed must be between 0 and {2**63 - 2} with 2 candidates (got {2**63 - 1})" in said[0]
 
@@ -570,9 +566,9 @@ def test_the_folder_of_requests_is_made(phantom, tiny, tmp_path):
     assert (code, len([line for line in err.splitlines() if line.startswith("phantom: ")])) == (2, 1)
 
 
-def test_nothing_but_our_own_lines_is_said(tiny, picture, tmp_path):
+def test_nothing_but_our_own_lines_is_said(tiny, image, tmp_path):
     """Bars and warnings of the libraries below are not the user's."""
-    command = [sys.executable, "-m", "phantom_s2v", "generate", "--model", tiny, "--prompt", "a", "--reference", picture]
+    command = [sys.executable, "-m", "phantom_s2v", "generate", "--model", tiny, "--prompt", "a", "--reference", image]
     done = subprocess.run([*command, "--out", tmp_path / "v.mp4"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     others = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("phantom: ", "v.mp4 "))]

@@ -55,7 +55,7 @@ def test_fit_inside_truncates_as_released():
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(1, 60))
-def test_squares_cover_a_picture_and_lie_a_step_apart(width, height, side, step):
+def test_squares_cover_a_image_and_lie_a_step_apart(width, height, side, step):
     side = min(side, width, height)
     step = min(step, side)
     seen = np.zeros((height, width), bool)

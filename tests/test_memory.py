@@ -26,7 +26,7 @@ import numpy as np
 from phantom_s2v.evaluation.footage import watch
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
 from phantom_s2v.media.videos import Video
-tools = Instruments("none", lambda pictures: np.ones((len(pictures), 1), np.float32), Thresholds())
+tools = Instruments("none", lambda images: np.ones((len(images), 1), np.float32), Thresholds())
 print(watch(Video(Path(sys.argv[1])), [], tools).count, file=sys.stderr)
 """
 STORE = """

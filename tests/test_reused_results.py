@@ -70,7 +70,7 @@ def test_a_broken_model_does_not_get_the_sound_ones_figures(call_phantom, tiny, 
     assert json.loads(fresh.out.splitlines()[-1]) == broken
 
 
-def test_requests_are_made_again_where_anything_changed(call_phantom, tiny, zeroed, picture, made, tmp_path):
+def test_requests_are_made_again_where_anything_changed(call_phantom, tiny, zeroed, image, made, tmp_path):
     folder, file = tmp_path / "videos", tmp_path / "all.jsonl"
     folder.mkdir()
     two = {"prompt": "two", "seed": 9, "out": "two.mp4"}
@@ -84,19 +84,19 @@ def test_requests_are_made_again_where_anything_changed(call_phantom, tiny, zero
         assert record["request"]["seed"] == line["seed"]
         return made[before:], said.err
 
-    one = {"prompt": "one", "reference": [str(picture)], "seed": 1, "out": "one.mp4"}
+    one = {"prompt": "one", "reference": [str(image)], "seed": 1, "out": "one.mp4"}
     assert run(one)[0] == [1, 9]
     seeds, said = run(one)
     assert (seeds, "2 of 2 videos are up to date" in said) == ([], True)
     moved = tmp_path / "elsewhere.png"
-    moved.write_bytes(picture.read_bytes())
+    moved.write_bytes(image.read_bytes())
     assert run(one | {"reference": [str(moved)], "several_views": True})[0] == []  # the same content
     seeds, said = run(one | {"seed": 2})
     assert (seeds, "regenerating one.mp4: request.seed was 1 and is 2" in said) == ([2], True)
     seeds, said = run(one | {"seed": 2, "prompt": "other"})
     assert (seeds, "request.prompt was one and is other" in said) == ([2], True)
     one |= {"seed": 2, "prompt": "other"}
-    Image.fromarray(np.zeros((30, 30, 3), np.uint8)).save(picture)
+    Image.fromarray(np.zeros((30, 30, 3), np.uint8)).save(image)
     assert run(one)[0] == [2]
     seeds, said = run(one, zeroed)
     assert (seeds, "one.mp4: weights was" in said) == ([2, 9], True)

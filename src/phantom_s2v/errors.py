@@ -1,7 +1,7 @@
 """The errors that a user can cause.
 
     PhantomError                 exit code 2: one sentence that says what was got and what is allowed
-    ├── InputError               a picture, a prompt or an argument
+    ├── InputError               an image, a prompt or an argument
     ├── CheckpointError          a weight file: missing, truncated, of another shape, or a pickle
     ├── DataError                a data set: not fetched, incomplete, or of another split
     ├── OutputError              a file that cannot be written: the disk is full, or something foreign is there
@@ -16,7 +16,7 @@ class PhantomError(Exception):
 
 
 class InputError(PhantomError):
-    """A picture, a prompt or an argument cannot be used."""
+    """An image, a prompt or an argument cannot be used."""
 
 
 class CheckpointError(PhantomError):

@@ -10,7 +10,7 @@ from phantom_s2v.errors import InputError
 TIME_STRIDE = 4  # Wan's autoencoder: the first frame alone, then one latent frame for every four
 SPACE_STRIDE = 8
 MAX_SUBJECTS = 4  # Phantom 3.3: one to four
-MAX_PICTURES = 8  # our bound on views of all subjects together
+MAX_IMAGES = 8  # our bound on views of all subjects together
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class VideoSize:
 
 
 def latent_frames(frames: int) -> int:
-    """Latent frames of a clip of `frames` = 4n+1 pictures."""
+    """Latent frames of a clip of `frames` = 4n+1 images."""
     return (frames - 1) // TIME_STRIDE + 1
 
 
@@ -119,7 +119,7 @@ def _area(box: tuple[int, ...]) -> int:
 
 
 def squares(width: int, height: int, side: int, step: int) -> list[tuple[int, int, int, int]]:
-    """Boxes (left, top, right, bottom) of squares that cover a picture row by row, evenly, at most `step` apart.
+    """Boxes (left, top, right, bottom) of squares that cover an image row by row, evenly, at most `step` apart.
 
     >>> squares(6, 4, 4, 2)
     [(0, 0, 4, 4), (2, 0, 6, 4)]

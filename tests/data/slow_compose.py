@@ -30,9 +30,9 @@ def compose(spec: ClipSpec, sprites: Sprites) -> Clip:
 
 def _animate(cast: Cast, sprites: Sprites, frames: int, side: int) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Layers [F, side, side, 4] of a subject along its path, and its first box (y, x, size) in pixels."""
-    pictures = sprites.clip(cast.subject)
-    order = (cast.phase + np.arange(frames)) % len(pictures)
-    looked = {i: apply_look(pictures[i].astype(np.float32) / 255, cast.look) for i in dict.fromkeys(order.tolist())}
+    images = sprites.clip(cast.subject)
+    order = (cast.phase + np.arange(frames)) % len(images)
+    looked = {i: apply_look(images[i].astype(np.float32) / 255, cast.look) for i in dict.fromkeys(order.tolist())}
     layers = np.zeros((frames, side, side, 4), np.float32)
     path = trajectory(cast, frames)
     for frame, (y, x, size) in enumerate(path * side):
@@ -74,8 +74,8 @@ def _coverage(length: int, start: float, scale: float, pixels: int) -> np.ndarra
 def photograph(cast: Cast, shot: Shot, sprites: Sprites, side: int) -> np.ndarray:
     """A cross-pair reference, uint8 [side, side, 3]."""
     clip = sprites.clip(cast.subject)
-    picture = clip[shot.phase % len(clip)] if shot.animated else sprites.still(cast.subject)
-    sprite = apply_look(picture.astype(np.float32) / 255, cast.look)
+    image = clip[shot.phase % len(clip)] if shot.animated else sprites.still(cast.subject)
+    sprite = apply_look(image.astype(np.float32) / 255, cast.look)
     if shot.turn:
         sprite = np.stack(
             [np.asarray(Image.fromarray(sprite[..., c]).rotate(shot.turn, Image.Resampling.BILINEAR)) for c in range(4)], -1
@@ -83,8 +83,8 @@ def photograph(cast: Cast, shot: Shot, sprites: Sprites, side: int) -> np.ndarra
     layer = np.zeros((side, side, 4), np.float32)
     centre = [side * (0.5 + share) for share in shot.shift]
     _place(layer, sprite, centre[0], centre[1], shot.scale * side)
-    picture = paint(shot.ground, side, side) * (1 - layer[..., 3:]) + np.clip(layer[..., :3] * shot.gain, 0, 1)
-    return _to_uint8(picture)
+    image = paint(shot.ground, side, side) * (1 - layer[..., 3:]) + np.clip(layer[..., :3] * shot.gain, 0, 1)
+    return _to_uint8(image)
 
 
 def _crop(frame: np.ndarray, box: tuple[float, float, float]) -> np.ndarray:
@@ -98,8 +98,8 @@ def _crop(frame: np.ndarray, box: tuple[float, float, float]) -> np.ndarray:
     )
 
 
-def _to_uint8(picture: np.ndarray) -> np.ndarray:
-    return np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
 def apply_look(sprite: np.ndarray, look: Look) -> np.ndarray:

@@ -88,7 +88,7 @@ def test_long_shots_are_cut_into_pieces(films):
 
 @pytest.mark.parametrize("length", [1, 26, 50, 51, 100, 149, 230])
 def test_windows_of_the_network_are_those_of_its_package(length):
-    """Chances are read from the picture, so every frame's own must come back, as from TransNetV2's own padding and windows."""
+    """Chances are read from the image, so every frame's own must come back, as from TransNetV2's own padding and windows."""
     seen = []
 
     def chances(frames):
@@ -159,8 +159,8 @@ def write_with_times(path, frames, times, rate=25):
         stream = out.add_stream("libx264", rate=rate, options={"crf": "4"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         stream.codec_context.time_base = Fraction(1, rate)
-        for picture, moment in zip(frames, times, strict=True):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for image, moment in zip(frames, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = moment, Fraction(1, rate)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
@@ -460,12 +460,12 @@ def test_what_cannot_be_read_is_named_and_left_behind(films, tmp_path, monkeypat
         run(folder, tmp_path / "u.lance")
 
 
-def test_ten_bits_and_large_pictures_are_read_and_told(tmp_path):
+def test_ten_bits_and_large_images_are_read_and_told(tmp_path):
     with av.open(str(tmp_path / "ten.mp4"), "w") as out:
         stream = out.add_stream("libx264", rate=24)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p10le"
-        for picture in ramp(12):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p10le")))
+        for image in ramp(12):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p10le")))
         out.mux(stream.encode())
     film = through((probe,), tmp_path / "ten.mp4")[0]
     assert film["notices"] == ["10 bits reduced to 8"]

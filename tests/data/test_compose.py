@@ -59,7 +59,7 @@ def test_clips_are_those_of_the_slow_oracle(seed):
     """Every kind of subject, background and reference, each pixel within one level of 255."""
     pool = evaluated(held_out())
     draw = plain_spec if seed % 3 == 0 else random_spec
-    spec = draw(np.random.default_rng(seed), pool, (1, 5)[seed % 2], pictures=1 + seed % 3)
+    spec = draw(np.random.default_rng(seed), pool, (1, 5)[seed % 2], images=1 + seed % 3)
     for ours, theirs in zip(
         slow_images(compose(spec, held_out())), slow_images(slow_compose.compose(spec, held_out())), strict=True
     ):
@@ -76,7 +76,7 @@ def test_backgrounds_are_those_of_the_slow_oracle(kind):
 def test_a_batch_is_its_clips_one_by_one():
     """Clips with fewer subjects get invisible ones in a batch, which change nothing."""
     pool, rngs = evaluated(held_out()), [np.random.default_rng(seed) for seed in range(6)]
-    specs = [random_spec(rng, pool, 5, 96, pictures=3) for rng in rngs]
+    specs = [random_spec(rng, pool, 5, 96, images=3) for rng in rngs]
     assert len({len(spec.casts) for spec in specs}) > 1
     together = render(scene_tensors(specs, held_out()), held_out().pixels, 96)
     for index, spec in enumerate(specs):
@@ -91,7 +91,7 @@ def test_a_batch_is_its_clips_one_by_one():
 def test_a_larger_clip_shows_the_same_world():
     """128 pixels, averaged by twos, are 64: subjects, backgrounds and references keep their sizes and periods."""
     for seed in range(6):
-        spec = random_spec(np.random.default_rng(seed), evaluated(held_out()), 1, pictures=1)
+        spec = random_spec(np.random.default_rng(seed), evaluated(held_out()), 1, images=1)
         spec = replace(spec, shots=((replace(random_shot(np.random.default_rng(seed)), in_pair=False),),))
         small, large = compose(spec, held_out()), compose(replace(spec, side=128), held_out())
         for a, b in ((small.video[0], large.video[0]), (small.references[0], large.references[0])):
@@ -101,16 +101,14 @@ def test_a_larger_clip_shows_the_same_world():
 
 @given(st.integers(0, 10_000), st.integers(0, 8), st.sampled_from([1, 9, 25]))
 @settings(max_examples=25)
-def test_a_seed_gives_the_same_triplet(seed, pictures, frames):
+def test_a_seed_gives_the_same_triplet(seed, images, frames):
     sprites = held_out()
     pool = evaluated(sprites)
-    first, second = (
-        compose(random_spec(np.random.default_rng(seed), pool, frames, pictures=pictures), sprites) for _ in range(2)
-    )
+    first, second = (compose(random_spec(np.random.default_rng(seed), pool, frames, images=images), sprites) for _ in range(2))
     assert np.array_equal(first.video, second.video)
     assert first.caption == second.caption
     assert first.video.shape == (frames, 64, 64, 3)
-    assert len(first.references) == len(first.subject_of) == pictures
+    assert len(first.references) == len(first.subject_of) == images
     assert len(set(first.subject_of)) <= 4
     assert list(first.subject_of) == sorted(first.subject_of)
 
@@ -123,7 +121,7 @@ def test_plain_clips_show_large_subjects_mostly_on_a_plain_ground():
     assert 0.85 < np.mean([s.ground.kind == "plain" for s in specs]) < 0.95  # 0.8 and half of the rest
     assert 0.66 < np.mean([not (s.casts[0].look.hue or s.casts[0].look.tint) for s in specs]) < 0.9
     assert compose(specs[0], sprites).video.shape == (25, 64, 64, 3)
-    pairs = [plain_spec(np.random.default_rng(i), sprites.subjects, pictures=2) for i in range(100)]
+    pairs = [plain_spec(np.random.default_rng(i), sprites.subjects, images=2) for i in range(100)]
     assert all(sum(map(len, s.shots)) == 2 for s in pairs)
     assert all(0.45 <= c.size <= 0.52 for s in pairs for c in s.casts if len(s.casts) == 2)
     assert 0.7 < np.mean([len(s.casts) == 2 for s in pairs]) < 0.9
@@ -131,7 +129,7 @@ def test_plain_clips_show_large_subjects_mostly_on_a_plain_ground():
 
 def test_half_of_the_captions_say_only_the_subject():
     pool = evaluated(held_out())
-    named = [random_spec(np.random.default_rng(i), pool, 1, pictures=1).named for i in range(400)]
+    named = [random_spec(np.random.default_rng(i), pool, 1, images=1).named for i in range(400)]
     assert 0.42 < np.mean(named) < 0.58
     unnamed = compose(replace(spec(), named=False), held_out()).caption
     assert unnamed == "The subject moves to the right on a teal background."
@@ -187,14 +185,14 @@ def test_colours_are_named():
 @pytest.mark.parametrize("kind", ["plain", "graded", "stripes", "dots", "checks", "noise"])
 def test_grounds_are_within_range_and_of_their_colours(kind):
     ground = Ground(kind, "blue", "yellow", (5, -5, 0), seed=3)
-    picture = paint(ground_tensors([ground]), 40)[0].numpy()
-    assert picture.shape == (40, 40, 3)
-    assert picture.min() >= 0
-    assert picture.max() <= 1
-    assert (np.ptp(picture, (0, 1)).max() < 1e-6) == (kind == "plain")
+    image = paint(ground_tensors([ground]), 40)[0].numpy()
+    assert image.shape == (40, 40, 3)
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert (np.ptp(image, (0, 1)).max() < 1e-6) == (kind == "plain")
     assert "blue" in ground.words
 
 
 def test_patterns_differ():
-    pictures = [apply_look(SPRITE, Look(pattern=p)) for p in PATTERNS]
-    assert all(np.abs(a - b).mean() > 0.01 for i, a in enumerate(pictures) for b in pictures[:i])
+    images = [apply_look(SPRITE, Look(pattern=p)) for p in PATTERNS]
+    assert all(np.abs(a - b).mean() > 0.01 for i, a in enumerate(images) for b in images[:i])

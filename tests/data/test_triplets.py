@@ -20,7 +20,7 @@ from phantom_s2v.media import images
 OWN = Rights("film 7", "CC-BY-4.0", "letter 12")
 
 
-def picture(seed, form="PNG", channels=(3,)):
+def image(seed, form="PNG", channels=(3,)):
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (12, 16, *channels), dtype=np.uint8)).save(buffer, form)
     return buffer.getvalue()
@@ -38,8 +38,8 @@ def triplets(clip, count=7):
         Triplet(
             clip, f"Ein Hund, 犬, number {i}.",
             (
-                TripletReference(picture(i), "dog", "cross-pair", (0.1, 0.2, 0.9, 0.8), picture(99, channels=()), 0.7, OWN),
-                TripletReference(picture(i + 100, "WEBP"), "cat", "in-pair", rights=OWN),
+                TripletReference(image(i), "dog", "cross-pair", (0.1, 0.2, 0.9, 0.8), image(99, channels=()), 0.7, OWN),
+                TripletReference(image(i + 100, "WEBP"), "cat", "in-pair", rights=OWN),
             ),
             8.0, 5, 32, 32, {"sharpness": 0.5}, OWN,
         )
@@ -90,7 +90,7 @@ def test_what_no_training_could_use_is_refused(clip, change, said):
         check(replace(triplets(clip)[0], **change))
 
 
-def test_a_licence_is_required_of_clip_and_pictures_where_that_is_asked(store, clip):
+def test_a_licence_is_required_of_clip_and_images_where_that_is_asked(store, clip):
     bare = replace(triplets(clip)[0], caption="new", rights=Rights("web"))
     check(bare)
     with pytest.raises(DataError, match="has no license for the clip"):
@@ -161,7 +161,7 @@ def test_what_is_not_whole_is_named_and_passed_over(store, tmp_path):
 def test_a_captioned_folder(clip, tmp_path):
     (tmp_path / "犬 one.mp4").write_bytes(clip)
     (tmp_path / "犬 one.txt").write_text("A dog.", encoding="utf-8")
-    (tmp_path / "犬 one.dog.png").write_bytes(picture(1))
+    (tmp_path / "犬 one.dog.png").write_bytes(image(1))
     (tmp_path / "two.mp4").write_bytes(clip)
     (tmp_path / "three.mp4").write_text("no video")
     (tmp_path / "three.txt").write_text("x")
@@ -185,12 +185,12 @@ def test_a_captioned_folder_pairs_by_exact_names(clip, tmp_path):
         "c1.elk.png": 7,
     }
     for name, seed in seeds.items():
-        (tmp_path / name).write_bytes(picture(seed))
+        (tmp_path / name).write_bytes(image(seed))
     left = []
-    found = {t.caption: {r.subject: r.picture for r in t.references} for t in read_captioned(tmp_path, OWN, left.append)}
+    found = {t.caption: {r.subject: r.image for r in t.references} for t in read_captioned(tmp_path, OWN, left.append)}
     assert found == {
-        "Of a.": {"dog": picture(1)}, "Of a.b.": {"cat": picture(3)},
-        "Of [x].": {"owl": picture(4)}, "Of c[12].": {"hen": picture(5)},
+        "Of a.": {"dog": image(1)}, "Of a.b.": {"cat": image(3)},
+        "Of [x].": {"owl": image(4)}, "Of c[12].": {"hen": image(5)},
     }  # fmt: skip
     assert sorted(line.split(":")[0] for line in left) == ["a.b.png", "c1.elk.png", "x.fox.png"]
 

@@ -29,10 +29,10 @@ def phantom(call_phantom):
     return partial(call_phantom, "evaluate")
 
 
-def row(case, likeness, flicker=0.0, network="colour"):
-    subject = {"name": "a", "likeness": likeness, "clip_i": None}
+def row(case, similarity, flicker=0.0, network="colour"):
+    subject = {"name": "a", "similarity": similarity, "clip_i": None}
     video = dict.fromkeys(name for name, metric in METRICS.items() if not metric.of_subjects) | {"flicker": flicker}
-    return {"id": case, "video": f"{case}.mp4", "networks": {"likeness": network}, "subjects": [subject], **video}
+    return {"id": case, "video": f"{case}.mp4", "networks": {"similarity": network}, "subjects": [subject], **video}
 
 
 # Comparison
@@ -47,7 +47,7 @@ def test_a_clear_difference_is_told_from_noise():
         "same": [row(str(i), v + rng.normal(0, 0.05)) for i, v in enumerate(base)],
     }
     found, notes = compare.compare(systems)
-    by = {(c.first, c.second): c for c in found if c.metric == "likeness"}
+    by = {(c.first, c.second): c for c in found if c.metric == "similarity"}
     new = by["old", "new"]
     assert new.clear
     assert new.low < 0.05 < new.high
@@ -78,7 +78,7 @@ def test_less_is_better_where_it_is():
 
 def test_networks_are_never_mixed_and_cases_are_paired_by_id():
     found, notes = compare.compare({"a": [row("1", 0.5), row("2", 0.1)], "b": [row("2", 0.4, network="other"), row("3", 0.9)]})
-    assert not any(c.metric == "likeness" for c in found)
+    assert not any(c.metric == "similarity" for c in found)
     assert any("measured by colour and by other" in note for note in notes)
     assert next(c for c in found if c.metric == "flicker").cases == 1
     assert any("2 videos" in note for note in notes)
@@ -96,8 +96,8 @@ def test_compare_as_a_user_calls_it(phantom, tmp_path):
     code, said = phantom("compare", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "page.html")
     assert code == 0
     found = json.loads(said.out.splitlines()[-1])["comparisons"]
-    likeness = next(c for c in found if c["metric"] == "likeness")
-    assert likeness["difference"] == pytest.approx(0.2)
+    similarity = next(c for c in found if c["metric"] == "similarity")
+    assert similarity["difference"] == pytest.approx(0.2)
     assert "better in 5, worse in 0 of 5" in said.out
     assert "+0.2000" in (tmp_path / "page.html").read_text()
     assert phantom("compare", tmp_path / "one", tmp_path / "none")[0] == 2
@@ -106,23 +106,23 @@ def test_compare_as_a_user_calls_it(phantom, tmp_path):
 
 def test_what_bears_the_same_name_and_is_another_is_not_compared():
     def rows(value, asked="a" * 64, weights="1" * 64):
-        return [{**row(str(i), value), "asked": asked if i else "a" * 64, "weights": {"likeness": weights}} for i in range(4)]
+        return [{**row(str(i), value), "asked": asked if i else "a" * 64, "weights": {"similarity": weights}} for i in range(4)]
 
     found, notes = compare.compare({"one": rows(0.4), "two": rows(0.6)})
-    assert ([c.cases for c in found if c.metric == "likeness"], notes) == ([4], [])
+    assert ([c.cases for c in found if c.metric == "similarity"], notes) == ([4], [])
     found, notes = compare.compare({"one": rows(0.4), "two": rows(0.6, asked="b" * 64)})
-    assert [c.cases for c in found if c.metric == "likeness"] == [1]
+    assert [c.cases for c in found if c.metric == "similarity"] == [1]
     assert notes == ["3 cases of one and two were skipped: the same id has another prompt, reference or crop (1)"]
     found, notes = compare.compare({"one": rows(0.4), "two": rows(0.6, weights="2" * 64)})
-    assert not [c for c in found if c.metric == "likeness"]
-    assert f"likeness of one and two is not compared: the weights of colour differ ({'1' * 12} and {'2' * 12})" in notes
+    assert not [c for c in found if c.metric == "similarity"]
+    assert f"similarity of one and two is not compared: the weights of colour differ ({'1' * 12} and {'2' * 12})" in notes
 
 
 # Calibration
 
 
-def scored(likeness, flicker):
-    subject = SubjectScore("a", likeness, likeness, 0, 0.5, 0.5, 0, 1.0, 0.0, 0.2, 0.0, [])
+def scored(similarity, flicker):
+    subject = SubjectScore("a", similarity, similarity, 0, 0.5, 0.5, 0, 1.0, 0.0, 0.2, 0.0, [])
     return VideoScore([subject], 0.0, 0.1, 0.0, flicker, 0.9, 100.0, [0])
 
 
@@ -131,21 +131,21 @@ def test_calibration_finds_what_tells_and_says_how_often_it_errs(tmp_path):
     good = [scored(v, f) for v, f in zip(rng.normal(0.7, 0.05, 30), rng.uniform(0, 1, 30), strict=True)]
     bad = [scored(v, f) for v, f in zip(rng.normal(0.5, 0.05, 30), rng.uniform(0, 1, 30), strict=True)]
     bounds = {b.metric: b for b in calibration.calibrate(good, bad, TOOLS)}
-    assert set(bounds) == {"likeness", "lowest"}  # flicker is the same in both, and the rest never changes
-    assert bounds["likeness"].low
-    assert 0.55 < bounds["likeness"].bound < 0.65
-    assert bounds["likeness"].good_refused + bounds["likeness"].bad_passed <= 6
+    assert set(bounds) == {"similarity", "lowest"}  # flicker is the same in both, and the rest never changes
+    assert bounds["similarity"].low
+    assert 0.55 < bounds["similarity"].bound < 0.65
+    assert bounds["similarity"].good_refused + bounds["similarity"].bad_passed <= 6
     file = tmp_path / "kpi.toml"
     file.write_text(calibration.as_toml(list(bounds.values())))
     kpis = read_kpis(file)
     assert [v.met for v in judge(good[0], kpis)] == [True, True]
     assert [v.met for v in judge(scored(0.4, 0), kpis)] == [False, False]
     check_networks(kpis, TOOLS)
-    known = replace(TOOLS, hashes={"likeness": "ab" * 32})
+    known = replace(TOOLS, hashes={"similarity": "ab" * 32})
     file.write_text(calibration.as_toml(calibration.calibrate(good, bad, known)))
     check_networks(read_kpis(file), known)
     with pytest.raises(InputError, match=f"set for other weights of colour .{'ab' * 8}, not {'cd' * 8}"):
-        check_networks(read_kpis(file), replace(TOOLS, hashes={"likeness": "cd" * 32}))
+        check_networks(read_kpis(file), replace(TOOLS, hashes={"similarity": "cd" * 32}))
     with pytest.raises(InputError, match="was set for colour, but is measured with efficientnet"):
         check_networks(kpis, Instruments("efficientnet-lite0", TOOLS.embed, Thresholds()))
 
@@ -204,7 +204,7 @@ def pairs(tmp_path):
         for case in range(6):
             frames = np.full((4, 16, 16, 3), 10 * case + (100 if system == "secret-b" else 0), np.uint8)
             images.write_video(tmp_path / system / "videos" / f"case {case}.mp4", frames, 8)
-    images.write_picture(tmp_path / "ref.png", np.zeros((8, 8, 3), np.uint8))
+    images.write_image(tmp_path / "ref.png", np.zeros((8, 8, 3), np.uint8))
     told = {"case 0": ("A <fox> runs.", (tmp_path / "ref.png",))}
     return rating.find_pairs([tmp_path / "secret-a", tmp_path / "secret-b" / "videos"], told)
 

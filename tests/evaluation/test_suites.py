@@ -26,15 +26,15 @@ def phantom(call_phantom):
 
 @pytest.fixture
 def own(tmp_path):
-    """A suite of two cases with pictures below it, and true clips of both as videos made elsewhere."""
+    """A suite of two cases with images below it, and true clips of both as videos made elsewhere."""
     folder, videos = tmp_path / "我的 suite", tmp_path / "system-a"
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     videos.mkdir()
     lines = []
     for number, case in enumerate(c for c in emoji.emoji_cases(held_out(), 2) if c.kind == "unnamed"):
-        images.write_picture(folder / "pictures" / f"{number}.png", images.read_picture(still_path(case.subjects[0].key))[0])
+        images.write_image(folder / "images" / f"{number}.png", images.read_image(still_path(case.subjects[0].key))[0])
         images.write_video(videos / f"case-{number}.mp4", compose(case.spec, held_out()).video, 8)
-        given = {"id": f"case-{number}", "prompt": "The subject moves.", "reference": [f"toy=pictures/{number}.png"], "seed": 4}
+        given = {"id": f"case-{number}", "prompt": "The subject moves.", "reference": [f"toy=images/{number}.png"], "seed": 4}
         lines.append(json.dumps(given))
     (folder / "cases.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder, videos
@@ -46,8 +46,8 @@ def test_a_folder_of_ones_own_with_videos_made_elsewhere(phantom, own, tmp_path)
     code, said = phantom("run", folder, "--videos", videos, "--out", out, "--features", "phantom-mini")
     assert code == 0, said.err
     facts = json.loads(said.out.splitlines()[-1])
-    likeness, control = (facts["by_kind"]["all"][name][0] for name in ("likeness", "control"))
-    assert likeness > 0.7 > control + 0.1  # true clips against their own subject, and against the other's
+    similarity, control = (facts["by_kind"]["all"][name][0] for name in ("similarity", "control"))
+    assert similarity > 0.7 > control + 0.1  # true clips against their own subject, and against the other's
     rows = own_suites.read_rows(out)
     assert [row["id"] for row in rows] == ["case-0", "case-1"]
     assert (out / "scores.html").is_file()
@@ -60,9 +60,9 @@ def test_a_video_whose_numbers_are_not_finite_does_not_end_the_run(own, tmp_path
     folder, videos = own
     images.write_video(videos / "case-0.mp4", np.zeros((6, 64, 64, 3), np.uint8), 8)  # black, which this network cannot do
 
-    def embed(pictures):
-        dark = all(int(np.asarray(picture).max()) < 8 for picture in pictures)
-        return np.full((len(pictures), 1), np.nan if dark else 1, np.float32)
+    def embed(stills):
+        dark = all(int(np.asarray(image).max()) < 8 for image in stills)
+        return np.full((len(stills), 1), np.nan if dark else 1, np.float32)
 
     tools = Instruments("test", embed, Thresholds())
     found = own_suites.run_suite(own_suites.read_own(folder), videos, None, tools, [], tmp_path, lambda *_: None)
@@ -125,7 +125,7 @@ def test_bad_suites_and_places_are_refused(phantom, tmp_path):
 
 @pytest.fixture
 def opens2v(tmp_path):
-    """Three cases in the layout of OpenS2V-Eval, with pictures, and videos of two."""
+    """Three cases in the layout of OpenS2V-Eval, with images, and videos of two."""
     rng = np.random.default_rng(0)
     given = {
         "singleobj_1": {"img_paths": ["Images/singleobject/cup/52.jpg"], "prompt": "A cup.", "class_label": ["Cup"]},
@@ -189,9 +189,9 @@ def test_opens2v_faces_and_aesthetics_come_from_32_frames_with_its_rules(opens2v
     case = own_suites.read_opens2v(opens2v[0])[1]
     seen = []
 
-    def find(picture):
-        seen.append(picture)
-        level = float(picture.mean()) / 255
+    def find(image):
+        seen.append(image)
+        level = float(image.mean()) / 255
         return [np.array([level, 1.0])] if len(seen) != 3 else []  # the second frame shows none
 
     faces = Faces("arcface test", find, lambda a, b: float(a[0] - 0.5))
@@ -206,36 +206,36 @@ def test_opens2v_faces_and_aesthetics_come_from_32_frames_with_its_rules(opens2v
 
 
 def test_references_made_hard_differ_as_they_say():
-    picture = images.read_picture(still_path("1f427"))[0]
-    other = images.read_picture(still_path(emoji.evaluated(held_out())[3].key))[0]
-    made = {kind: robustness.hardened(kind, picture, other) for kind in robustness.ONE}
-    assert (made["plain"] == picture).all()
-    assert made["dark"].mean() < 0.35 * picture.mean()
-    assert made["cropped"].shape[1] < 0.6 * picture.shape[1]
-    assert made["small"].shape[0] == 4 * picture.shape[0]
-    assert max(made["turned"].shape[:2]) > max(picture.shape[:2])
+    image = images.read_image(still_path("1f427"))[0]
+    other = images.read_image(still_path(emoji.evaluated(held_out())[3].key))[0]
+    made = {kind: robustness.hardened(kind, image, other) for kind in robustness.ONE}
+    assert (made["plain"] == image).all()
+    assert made["dark"].mean() < 0.35 * image.mean()
+    assert made["cropped"].shape[1] < 0.6 * image.shape[1]
+    assert made["small"].shape[0] == 4 * image.shape[0]
+    assert max(made["turned"].shape[:2]) > max(image.shape[:2])
     assert made["turned"][0, 0].tolist() == [255, 255, 255]
-    inside = (picture < 250).any(-1)
-    assert made["backlit"][inside].mean() < 0.8 * picture[inside].mean()
-    assert np.abs(np.diff(made["blurred"].astype(int), axis=0)).max() < np.abs(np.diff(picture.astype(int), axis=0)).max() / 2
-    half = picture.shape[0] // 3
-    assert (made["overlapping"][:half, :half] == picture[:half, :half]).all()
-    assert (made["overlapping"] != picture).any()
+    inside = (image < 250).any(-1)
+    assert made["backlit"][inside].mean() < 0.8 * image[inside].mean()
+    assert np.abs(np.diff(made["blurred"].astype(int), axis=0)).max() < np.abs(np.diff(image.astype(int), axis=0)).max() / 2
+    half = image.shape[0] // 3
+    assert (made["overlapping"][:half, :half] == image[:half, :half]).all()
+    assert (made["overlapping"] != image).any()
 
 
-def test_robustness_holds_videos_against_clean_pictures(phantom, tmp_path, tiny):
+def test_robustness_holds_videos_against_clean_images(phantom, tmp_path, tiny):
     out = tmp_path / "out"
     code, said = phantom("run", "robustness", "--limit", 1, "--model", tiny, "--out", out, "--features", "phantom-mini")
     assert code == 0, said.err
     facts = json.loads(said.out.splitlines()[-1])
     assert list(facts["by_kind"]) == list(robustness.KINDS)
-    assert facts["by_kind"]["true clip"]["likeness"][0] > 0.75
+    assert facts["by_kind"]["true clip"]["similarity"][0] > 0.75
     assert (out / "references" / "dark-1f31b.png").is_file() or len(list((out / "references").glob("dark-*.png"))) == 1
 
 
 def test_look_alikes_are_two_different_subjects(tmp_path):
-    def by_mean(pictures):
-        means = np.stack([p.reshape(-1, 3).mean(0) for p in pictures])
+    def by_mean(stills):
+        means = np.stack([p.reshape(-1, 3).mean(0) for p in stills])
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
     cases, clips = robustness.robustness_cases(tmp_path, by_mean, 2)

@@ -109,7 +109,7 @@ def test_long_names_are_told_before_work_and_the_longest_can_be_written(tmp_path
 
 
 CONTENTS = {
-    "a.html": "<!doctype html><p>x", "a.toml": "[likeness]\nleast = 0.5\n", "a.json": '{"a": {"b": 1}}',
+    "a.html": "<!doctype html><p>x", "a.toml": "[similarity]\nleast = 0.5\n", "a.json": '{"a": {"b": 1}}',
     "a.jsonl": '{"a": 1}\n{"a": {"b": 2}}\n', "a.png": "x" * 500, "a.mp4": "y" * 500, "a.tar": "", "a.MP4": "y" * 500,
     "a.JSON": '{"a": 1}',
 }  # fmt: skip
@@ -147,7 +147,7 @@ def test_sealed_text_still_says_what_it_said(tmp_path):
     assert rows[1] == {"a": {"b": 2}}
     import tomllib
 
-    assert tomllib.loads(io.read_text(tmp_path / "a.toml")) == {"likeness": {"least": 0.5}}
+    assert tomllib.loads(io.read_text(tmp_path / "a.toml")) == {"similarity": {"least": 0.5}}
 
 
 def test_outputs_are_refused_before_work(tmp_path, monkeypatch):

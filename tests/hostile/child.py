@@ -51,7 +51,7 @@ def sparse_tar(_):
     return target.getvalue()
 
 
-def picture(random_, form="PNG", size=(40, 40)):
+def image(random_, form="PNG", size=(40, 40)):
     from PIL import Image
 
     target = io.BytesIO()
@@ -83,7 +83,7 @@ KINDS = {
     "latin": lambda r: b"caf\xe9\n",
     "deep lists": lambda r: deep("["),
     "deep objects": lambda r: deep('{"a":'),
-    "deep tables": lambda r: b"[likeness]\na = " + deep("["),
+    "deep tables": lambda r: b"[similarity]\na = " + deep("["),
     "a number": lambda r: b"9" * 10_000,
     "not a number": lambda r: b'{"a": NaN, "id": 1e999}',
     "a list": lambda r: b"[1, 2]",
@@ -105,8 +105,8 @@ KINDS = {
     "safetensors": lambda r: struct.pack("<Q", 1 << 60) + b"{}",
     "sparse tar": sparse_tar,
     "tar": lambda r: damaged(sparse_tar(r) + bytes(2000), r),
-    "picture": lambda r: damaged(picture(r, r.choice(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])), r),
-    "wide picture": lambda r: picture(r, size=(4000, 3)),
+    "image": lambda r: damaged(image(r, r.choice(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])), r),
+    "wide image": lambda r: image(r, size=(4000, 3)),
     "pixels": lambda r: b"\x89PNG\r\n\x1a\n" + bytes.fromhex("0000000d49484452 00020000 00020000 0802000000") + bytes(4),
     "video": lambda r: damaged(video(r), r),
 }  # fmt: skip

@@ -34,15 +34,15 @@ def test_the_cutout_is_what_a_flood_from_the_border_reaches(seed, height, width)
     assert np.array_equal(images._outside(alike), np.asarray(framed)[1:-1, 1:-1] == 128)
 
 
-def test_a_large_plain_picture_is_cut_out_in_one_pass(tmp_path):
+def test_a_large_plain_image_is_cut_out_in_one_pass(tmp_path):
     """12 megapixels took 23.6 s of Python; the bound is of the kind of work, and generous for machines under load."""
     shape = np.full((3000, 4000, 3), 255, np.uint8)
     shape[1000:2000, 1000:3000] = 40
     Image.fromarray(shape).save(tmp_path / "a.png")
     begun = time.process_time()
-    picture = images.read_picture(tmp_path / "a.png", cutout=True)[0]
+    image = images.read_image(tmp_path / "a.png", cutout=True)[0]
     assert time.process_time() - begun < 15
-    assert picture[1500, 2000].tolist() == [40, 40, 40]
+    assert image[1500, 2000].tolist() == [40, 40, 40]
 
 
 def test_the_frames_of_an_animation_are_not_counted(tmp_path):
@@ -53,7 +53,7 @@ def test_the_frames_of_an_animation_are_not_counted(tmp_path):
         seeks, real = [], type(image).seek
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(image), "seek", lambda own, frame: (seeks.append(frame), real(own, frame))[1])
-            assert "animated" in images.read_picture(tmp_path / "a.gif")[1][0]
+            assert "animated" in images.read_image(tmp_path / "a.gif")[1][0]
     assert len(seeks) < 10
 
 
@@ -218,7 +218,7 @@ def test_a_part_that_is_a_pipe_does_not_hang(tmp_path):
         check_part(ImageEncoder, tmp_path)
 
 
-def test_a_picture_of_claimed_size_is_refused(tmp_path):
+def test_a_image_of_claimed_size_is_refused(tmp_path):
     header = (
         b"\x89PNG\r\n\x1a\n" + bytes.fromhex("0000000d49484452") + (200_000).to_bytes(4, "big") * 2 + bytes.fromhex("0802000000")
     )
@@ -226,6 +226,6 @@ def test_a_picture_of_claimed_size_is_refused(tmp_path):
 
     (tmp_path / "a.png").write_bytes(header + zlib.crc32(header[12:]).to_bytes(4, "big"))
     with pytest.raises(InputError, match=r"too many pixels|damaged|not a supported image"):
-        images.read_picture(tmp_path / "a.png")
+        images.read_image(tmp_path / "a.png")
     with pytest.raises(InputError):
-        images.read_picture(io.BytesIO(header).getvalue())
+        images.read_image(io.BytesIO(header).getvalue())

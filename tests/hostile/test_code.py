@@ -1,4 +1,4 @@
-"""Nothing that others wrote runs: modules of the current folder, settings of npm, code in model folders, programs for pictures,
+"""Nothing that others wrote runs: modules of the current folder, settings of npm, code in model folders, programs for images,
 playlists and protocols for videos.
 """
 
@@ -160,7 +160,7 @@ def test_an_eps_named_png_starts_no_program(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     (tmp_path / "a.png").write_bytes(EPS)
     with pytest.raises(InputError, match="not a supported image"):
-        images.read_picture(tmp_path / "a.png")
+        images.read_image(tmp_path / "a.png")
     assert not (tmp_path / "ran").exists()
 
 
@@ -168,7 +168,7 @@ def test_an_eps_named_png_starts_no_program(tmp_path, monkeypatch):
 def test_formats_that_are_not_documented_are_refused(tmp_path, kind):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png", kind)
     with pytest.raises(InputError, match="not a supported image"):
-        images.read_picture(tmp_path / "a.png")
+        images.read_image(tmp_path / "a.png")
 
 
 def video(path, size=64, count=4):

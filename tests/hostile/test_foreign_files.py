@@ -191,15 +191,15 @@ def test_json_that_is_none(one, text):
 
 
 def changed(one, **changes):
-    reference = replace(one.references[0], **{k: v for k, v in changes.items() if k in ("picture", "mask")})
-    return replace(one, references=(reference,), **{k: v for k, v in changes.items() if k not in ("picture", "mask")})
+    reference = replace(one.references[0], **{k: v for k, v in changes.items() if k in ("image", "mask")})
+    return replace(one, references=(reference,), **{k: v for k, v in changes.items() if k not in ("image", "mask")})
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"video": b"junk"}, "its video is not a readable video"), ({"video": png()}, "its video is not a readable video"),
-        ({"picture": b"junk"}, "reference 1 must be PNG"), ({"picture": png()[:45]}, "reference 1 is (damaged|no PNG)"),
+        ({"image": b"junk"}, "reference 1 must be PNG"), ({"image": png()[:45]}, "reference 1 is (damaged|no PNG)"),
         ({"mask": b"junk"}, "mask 1 must be PNG"), ({"mask": png()}, "mask 1 must have one channel"),
         ({"mask": png((4, 4), "L")}, "the size of its image"), ({"frames": 4}, "its video has more frames"),
         ({"frames": 6}, "its video has 5 frames"), ({"height": 64}, "of 32x32, but its metadata says"),

@@ -85,7 +85,7 @@ def test_names_of_videos_and_captions(call_phantom, tmp_path):
 )  # fmt: skip
 def test_errors_are_one_harmless_line(call_phantom, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
-    images.write_picture(tmp_path / "r.png", np.zeros((8, 8, 3), np.uint8))
+    images.write_image(tmp_path / "r.png", np.zeros((8, 8, 3), np.uint8))
     code, said = call_phantom(*arguments)
     assert code == 2
     harmless(said.err + said.out)

@@ -1,4 +1,4 @@
-"""What files really contain: each property of videos and pictures, at each place that reads them, gives the right pixels.
+"""What files really contain: each property of videos and images, at each place that reads them, gives the right pixels.
 
 Files are made here from known colours by formulas of our own, with ffmpeg's encoders for nothing but storage.
 """
@@ -39,21 +39,21 @@ TO_P3 = np.array([[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724,
 
 def scene(alpha=False):
     """Four patches, none like its mirror image; with `alpha` the last one is transparent, and shows white."""
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for (row, column), shade in PATCHES.items():
-        picture[row * 32 : row * 32 + 32, column * 48 : column * 48 + 48] = shade
+        image[row * 32 : row * 32 + 32, column * 48 : column * 48 + 48] = shade
     if alpha:
-        picture[32:, 48:] = 255
-    return picture
+        image[32:, 48:] = 255
+    return image
 
 
-def same_scene(picture, alpha=False, near=NEAR):
-    """Whether a picture of any size shows the scene: its shape, and the middles of its patches."""
-    height, width = picture.shape[:2]
-    assert abs(width / height - WIDTH / HEIGHT) < 0.05, picture.shape
+def same_scene(image, alpha=False, near=NEAR):
+    """Whether an image of any size shows the scene: its shape, and the middles of its patches."""
+    height, width = image.shape[:2]
+    assert abs(width / height - WIDTH / HEIGHT) < 0.05, image.shape
     for (row, column), shade in PATCHES.items():
         y, x = (2 * row + 1) * height // 4, (2 * column + 1) * width // 4
-        patch = picture[y - height // 16 : y + height // 16, x - width // 16 : x + width // 16].reshape(-1, 3)
+        patch = image[y - height // 16 : y + height // 16, x - width // 16 : x + width // 16].reshape(-1, 3)
         wanted = (255, 255, 255) if alpha and (row, column) == (1, 1) else shade
         assert np.abs(patch.mean(0) - wanted).max() <= near, (row, column, patch.mean(0), wanted)
 
@@ -93,7 +93,7 @@ def yuv(signal, matrix, full, bits):
 
 
 def write(path, signal, matrix="bt709", full=False, bits=8, tags=None, turn=None, pixel=None, count=12, codec="libx264"):
-    """A video of one picture, R'G'B' in 0..1. `tags` are (matrix, primaries, transfer) as H.273 has them."""
+    """A video of one image, R'G'B' in 0..1. `tags` are (matrix, primaries, transfer) as H.273 has them."""
     height, width = signal.shape[:2]
     space, primaries, transfer = tags or (CODES[matrix], 1, 1)
     with av.open(str(path), "w") as out:
@@ -200,7 +200,7 @@ def _written(path, content):
 
 
 def scored(path):
-    tools = Instruments("none", lambda pictures: np.ones((len(pictures), 1), np.float32), Thresholds())
+    tools = Instruments("none", lambda stills: np.ones((len(stills), 1), np.float32), Thresholds())
     each, _ = score_one(path, Asked([], "", tools))
     assert each.score, each.unreadable
     return each.frames[0]
@@ -272,8 +272,8 @@ def paced(path, frames, stamps, rate=100):
         stream = out.add_stream("libx264", rate=rate, options={"qp": "4", "bf": "0"})
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
         stream.codec_context.time_base = Fraction(1, rate)
-        for picture, stamp in zip(frames, stamps, strict=True):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for image, stamp in zip(frames, stamps, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = stamp, Fraction(1, rate)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
@@ -353,7 +353,7 @@ def test_a_defect_of_ours_is_no_missed_kpi(call_phantom, monkeypatch, tmp_path):
     assert "ZeroDivisionError: a defect" in said.err
 
 
-# Pictures
+# Images
 
 
 def profile(gamma, to_xyz):
@@ -430,7 +430,7 @@ def clear_png(path, mode="RGBA"):
     (image if mode == "RGBA" else image.quantize(16)).save(path, lossless=True)
 
 
-PICTURES = {
+IMAGES = {
     "plain": ("png", lambda p: Image.fromarray(scene()).save(p)),
     **{f"EXIF orientation {n}": ("jpg", lambda p, n=n: oriented(p, n)) for n in range(2, 9)},
     "TIFF orientation 6": ("tiff", lambda p: oriented(p, 6)),
@@ -447,16 +447,16 @@ PICTURES = {
 
 
 def read(path):
-    return images.read_picture(path)[0]
+    return images.read_image(path)[0]
 
 
 def as_content(path):
-    return images.read_picture(path.read_bytes())[0]
+    return images.read_image(path.read_bytes())[0]
 
 
 def as_reference(path):
     """As `phantom generate --reference` reads it."""
-    from phantom_s2v.pipeline.generate import read_pictures
+    from phantom_s2v.pipeline.generate import request_images
     from phantom_s2v.pipeline.request import Reference, Request
 
     values = dict.fromkeys(
@@ -474,7 +474,7 @@ def as_reference(path):
         1,
     )
     request = Request(prompt="", references=(Reference(str(path), "it"),), solver="euler", **values)
-    return read_pictures(request)[0][0]
+    return request_images(request)[0][0]
 
 
 def as_scored(path):
@@ -482,14 +482,14 @@ def as_scored(path):
 
     (path.parent / "v.mp4").write_bytes(b"")
     images.write_video(path.parent / "w.mp4", np.repeat(scene()[None], 3, 0), 12)
-    tools = Instruments("none", lambda pictures: np.ones((len(pictures), 1), np.float32), Thresholds())
+    tools = Instruments("none", lambda stills: np.ones((len(stills), 1), np.float32), Thresholds())
     return score_one(path.parent / "w.mp4", Asked(name_references([f"it={path}"]), "", tools))[0].references[0]
 
 
 def as_imported(path):
     images.write_video(path.parent / "w.mp4", np.repeat(scene()[None], 3, 0), 12)
     (path.parent / "w.txt").write_text("x")
-    if path.suffix == ".tiff":  # not among the pictures of a folder
+    if path.suffix == ".tiff":  # not among the images of a folder
         path = path.rename(path.with_suffix(".png"))
     path.rename(path.with_name(f"w.it{path.suffix}"))
     (triplet,) = read_captioned(path.parent, Rights(), pytest.fail)
@@ -499,16 +499,16 @@ def as_imported(path):
 def as_rated(path):
     import base64
 
-    from phantom_s2v.evaluation.rating import _picture
+    from phantom_s2v.evaluation.rating import _image
 
-    with Image.open(io.BytesIO(base64.b64decode(_picture(path).split(",")[1]))) as image:
+    with Image.open(io.BytesIO(base64.b64decode(_image(path).split(",")[1]))) as image:
         return np.asarray(image)
 
 
 @pytest.mark.parametrize("place", [read, as_content, as_reference, as_scored, as_imported, as_rated], ids=lambda p: p.__name__)
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_seen_as_it_is_meant(tmp_path, name, place):
-    suffix, make = PICTURES[name]
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_image_is_seen_as_it_is_meant(tmp_path, name, place):
+    suffix, make = IMAGES[name]
     make(tmp_path / f"a.{suffix}")
     same_scene(place(tmp_path / f"a.{suffix}"), name.startswith("alpha"), 4)
 
@@ -524,12 +524,12 @@ def test_one_channel_of_any_depth(tmp_path):
     }
     for name, (values, kind) in kinds.items():
         Image.fromarray(values.astype(kind)).save(tmp_path / f"{name}.tiff")
-        assert np.abs(images.read_picture(tmp_path / f"{name}.tiff")[0][..., 0] - wanted).max() <= 1, name
+        assert np.abs(images.read_image(tmp_path / f"{name}.tiff")[0][..., 0] - wanted).max() <= 1, name
     Image.fromarray((ramp * 200).astype(np.uint16)).save(tmp_path / "dark.png")  # of 65,535: nearly black
-    assert images.read_picture(tmp_path / "dark.png")[0].max() <= 1
+    assert images.read_image(tmp_path / "dark.png")[0].max() <= 1
     Image.fromarray(np.array([[np.nan, 1.0]], np.float32)).save(tmp_path / "nan.tiff")
     with pytest.raises(InputError, match="not finite"):
-        images.read_picture(tmp_path / "nan.tiff")
+        images.read_image(tmp_path / "nan.tiff")
 
 
 def test_the_first_frame_is_read_likewise(tmp_path, tiny_models, monkeypatch):

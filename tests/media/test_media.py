@@ -12,8 +12,8 @@ from phantom_s2v.media import images
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([(64, 64), (48, 80), (8, 8)]))
 def test_letterbox_fits_centres_and_pads_white(height, width, box):
-    picture = np.zeros((height, width, 3), np.uint8)
-    out = images.letterbox(picture, *box)
+    image = np.zeros((height, width, 3), np.uint8)
+    out = images.letterbox(image, *box)
     assert out.shape == (*box, 3)
     dark = out.max(-1) < 128
     rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
@@ -32,8 +32,8 @@ def save(image: Image.Image, path, **options):
 
 def test_transparency_goes_on_white(tmp_path):
     path = save(Image.new("RGBA", (4, 4), (255, 0, 0, 0)), tmp_path / "clear.png")
-    picture, notices = images.read_picture(path)
-    assert (picture == 255).all()
+    image, notices = images.read_image(path)
+    assert (image == 255).all()
     assert notices == ["clear.png: transparency composited on white"]
 
 
@@ -41,8 +41,8 @@ def test_exif_rotation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = save(Image.new("RGB", (8, 4), "red"), tmp_path / "turned.jpg", exif=exif.tobytes())
-    picture, notices = images.read_picture(path)
-    assert picture.shape == (8, 4, 3)
+    image, notices = images.read_image(path)
+    assert image.shape == (8, 4, 3)
     assert "EXIF" in notices[0]
 
 
@@ -50,32 +50,32 @@ def test_exif_rotation_is_applied(tmp_path):
 def test_of_an_animation_the_first_frame_is_used(tmp_path, suffix):
     frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
     path = save(frames[0], tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:], duration=100)
-    picture, notices = images.read_picture(path)
-    assert picture[4, 4, 0] > 200
-    assert picture[4, 4, 2] < 60
+    image, notices = images.read_image(path)
+    assert image[4, 4, 0] > 200
+    assert image[4, 4, 2] < 60
     assert "animated image" in notices[0]
 
 
 def test_cmyk_and_sixteen_bits(tmp_path):
-    picture, notices = images.read_picture(save(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), tmp_path / "c.jpg"))
-    assert picture[0, 0, 0] > 150
+    image, notices = images.read_image(save(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), tmp_path / "c.jpg"))
+    assert image[0, 0, 0] > 150
     assert "CMYK" in notices[0]
     deep = Image.fromarray(np.full((4, 4), 32768, np.uint16))
-    picture, notices = images.read_picture(save(deep, tmp_path / "deep.png"))
-    assert abs(int(picture[0, 0, 0]) - 128) <= 1
+    image, notices = images.read_image(save(deep, tmp_path / "deep.png"))
+    assert abs(int(image[0, 0, 0]) - 128) <= 1
     assert "8 bits" in notices[0]
 
 
 def test_one_pixel_and_eight_to_one(tmp_path):
-    assert images.read_picture(save(Image.new("RGB", (1, 1)), tmp_path / "one.png"))[0].shape == (1, 1, 3)
-    assert images.read_picture(save(Image.new("RGB", (80, 10)), tmp_path / "long.png"))[0].shape == (10, 80, 3)
+    assert images.read_image(save(Image.new("RGB", (1, 1)), tmp_path / "one.png"))[0].shape == (1, 1, 3)
+    assert images.read_image(save(Image.new("RGB", (80, 10)), tmp_path / "long.png"))[0].shape == (10, 80, 3)
     with pytest.raises(InputError, match="aspect ratio must be at most 8:1"):
-        images.read_picture(save(Image.new("RGB", (81, 10)), tmp_path / "longer.png"))
+        images.read_image(save(Image.new("RGB", (81, 10)), tmp_path / "longer.png"))
 
 
-def test_refuses_what_is_no_picture(tmp_path, monkeypatch):
+def test_refuses_what_is_no_image(tmp_path, monkeypatch):
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(buffer, "PNG")
     (tmp_path / "cut.png").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
@@ -86,18 +86,18 @@ def test_refuses_what_is_no_picture(tmp_path, monkeypatch):
         ("cut", "damaged or truncated"),
     ):
         with pytest.raises(InputError, match=said):
-            images.read_picture(tmp_path / f"{name}.png")
+            images.read_image(tmp_path / f"{name}.png")
     with pytest.raises(InputError, match="not a file"):
-        images.read_picture(tmp_path)
+        images.read_image(tmp_path)
     save(Image.new("RGB", (30, 30)), tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(InputError, match="too many pixels"):
-        images.read_picture(tmp_path / "bomb.png")
+        images.read_image(tmp_path / "bomb.png")
 
 
 @given(data=st.binary(max_size=300), mode=st.sampled_from(["raw", "png", "jpeg", "webp"]))
 @settings(max_examples=60)
-def test_any_bytes_are_a_picture_or_one_sentence(tmp_path, data, mode):
+def test_any_bytes_are_a_image_or_one_sentence(tmp_path, data, mode):
     path = tmp_path / "any"
     if mode != "raw":
         buffer = io.BytesIO()
@@ -108,8 +108,8 @@ def test_any_bytes_are_a_picture_or_one_sentence(tmp_path, data, mode):
         data = bytes(whole)
     path.write_bytes(data)
     try:
-        picture, _ = images.read_picture(path)
-        assert picture.dtype == np.uint8
+        image, _ = images.read_image(path)
+        assert image.dtype == np.uint8
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -119,9 +119,9 @@ def test_any_bytes_are_a_picture_or_one_sentence(tmp_path, data, mode):
 def test_every_mode_is_read(tmp_path, height, width, mode):
     if max(height, width) > 8 * min(height, width):
         return
-    path = tmp_path / "picture.tiff"
+    path = tmp_path / "image.tiff"
     Image.new(mode, (width, height)).save(path)
-    assert images.read_picture(path)[0].shape == (height, width, 3)
+    assert images.read_image(path)[0].shape == (height, width, 3)
 
 
 def test_video_comes_back(tmp_path):
@@ -154,11 +154,11 @@ def test_reading_no_video(tmp_path):
 
 
 def test_a_plain_ground_is_cut_out_and_a_hole_of_its_colour_stays(tmp_path):
-    picture = np.full((40, 40, 3), (20, 120, 200), np.uint8)
-    picture[10:30, 10:30] = (220, 30, 30)
-    picture[18:22, 18:22] = (20, 120, 200)  # inside the subject
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    out, said = images.read_picture(tmp_path / "a.png", cutout=True)
+    image = np.full((40, 40, 3), (20, 120, 200), np.uint8)
+    image[10:30, 10:30] = (220, 30, 30)
+    image[18:22, 18:22] = (20, 120, 200)  # inside the subject
+    Image.fromarray(image).save(tmp_path / "a.png")
+    out, said = images.read_image(tmp_path / "a.png", cutout=True)
     assert said == ["a.png: cut out of its plain ground"]
     assert (out[0, 0] == 255).all()
     assert (out[12, 12] == (220, 30, 30)).all()
@@ -166,10 +166,10 @@ def test_a_plain_ground_is_cut_out_and_a_hole_of_its_colour_stays(tmp_path):
 
 
 def test_transparency_is_a_cutout_already(tmp_path):
-    picture = np.zeros((20, 20, 4), np.uint8)
-    picture[5:15, 5:15] = (10, 20, 30, 255)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    out, said = images.read_picture(tmp_path / "a.png", cutout=True)
+    image = np.zeros((20, 20, 4), np.uint8)
+    image[5:15, 5:15] = (10, 20, 30, 255)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    out, said = images.read_image(tmp_path / "a.png", cutout=True)
     assert "a.png: cut out by its transparency" in said
     assert (out[0, 0] == 255).all()
 
@@ -177,4 +177,4 @@ def test_transparency_is_a_cutout_already(tmp_path):
 def test_a_busy_ground_is_refused(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="neither transparent nor uniform"):
-        images.read_picture(tmp_path / "a.png", cutout=True)
+        images.read_image(tmp_path / "a.png", cutout=True)

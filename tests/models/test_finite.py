@@ -121,11 +121,11 @@ def test_latents_that_only_the_solver_breaks_are_named(tiny_models, monkeypatch)
         generate(asked(tiny_models), tiny_models)
 
 
-def test_embeddings_are_named(tiny_models, hook, picture):
+def test_embeddings_are_named(tiny_models, hook, image):
 
     hook(tiny_models.image_encoder.norm, lambda module, given, out: out * float("nan"))
     with pytest.raises(NotFiniteError, match="the image tokens of reference 1"):
-        generate(asked(tiny_models, reference=[str(picture)]), tiny_models)
+        generate(asked(tiny_models, reference=[str(image)]), tiny_models)
     hook(tiny_models.reader.model, lambda module, given, out: replace(out, last_hidden_state=out[0] * float("nan")))
     with pytest.raises(NotFiniteError, match="the embedding of the prompt"):
         generate(asked(tiny_models), tiny_models)

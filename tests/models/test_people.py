@@ -17,31 +17,31 @@ from phantom_s2v.vision import faces
 needs_files = pytest.mark.skipif(not faces.fetched(), reason="phantom models fetch brings the files")
 
 
-def picture(name):
+def image(name):
     spec = importlib.util.find_spec("skimage")
     return np.asarray(Image.open(Path(spec.submodule_search_locations[0]) / "data" / f"{name}.png").convert("RGB"))
 
 
 @needs_files
 def test_a_face_is_where_it_is_and_a_cat_has_none():
-    (box, score), *more = faces.faces(picture("astronaut"))
+    (box, score), *more = faces.faces(image("astronaut"))
     assert not more
     assert score > 0.9
     assert np.abs(np.array(box) - (179, 82, 274, 177)).max() <= 8  # eyes at (208, 120) and (242, 115)
-    assert faces.faces(picture("chelsea")) == []
+    assert faces.faces(image("chelsea")) == []
 
 
 @needs_files
-def test_a_face_in_a_wide_picture_is_found_at_its_own_place():
+def test_a_face_in_a_wide_image_is_found_at_its_own_place():
     wide = np.full((256, 512, 3), 90, np.uint8)
-    wide[:, 212:] = picture("astronaut")[:256, 100:400]
+    wide[:, 212:] = image("astronaut")[:256, 100:400]
     ((box, _),) = faces.faces(wide)
     assert np.abs(np.array(box) - (291, 82, 386, 177)).max() <= 12
 
 
 @needs_files
 def test_the_person_mask_holds_the_person():
-    mask = faces.person_mask(picture("astronaut"))
+    mask = faces.person_mask(image("astronaut"))
     assert mask[100:300, 200:260].mean() > 0.95
     assert mask[:60, :60].mean() < 0.2
     assert mask.shape == (512, 512)
@@ -49,18 +49,18 @@ def test_the_person_mask_holds_the_person():
 
 def test_features_of_one_face_are_near_and_a_cat_has_none():
     pytest.importorskip("dlib")
-    face = picture("astronaut")
+    face = image("astronaut")
     mirrored, darker = face[:, ::-1], (face * 0.6).astype(np.uint8)
     own = faces.face_feature(face)
     assert own is not None
     assert np.linalg.norm(own - faces.face_feature(mirrored)) < 0.4
     assert np.linalg.norm(own - faces.face_feature(darker)) < 0.3
-    assert faces.face_feature(picture("chelsea")) is None
+    assert faces.face_feature(image("chelsea")) is None
 
 
 @needs_files
 def test_a_person_is_one_detection_and_the_cat_is_no_person():
-    portrait, cat = detect_people_too([picture("astronaut")], [])[0], detect_people_too([picture("chelsea")], [])[0]
+    portrait, cat = detect_people_too([image("astronaut")], [])[0], detect_people_too([image("chelsea")], [])[0]
     assert [d.living for d in portrait].count(True) == 1
     assert not any(d.living for d in cat)
 
@@ -109,7 +109,7 @@ def test_pinned_files_are_kept_once(tmp_path, monkeypatch):
 @needs_files
 def test_all_faces_get_features_at_any_size():
     pytest.importorskip("dlib")
-    face = picture("astronaut")
+    face = image("astronaut")
     two = np.concatenate([face, np.asarray(Image.fromarray(face[:, ::-1]).resize((512, 512)))], 1)
     own, *none = faces.face_features(face)
     assert not none
@@ -118,7 +118,7 @@ def test_all_faces_get_features_at_any_size():
     assert all(faces.dlib_alike(own, other) > 0.6 for other in both)
     small = np.asarray(Image.fromarray(face).resize((200, 200)))
     assert faces.dlib_alike(own, faces.face_features(small)[0]) > 0.6
-    assert faces.face_features(picture("chelsea")) == []
+    assert faces.face_features(image("chelsea")) == []
 
 
 def test_alignment_brings_a_turned_scaled_face_onto_the_template():
@@ -157,7 +157,7 @@ def onnx_network(path, side=112):
 
 @needs_files
 def test_arcface_sees_the_aligned_face_as_its_network_was_trained(tmp_path):
-    face = picture("astronaut")
+    face = image("astronaut")
     (vector,) = faces.ArcFace(onnx_network(tmp_path / "arc.onnx"))(face)
     ((_, _, points),) = faces._found_faces(face)
     aligned = faces.align(face, points[:4])
@@ -166,7 +166,7 @@ def test_arcface_sees_the_aligned_face_as_its_network_was_trained(tmp_path):
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
     eyes = aligned[46:58, 30:84].mean(), aligned[60:68, 30:84].mean()
     assert eyes[0] < eyes[1]  # eyes are darker than the cheeks below them
-    assert faces.ArcFace(tmp_path / "arc.onnx")(picture("chelsea")) == []
+    assert faces.ArcFace(tmp_path / "arc.onnx")(image("chelsea")) == []
 
 
 def test_what_is_no_arcface_is_one_sentence(tmp_path):

@@ -25,7 +25,7 @@ from phantom_s2v.vision.detect import OpenVocabularyDetector
 from phantom_s2v.vision.embed import Embedder
 from phantom_s2v.vision.vlm import VisionLanguageModel
 
-PICTURES = list(np.random.default_rng(0).integers(0, 255, (3, 40, 60, 3)).astype(np.uint8))
+IMAGES = list(np.random.default_rng(0).integers(0, 255, (3, 40, 60, 3)).astype(np.uint8))
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -35,8 +35,8 @@ def test_dinov2_embeds_by_its_class_token(tmp_path):
     model.save_pretrained(tmp_path)
     BitImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(tmp_path)
     embed = Embedder(tmp_path)
-    found = embed(PICTURES)
-    pixels = embed.prepare(images=PICTURES, return_tensors="pt")["pixel_values"]
+    found = embed(IMAGES)
+    pixels = embed.prepare(images=IMAGES, return_tensors="pt")["pixel_values"]
     token = model.eval()(pixels).last_hidden_state[:, 0]
     np.testing.assert_allclose(found, torch.nn.functional.normalize(token, dim=-1).detach().numpy(), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -53,7 +53,7 @@ def test_clip_embeds_by_its_projection(tmp_path):
     config = CLIPConfig(text_config=SMALL, vision_config={**SMALL, "image_size": 32, "patch_size": 16}, projection_dim=24)
     CLIPModel(config).save_pretrained(tmp_path)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    assert Embedder(tmp_path)(PICTURES).shape == (3, 24)
+    assert Embedder(tmp_path)(IMAGES).shape == (3, 24)
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +72,13 @@ def test_phrases_that_fit_one_place_get_a_box(owl, monkeypatch):
     phrases = ["red dog", "cat"]
     every = OpenVocabularyDetector(owl, 0.0)
     monkeypatch.setattr(detect, "ONE_PLACE", 0.0)  # all boxes of a phrase are one place: the surest of each is left
-    best = every(PICTURES[0], phrases)
+    best = every(IMAGES[0], phrases)
     assert len({phrase for _, phrase, _ in best}) == len(best) >= 1
     assert all(0 <= b[0] < b[2] <= 60 and 0 <= b[1] < b[3] <= 40 for b, _, _ in best)
-    assert every(PICTURES[0], []) == []
-    found = detect_phrases(every, None, vlm("Yes."), PICTURES[:1], phrases)[0]
+    assert every(IMAGES[0], []) == []
+    found = detect_phrases(every, None, vlm("Yes."), IMAGES[:1], phrases)[0]
     assert all(d.marked for d in found)
-    assert not any(d.marked for d in detect_phrases(every, None, None, PICTURES[:1], phrases)[0])
+    assert not any(d.marked for d in detect_phrases(every, None, None, IMAGES[:1], phrases)[0])
     for detection, (box, phrase, _) in zip(found, best, strict=True):
         assert (detection.box, detection.name) == (box, phrase)
         assert detection.mask.sum() == (box[2] - box[0]) * (box[3] - box[1])
@@ -104,8 +104,8 @@ def test_a_phrase_that_fits_several_places_names_none():
     grounder = OpenVocabularyDetector.__new__(OpenVocabularyDetector)
     grounder.prepare = grounder.model = Fixed("")
     grounder.threshold = 0.3
-    found = grounder(PICTURES[0], ["red dog", "cat", "bird"])
-    assert [(box, phrase) for box, phrase, _ in found] == [((1, 1, 20, 20), "red dog")]  # two cats; the bird is off the picture
+    found = grounder(IMAGES[0], ["red dog", "cat", "bird"])
+    assert [(box, phrase) for box, phrase, _ in found] == [((1, 1, 20, 20), "red dog")]  # two cats; the bird is off the image
 
 
 class Echo:
@@ -141,12 +141,12 @@ def vlm(answer):
 
 def test_a_talker_captions_lists_and_judges():
     speaks = vlm("A red dog runs.")
-    assert speaks.caption(PICTURES) == "A red dog runs."
+    assert speaks.caption(IMAGES) == "A red dog runs."
     kinds = [part["type"] for part in speaks.model.chat[0]["content"]]
     assert kinds == ["image"] * 3 + ["text"]
     assert vlm("1. red dog\n2. old man\n\n- red dog").phrases("x") == ["red dog", "old man"]
-    assert vlm("Yes, both.").same(*PICTURES[:2])
-    assert not vlm("No.").same(*PICTURES[:2])
+    assert vlm("Yes, both.").same(*IMAGES[:2])
+    assert not vlm("No.").same(*IMAGES[:2])
 
 
 def test_larger_models_take_the_place_of_packaged_ones(owl, tmp_path):

@@ -38,12 +38,12 @@ def test_operations_of_wan_are_those_of_torchs_counter():
     assert WanModel().flops(WAN, Clip(VideoSize(13, 256, 384), 2)) == real
 
 
-@pytest.mark.parametrize(("frames", "pictures"), [(25, 1), (97, 2), (1, 0)])
-def test_operations_of_mini_are_nearly_those_of_torchs_counter(frames, pictures):
+@pytest.mark.parametrize(("frames", "images"), [(25, 1), (97, 2), (1, 0)])
+def test_operations_of_mini_are_nearly_those_of_torchs_counter(frames, images):
     """All but the modulation, a tenth of a percent."""
     from phantom_s2v.models.phantom.transformer import PhantomTransformer
 
-    config, clip = measure.read_configs(model_folder("phantom-mini"))[0], Clip(VideoSize(frames, 64, 64), pictures)
+    config, clip = measure.read_configs(model_folder("phantom-mini"))[0], Clip(VideoSize(frames, 64, 64), images)
     with torch.device("meta"):
         model = PhantomTransformer(**config)
         real = counted(lambda: model(*PhantomModel().inputs(config, clip, 1, "meta", torch.float32)))
@@ -60,10 +60,10 @@ def test_tokens_are_those_of_the_facts():
     assert measure.branch_count(replace(request, image_guidance_scale=1.0, guidance_scale=1.0), {}) == 1
 
 
-def test_a_distilled_model_is_counted_with_one_forward(tiny_student, picture, monkeypatch):
+def test_a_distilled_model_is_counted_with_one_forward(tiny_student, image, monkeypatch):
     preset = load_preset(tiny_student)
     monkeypatch.setattr(measure, "measure", lambda *_: estimate.Speed(1e9, 1e12, "a test"))
-    request = build_request({"prompt": "a", "reference": [str(picture)], "num_inference_steps": 4}, preset)
+    request = build_request({"prompt": "a", "reference": [str(image)], "num_inference_steps": 4}, preset)
     one, negative = (
         measure.estimate(replace(request, negative_prompt=text), preset, tiny_student, Placement()) for text in ("", "blurry")
     )

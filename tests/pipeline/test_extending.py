@@ -33,17 +33,17 @@ def toy(tiny_models, tmp_path, monkeypatch):
     registry.FAMILIES[:] = families
 
 
-def test_a_base_model_of_ones_own_generates_is_estimated_and_evaluated(toy, picture, tmp_path):
+def test_a_base_model_of_ones_own_generates_is_estimated_and_evaluated(toy, image, tmp_path):
     pipe = load_models(toy)
     assert type(pipe).__name__ == "ToyPipeline"
-    request = build_request({"prompt": "A cat.", "reference": [f"cat={picture}"]}, pipe.preset)
+    request = build_request({"prompt": "A cat.", "reference": [f"cat={image}"]}, pipe.preset)
     assert estimate(request, pipe.preset, toy, pipe.placement).flops > 0
     make(request, pipe, tmp_path / "cat.mp4", False, lambda _: None, {"a": "test"})
     tools = instruments(Wanted(features="phantom-mini"))
-    found = score_all([(tmp_path / "cat.mp4", Asked([("cat", picture)], "A cat.", tools))], None, lambda *_: None)
-    assert any(name.startswith("likeness") and np.isfinite(value) for name, value in found.means(tools).items()), found.lines
+    found = score_all([(tmp_path / "cat.mp4", Asked([("cat", image)], "A cat.", tools))], None, lambda *_: None)
+    assert any(name.startswith("similarity") and np.isfinite(value) for name, value in found.means(tools).items()), found.lines
     other = PhantomPipeline.from_pretrained(toy)
-    first, second = (p("A cat.", picture, generator=torch.Generator().manual_seed(0)).frames for p in (pipe, other))
+    first, second = (p("A cat.", image, generator=torch.Generator().manual_seed(0)).frames for p in (pipe, other))
     assert np.array_equal(first, second)
 
 

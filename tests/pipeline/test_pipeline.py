@@ -24,9 +24,9 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def test_the_pipeline_is_the_command_lines_path(tiny_models, picture):
-    frames = tiny_models("A cat moves.", reference_images={"cat": picture}, num_frames=5, generator=seeded(3)).frames
-    options = {"prompt": "A cat moves.", "reference": [f"cat={picture}"], "seed": 3, "num_frames": 5}
+def test_the_pipeline_is_the_command_lines_path(tiny_models, image):
+    frames = tiny_models("A cat moves.", reference_images={"cat": image}, num_frames=5, generator=seeded(3)).frames
+    options = {"prompt": "A cat moves.", "reference": [f"cat={image}"], "seed": 3, "num_frames": 5}
     video = generate(build_request(options, tiny_models.preset), tiny_models).video
     assert np.array_equal((frames[0] * 255).round(), video)
 
@@ -56,15 +56,15 @@ def test_callback_sees_every_step(tiny_models):
     assert seen == [(i, 4, ["latents"]) for i in range(4)]
 
 
-def test_the_first_frame_is_kept(tiny_models, picture, monkeypatch):
+def test_the_first_frame_is_kept(tiny_models, image, monkeypatch):
     """Its latent is clean at every step, so the first frame is that of the still through the autoencoder alone."""
-    from phantom_s2v.media.images import letterbox, read_picture
+    from phantom_s2v.media.images import letterbox, read_image
     from phantom_s2v.models.autoencoder import decode, encode, to_pixels
 
     for solver in ("euler", "unipc"):
         monkeypatch.setattr(tiny_models, "scheduler", build_scheduler(solver, 1.0))
-        video = tiny_models("A cat.", image=picture, num_frames=9, generator=seeded(0)).frames[0] * 255
-        still = to_pixels(letterbox(read_picture(picture)[0], 32, 32)[None])[None]
+        video = tiny_models("A cat.", image=image, num_frames=9, generator=seeded(0)).frames[0] * 255
+        still = to_pixels(letterbox(read_image(image)[0], 32, 32)[None])[None]
         with torch.no_grad():
             back = decode(tiny_models.vae, encode(tiny_models.vae, still))[0, :, 0]
         expected = ((back.permute(1, 2, 0) + 1) * 127.5).round().numpy()
@@ -109,10 +109,10 @@ def counted(tiny_student, monkeypatch):
 
 
 @pytest.mark.parametrize("references", [True, False])
-def test_a_distilled_model_makes_one_forward_a_step(counted, tiny_models, picture, references):
+def test_a_distilled_model_makes_one_forward_a_step(counted, tiny_models, image, references):
     """Before any training it is the conditional branch, which the teacher gives at weights 1 and 1."""
     models, forwards = counted
-    shared = {"reference_images": {"cat": picture} if references else None, "num_frames": 5, "num_inference_steps": 3}
+    shared = {"reference_images": {"cat": image} if references else None, "num_frames": 5, "num_inference_steps": 3}
     out = models("A cat moves.", **shared, image_guidance_scale=2.0, guidance_scale=6.0, generator=seeded(0)).frames
     assert forwards == [1, 1, 1]
     plain = tiny_models("A cat moves.", **shared, image_guidance_scale=1.0, guidance_scale=1.0, generator=seeded(0)).frames
@@ -120,9 +120,9 @@ def test_a_distilled_model_makes_one_forward_a_step(counted, tiny_models, pictur
 
 
 @pytest.mark.parametrize("asked", [{"negative_prompt": "blurry"}, {"image_guidance_scale": 0.5}, {"guidance_scale": 8.0}])
-def test_a_distilled_model_gives_the_branches_for_what_it_did_not_learn(counted, tiny_models, picture, asked):
+def test_a_distilled_model_gives_the_branches_for_what_it_did_not_learn(counted, tiny_models, image, asked):
     models, forwards = counted
-    shared = {"reference_images": {"cat": picture}, "num_frames": 5, "num_inference_steps": 2, **asked}
+    shared = {"reference_images": {"cat": image}, "num_frames": 5, "num_inference_steps": 2, **asked}
     out = models("A cat moves.", **shared, generator=seeded(0)).frames
     assert forwards == [3, 3]
     assert np.array_equal(out, tiny_models("A cat moves.", **shared, generator=seeded(0)).frames)

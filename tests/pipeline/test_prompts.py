@@ -73,19 +73,19 @@ def answer(text):
     return json.dumps({"choices": [{"message": {"content": text}}]})
 
 
-def test_an_endpoint_sees_pictures_and_prompt(server, monkeypatch):
+def test_an_endpoint_sees_images_and_prompt(server, monkeypatch):
     monkeypatch.setenv(prompts.KEY, "secret")
-    picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     server["answer"] = answer(' "赤い狐が\n 雪の中を走る。" ')
-    assert prompts.rephrase("狐が走る", [picture], f"{server['url']}#some-model") == "赤い狐が 雪の中を走る。"
+    assert prompts.rephrase("狐が走る", [image], f"{server['url']}#some-model") == "赤い狐が 雪の中を走る。"
     path, headers, body = server["asked"][0]
     assert path == "/v1/chat/completions"
     assert headers["Authorization"] == "Bearer secret"
     assert body["model"] == "some-model"
-    image, text = body["messages"][1]["content"]
+    sent_image, text = body["messages"][1]["content"]
     assert text["text"] == "狐が走る"
-    sent = Image.open(io.BytesIO(base64.b64decode(image["image_url"]["url"].split(",")[1])))
-    assert np.array_equal(np.asarray(sent), picture)
+    sent = Image.open(io.BytesIO(base64.b64decode(sent_image["image_url"]["url"].split(",")[1])))
+    assert np.array_equal(np.asarray(sent), image)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,10 @@ def llava(tmp_path_factory):
     return folder
 
 
-def test_a_local_model_sees_the_pictures(llava, monkeypatch):
+def test_a_local_model_sees_the_images(llava, monkeypatch):
     monkeypatch.setattr(prompts, "ANSWER_TOKENS", 8)
-    picture = np.zeros((20, 30, 3), np.uint8)
-    text = prompts.rephrase("A dog runs.", [picture], str(llava))
+    image = np.zeros((20, 30, 3), np.uint8)
+    text = prompts.rephrase("A dog runs.", [image], str(llava))
     assert isinstance(text, str)
     assert text
 
@@ -176,7 +176,7 @@ def test_a_folder_without_a_model(tmp_path):
         prompts.rephrase("a", [], str(tmp_path))
 
 
-def test_the_command_rewrites_and_remembers(server, tiny, picture, tmp_path, monkeypatch, capsys):
+def test_the_command_rewrites_and_remembers(server, tiny, image, tmp_path, monkeypatch, capsys):
     from phantom_s2v import cli
 
     server["answer"] = answer("A grey square moves.")
@@ -185,7 +185,7 @@ def test_the_command_rewrites_and_remembers(server, tiny, picture, tmp_path, mon
         "--model",
         tiny,
         "--reference",
-        picture,
+        image,
         "--prompt",
         "It moves.",
         "--num-frames",

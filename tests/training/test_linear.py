@@ -43,7 +43,7 @@ def test_the_path_is_affine(linear, clips, frames):
     torch.testing.assert_close(mixed, 0.3 * through(linear, one) + 0.7 * through(linear, other), atol=1e-4, rtol=1e-4)
 
 
-def test_the_start_keeps_the_picture(linear, clips):
+def test_the_start_keeps_the_image(linear, clips):
     """Untrained: better than each frame's 4x4 means, which are as many numbers, and far from what random weights do."""
     means = torch.nn.functional.avg_pool3d(clips, (1, 4, 4))
     coarse = torch.nn.functional.interpolate(means, scale_factor=(1, 4, 4))
@@ -51,7 +51,7 @@ def test_the_start_keeps_the_picture(linear, clips):
     assert psnr(through(linear_path(), clips), clips) < psnr(coarse, clips) - 5
 
 
-def test_neighbourhoods_are_rows_of_the_unfolded_picture():
+def test_neighbourhoods_are_rows_of_the_unfolded_image():
     x, rows = torch.randn(5, 3, 8, 6), torch.tensor([0, 5, 47, 48, 100, 239])
     everywhere = rearrange(torch.nn.functional.unfold(x, 3, padding=1), "m k s -> (m s) k")
     assert torch.equal(_neighbourhoods(x, rows), everywhere[rows])

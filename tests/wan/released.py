@@ -12,11 +12,11 @@ import torch
 TEXT_LEN = 512
 
 
-def letterbox(picture: np.ndarray, height: int, width: int, break_: str = "") -> np.ndarray:
+def letterbox(image: np.ndarray, height: int, width: int, break_: str = "") -> np.ndarray:
     """uint8 [H, W, 3] -> [height, width, 3], by Pillow's resize of the whole, pasted by hand."""
     from PIL import Image
 
-    h, w = picture.shape[:2]
+    h, w = image.shape[:2]
     if w / h > width / height:
         new_w, new_h = width, int(width / (w / h))
     else:
@@ -24,7 +24,7 @@ def letterbox(picture: np.ndarray, height: int, width: int, break_: str = "") ->
     if break_ == "truncation":
         new_w, new_h = min(width, math.ceil(new_w + 0.5)), min(height, math.ceil(new_h + 0.5))
     kind = Image.Resampling.BILINEAR if break_ == "lanczos" else Image.Resampling.LANCZOS
-    small = np.asarray(Image.fromarray(picture).resize((new_w, new_h), kind))
+    small = np.asarray(Image.fromarray(image).resize((new_w, new_h), kind))
     out = np.full((height, width, 3), 0 if break_ == "white" else 255, np.uint8)
     top, left = (height - new_h) // 2, (width - new_w) // 2
     if break_ == "odd pixel":

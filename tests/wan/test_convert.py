@@ -317,15 +317,15 @@ def test_the_command_line_converts_generates_and_refuses(checkpoint, tmp_path, m
     code, said = phantom("generate", "--from", tmp_path / "l.metadata.json", "--model", model, "--out", tmp_path / "again.mp4")
     assert (code, "nothing has changed" in said.err) == (0, True)
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "l.mp4").read_bytes() != (tmp_path / "a.mp4").read_bytes()
-    picture = tmp_path / "赤.png"
-    Image.new("RGB", (40, 40), "red").save(picture)
+    image = tmp_path / "赤.png"
+    Image.new("RGB", (40, 40), "red").save(image)
     measure = (
         "--model",
         model,
         "--prompt",
         "a ball",
         "--reference",
-        picture,
+        image,
         "--size",
         "32x32",
         "--num-frames",

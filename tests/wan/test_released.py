@@ -11,12 +11,12 @@ from PIL import Image
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import VideoSize
-from phantom_s2v.media.images import letterbox, read_picture
+from phantom_s2v.media.images import letterbox, read_image
 from phantom_s2v.models.wan.spec import NEGATIVE, WanModel
 from phantom_s2v.models.wan.text import prompt_tokens
 from phantom_s2v.models.wan.transformer import Sinusoid, clean_text, pad_text
 from phantom_s2v.pipeline.batch import build_request
-from phantom_s2v.pipeline.generate import read_pictures
+from phantom_s2v.pipeline.generate import request_images
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler, set_timesteps
 
 pytestmark = pytest.mark.threads
@@ -72,14 +72,14 @@ def test_each_behaviour_broken_moves_the_result(pipe, behaviour):
 
 @pytest.mark.parametrize("size", [(37, 91), (91, 37), (40, 40), (7, 50), (333, 200)])
 def test_letterbox_truncates_on_white_with_the_odd_pixel_right_and_below(size):
-    picture = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-    assert np.array_equal(letterbox(picture, 48, 80), released.letterbox(picture, 48, 80))
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    assert np.array_equal(letterbox(image, 48, 80), released.letterbox(image, 48, 80))
 
 
 @pytest.mark.parametrize("behaviour", ["truncation", "lanczos", "white", "odd pixel"])
 def test_each_step_of_letterboxing_matters(pipe, behaviour):
-    picture = np.random.default_rng(0).integers(0, 255, (38, 91, 3), dtype=np.uint8)
-    right, wrong = (pipe.encode_images([released.letterbox(picture, 48, 80, b)]) for b in ("", behaviour))
+    image = np.random.default_rng(0).integers(0, 255, (38, 91, 3), dtype=np.uint8)
+    right, wrong = (pipe.encode_images([released.letterbox(image, 48, 80, b)]) for b in ("", behaviour))
     assert (right - wrong).abs().max() > 1e-2
 
 
@@ -187,16 +187,16 @@ def test_presets_are_those_of_the_release(width, frames, fps, sizes):
         build_request({"prompt": "A dog.", "size": "840x480", "untrained_size": True}, preset)
 
 
-def test_a_first_frame_and_views_are_refused_with_the_reason(pipe, picture):
+def test_a_first_frame_and_views_are_refused_with_the_reason(pipe, image):
     preset = pipe.preset
     with pytest.raises(InputError, match="does not support a first frame"):
-        build_request({"prompt": "A dog.", "first_frame": str(picture)}, preset)
-    views = {"prompt": "A dog.", "reference": [f"dog={picture}", f"dog={picture}"]}
+        build_request({"prompt": "A dog.", "first_frame": str(image)}, preset)
+    views = {"prompt": "A dog.", "reference": [f"dog={image}", f"dog={image}"]}
     with pytest.raises(InputError, match="takes one image per subject"):
         build_request(views, preset)
     assert len(build_request(views | {"several_views": True}, preset).references) == 2
     with pytest.raises(InputError, match="number of images must be at most 4"):
-        build_request({"prompt": "A.", "reference": [str(picture)] * 4, "background": str(picture)}, preset)
+        build_request({"prompt": "A.", "reference": [str(image)] * 4, "background": str(image)}, preset)
 
 
 def test_released_behaviour_drops_alpha_and_ignores_exif(tmp_path):
@@ -205,12 +205,12 @@ def test_released_behaviour_drops_alpha_and_ignores_exif(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
-    ours_, _ = read_picture(tmp_path / "clear.png")
-    theirs, _ = read_picture(tmp_path / "clear.png", released=True)
+    ours_, _ = read_image(tmp_path / "clear.png")
+    theirs, _ = read_image(tmp_path / "clear.png", released=True)
     assert ours_[0, 0].tolist() == [255, 255, 255]
     assert theirs[0, 0].tolist() == [200, 10, 10]
-    assert read_picture(tmp_path / "turned.jpg")[0].shape == (40, 30, 3)
-    assert read_picture(tmp_path / "turned.jpg", released=True)[0].shape == (30, 40, 3)
+    assert read_image(tmp_path / "turned.jpg")[0].shape == (40, 30, 3)
+    assert read_image(tmp_path / "turned.jpg", released=True)[0].shape == (30, 40, 3)
 
 
 def test_noise_is_one_draw_over_video_and_reference_places(pipe):
@@ -247,17 +247,17 @@ def test_references_do_not_flash_up_in_the_video(pipe):
         assert nearest > 0.3
 
 
-def test_the_record_says_which_behaviour_was_used(pipe, picture, tmp_path):
+def test_the_record_says_which_behaviour_was_used(pipe, image, tmp_path):
     from phantom_s2v.pipeline.generate import generate
 
     for released_ in (False, True):
-        options = {"prompt": "A dog.", "reference": [str(picture)], "size": "32x32", "num_frames": 1, "num_inference_steps": 1}
+        options = {"prompt": "A dog.", "reference": [str(image)], "size": "32x32", "num_frames": 1, "num_inference_steps": 1}
         request = build_request(options | {"released_behaviour": released_}, pipe.preset)
         output = generate(request, pipe)
         assert output.record["request"]["released_behaviour"] is released_
         assert output.video.shape == (1, 32, 32, 3)
         json.dumps(output.record)
-    assert len(read_pictures(request)[0]) == 1
+    assert len(request_images(request)[0]) == 1
 
 
 def test_text_to_video_has_no_reference_places_and_two_branches(pipe):

@@ -14,13 +14,13 @@ from transformers import (
 
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.pipeline.batch import build_request
-from phantom_s2v.pipeline.generate import read_pictures
+from phantom_s2v.pipeline.generate import request_images
 from phantom_s2v.vision.segment import subject_mask
 
 
 @pytest.fixture(scope="module")
 def sam(tmp_path_factory):
-    """A SAM2 of 300 thousand parameters, on pictures of 128 pixels a side."""
+    """A SAM2 of 300 thousand parameters, on images of 128 pixels a side."""
     hiera = Sam2HieraDetConfig(
         hidden_size=16, num_attention_heads=1, image_size=[128, 128], blocks_per_stage=[1] * 4,
         embed_dim_per_stage=[16, 32, 64, 128],
@@ -40,7 +40,7 @@ def sam(tmp_path_factory):
     return folder
 
 
-def test_a_mask_has_the_pictures_size_and_follows_the_picture(sam):
+def test_a_mask_has_the_images_size_and_follows_the_image(sam):
     first, second = (np.random.default_rng(i).integers(0, 255, (50, 70, 3), dtype=np.uint8) for i in range(2))
     masks = [subject_mask(sam, p) for p in (first, first, second)]
     assert masks[0].shape == (50, 70)
@@ -51,12 +51,12 @@ def test_a_mask_has_the_pictures_size_and_follows_the_picture(sam):
 def test_a_busy_ground_is_cut_out_by_it(sam, tiny, tmp_path):
     from phantom_s2v.models.registry import load_preset
 
-    picture = np.random.default_rng(0).integers(0, 254, (50, 70, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "busy.png")
+    image = np.random.default_rng(0).integers(0, 254, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "busy.png")
     options = {"prompt": "a", "reference": [str(tmp_path / "busy.png")], "cutout": True, "segmenter": str(sam)}
-    (cut,), said = read_pictures(build_request(options, load_preset(tiny)))
-    mask = subject_mask(sam, picture)
-    assert np.array_equal(cut[mask], picture[mask])
+    (cut,), said = request_images(build_request(options, load_preset(tiny)))
+    mask = subject_mask(sam, image)
+    assert np.array_equal(cut[mask], image[mask])
     assert (cut[~mask] == 255).all()
     assert said == ["busy.png: cut out by SAM2"]
 

@@ -180,7 +180,7 @@ def ranked(options: dict[str, Any]) -> "BestOf | None":
 
     tools = instruments(Wanted())
     by = f"similarity by {tools.features}"
-    return BestOf(count, lambda video, pictures: ranking_score(video, pictures, tools), by, tools.hashes["likeness"])
+    return BestOf(count, lambda video, images: ranking_score(video, images, tools), by, tools.hashes["similarity"])
 
 
 def requested(options: dict[str, Any], preset: "Preset") -> list["Job"]:
@@ -201,7 +201,7 @@ def worded(jobs: list["Job"], rephrase: str | None, model: str) -> list["Job"]:
     """The jobs with their prompts rewritten where that was asked for; else prompts that are free text are checked and kept."""
     from phantom_s2v.models.registry import model_folder, video_model
     from phantom_s2v.pipeline import prompts
-    from phantom_s2v.pipeline.generate import read_pictures
+    from phantom_s2v.pipeline.generate import request_images
 
     if not rephrase:
         for request, _ in jobs[:1] if video_model(model_folder(model)).checks_prompts else []:
@@ -210,7 +210,7 @@ def worded(jobs: list["Job"], rephrase: str | None, model: str) -> list["Job"]:
         return jobs
     done = []
     for request, target in jobs:
-        text = prompts.rephrase(request.prompt, read_pictures(request)[0], rephrase)
+        text = prompts.rephrase(request.prompt, request_images(request)[0], rephrase)
         tell(f"rewritten prompt: {text}")
         done.append((replace(request, prompt=text, asked_prompt=request.prompt), target))
     return done

@@ -1,4 +1,4 @@
-"""Clips and pictures of others as a store keeps them: what players and trainers show as it is, and everything else converted."""
+"""Clips and images of others as a store keeps them: what players and trainers show as it is, and everything else converted."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from phantom_s2v.media.videos import Video, encode, resampled
 
 CRF = 14  # of what is converted: nearly lossless
 SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
-PICTURES = ("PNG", "JPEG", "WEBP")  # an MPO is a JPEG with more behind it, and Pillow opens it as one
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # an MPO is a JPEG with more behind it, and Pillow opens it as one
 Told = Callable[[str], None]
 
 
@@ -40,7 +40,7 @@ def store_video(path: Path, told: Told) -> StoredClip:
         count = sum(1 for _ in video.frames(size=(facts.height // 8 + 2, facts.width // 8 + 2)))
         return StoredClip(path.read_bytes(), facts.fps, count, facts.height, facts.width)
     told(f"{path.name}: {'; '.join([*facts.notices, 're-encoded as H.264 MP4'])}")
-    frames = (picture for _, picture in video.frames())
+    frames = (image for _, image in video.frames())
     even = facts.steady and facts.ordered
     return encoded(frames if even else resampled(video.frames(), 0.0, facts.count, facts.fps), facts.fps)
 
@@ -51,9 +51,9 @@ def encoded(frames: Iterator[np.ndarray], fps: float) -> StoredClip:
 
     def counted() -> Iterator[np.ndarray]:
         nonlocal count, shape
-        for picture in frames:
-            count, shape = count + 1, picture.shape[:2]
-            yield picture
+        for image in frames:
+            count, shape = count + 1, image.shape[:2]
+            yield image
 
     encode(target, counted(), fps or 25.0, CRF)
     if not count:
@@ -61,22 +61,22 @@ def encoded(frames: Iterator[np.ndarray], fps: float) -> StoredClip:
     return StoredClip(target.getvalue(), fps, count, shape[0] // 2 * 2, shape[1] // 2 * 2)
 
 
-def store_picture(path: Path, told: Told) -> bytes:
-    """A picture file as it is where it is PNG, JPEG or WebP with nothing to convert, else as the PNG of what it shows."""
-    picture, notices = images.read_picture(path)
+def store_image(path: Path, told: Told) -> bytes:
+    """An image file as it is where it is PNG, JPEG or WebP with nothing to convert, else as the PNG of what it shows."""
+    image, notices = images.read_image(path)
     content = path.read_bytes()
-    if not notices and picture_suffix(content):
+    if not notices and image_suffix(content):
         return content
     told("; ".join(notices) or f"{path.name}: stored as PNG")
     target = io.BytesIO()
-    Image.fromarray(picture).save(target, "PNG")
+    Image.fromarray(image).save(target, "PNG")
     return target.getvalue()
 
 
-def picture_suffix(content: bytes) -> str:
-    """The suffix of a picture's format, "" where it is none that a store holds."""
+def image_suffix(content: bytes) -> str:
+    """The suffix of an image's format, "" where it is none that a store holds."""
     try:
-        with images.open_picture(io.BytesIO(content), PICTURES) as image:
+        with images.open_image(io.BytesIO(content), IMAGE_FORMATS) as image:
             return SUFFIX.get(str(image.format), "")
     except UnidentifiedImageError:
         return ""

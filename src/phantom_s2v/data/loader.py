@@ -44,9 +44,9 @@ class TripletLoader:
 
 
 def decode(triplet: Triplet) -> Sample:
-    """A triplet's video and pictures as arrays."""
+    """A triplet's video and images as arrays."""
     video, _ = images.read_video(io.BytesIO(triplet.video), f"the video of triplet {triplet.id}")
     name = f"a reference of triplet {triplet.id}"
-    pictures = tuple(images.read_picture(reference.picture, name=name)[0] for reference in triplet.references)
+    reference_images = tuple(images.read_image(reference.image, name=name)[0] for reference in triplet.references)
     names = list(dict.fromkeys(r.subject for r in triplet.references))
-    return Sample(triplet.id, video, pictures, tuple(names.index(r.subject) for r in triplet.references), triplet.caption)
+    return Sample(triplet.id, video, reference_images, tuple(names.index(r.subject) for r in triplet.references), triplet.caption)

@@ -1,6 +1,6 @@
 """Text-image-video triplets: the record, its checks, and the Lance store.
 
-One row a triplet: the video as it was encoded, its caption, and its references, each with its picture, subject, box, mask,
+One row a triplet: the video as it was encoded, its caption, and its references, each with its image, subject, box, mask,
 pairing, score and rights. The id is a hash of content, so that writing the same triplet again changes nothing.
 """
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 from phantom_s2v.errors import DataError, OutputError
 from phantom_s2v.files.io import check_folder, check_name, locked, writing_folder
 from phantom_s2v.files.untrusted import is_text, parse_json
-from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS
+from phantom_s2v.geometry import MAX_IMAGES, MAX_SUBJECTS
 
 PAIRINGS = ("in-pair", "cross-pair")
 BATCH = 64  # rows held in memory while writing
@@ -32,7 +32,7 @@ INDEX = "id_idx"
 
 @dataclass(frozen=True)
 class Rights:
-    """Where a clip or picture comes from, and what allows its use."""
+    """Where a clip or image comes from, and what allows its use."""
 
     source: str = ""  # address, shelf mark or file
     licence: str = ""  # SPDX name, or the words of the agreement
@@ -41,13 +41,13 @@ class Rights:
 
 @dataclass(frozen=True)
 class TripletReference:
-    """A picture of a subject of the clip."""
+    """An image of a subject of the clip."""
 
-    picture: bytes  # PNG, JPEG or WebP
-    subject: str  # what the caption calls it; pictures of one name are views of one subject
+    image: bytes  # PNG, JPEG or WebP
+    subject: str  # what the caption calls it; images of one name are views of one subject
     pairing: str  # in-pair: from the clip itself; cross-pair: from elsewhere
-    box: tuple[float, float, float, float] | None = None  # of the subject in the picture: left, top, right, bottom, in shares
-    mask: bytes = b""  # PNG of one channel, of the picture's size; empty: none
+    box: tuple[float, float, float, float] | None = None  # of the subject in the image: left, top, right, bottom, in shares
+    mask: bytes = b""  # PNG of one channel, of the image's size; empty: none
     score: float = 0.0  # similarity of the pair
     rights: Rights = field(default_factory=Rights)
 
@@ -68,10 +68,10 @@ class Triplet:
 
     @property
     def id(self) -> str:
-        """SHA-256 over video, caption, and the references' pictures and subjects, 32 hex digits."""
+        """SHA-256 over video, caption, and the references' images and subjects, 32 hex digits."""
         digest = hashlib.sha256()
         parts = [self.video, self.caption.encode()]
-        parts += [part for r in self.references for part in (r.picture, r.subject.encode(), r.pairing.encode())]
+        parts += [part for r in self.references for part in (r.image, r.subject.encode(), r.pairing.encode())]
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
         return digest.hexdigest()[:32]
@@ -84,8 +84,8 @@ def check(triplet: Triplet, require_licence: bool = False) -> None:
     faults = []
     if not triplet.video:
         faults.append("has no video")
-    if len(triplet.references) > MAX_PICTURES or len(subjects) > MAX_SUBJECTS:
-        most = f"at most {MAX_PICTURES} of {MAX_SUBJECTS} are possible"
+    if len(triplet.references) > MAX_IMAGES or len(subjects) > MAX_SUBJECTS:
+        most = f"at most {MAX_IMAGES} of {MAX_SUBJECTS} are possible"
         faults.append(f"has {len(triplet.references)} references of {len(subjects)} subjects; {most}")
     for number, reference in enumerate(triplet.references, 1):
         if reference.pairing not in PAIRINGS:
@@ -121,7 +121,7 @@ def _all_rights(triplet: Triplet) -> Iterator[tuple[str, Rights]]:
 RIGHTS = pa.struct([(name, pa.string()) for name in ("source", "licence", "consent")])
 REFERENCE = pa.struct(
     [
-        ("picture", pa.large_binary()),
+        ("image", pa.large_binary()),
         ("subject", pa.string()),
         ("pairing", pa.string()),
         ("box", pa.list_(pa.float64())),

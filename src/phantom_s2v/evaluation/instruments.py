@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-Embed = Callable[[list[np.ndarray]], np.ndarray]  # pictures -> unit vectors [n, d]
+Embed = Callable[[list[np.ndarray]], np.ndarray]  # images -> unit vectors [n, d]
 BACKENDS = ("packaged", "hub")
 
 
@@ -13,8 +13,8 @@ BACKENDS = ("packaged", "hub")
 class Thresholds:
     """Where a fault begins. Frozen on training emoji (dev/LOG.md); another domain needs its own."""
 
-    likeness: float = 0.52  # mean below which a region is another subject
-    there: float = 0.45  # likeness from which a subject counts as there, in one frame
+    similarity: float = 0.52  # mean below which a region is another subject
+    there: float = 0.45  # similarity from which a subject counts as there, in one frame
     in_windows: float = 0.5  # both, where regions are windows of a photographed frame
     seen: float = 0.4  # least share of frames with a region for a subject that is there
     doubled: float = 0.25  # share of frames
@@ -26,12 +26,12 @@ class Thresholds:
     flicker: float = 0.006
 
 
-LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(likeness=0.57, there=0.55)}
+LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(similarity=0.57, there=0.55)}
 
 
 @dataclass(frozen=True)
 class Faces:
-    """Features of all faces in a picture, and how alike two are; 1 is the same."""
+    """Features of all faces in an image, and how alike two are; 1 is the same."""
 
     name: str
     find: Callable[[np.ndarray], list[np.ndarray]]
@@ -40,9 +40,9 @@ class Faces:
 
 @dataclass(frozen=True)
 class Instruments:
-    """Likeness and faults by `embed` and its limits, under the name `features`; the rest where it is there.
+    """Similarity and faults by `embed` and its limits, under the name `features`; the rest where it is there.
 
-    `clip` and `dino` embed pictures, `words` a text into clip's space, `aesthetic` gives pictures 1..10, and `reconstruct` sends
+    `clip` and `dino` embed images, `words` a text into clip's space, `aesthetic` gives images 1..10, and `reconstruct` sends
     uint8 [F, H, W, 3] through the autoencoder: what of it went in, at a size that fits, and what came out.
     """
 
@@ -62,5 +62,5 @@ class Instruments:
     hashes: dict[str, str] = field(default_factory=dict)  # metric -> hash of its network's weights, since a name says little
 
     def all_names(self) -> dict[str, str]:
-        """Metric -> network, likeness among them: what stands beside every score."""
-        return {"likeness": self.features, **self.names}
+        """Metric -> network, similarity among them: what stands beside every score."""
+        return {"similarity": self.features, **self.names}

@@ -1,12 +1,12 @@
 """KPIs: thresholds of a team, each with a written reason, in a small TOML file, and the verdict on a score.
 
-[likeness]
+[similarity]
 network = "efficientnet-lite0"
 least = 0.6
 reason = "below it our brand team no longer knew the bottle"
 
 `network`, which may be left out, is what the threshold was set for: values by another one are not held against it. What could not
-be measured is missed, such as the likeness of a subject that is in no frame; with `optional = true` it is passed over.
+be measured is missed, such as the similarity of a subject that is in no frame; with `optional = true` it is passed over.
 """
 
 import math

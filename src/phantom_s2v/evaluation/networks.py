@@ -46,7 +46,7 @@ def instruments(wanted: Wanted) -> Instruments:
     if wanted.backend == "packaged" and any((wanted.clip, wanted.dino, wanted.aesthetic)):
         raise InputError("--clip, --dino and --aesthetic need --backend hub")
     tools = Instruments(wanted.features, FEATURES[wanted.features](), LIMITS[wanted.features], wanted.backend)
-    tools = replace(tools, hashes={"likeness": features_hash(wanted.features)})
+    tools = replace(tools, hashes={"similarity": features_hash(wanted.features)})
     tools = _with_hub(tools, wanted) if wanted.backend == "hub" else replace(tools, absent=dict.fromkeys(FROM_HUB, WHY_NOT))
     tools = _with_faces(tools, wanted.arcface)
     if wanted.reconstruct == "none":

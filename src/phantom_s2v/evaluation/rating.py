@@ -36,7 +36,7 @@ from phantom_s2v.evaluation.metrics.measures import bootstrap
 from phantom_s2v.evaluation.run import SUFFIXES
 from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.reuse import origin_hash
-from phantom_s2v.media.images import read_picture
+from phantom_s2v.media.images import read_image
 from phantom_s2v.media.pages import page
 from phantom_s2v.media.videos import Video
 
@@ -77,7 +77,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Two videos of one case, by system name, with the prompt and the pictures that they were to show."""
+    """Two videos of one case, by system name, with the prompt and the images that they were to show."""
 
     case: str
     first: str
@@ -161,10 +161,10 @@ def as_shown(pairs: Sequence[Pair], scratch: Path, told: Callable[[str], None]) 
     return kept
 
 
-def _picture(path: Path) -> str:
+def _image(path: Path) -> str:
     """A reference as a data URL of what we read of it, whatever a browser makes of its format."""
     target = io.BytesIO()
-    image = Image.fromarray(read_picture(path)[0])
+    image = Image.fromarray(read_image(path)[0])
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     image.save(target, "PNG")
     return f"data:image/png;base64,{base64.b64encode(target.getvalue()).decode()}"
@@ -330,7 +330,7 @@ def keep(votes: sqlite3.Connection, pair: Pair, rater: str, said: dict[str, str]
 
 
 def _ballot(pair: Pair, number: int, secret: str, done: int, total: int) -> str:
-    pictures = "".join(f'<img alt="reference" src="{_picture(path)}">' for path in pair.references)
+    images = "".join(f'<img alt="reference" src="{_image(path)}">' for path in pair.references)
     videos = "".join(
         f'<video controls loop muted autoplay src="/rate/{secret}/video/{number}/{side}" aria-label="{word}"></video>'
         for side, word in ((0, "left"), (1, "right"))
@@ -338,7 +338,7 @@ def _ballot(pair: Pair, number: int, secret: str, done: int, total: int) -> str:
     fields = "".join(_question(question, words) for question, words in QUESTIONS.items())
     form = f"<form method=post action=/rate/{secret}/vote/{number}>{fields}<button>Next</button></form>"
     title = f"Comparison {done + 1} of {total}"
-    return page(title, [f"<p>{html.escape(pair.prompt)}</p>{pictures}<div>{videos}</div>", form], LAYOUT)
+    return page(title, [f"<p>{html.escape(pair.prompt)}</p>{images}<div>{videos}</div>", form], LAYOUT)
 
 
 def _question(question: str, words: str) -> str:

@@ -13,7 +13,7 @@ from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.kpi import Kpi, judge, verdict_of
 from phantom_s2v.evaluation.metrics.table import TABLE, network_of
 from phantom_s2v.evaluation.reports.score import Scored, ScorePage
-from phantom_s2v.evaluation.score import as_json, faults, mean_of, score_footage, stranger_likeness
+from phantom_s2v.evaluation.score import as_json, faults, mean_of, score_footage, stranger_similarity
 from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.io import check_outputs, writing
 from phantom_s2v.files.reuse import origin_hash
@@ -59,10 +59,10 @@ class Found:
 
 
 def name_references(texts: list[str]) -> list[tuple[str, Path]]:
-    """(name, file) of every "[NAME=]PATH", each another subject. Raises InputError for a picture that cannot be read."""
+    """(name, file) of every "[NAME=]PATH", each another subject. Raises InputError for an image that cannot be read."""
     named = [split_reference(text, number) for number, text in enumerate(texts)]
     for _, path in named:
-        images.read_picture(Path(path))
+        images.read_image(Path(path))
     return [(name, Path(path)) for name, path in named]
 
 
@@ -81,12 +81,12 @@ def parse_crop(text: str) -> Box:
 class Asked:
     """What a video is held against, and by what."""
 
-    references: list[tuple[str, Path]]  # name and picture of each subject
+    references: list[tuple[str, Path]]  # name and image of each subject
     prompt: str
     tools: Instruments
     crop: Box = WHOLE
     kpis: list[Kpi] = field(default_factory=list)
-    stranger: Path | None = None  # a picture of another case: likeness to it is the control
+    stranger: Path | None = None  # an image of another case: similarity to it is the control
     label: dict[str, str] = field(default_factory=dict)  # what the row says of the case
 
     @property
@@ -139,10 +139,10 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
 
 def _measured_by(tools: Instruments) -> list[str]:
     others = ", ".join(f"{metric} by {name}" for metric, name in tools.names.items())
-    said = [f"Likeness is measured by {tools.features}, on what stands out in ten frames{'; ' + others if others else ''}."]
+    said = [f"Similarity is measured by {tools.features}, on what stands out in ten frames{'; ' + others if others else ''}."]
     limits = tools.limits
     said.append(
-        f"A picture counts as pasted from {limits.pasted:g} on, above which {100 * limits.pasted_alarms:.1f}% of true cross-pair "
+        f"An image counts as pasted from {limits.pasted:g} on, above which {100 * limits.pasted_alarms:.1f}% of true cross-pair "
         "clips of emoji lie."
     )
     return said + [f"{metric} was not measured: {why}." for metric, why in tools.absent.items()]
@@ -174,13 +174,13 @@ def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
 
     One that cannot be read, or of which a number is not finite, is unreadable: the others of a run go on.
     """
-    pictures, names = [images.read_picture(p)[0] for _, p in asked.references], [n for n, _ in asked.references]
-    other = images.read_picture(asked.stranger)[0] if asked.stranger else None
+    reference_images, names = [images.read_image(p)[0] for _, p in asked.references], [n for n, _ in asked.references]
+    other = images.read_image(asked.stranger)[0] if asked.stranger else None
     video = Video(path)
     try:
-        footage, said = watch(Cropped(video, asked.crop), pictures, asked.tools), list(video.facts.notices)
-        found = score_footage(footage, pictures, names, asked.prompt, asked.tools)
-        control = {} if other is None else {"control": stranger_likeness(footage, other, asked.tools)}
+        footage, said = watch(Cropped(video, asked.crop), reference_images, asked.tools), list(video.facts.notices)
+        found = score_footage(footage, reference_images, names, asked.prompt, asked.tools)
+        control = {} if other is None else {"control": stranger_similarity(footage, other, asked.tools)}
     except (InputError, NotFiniteError) as error:
         empty = Scored(path.name, {}, [], None, {}, [], str(error))
         return empty, {**asked.label, "video": path.name, "unreadable": str(error)}
@@ -189,7 +189,7 @@ def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
     verdicts = judge(found, asked.kpis)
     row = {**asked.label, "video": path.name, "asked": asked.hash, **as_json(found, wrong, asked.tools), **control}
     row["kpis"] = {v.kpi.metric: v.met for v in verdicts}
-    return Scored(path.name, footage.stills, pictures, found, wrong, verdicts), row
+    return Scored(path.name, footage.stills, reference_images, found, wrong, verdicts), row
 
 
 def _line(each: Scored) -> str:
@@ -198,7 +198,7 @@ def _line(each: Scored) -> str:
     assert each.score
     said = [f"{each.name}: {', '.join(each.faults) or 'no fault'}"]
     for s in each.score.subjects:
-        region = f"{s.likeness:.3f} (lowest {s.lowest:.3f} in frame {s.lowest_frame})" if s.seen else "seen in no frame"
+        region = f"{s.similarity:.3f} (lowest {s.lowest:.3f} in frame {s.lowest_frame})" if s.seen else "seen in no frame"
         said.append(f"{s.name} {region}, whole frames {s.whole:.3f}" + (f", face {s.face:.3f}" if s.face == s.face else ""))
     said += [f"{v.kpi.metric} {verdict_of(v)}" for v in each.verdicts if not v.met]
     own = {name: why for name, why in each.score.not_measured.items() if "frame" in why}

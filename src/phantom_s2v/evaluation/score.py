@@ -30,10 +30,10 @@ class SubjectScore:
     """One reference in a video; nan: not measured. CLIP-I and DINO-I as in Phantom, section 4.1; _seg: subject region only."""
 
     name: str
-    likeness: float  # of its region, mean over the frames looked at, -1..1; nan where it was never seen
+    similarity: float  # of its region, mean over the frames looked at, -1..1; nan where it was never seen
     lowest: float
     lowest_frame: int
-    whole: float  # the same of whole frames and the whole picture
+    whole: float  # the same of whole frames and the whole image
     whole_lowest: float
     whole_lowest_frame: int
     seen: float  # share of frames that have a region for it
@@ -53,8 +53,8 @@ class SubjectScore:
     face_lowest: float = NAN
     face_lowest_frame: int = 0
     face_seen: float = NAN  # share of frames that have a face for it
-    reconstruction: float = NAN  # dB, of the picture through the autoencoder: what detail the model can hold at all
-    over_time: list[float] = field(default_factory=list)  # likeness in each frame looked at, -1 where it was not seen
+    reconstruction: float = NAN  # dB, of the image through the autoencoder: what detail the model can hold at all
+    over_time: list[float] = field(default_factory=list)  # similarity in each frame looked at, -1 where it was not seen
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class VideoScore:
     smoothness: float
     sharpness: float
     frames_looked_at: list[int]
-    in_windows: bool = False  # likeness is of windows of photographed frames, and not of what stands out
+    in_windows: bool = False  # similarity is of windows of photographed frames, and not of what stands out
     text: float = NAN  # cosine of prompt and frames
     aesthetic: float = NAN  # 1..10
     reconstruction: float = NAN  # dB, of the video through the autoencoder
@@ -77,15 +77,15 @@ class VideoScore:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def likeness(self) -> float:
+    def similarity(self) -> float:
         """The subject score: the mean over references, nan without any or where one was never seen."""
-        return float(np.mean([s.likeness for s in self.subjects])) if self.subjects else NAN
+        return float(np.mean([s.similarity for s in self.subjects])) if self.subjects else NAN
 
 
 def score(
     video: np.ndarray, references: Sequence[np.ndarray], names: Sequence[str], prompt: str, tools: Instruments
 ) -> VideoScore:
-    """Scores of uint8 [F, H, W, 3] against reference pictures, each another subject, with what the prompt calls them."""
+    """Scores of uint8 [F, H, W, 3] against reference images, each another subject, with what the prompt calls them."""
     return score_footage(watch(video, references, tools), references, names, prompt, tools)
 
 
@@ -105,7 +105,7 @@ def score_footage(
     subjects = [
         SubjectScore(
             name=name,
-            **_seen(looked.likeness[i], seen, NAN if looked.in_windows else doubled(seen, i, there)),
+            **_seen(looked.similarity[i], seen, NAN if looked.in_windows else doubled(seen, i, there)),
             **_pasted(footage, i, references[i]),
             **_by_networks(networks, views, seen, i, references[i], cut[i]),
             **_face(faces[:, i], seen),
@@ -143,15 +143,15 @@ def check_scores(found: VideoScore) -> None:
 
 
 def ranking_score(video: np.ndarray, references: Sequence[np.ndarray], tools: Instruments) -> float:
-    """What candidates are ranked by: likeness, mean over subjects and frames looked at, 0 where there is no region; -1..1."""
+    """What candidates are ranked by: similarity, mean over subjects and frames looked at, 0 where there is no region; -1..1."""
     stills = {i: video[i] for i in evenly_spaced(len(video), FRAMES)}
-    return float(np.nan_to_num(find_subjects(stills, references, tools.embed).likeness).mean())
+    return float(np.nan_to_num(find_subjects(stills, references, tools.embed).similarity).mean())
 
 
-def stranger_likeness(footage: Footage, picture: np.ndarray, tools: Instruments) -> float | None:
-    """The subject score of a picture that a video was never asked for: what chance gives. None where nothing stands out."""
+def stranger_similarity(footage: Footage, image: np.ndarray, tools: Instruments) -> float | None:
+    """The subject score of an image that a video was never asked for: what chance gives. None where nothing stands out."""
     stills = dict(zip(footage.looked_at, footage.views, strict=True))
-    mean, _, _ = _lowest(find_subjects(stills, [picture], tools.embed).likeness[0])
+    mean, _, _ = _lowest(find_subjects(stills, [image], tools.embed).similarity[0])
     return None if mean != mean else mean
 
 
@@ -165,7 +165,7 @@ def _lowest(values: np.ndarray) -> tuple[float, float, int]:
 def _seen(over_time: np.ndarray, seen: list[Sighting], twice: float) -> dict[str, Any]:
     mean, low, place = _lowest(over_time)
     return {
-        "likeness": mean,
+        "similarity": mean,
         "lowest": low,
         "lowest_frame": seen[place].frame,
         "seen": float((~np.isnan(over_time)).mean()),
@@ -174,9 +174,9 @@ def _seen(over_time: np.ndarray, seen: list[Sighting], twice: float) -> dict[str
     }
 
 
-def _pasted(footage: Footage, index: int, picture: np.ndarray) -> dict[str, Any]:
-    flash, frames = measures.reference_flash(footage.small.likeness[index])
-    pasted = measures.copy_paste([shrunk(view) for view in footage.views], picture)
+def _pasted(footage: Footage, index: int, image: np.ndarray) -> dict[str, Any]:
+    flash, frames = measures.reference_flash(footage.small.similarity[index])
+    pasted = measures.copy_paste([shrunk(view) for view in footage.views], image)
     return {"copy_paste": pasted, "flash": flash, "flash_frames": frames}
 
 
@@ -185,16 +185,16 @@ def _by_networks(
     views: Mapping[str, np.ndarray],
     seen: list[Sighting],
     index: int,
-    picture: np.ndarray,
+    image: np.ndarray,
     cut: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Mean and lowest likeness of whole frames by every network, and of the subject's region by those that come beside."""
+    """Mean and lowest similarity of whole frames by every network, and of the subject's region by those that come beside."""
     parts = [s.cutouts[s.given[index]] for s in seen if index in s.given]
     found: dict[str, Any] = {}
     for name, vectors in views.items():
         embed = networks[name]
         assert embed
-        mean, low, place = _lowest(measures.similarity(vectors, embed([picture])[0]))
+        mean, low, place = _lowest(measures.similarity(vectors, embed([image])[0]))
         found |= {name: mean, f"{name}_lowest": low}
         if name == "whole":
             found["whole_lowest_frame"] = seen[place].frame
@@ -207,10 +207,10 @@ def _by_networks(
 def _faces(
     frames: list[np.ndarray], references: Sequence[np.ndarray], tools: Instruments
 ) -> tuple[np.ndarray, list[np.ndarray | None]]:
-    """Likeness of faces [frames, references], and the references' own; all absent where faces are not looked for."""
+    """Similarity of faces [frames, references], and the references' own; all absent where faces are not looked for."""
     if not tools.faces:
         return np.full((len(frames), len(references)), NAN), [None] * len(references)
-    found = [tools.faces.find(picture) for picture in references]
+    found = [tools.faces.find(image) for image in references]
     known = [each[0] if each else None for each in found]
     looked = [tools.faces.find(frame) for frame in frames] if any(k is not None for k in known) else [[] for _ in frames]
     return measures.face_similarity(looked, known, tools.faces.alike), known
@@ -246,7 +246,7 @@ def _said(
         if part is None:
             notes.append(f"no subject was segmented in the reference of {name}; whole frames are compared")
         if subject.seen == 0:
-            absent[f"likeness of {name}"] = "it was seen in no frame"
+            absent[f"similarity of {name}"] = "it was seen in no frame"
         if tools.faces and face is None:
             absent[f"face of {name}"] = "its reference shows no face"
         elif tools.faces and np.isnan(subject.face):
@@ -260,7 +260,7 @@ def faults(found: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
     A subject is missing where no region is left for it; where there is one that is unlike it, another stands in its place.
     """
     told: dict[str, list[str]] = {}
-    least = limits.in_windows if found.in_windows else limits.likeness
+    least = limits.in_windows if found.in_windows else limits.similarity
 
     def tell(fault: str, who: str, holds: bool) -> None:
         if holds:
@@ -269,7 +269,7 @@ def faults(found: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
     for subject in found.subjects:
         missing = subject.seen < limits.seen
         tell("missing", subject.name, missing)
-        tell("other subject", subject.name, not missing and subject.likeness < least)
+        tell("other subject", subject.name, not missing and subject.similarity < least)
         tell("doubled", subject.name, subject.doubled > limits.doubled)
         tell("pasted", subject.name, subject.copy_paste > limits.pasted and not subject.flash_frames)
         tell("flashed", subject.name, subject.flash > limits.flashed)
@@ -289,7 +289,7 @@ def mean_of(found: VideoScore, metric: str) -> float:
 def as_json(found: VideoScore, told: dict[str, list[str]], tools: Instruments) -> dict[str, Any]:
     """A score and its faults as JSON, under the names of what measured it; what could not be measured is null."""
     by = {"backend": tools.backend, "networks": tools.all_names(), "weights": tools.hashes}
-    return _without_nan({**by, "likeness": found.likeness, **asdict(found), "faults": told})
+    return _without_nan({**by, "similarity": found.similarity, **asdict(found), "faults": told})
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures and videos: files <-> uint8 arrays [H, W, 3] and [F, H, W, 3]."""
+"""Images and videos: files <-> uint8 arrays [H, W, 3] and [F, H, W, 3]."""
 
 import io
 import warnings
@@ -21,15 +21,15 @@ Segment = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> bool [H, W]
 LONGEST_ASPECT = 8
 WHITE = (255, 255, 255)
 GROUND_TOLERANCE = 24  # of 255, in every channel: what still counts as the colour of a plain ground
-GROUND_SHARE = 0.9  # of a picture's border that must have it
+GROUND_SHARE = 0.9  # of an image's border that must have it
 SAME_COLOUR = 2  # of 255: a profile that changes no more is sRGB's
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # what Pillow may try: others, such as EPS, start programs
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # what Pillow may try: others, such as EPS, start programs
 CRF = 12  # of x264: what we write is nearly lossless
 MOST_VIDEO_BYTES = 4 << 30  # of decoded frames that are held at once: 17 s of 1080p at 40 frames a second
 
 
-def open_picture(source: Path | BinaryIO, formats: tuple[str, ...] = PICTURE_FORMATS) -> Image.Image:
-    """The picture of a file or an open stream, in one of the documented formats and no other, whatever its name says.
+def open_image(source: Path | BinaryIO, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image.Image:
+    """The image of a file or an open stream, in one of the documented formats and no other, whatever its name says.
 
     Raises UnidentifiedImageError for any other content, and DecompressionBombWarning beyond Pillow's limit of pixels.
     """
@@ -38,19 +38,19 @@ def open_picture(source: Path | BinaryIO, formats: tuple[str, ...] = PICTURE_FOR
         return Image.open(source, formats=formats)
 
 
-def read_picture(
+def read_image(
     source: Path | bytes | Image.Image,
     released: bool = False,
     cutout: bool = False,
     segment: Segment | None = None,
-    name: str = "a picture",
+    name: str = "an image",
 ) -> tuple[np.ndarray, list[str]]:
-    """A picture as sRGB uint8 [H, W, 3], upright and composited on white, and notices of what was converted.
+    """An image as sRGB uint8 [H, W, 3], upright and composited on white, and notices of what was converted.
 
     `source` is a file, or a file's content or an image in memory under a `name`. EXIF orientation and ICC profile are obeyed,
     of an animation the first frame is taken, 16 bits and floating point become 8 bits. `released`: as the released code reads
-    it, alpha dropped, EXIF and profile ignored (load_ref_images). `cutout`: the ground is removed, by `segment` (picture -> mask)
-    where it is neither transparent nor plain. Raises InputError for what is missing, empty, truncated, no picture, beyond
+    it, alpha dropped, EXIF and profile ignored (load_ref_images). `cutout`: the ground is removed, by `segment` (image -> mask)
+    where it is neither transparent nor plain. Raises InputError for what is missing, empty, truncated, no image, beyond
     Pillow's limit or a sliver.
     """
     name = str(source) if isinstance(source, Path) else name
@@ -61,7 +61,7 @@ def read_picture(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture, notices = _decoded(source, released, cutout, segment)
+            image, notices = _decoded(source, released, cutout, segment)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else "the limit"
         raise InputError(f"{name} has too many pixels (at most {limit})") from error
@@ -69,32 +69,32 @@ def read_picture(
         raise InputError(f"{name} is not a supported image (PNG, JPEG, WebP, GIF, BMP or TIFF)") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"{name} is damaged or truncated ({error}); save it again as PNG or JPEG") from error
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if max(height, width) > LONGEST_ASPECT * min(height, width):
         raise InputError(f"the aspect ratio must be at most {LONGEST_ASPECT}:1 (got {width}x{height} for {name})")
     shown = source.name if isinstance(source, Path) else name
-    return picture, [f"{shown}: {notice}" for notice in notices]
+    return image, [f"{shown}: {notice}" for notice in notices]
 
 
 def _decoded(
     source: Path | bytes | Image.Image, released: bool, cutout: bool, segment: Segment | None
 ) -> tuple[np.ndarray, list[str]]:
-    """The picture of a file, and what was done to it."""
+    """The image of a file, and what was done to it."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        image, notices = file.copy() if isinstance(file, Image.Image) else open_picture(file), list[str]()
+        opened, notices = file.copy() if isinstance(file, Image.Image) else open_image(file), list[str]()
     except UnidentifiedImageError:
-        image, notices = _open_float_tiff(cast(Any, file))
-    with image:
+        opened, notices = _open_float_tiff(cast(Any, file))
+    with opened:
         if released:
-            picture = np.asarray(image.convert("RGB")).copy()
+            image = np.asarray(opened.convert("RGB")).copy()
         else:
-            picture, said = _to_rgb(image)
+            image, said = _to_rgb(opened)
             notices += said
         if cutout:
-            picture, how = _cut_out(image, picture, segment)
+            image, how = _cut_out(opened, image, segment)
             notices.append(how)
-    return picture, notices
+    return image, notices
 
 
 def _open_float_tiff(file: Path | BinaryIO) -> tuple[Image.Image, list[str]]:
@@ -119,7 +119,7 @@ def _open_float_tiff(file: Path | BinaryIO) -> tuple[Image.Image, list[str]]:
 
 
 def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
-    """The picture in sRGB, upright and on white, and what was done to it."""
+    """The image in sRGB, upright and on white, and what was done to it."""
     notices = []
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph with its previews
         image.seek(0)
@@ -158,7 +158,7 @@ def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _in_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The colours of a picture, without alpha, as RGB in sRGB, by its ICC profile where it has one, and what was done."""
+    """The colours of an image, without alpha, as RGB in sRGB, by its ICC profile where it has one, and what was done."""
     lab, profile = image.mode == "LAB", image.info.get("icc_profile")
     flat = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of palettes with transparency otherwise
     flat = flat if flat.mode in ("L", "CMYK", "LAB") else flat.convert("L" if flat.mode == "LA" else "RGB")
@@ -178,24 +178,24 @@ def _in_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     return done, ["colour profile converted to sRGB"]
 
 
-def _cut_out(image: Image.Image, picture: np.ndarray, segment: Segment | None) -> tuple[np.ndarray, str]:
-    """The picture with its ground white, and how: by alpha, by a plain ground at the borders, or by `segment`."""
-    if image.has_transparency_data:
-        return picture, "cut out by its transparency"
-    rim = border(picture).astype(np.float32)
+def _cut_out(opened: Image.Image, image: np.ndarray, segment: Segment | None) -> tuple[np.ndarray, str]:
+    """The image with its ground white, and how: by alpha, by a plain ground at the borders, or by `segment`."""
+    if opened.has_transparency_data:
+        return image, "cut out by its transparency"
+    rim = border(image).astype(np.float32)
     ground = np.median(rim, 0)
     if np.mean(np.abs(rim - ground).max(1) <= GROUND_TOLERANCE) < GROUND_SHARE:
         if segment:
-            return np.where(segment(picture)[..., None], picture, np.uint8(255)), "cut out by SAM2"
+            return np.where(segment(image)[..., None], image, np.uint8(255)), "cut out by SAM2"
         raise InputError(
             "cannot remove the background: it is neither transparent nor uniform; use an image with transparency or a "
             "uniform background, give a SAM2 model with --segmenter, or omit --cutout"
         )
-    alike = np.ones(picture.shape[:2], bool)
-    for channel, value in enumerate(ground.tolist()):  # one after the other: a large picture is not held in float
-        shades = picture[..., channel]
+    alike = np.ones(image.shape[:2], bool)
+    for channel, value in enumerate(ground.tolist()):  # one after the other: a large image is not held in float
+        shades = image[..., channel]
         alike &= (shades >= value - GROUND_TOLERANCE) & (shades <= value + GROUND_TOLERANCE)
-    return np.where(_outside(alike)[..., None], np.uint8(255), picture), "cut out of its plain ground"
+    return np.where(_outside(alike)[..., None], np.uint8(255), image), "cut out of its plain ground"
 
 
 def _outside(alike: np.ndarray) -> np.ndarray:
@@ -204,10 +204,10 @@ def _outside(alike: np.ndarray) -> np.ndarray:
     return (labels == labels[0, 0])[1:-1, 1:-1]
 
 
-def border(picture: np.ndarray, width: int = 1) -> np.ndarray:
+def border(image: np.ndarray, width: int = 1) -> np.ndarray:
     """The outermost `width` pixels on all sides of [H, W, C], as [n, C]; corners count twice."""
-    sides = (picture[:width], picture[-width:], picture[:, :width], picture[:, -width:])
-    return np.concatenate([side.reshape(-1, picture.shape[-1]) for side in sides])
+    sides = (image[:width], image[-width:], image[:, :width], image[:, -width:])
+    return np.concatenate([side.reshape(-1, image.shape[-1]) for side in sides])
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:
@@ -215,12 +215,12 @@ def evenly_spaced(length: int, count: int) -> list[int]:
     return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
 
 
-def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Fit a picture into [height, width, 3] on white, centred, the odd pixel right and below (Phantom-Wan's released code)."""
-    new_width, new_height = fit_inside(picture.shape[1], picture.shape[0], width, height)
-    image = Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.LANCZOS)
+def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Fit an image into [height, width, 3] on white, centred, the odd pixel right and below (Phantom-Wan's released code)."""
+    new_width, new_height = fit_inside(image.shape[1], image.shape[0], width, height)
+    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", (width, height), WHITE)
-    canvas.paste(image, ((width - new_width) // 2, (height - new_height) // 2))
+    canvas.paste(resized, ((width - new_width) // 2, (height - new_height) // 2))
     return np.asarray(canvas)
 
 
@@ -253,10 +253,10 @@ def read_video(source: Path | BinaryIO, name: str = "a video") -> tuple[np.ndarr
     return np.stack(frames), video.facts.fps
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
+def write_image(path: Path, image: np.ndarray) -> None:
     """Write uint8 [H, W, 3] as PNG, to a file that is sealed as ours."""
     with writing(path, sealed=True) as file:
-        Image.fromarray(picture).save(file, "PNG")
+        Image.fromarray(image).save(file, "PNG")
 
 
 def contact_sheet(references: list[np.ndarray], frames: np.ndarray, columns: int = 7, side: int = 128) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""HTML pages that open anywhere: one file each, with their pictures inside."""
+"""HTML pages that open anywhere: one file each, with their images inside."""
 
 import base64
 import html
@@ -28,12 +28,12 @@ def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
     write_text(path, page(title, parts), sealed=True)
 
 
-def figure(pictures: Iterable[np.ndarray], words: str) -> str:
-    """Pictures, uint8 [H, W, 3], side by side above a line of HTML."""
-    return f"<figure>{''.join(_image(picture) for picture in pictures)}<br>{words}</figure>"
+def figure(images: Iterable[np.ndarray], words: str) -> str:
+    """Images, uint8 [H, W, 3], side by side above a line of HTML."""
+    return f"<figure>{''.join(_image(image) for image in images)}<br>{words}</figure>"
 
 
-def _image(picture: np.ndarray) -> str:
+def _image(image: np.ndarray) -> str:
     target = io.BytesIO()
-    Image.fromarray(picture).save(target, "JPEG", quality=85)
+    Image.fromarray(image).save(target, "JPEG", quality=85)
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(target.getvalue()).decode()}" alt="">'

@@ -300,7 +300,7 @@ def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
 
 
 class _Painter:
-    """Decoded frames -> pictures of one size. It keeps ffmpeg's scaler from frame to frame."""
+    """Decoded frames -> images of one size. It keeps ffmpeg's scaler from frame to frame."""
 
     def __init__(self, size: tuple[int, int], shape: tuple[int, int], pixel: Fraction | None) -> None:
         self.size, self.shape, self.pixel, self.scaler = size, shape, pixel, VideoReformatter()
@@ -312,14 +312,14 @@ class _Painter:
         if look.shape[0] * self.shape[1] != look.shape[1] * self.shape[0]:
             width, height = fit_inside(look.shape[1], look.shape[0], width, height)
         stored = (width, height) if look.turn % 2 else (height, width)
-        picture = self._rgb(frame, look, *stored)
-        picture = np.rot90(picture[:, ::-1] if look.mirrored else picture, look.turn)
+        image = self._rgb(frame, look, *stored)
+        image = np.rot90(image[:, ::-1] if look.mirrored else image, look.turn)
         if (height, width) != self.size:
             canvas = np.zeros((*self.size, 3), np.uint8)
             top, left = (self.size[0] - height) // 2, (self.size[1] - width) // 2
-            canvas[top : top + height, left : left + width] = picture
-            picture = canvas
-        return np.ascontiguousarray(picture)
+            canvas[top : top + height, left : left + width] = image
+            image = canvas
+        return np.ascontiguousarray(image)
 
     def _rgb(self, frame: av.VideoFrame, look: _Look, height: int, width: int) -> np.ndarray:
         """uint8 [height, width, 3] in BT.709 on white, as it is stored."""
@@ -352,13 +352,13 @@ def _on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def resampled(frames: Iterable[Timed], begins: float, count: int, fps: float) -> Iterator[np.ndarray]:
     """The frame that is on the screen at each of `count` moments from `begins` on, 1 / fps seconds apart; the last one stays."""
     given, shown = 0, None
-    for time, picture in frames:
+    for time, image in frames:
         while shown is not None and given < count and time - begins > (given + 0.5) / fps:
             yield shown
             given += 1
         if given == count:
             return
-        shown = picture
+        shown = image
     while shown is not None and given < count:
         yield shown
         given += 1
@@ -378,11 +378,11 @@ def encode(target: Path | BinaryIO, frames: Iterable[np.ndarray], fps: float, cr
         coder.color_primaries = coder.color_trc = coder.colorspace = 1
         coder.color_range = LIMITED
         scaler = VideoReformatter()
-        for number, picture in enumerate(frames):
-            height, width = (side // 2 * 2 for side in picture.shape[:2])
+        for number, image in enumerate(frames):
+            height, width = (side // 2 * 2 for side in image.shape[:2])
             if not number:
                 stream.height, stream.width = height, width
-            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
             frame = scaler.reformat(
                 rgb,
                 format="yuv420p",

@@ -83,7 +83,7 @@ def to_video(pixels: torch.Tensor) -> np.ndarray:
 
 
 def encode(autoencoder: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
-    """Normalised latent mean of pixels [B, 3, F, H, W]: no sampling, so the same picture gives the same latent.
+    """Normalised latent mean of pixels [B, 3, F, H, W]: no sampling, so the same image gives the same latent.
 
     Raises NotFiniteError, as decoding does.
     """

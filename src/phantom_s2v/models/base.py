@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from phantom_s2v.geometry import MAX_PICTURES, SPACE_STRIDE, VideoSize
+from phantom_s2v.geometry import MAX_IMAGES, SPACE_STRIDE, VideoSize
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Preset:
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) that are supported; empty: all within side_range
     negative_prompt: str = ""
     patch: int = 1  # latent positions a token, per side
-    most_images: int = MAX_PICTURES  # reference images of all subjects
+    most_images: int = MAX_IMAGES  # reference images of all subjects
     takes_views: bool = True  # was trained with several images of a subject
     takes_first_frame: bool = True  # was trained to start from a frame
 

@@ -18,7 +18,7 @@ MOST_CONFIG = 16 << 20  # bytes of a configuration
 MOST_LAYERS = 1024
 MOST_LIST = 1 << 20  # entries of a list, such as tokens that a configuration suppresses
 MOST_NUMBER = 1 << 24  # sizes; Qwen's longest context is 2^20
-SHORT = {  # of which tables and pictures are made at once
+SHORT = {  # of which tables and images are made at once
     "rope_max_seq_len": 1 << 14,
     "attention_head_dim": 1 << 12,
     "height": 1 << 13,

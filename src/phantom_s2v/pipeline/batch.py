@@ -15,7 +15,7 @@ from phantom_s2v.geometry import parse_size
 from phantom_s2v.media import images
 from phantom_s2v.models.autoencoder import to_video
 from phantom_s2v.models.registry import Preset
-from phantom_s2v.pipeline.generate import OnStep, Output, generate, read_pictures
+from phantom_s2v.pipeline.generate import OnStep, Output, generate, request_images
 from phantom_s2v.pipeline.request import Reference, Request, check, split_reference, with_defaults
 
 DEFAULTED = (
@@ -90,7 +90,7 @@ def outputs_of(target: Path, preview: bool = False) -> list[Path]:
 
 def inputs_of(request: Request) -> list[Path]:
     """The files that a request reads."""
-    named = [r.path for r in request.pictures()] + ([request.first_frame] if request.first_frame else [])
+    named = [r.path for r in request.images()] + ([request.first_frame] if request.first_frame else [])
     return [Path(path) for path in named]
 
 
@@ -111,12 +111,12 @@ def _check_suffix(target: Path) -> None:
 
 
 def check_job(request: Request, target: Path) -> None:
-    """Raise InputError for a picture or an output that cannot be used, before anything loads."""
+    """Raise InputError for an image or an output that cannot be used, before anything loads."""
     _check_suffix(target)
     check_outputs(outputs_of(target), inputs_of(request), force=True)
-    read_pictures(request)
+    request_images(request)
     if request.first_frame:
-        images.read_picture(Path(request.first_frame))
+        images.read_image(Path(request.first_frame))
 
 
 def read_request(line: str, folder: Path, number: int, preset: Preset) -> Job:
@@ -215,11 +215,11 @@ def make(
 
 def _best(request: Request, pipe: Any, on_step: OnStep, best_of: BestOf) -> Output:
     """The candidate that ranks highest, the first of equals; its record names the others and how all of them scored."""
-    pictures = read_pictures(request)[0]
+    reference_images = request_images(request)[0]
     best, scores = None, []
     for seed in range(request.seed, request.seed + best_of.count):
         output = generate(replace(request, seed=seed), pipe, on_step)
-        scores.append(best_of.rank(output.video, pictures))
+        scores.append(best_of.rank(output.video, reference_images))
         if best is None or scores[-1] > max(scores[:-1]):
             best = output
     assert best
@@ -229,12 +229,12 @@ def _best(request: Request, pipe: Any, on_step: OnStep, best_of: BestOf) -> Outp
 
 
 def _preview(pipe: Any, clean: Any, path: Path) -> None:
-    images.write_picture(path, images.contact_sheet([], to_video(pipe.decode(clean)[0])))
+    images.write_image(path, images.contact_sheet([], to_video(pipe.decode(clean)[0])))
 
 
 def _write(output: Output, request: Request, target: Path, origin: Origin) -> None:
     """Sheet and video first, the record last, since it holds the video's hash: where a record fits, all of it is there."""
-    images.write_picture(beside(target, SHEET), images.contact_sheet(output.references, output.video))
+    images.write_image(beside(target, SHEET), images.contact_sheet(output.references, output.video))
     images.write_video(target, output.video, request.fps)
     note_video(target, origin, output.record)
 

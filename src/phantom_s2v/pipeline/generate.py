@@ -32,7 +32,7 @@ class Output:
     notices: list[str] = field(default_factory=list)
 
 
-def read_pictures(request: Request) -> tuple[list[np.ndarray], list[str]]:
+def request_images(request: Request) -> tuple[list[np.ndarray], list[str]]:
     """The images of a request in the order of their places, uint8 [H, W, 3], and notices of what was done to them."""
     return read_images(_named(request), request.released_behaviour, request.cutout, request.segmenter)
 
@@ -49,8 +49,8 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
     the step and the block, or the embedding.
     """
     check(request, pipe.preset)
-    pictures, notices = read_pictures(request)
-    first, said = images.read_picture(Path(request.first_frame)) if request.first_frame else (None, [])
+    reference_images, notices = request_images(request)
+    first, said = images.read_image(Path(request.first_frame)) if request.first_frame else (None, [])
     place = pipe.vae.device if request.released_behaviour else torch.device("cpu")
     pipe.scheduler = build_scheduler(request.solver, request.shift)
 
@@ -61,9 +61,9 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
 
     frames = pipe(
         **_texts(request, pipe),
-        reference_images=_views(request, pictures),
+        reference_images=_views(request, reference_images),
         image=first,
-        background=pictures[-1] if request.background else None,
+        background=reference_images[-1] if request.background else None,
         height=request.height,
         width=request.width,
         num_frames=request.num_frames,
@@ -77,16 +77,16 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
         callback_on_step_end=callback if on_step else None,
         callback_on_step_end_tensor_inputs=("clean_latents",) if on_step else (),
     ).frames[0]
-    prepared = [images.letterbox(picture, request.height, request.width) for picture in pictures]
+    prepared = [images.letterbox(image, request.height, request.width) for image in reference_images]
     record = record_of(request, pipe.preset.name, pipe.weights, asdict(pipe.placement))
     return Output((frames * 255).round().astype(np.uint8), prepared, record, prompt_notices(request, pipe) + notices + said)
 
 
-def _views(request: Request, pictures: list[np.ndarray]) -> dict[str, list[np.ndarray]] | None:
+def _views(request: Request, reference_images: list[np.ndarray]) -> dict[str, list[np.ndarray]] | None:
     """The read images by the names of their subjects."""
     views: dict[str, list[np.ndarray]] = {}
-    for reference, picture in zip(request.references, pictures, strict=False):
-        views.setdefault(reference.subject, []).append(picture)
+    for reference, image in zip(request.references, reference_images, strict=False):
+        views.setdefault(reference.subject, []).append(image)
     return views or None
 
 

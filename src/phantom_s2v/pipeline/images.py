@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.media.images import read_picture
+from phantom_s2v.media.images import read_image
 from phantom_s2v.vision.segment import subject_mask
 
 BACKGROUND = "background"  # the name of its subject
@@ -84,7 +84,7 @@ def read_images(
     segment = partial(subject_mask, Path(segmenter)) if segmenter else None
     read, notices = [], []
     for each in images:
-        array, said = read_picture(_source(each), released, cutout and each.subject != BACKGROUND, segment, each.label)
+        array, said = read_image(_source(each), released, cutout and each.subject != BACKGROUND, segment, each.label)
         read.append(array)
         notices += said
     return read, notices

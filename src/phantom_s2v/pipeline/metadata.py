@@ -25,7 +25,7 @@ WHERE = ("device", "offload", "text_on_cpu", "parallel", "loras", "transformer")
 
 def record_of(request: Request, model: str, weights: str, placement: dict[str, Any]) -> dict[str, Any]:
     """Everything that made a video: request, weights by hash, how they were held, files by hash, versions."""
-    files = [r.path for r in request.pictures()] + ([request.first_frame] if request.first_frame else [])
+    files = [r.path for r in request.images()] + ([request.first_frame] if request.first_frame else [])
     files += [str(each) for file, _ in placement.get("loras", ()) for each in lora_files(Path(file))]
     files += [placement["transformer"]] if placement.get("transformer") else []
     return {
@@ -57,7 +57,7 @@ def origin_of(
     words = without_credentials(rephrase) if rephrase and "://" in rephrase else rephrase and folder_hash(Path(rephrase), MADE_OF)
     return {
         "request": {**asked, "prompt": request.asked_prompt or request.prompt if rephrase else request.prompt},
-        "references": [[r.subject, content_hash(Path(r.path))] for r in request.pictures()],
+        "references": [[r.subject, content_hash(Path(r.path))] for r in request.images()],
         "first_frame": content_hash(Path(request.first_frame)) if request.first_frame else None,
         "segmenter": folder_hash(Path(request.segmenter), MADE_OF) if request.segmenter else None,
         "weights": weights,

@@ -403,8 +403,8 @@ class PhantomPipeline(DiffusionPipeline):
     def _first_frame(self, image: Any, size: VideoSize, count: int) -> torch.Tensor | None:
         if image is None:
             return None
-        (picture,), _ = read_images([Named(image, "the first frame")])
-        latent = self.encode_images([letterbox(picture, size.height, size.width)])
+        (frame,), _ = read_images([Named(image, "the first frame")])
+        latent = self.encode_images([letterbox(frame, size.height, size.width)])
         return latent.expand(count, -1, -1, -1, -1)
 
     def _denoise(

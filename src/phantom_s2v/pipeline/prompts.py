@@ -23,9 +23,9 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.files.untrusted import parse_json, without_credentials
 
 INSTRUCTION = (
-    "You rewrite prompts for a video model that sees the attached reference pictures, in their order. Rewrite the prompt so that "
-    "every pictured subject is described by how it looks in its picture, each by other features than the rest, and keep what the "
-    "prompt says about action, place, camera and style. Do not describe the background of a picture. Keep the prompt's language. "
+    "You rewrite prompts for a video model that sees the attached reference images, in their order. Rewrite the prompt so that "
+    "every pictured subject is described by how it looks in its image, each by other features than the rest, and keep what the "
+    "prompt says about action, place, camera and style. Do not describe the background of an image. Keep the prompt's language. "
     "Answer with the rewritten prompt alone."
 )
 KEY = "PHANTOM_REPHRASE_KEY"  # environment variable with the endpoint's key
@@ -96,13 +96,13 @@ def noun_phrases(prompt: str) -> list[tuple[str, ...]]:
     return phrases
 
 
-def rephrase(prompt: str, pictures: list[np.ndarray], where: str) -> str:
-    """The prompt rewritten by a model that sees the pictures.
+def rephrase(prompt: str, images: list[np.ndarray], where: str) -> str:
+    """The prompt rewritten by a model that sees the images.
 
     `where` is URL#MODEL of an endpoint that speaks OpenAI's chat completions (its key in PHANTOM_REPHRASE_KEY), or the folder
-    of a transformers model for pictures and text. Nothing is sent anywhere else. Raises InputError where no prompt comes back.
+    of a transformers model for images and text. Nothing is sent anywhere else. Raises InputError where no prompt comes back.
     """
-    answer = _ask_endpoint(prompt, pictures, where) if "://" in where else _ask_model(prompt, pictures, Path(where))
+    answer = _ask_endpoint(prompt, images, where) if "://" in where else _ask_model(prompt, images, Path(where))
     text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", answer).strip().strip('"')
     if not text or len(text) > LONGEST_PROMPT:
         said = f"a prompt of {len(text):,} characters" if text else "no prompt"
@@ -110,14 +110,14 @@ def rephrase(prompt: str, pictures: list[np.ndarray], where: str) -> str:
     return text
 
 
-def _ask_endpoint(prompt: str, pictures: list[np.ndarray], where: str) -> str:
+def _ask_endpoint(prompt: str, images: list[np.ndarray], where: str) -> str:
     url, _, model = where.partition("#")
     place = _shown(url)
     if place is None or not model:
         raise InputError(
             f"rephrase must be URL#MODEL of an OpenAI-compatible endpoint, or a model folder (got {without_credentials(where)!r})"
         )
-    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(p)}} for p in pictures]
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(p)}} for p in images]
     content.append({"type": "text", "text": prompt})
     messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": content}]
     body = json.dumps({"model": model, "messages": messages, "max_tokens": ANSWER_TOKENS}).encode()
@@ -197,17 +197,17 @@ def _exchange(client: httpx.Client, url: str, body: bytes, headers: dict[str, st
     return bytes(answer)
 
 
-def _data_url(picture: np.ndarray) -> str:
-    image = Image.fromarray(picture)
-    image.thumbnail((768, 768))
+def _data_url(image: np.ndarray) -> str:
+    thumbnail = Image.fromarray(image)
+    thumbnail.thumbnail((768, 768))
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    thumbnail.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _ask_model(prompt: str, pictures: list[np.ndarray], folder: Path) -> str:
+def _ask_model(prompt: str, images: list[np.ndarray], folder: Path) -> str:
     from phantom_s2v.vision.vlm import VisionLanguageModel
 
     if not folder.is_dir():
         raise InputError(f"rephrase must be URL#MODEL of an OpenAI-compatible endpoint, or a model folder (got {str(folder)!r})")
-    return VisionLanguageModel(folder).ask(pictures, f"{INSTRUCTION}\n\n{prompt}", ANSWER_TOKENS)
+    return VisionLanguageModel(folder).ask(images, f"{INSTRUCTION}\n\n{prompt}", ANSWER_TOKENS)

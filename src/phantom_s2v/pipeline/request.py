@@ -6,7 +6,7 @@ from typing import Any
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.untrusted import exists, typed
-from phantom_s2v.geometry import MAX_PICTURES, MAX_SUBJECTS, VideoSize
+from phantom_s2v.geometry import MAX_IMAGES, MAX_SUBJECTS, VideoSize
 from phantom_s2v.models.base import Preset
 
 SOLVERS = ("euler", "unipc")
@@ -42,18 +42,18 @@ class Request:
     negative_prompt: str = ""
     first_frame: str | None = None
     untrained_size: bool = False
-    background: str | None = None  # a picture that is kept whole
+    background: str | None = None  # an image that is kept whole
     cutout: bool = False  # remove the ground of the other references
     segmenter: str | None = None  # folder of SAM2, for cutouts from grounds that are not plain
-    several_views: bool = False  # let Phantom-Wan have several pictures of one subject
+    several_views: bool = False  # let Phantom-Wan have several images of one subject
     asked_prompt: str | None = None  # what the user wrote, where a rephraser changed it
-    released_behaviour: bool = False  # read pictures and draw noise as the released code does
+    released_behaviour: bool = False  # read images and draw noise as the released code does
 
     def subjects(self) -> list[str]:
         """Names in the order of their first image."""
         return list(dict.fromkeys(r.subject for r in self.references))
 
-    def pictures(self) -> tuple[Reference, ...]:
+    def images(self) -> tuple[Reference, ...]:
         """Every image that takes a reference place: the references, then the background."""
         return self.references + ((Reference(self.background, "background"),) if self.background else ())
 
@@ -72,14 +72,14 @@ def check(request: Request, preset: Preset) -> None:
         raise InputError(str(error)) from error
     _check_bounds(request)
     VideoSize(request.num_frames, request.height, request.width)
-    subjects, pictures = len(request.subjects()), len(request.pictures())
+    subjects, images = len(request.subjects()), len(request.images())
     if subjects > MAX_SUBJECTS:
         raise InputError(
             f"number of subjects must be at most {MAX_SUBJECTS} (got {subjects}; images with the same NAME= are one subject)"
         )
-    if pictures > MAX_PICTURES:
-        raise InputError(f"number of reference images must be at most {MAX_PICTURES} (got {pictures})")
-    if not request.prompt.strip() and not pictures:
+    if images > MAX_IMAGES:
+        raise InputError(f"number of reference images must be at most {MAX_IMAGES} (got {images})")
+    if not request.prompt.strip() and not images:
         raise InputError("a prompt or a reference image is required")
     if request.solver not in SOLVERS:
         raise InputError(f"solver must be {' or '.join(SOLVERS)} (got {request.solver!r})")
@@ -127,10 +127,8 @@ def _check_trained(request: Request, preset: Preset) -> None:
     """What a model was never trained for."""
     if request.first_frame and not preset.takes_first_frame:
         raise InputError(f"{preset.name} does not support a first frame (not trained for it; phantom-mini is)")
-    if len(request.pictures()) > preset.most_images:
-        raise InputError(
-            f"number of images must be at most {preset.most_images} for {preset.name} (got {len(request.pictures())})"
-        )
+    if len(request.images()) > preset.most_images:
+        raise InputError(f"number of images must be at most {preset.most_images} for {preset.name} (got {len(request.images())})")
     if len(request.references) > len(request.subjects()) and not (preset.takes_views or request.several_views):
         raise InputError(
             f"{preset.name} takes one image per subject (got {len(request.references)} images of {len(request.subjects())} "

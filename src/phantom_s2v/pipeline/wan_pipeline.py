@@ -133,8 +133,8 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
 
         @lru_cache  # the same tensors at every step: keys and values of the text are kept by them
         def batch(group: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-            texts, pictures = zip(*(seen[name] for name in group), strict=True)
-            return (texts[0], pictures[0]) if len(group) == 1 else (torch.cat(texts), torch.cat(pictures))
+            texts, images = zip(*(seen[name] for name in group), strict=True)
+            return (texts[0], images[0]) if len(group) == 1 else (torch.cat(texts), torch.cat(images))
 
         def velocities(x: torch.Tensor, timestep: torch.Tensor, step: int, names: Iterable[str]) -> dict[str, torch.Tensor]:
             out: dict[str, torch.Tensor] = {}

@@ -16,12 +16,12 @@ LEFT_OUT = ("step",)  # of the facts of a state: where it stands
 
 
 def facts_of(stage: str, sprites: Sprites, init_from: Path | None) -> dict[str, Any]:
-    """What a run's state says of its making, beside its configuration: subjects and their pictures, the weights that it started
+    """What a run's state says of its making, beside its configuration: subjects and their images, the weights that it started
     from, and the code, whose first module is `stage`.
     """
     given = {"init_from": folder_hash(init_from, MADE_OF)} if init_from else {}
-    subjects, pictures = subjects_hash(sprites.subjects), sprites_hash(sprites)
-    return {"subjects": subjects, "pictures": pictures, **given, "code": code_version(stage)}
+    subjects, image_hash = subjects_hash(sprites.subjects), sprites_hash(sprites)
+    return {"subjects": subjects, "pictures": image_hash, **given, "code": code_version(stage)}
 
 
 def check_same_run(path: Path, before: dict[str, Any], now: dict[str, Any], may_change: tuple[str, ...]) -> None:

@@ -62,7 +62,7 @@ class Triplets:
 
     def _spec(self, rng: np.random.Generator, frames: int, side: int, references: int) -> ClipSpec:
         plain = references in (1, 2) and rng.random() < self.config.plain
-        draw: Any = partial(plain_spec if plain else random_spec, pictures=references)
+        draw: Any = partial(plain_spec if plain else random_spec, images=references)
         return draw(rng, self.sprites.subjects, frames, side)
 
 

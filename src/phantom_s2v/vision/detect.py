@@ -14,23 +14,23 @@ ONE_PLACE = 0.5  # IoU from which on two boxes of a phrase are one place
 
 
 class OpenVocabularyDetector:
-    """Phrases -> boxes in a picture."""
+    """Phrases -> boxes in an image."""
 
     def __init__(self, folder: Path, threshold: float = 0.3) -> None:
         self.prepare, self.model = load_transformers("AutoModelForZeroShotObjectDetection", folder)
         self.threshold = threshold
 
     @torch.no_grad()
-    def __call__(self, picture: np.ndarray, phrases: list[str]) -> list[tuple[tuple[int, int, int, int], str, float]]:
+    def __call__(self, image: np.ndarray, phrases: list[str]) -> list[tuple[tuple[int, int, int, int], str, float]]:
         """(box in pixels, phrase, score), highest score first. Phrases that match several regions are dropped."""
         if not phrases:
             return []
-        inputs = self.prepare(text=[phrases], images=Image.fromarray(picture), return_tensors="pt").to(self.model.device)
+        inputs = self.prepare(text=[phrases], images=Image.fromarray(image), return_tensors="pt").to(self.model.device)
         found = self.prepare.post_process_grounded_object_detection(
-            self.model(**inputs), threshold=self.threshold, target_sizes=[picture.shape[:2]], text_labels=[phrases]
+            self.model(**inputs), threshold=self.threshold, target_sizes=[image.shape[:2]], text_labels=[phrases]
         )[0]
         check_finite(found["scores"], "the score of a detection")
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         rows: list[tuple[tuple[int, int, int, int], str, float]] = []
         for i in found["scores"].argsort(descending=True).tolist():
             corners = np.clip(found["boxes"][i].tolist(), 0, [width, height, width, height]).round().astype(int).tolist()

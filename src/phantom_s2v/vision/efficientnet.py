@@ -13,7 +13,7 @@ from phantom_s2v.errors import CheckpointError
 from phantom_s2v.models.finite import check_finite, check_weights
 
 SIDE = 224
-BATCH = 4  # pictures at once: larger batches leave a CPU's cache
+BATCH = 4  # images at once: larger batches leave a CPU's cache
 
 
 def weights_file() -> Path:
@@ -40,9 +40,9 @@ class EfficientNetLite0:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()
-    def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Unit vectors [N, 1280] of RGB pictures of any size."""
-        resized = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for p in pictures]
+    def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors [N, 1280] of RGB images of any size."""
+        resized = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for p in images]
         pixels = (torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() - 127) / 128
         pooled = torch.cat([self.network.extract_features(part).mean((2, 3)) for part in pixels.split(BATCH)])
         check_finite(pooled, "the features of EfficientNet-Lite0")

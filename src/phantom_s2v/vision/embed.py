@@ -19,16 +19,16 @@ AESTHETIC_LAYERS = ((0, 768, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (
 
 
 class Embedder:
-    """Pictures -> embeddings, by DINO's class token or CLIP's projected one; CLIP reads texts too."""
+    """Images -> embeddings, by DINO's class token or CLIP's projected one; CLIP reads texts too."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.prepare, self.model = load_transformers("AutoModel", folder)
 
     @torch.no_grad()
-    def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
+    def __call__(self, images: list[np.ndarray]) -> np.ndarray:
         """float32 [n, d], of length one, of uint8 [H, W, 3] each."""
-        inputs = self.prepare(images=[Image.fromarray(p) for p in pictures], return_tensors="pt").to(self.model.device)
+        inputs = self.prepare(images=[Image.fromarray(p) for p in images], return_tensors="pt").to(self.model.device)
         run = getattr(self.model, "get_image_features", None) or self.model
         out = run(**inputs)
         # a plain ViT's own pooler is random where only its backbone was trained, as DINO's was
@@ -40,7 +40,7 @@ class Embedder:
 
     @torch.no_grad()
     def words(self, text: str) -> np.ndarray:
-        """float32 [d], of length one, of a text, in the pictures' space; it is cut at the model's length (77 tokens of CLIP)."""
+        """float32 [d], of length one, of a text, in the images' space; it is cut at the model's length (77 tokens of CLIP)."""
         from transformers import AutoTokenizer
 
         if not hasattr(self.model, "get_text_features"):
@@ -55,7 +55,7 @@ class Embedder:
 
 
 class Aesthetics:
-    """Pictures -> LAION's aesthetic score, 1..10: five linear layers on CLIP ViT-L/14's embeddings, without activations between.
+    """Images -> LAION's aesthetic score, 1..10: five linear layers on CLIP ViT-L/14's embeddings, without activations between.
 
     `folder` is CLIP's in transformers' layout, `head` the layers' safetensors file with the names layers.0.weight and so on; what
     is published is a pickle, which `convert_head` turns into it.
@@ -76,9 +76,9 @@ class Aesthetics:
             raise CheckpointError(f"{head} is not an aesthetic head: {' '.join(str(error).split())[:200]}") from error
 
     @torch.no_grad()
-    def __call__(self, pictures: list[np.ndarray]) -> np.ndarray:
+    def __call__(self, images: list[np.ndarray]) -> np.ndarray:
         """float32 [n]."""
-        values = torch.from_numpy(self.embed(pictures))
+        values = torch.from_numpy(self.embed(images))
         for layer in self.layers.values():
             values = layer(values)
         check_finite(values, "the aesthetic score")

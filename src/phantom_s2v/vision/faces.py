@@ -32,7 +32,7 @@ FILES = {
 PATIENCE = 600  # seconds that pip may take
 LARGEST = 4 << 20  # bytes of a file that is kept
 FACE_SIDE, MASK_SIDE = 128, 256  # pixels that the networks see
-SURE = 0.6  # least score of a face in the whole picture
+SURE = 0.6  # least score of a face in the whole image
 SURE_WITHIN = 0.75  # in a part of it, where more is tried and so more is mistaken
 PERSON = 0.5  # least chance that a pixel is a person's
 DLIB_SIDE = 200  # pixels of a face with its surroundings
@@ -117,10 +117,10 @@ def _network(name: str) -> Any:
     return network
 
 
-def _run(name: str, picture: np.ndarray) -> list[np.ndarray]:
+def _run(name: str, image: np.ndarray) -> list[np.ndarray]:
     """Outputs of a network for float32 [1, H, W, 3], in the order of their shapes' sizes, the largest first."""
     network = _network(name)
-    network.set_tensor(network.get_input_details()[0]["index"], picture)
+    network.set_tensor(network.get_input_details()[0]["index"], image)
     network.invoke()
     found = [network.get_tensor(detail["index"]) for detail in network.get_output_details()]
     for each in found:
@@ -128,26 +128,26 @@ def _run(name: str, picture: np.ndarray) -> list[np.ndarray]:
     return sorted(found, key=lambda each: -each.size)
 
 
-def person_mask(picture: np.ndarray) -> np.ndarray:
+def person_mask(image: np.ndarray) -> np.ndarray:
     """Mask bool [H, W] of all persons in uint8 [H, W, 3]."""
-    small = np.asarray(Image.fromarray(picture).resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR), np.float32) / 255
+    small = np.asarray(Image.fromarray(image).resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR), np.float32) / 255
     chance = _run("selfie_segmentation.tflite", small[None])[0][0, :, :, 0]
-    whole = Image.fromarray(chance).resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR)
+    whole = Image.fromarray(chance).resize((image.shape[1], image.shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(whole) > PERSON
 
 
-def faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], float]]:
+def faces(image: np.ndarray) -> list[tuple[tuple[int, int, int, int], float]]:
     """(box in pixels, score) of faces in uint8 [H, W, 3], the surest first."""
-    return [(box, score) for box, score, _ in _found_faces(picture)]
+    return [(box, score) for box, score, _ in _found_faces(image)]
 
 
-def _found_faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], float, np.ndarray]]:
-    """(box, score, points) of faces; points [6, 2], (x, y) in pixels: eyes, nose, mouth, ears, the left of the picture first.
+def _found_faces(image: np.ndarray) -> list[tuple[tuple[int, int, int, int], float, np.ndarray]]:
+    """(box, score, points) of faces; points [6, 2], (x, y) in pixels: eyes, nose, mouth, ears, the left of the image first.
 
-    The network knows faces that fill a tenth and more of what it sees, so it looks at the whole picture and at squares of it.
+    The network knows faces that fill a tenth and more of what it sees, so it looks at the whole image and at squares of it.
     """
-    height, width = picture.shape[:2]
-    rows = np.concatenate([_faces_in(picture, *square) for square in _squares(height, width)])
+    height, width = image.shape[:2]
+    rows = np.concatenate([_faces_in(image, *square) for square in _squares(height, width)])
     kept: list[tuple[tuple[int, int, int, int], float, np.ndarray]] = []
     for row in rows[np.argsort(-rows[:, 0], kind="stable")]:
         left, top, right, bottom = np.clip(row[1:5], 0, [width, height, width, height]).round().astype(int).tolist()
@@ -157,18 +157,18 @@ def _found_faces(picture: np.ndarray) -> list[tuple[tuple[int, int, int, int], f
 
 
 def _squares(height: int, width: int) -> list[tuple[int, int, int]]:
-    """(top, left, side): the whole picture, then squares as high as it is and half as high, each half over the next."""
+    """(top, left, side): the whole image, then squares as high as it is and half as high, each half over the next."""
     sides = dict.fromkeys((min(height, width), min(height, width) // 2))
     sides = [side for side in sides if FACE_SIDE // 2 <= side < max(height, width)]
     within = [box for side in sides for box in squares(width, height, side, side // 2)]
     return [(0, 0, max(height, width)), *((top, left, right - left) for left, top, right, _ in within)]
 
 
-def _faces_in(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
-    """[n, 17] of one square: score, box, six points, in pixels of the picture; faces that the square cuts off are left out."""
-    height, width = picture.shape[:2]
+def _faces_in(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    """[n, 17] of one square: score, box, six points, in pixels of the image; faces that the square cuts off are left out."""
+    height, width = image.shape[:2]
     square = np.zeros((side, side, 3), np.uint8)
-    part = picture[top : top + side, left : left + side]
+    part = image[top : top + side, left : left + side]
     square[: part.shape[0], : part.shape[1]] = part
     small = np.asarray(Image.fromarray(square).resize((FACE_SIDE, FACE_SIDE), Image.Resampling.BILINEAR), np.float32)
     places, scores = _run("face_detection_short_range.tflite", small[None] / 127.5 - 1)
@@ -221,40 +221,40 @@ def dlib_hash() -> str:
     return folder_hash(_dlib_folder(), (".dat",))
 
 
-def face_feature(picture: np.ndarray) -> np.ndarray | None:
+def face_feature(image: np.ndarray) -> np.ndarray | None:
     """Feature float32 [128] of the surest face in uint8 [H, W, 3], None where there is none.
 
     Euclidean distances below 0.6 are of one person, as dlib's author measured on LFW.
     """
     detect, landmarks, describe = _dlib()
-    picture = np.ascontiguousarray(picture)
-    found, scores, _ = detect.run(picture, 1, 0.0)
+    image = np.ascontiguousarray(image)
+    found, scores, _ = detect.run(image, 1, 0.0)
     if not len(found):
         return None
     best = found[int(np.argmax(scores))]
-    feature = np.asarray(describe.compute_face_descriptor(picture, landmarks(picture, best)), np.float32)
+    feature = np.asarray(describe.compute_face_descriptor(image, landmarks(image, best)), np.float32)
     check_finite(feature, "the face feature by dlib")
     return feature
 
 
-def face_features(picture: np.ndarray) -> list[np.ndarray]:
+def face_features(image: np.ndarray) -> list[np.ndarray]:
     """dlib's features [128] of all faces in uint8 [H, W, 3] that BlazeFace finds and dlib can align, the surest first."""
-    found = (face_feature(_around(picture, box)) for box, _ in faces(picture))
+    found = (face_feature(_around(image, box)) for box, _ in faces(image))
     return [feature for feature in found if feature is not None]
 
 
-def _around(picture: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+def _around(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     """A face with as much again around it, at a size at which dlib's detector is quick and sure."""
     left, top, right, bottom = box
     margin = round(0.5 * max(right - left, bottom - top))
-    part = picture[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
+    part = image[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
     scale = DLIB_SIDE / max(part.shape[:2])
     size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
     return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS))
 
 
 def dlib_alike(one: np.ndarray, other: np.ndarray) -> float:
-    """1 - the distance of two of dlib's features: 1 is the same picture, 0.4 and more one person."""
+    """1 - the distance of two of dlib's features: 1 is the same image, 0.4 and more one person."""
     return 1 - float(np.linalg.norm(one - other))
 
 
@@ -277,9 +277,9 @@ class ArcFace:
         if list(shape[1:]) != [3, ARC_SIDE, ARC_SIDE]:
             raise CheckpointError(f"the ArcFace input must be [3, {ARC_SIDE}, {ARC_SIDE}] (got {shape[1:]} for {file})")
 
-    def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
+    def __call__(self, image: np.ndarray) -> list[np.ndarray]:
         """Features of length one of all faces in uint8 [H, W, 3], the surest first."""
-        aligned = [align(picture, points[:4]) for _, _, points in _found_faces(picture)]
+        aligned = [align(image, points[:4]) for _, _, points in _found_faces(image)]
         if not aligned:
             return []
         pixels = np.stack(aligned).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
@@ -289,13 +289,13 @@ class ArcFace:
         return [vector / np.linalg.norm(vector) for vector in vectors]
 
 
-def align(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
+def align(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """A face uint8 [112, 112, 3], turned and scaled so that eyes, nose and mouth (x, y) [4, 2] come nearest to the template."""
     x, y = TEMPLATE[:, 0], TEMPLATE[:, 1]
-    # picture = [[a, -b], [b, a]] template + (c, d), by least squares: Pillow asks where each pixel comes from
+    # image = [[a, -b], [b, a]] template + (c, d), by least squares: Pillow asks where each pixel comes from
     rows = np.concatenate([np.stack([x, -y, x * 0 + 1, x * 0], 1), np.stack([y, x, x * 0, x * 0 + 1], 1)])
     a, b, c, d = np.linalg.lstsq(rows, np.concatenate([points[:, 0], points[:, 1]]), rcond=None)[0]
-    turned = Image.fromarray(picture).transform(
+    turned = Image.fromarray(image).transform(
         (ARC_SIDE, ARC_SIDE), Image.Transform.AFFINE, (a, -b, c, b, a, d), Image.Resampling.BILINEAR
     )
     return np.asarray(turned)

@@ -27,23 +27,23 @@ def _mini() -> tuple[ImageEncoder, AutoencoderKLWan]:
     return load_part(ImageEncoder, folder / "image_encoder"), load_autoencoder(folder / "vae")
 
 
-def _pixels(pictures: list[np.ndarray]) -> torch.Tensor:
-    return to_pixels(np.stack([letterbox(picture, SIDE, SIDE) for picture in pictures])[:, None])
+def _pixels(images: list[np.ndarray]) -> torch.Tensor:
+    return to_pixels(np.stack([letterbox(image, SIDE, SIDE) for image in images])[:, None])
 
 
 @torch.no_grad()
-def embed_mini(pictures: list[np.ndarray]) -> np.ndarray:
+def embed_mini(images: list[np.ndarray]) -> np.ndarray:
     """Embeddings float32 [n, 384], of length one, of cutouts on white, by phantom-mini's image encoder."""
     encoder = _mini()[0]
-    vectors = encoder.embed(encoder(_pixels(pictures)[:, :, 0]))
+    vectors = encoder.embed(encoder(_pixels(images)[:, :, 0]))
     check_finite(vectors, "the embedding by phantom-mini")
     return vectors.numpy()
 
 
 @torch.no_grad()
-def texture_mini(picture: np.ndarray) -> np.ndarray:
+def texture_mini(image: np.ndarray) -> np.ndarray:
     """Mean and deviation of the autoencoder's latent channels over a cutout, float32 [2 C], of length one."""
-    latent = encode(_mini()[1], _pixels([picture]))[0].flatten(1)
+    latent = encode(_mini()[1], _pixels([image]))[0].flatten(1)
     return nn.functional.normalize(torch.cat([latent.mean(1), latent.std(1)]), dim=0).numpy()
 
 

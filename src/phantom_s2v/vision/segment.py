@@ -15,7 +15,7 @@ from phantom_s2v.models.finite import check_finite, check_weights
 from phantom_s2v.models.tensors import align
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which SAM2 was trained with
-MARGIN = 0.02  # share of the picture that is left outside the box
+MARGIN = 0.02  # share of the image that is left outside the box
 
 
 @lru_cache(maxsize=1)
@@ -33,12 +33,12 @@ def load_segmenter(folder: Path) -> Any:
 
 
 @torch.no_grad()
-def subject_mask(folder: Path, picture: np.ndarray) -> np.ndarray:
-    """Mask bool [H, W] of what fills the picture uint8 [H, W, 3] up to a margin: the best of SAM2's three for that box."""
+def subject_mask(folder: Path, image: np.ndarray) -> np.ndarray:
+    """Mask bool [H, W] of what fills the image uint8 [H, W, 3] up to a margin: the best of SAM2's three for that box."""
     model = load_segmenter(folder)
     side = model.config.prompt_encoder_config.image_size
-    height, width = picture.shape[:2]
-    small = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
+    height, width = image.shape[:2]
+    small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
     pixels = torch.from_numpy((small - MEAN) / DEVIATION).float().permute(2, 0, 1)[None]
     box = torch.tensor([[[MARGIN, MARGIN, 1 - MARGIN, 1 - MARGIN]]]) * side
     out = model(pixel_values=pixels, input_boxes=box)

@@ -15,26 +15,26 @@ CAPTION = (
 )
 PHRASES = "List the subjects of this caption with their looks, one noun phrase on a line and nothing else:\n"
 SAME = (
-    "Do these two pictures show the very same subject (for a product its colour, packaging and text, for a person the face and, "
+    "Do these two images show the very same subject (for a product its colour, packaging and text, for a person the face and, "
     "where it shows, the clothing), and in different surroundings? Answer yes or no."
 )
 MARKED = (
-    "Does this picture show a manufactured thing with its brand's logo or lettering, whole and readable, so that the same "
+    "Does this image show a manufactured thing with its brand's logo or lettering, whole and readable, so that the same "
     "product could be recognised elsewhere? Answer yes or no."
 )
 ANSWER = 128  # tokens
 
 
 class VisionLanguageModel:
-    """Pictures and a question -> an answer, by an image-text-to-text model."""
+    """Images and a question -> an answer, by an image-text-to-text model."""
 
     def __init__(self, folder: Path) -> None:
         self.prepare, self.model = load_transformers("AutoModelForImageTextToText", folder)
 
     @torch.no_grad()
-    def ask(self, pictures: list[np.ndarray], question: str, most: int = ANSWER) -> str:
+    def ask(self, images: list[np.ndarray], question: str, most: int = ANSWER) -> str:
         """What the model says, greedily, in at most `most` tokens."""
-        content: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(p)} for p in pictures]
+        content: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(p)} for p in images]
         chat = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         inputs = self.prepare.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -51,10 +51,10 @@ class VisionLanguageModel:
         lines = (line.strip(" -*\t.0123456789") for line in self.ask([], PHRASES + caption).splitlines())
         return list(dict.fromkeys(line for line in lines if line))
 
-    def marked(self, picture: np.ndarray) -> bool:
+    def marked(self, image: np.ndarray) -> bool:
         """Whether a thing carries its mark whole, and so is the same wherever it shows (Phantom-Data, section 4)."""
-        return self.ask([picture], MARKED).lower().startswith("yes")
+        return self.ask([image], MARKED).lower().startswith("yes")
 
     def same(self, one: np.ndarray, other: np.ndarray) -> bool:
-        """Whether two pictures show one subject in different places."""
+        """Whether two images show one subject in different places."""
         return self.ask([one, other], SAME).lower().startswith("yes")

@@ -1,4 +1,4 @@
-"""A detector without a network: what has another colour than the picture's border or, where that is of many colours, what moved.
+"""A detector without a network: what has another colour than the image's border or, where that is of many colours, what moved.
 
 It finds things that stand apart from a ground which the border shows: plain, graded, patterned. It misses what shares its colours
 with the ground and joins what touches. In photographed scenes it finds roughly what moves in front of a camera that stands still,
@@ -18,19 +18,19 @@ from phantom_s2v.media.images import border
 STEP = 4  # of 255, width of a bin of Lab
 RING = 3 / 128  # of the shorter side: the border that shows the ground
 RARE = 0.0006  # share of the border below which a colour is no ground
-SMALLEST = 0.002  # share of the picture: a part of a subject
-WORKING_SIDE = 256  # the shorter side of the picture that is looked at
+SMALLEST = 0.002  # share of the image: a part of a subject
+WORKING_SIDE = 256  # the shorter side of the image that is looked at
 COLOURS = 180  # bins from which on a border is of many colours
 MOVED = 14.0  # distance in Lab that is no noise
-MOVING = 0.02, 0.5  # shares of the picture that may move: less is noise, more is the camera
-GROUND = 0.35  # least share of the picture that the ground has to cover; else the border does not show it
+MOVING = 0.02, 0.5  # shares of the image that may move: less is noise, more is the camera
+GROUND = 0.35  # least share of the image that the ground has to cover; else the border does not show it
 
 
 def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:
     """Detections in every still, uint8 [H, W, 3]; phrases name them only where there is one phrase and one object."""
     small = _small(stills)
     palette = _palette(small)
-    parts = moved(small) if palette is None else [foreground(picture, palette) for picture in small]
+    parts = moved(small) if palette is None else [foreground(image, palette) for image in small]
     found = []
     for still, some in zip(stills, parts, strict=True):
         masks = [_enlarged(mask, still.shape) for mask in some]
@@ -45,7 +45,7 @@ def plain_ground(stills: list[np.ndarray]) -> bool:
 
 
 def fills(still: np.ndarray) -> bool:
-    """Whether a subject leaves so little of its plain ground that the picture is all subject; False on many colours."""
+    """Whether a subject leaves so little of its plain ground that the image is all subject; False on many colours."""
     small = _small([still])
     palette = _palette(small)
     if palette is None:
@@ -60,38 +60,38 @@ def _small(stills: list[np.ndarray]) -> list[np.ndarray]:
     return [cv2.resize(still, size, interpolation=cv2.INTER_AREA) if scale < 1 else still for still in stills]
 
 
-def _palette(pictures: list[np.ndarray]) -> np.ndarray | None:
+def _palette(images: list[np.ndarray]) -> np.ndarray | None:
     """Ground colours and their neighbours; None where the border is of many colours."""
-    common = ground_colours(pictures)
+    common = ground_colours(images)
     return ndimage.maximum_filter(common.astype(np.uint8), 3) > 0 if common.sum() < COLOURS else None
 
 
-def _different(picture: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    lab = _bins(picture)
+def _different(image: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    lab = _bins(image)
     return ~palette[lab[..., 0], lab[..., 1], lab[..., 2]]
 
 
-def _ring(picture: np.ndarray) -> np.ndarray:
-    return border(picture, max(2, round(RING * min(picture.shape[:2]))))
+def _ring(image: np.ndarray) -> np.ndarray:
+    return border(image, max(2, round(RING * min(image.shape[:2]))))
 
 
-def _bins(picture: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(picture, cv2.COLOR_RGB2LAB).astype(np.int32) // STEP + 1
+def _bins(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.int32) // STEP + 1
 
 
-def ground_colours(pictures: list[np.ndarray]) -> np.ndarray:
-    """Table bool [n, n, n] over bins of Lab: colours of the border of any of the pictures."""
+def ground_colours(images: list[np.ndarray]) -> np.ndarray:
+    """Table bool [n, n, n] over bins of Lab: colours of the border of any of the images."""
     count = 256 // STEP + 3
     table = np.zeros((count, count, count), np.float32)
-    for picture in pictures:
-        ring = _ring(_bins(picture))
+    for image in images:
+        ring = _ring(_bins(image))
         np.add.at(table, tuple(ring.T), 1)
     return table >= max(2, RARE * table.sum())
 
 
-def foreground(picture: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
+def foreground(image: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
     """Masks bool [H, W] of what is not ground; none where the ground covers too little to be trusted."""
-    different = _different(picture, palette)
+    different = _different(image, palette)
     if different.mean() > 1 - GROUND:
         return []
     height, width = different.shape
@@ -105,15 +105,15 @@ def foreground(picture: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
 
 
 def _parts(mask: np.ndarray, smallest: float) -> list[np.ndarray]:
-    """Connected parts, without holes, of at least `smallest` of the picture."""
+    """Connected parts, without holes, of at least `smallest` of the image."""
     labels, count = cast(tuple[np.ndarray, int], ndimage.label(cast(np.ndarray, ndimage.binary_fill_holes(mask))))
     return [part for part in (labels == i for i in range(1, count + 1)) if part.sum() >= smallest * part.size]
 
 
-def moved(pictures: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Masks bool [H, W] of what is at one moment where it is at no other; none where the camera moves, or only one picture is."""
-    soft = [cv2.GaussianBlur(cv2.cvtColor(p, cv2.COLOR_RGB2LAB), (0, 0), 2).astype(np.float32) for p in pictures]
-    k = max(1, round(min(pictures[0].shape[:2]) / 64))
+def moved(images: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Masks bool [H, W] of what is at one moment where it is at no other; none where the camera moves, or only one image is."""
+    soft = [cv2.GaussianBlur(cv2.cvtColor(p, cv2.COLOR_RGB2LAB), (0, 0), 2).astype(np.float32) for p in images]
+    k = max(1, round(min(images[0].shape[:2]) / 64))
     found: list[list[np.ndarray]] = []
     for i, own in enumerate(soft):
         distances = [np.linalg.norm(own - other, axis=-1) for j, other in enumerate(soft) if j != i]

@@ -1,6 +1,6 @@
 """Triplets out of a store and into one: a folder of files, WebDataset tars, and folders of captioned videos.
 
-A triplet is `ID.mp4`, `ID.json` and one `ID.reference-N.EXT` for each picture (its mask: `ID.mask-N.png`); a tar holds the same
+A triplet is `ID.mp4`, `ID.json` and one `ID.reference-N.EXT` for each image (its mask: `ID.mask-N.png`); a tar holds the same
 names.
 """
 
@@ -13,26 +13,26 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
-from phantom_s2v.data.clips import picture_suffix, store_picture, store_video
+from phantom_s2v.data.clips import image_suffix, store_image, store_video
 from phantom_s2v.data.formats.intake import MOST_BYTES, Files, groups_of_folder, groups_of_tars
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.io import check_folder, check_outputs, read_text, writing
 from phantom_s2v.files.untrusted import MOST_TEXT, check_regular, parse_json, typed
-from phantom_s2v.geometry import MAX_PICTURES
+from phantom_s2v.geometry import MAX_IMAGES
 
 SHARD = 1000  # triplets a tar
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def to_files(triplet: Triplet) -> Files:
     """The files of a triplet by the rest of their name."""
-    described = [{k: v for k, v in asdict(r).items() if k not in ("picture", "mask")} for r in triplet.references]
+    described = [{k: v for k, v in asdict(r).items() if k not in ("image", "mask")} for r in triplet.references]
     facts = {k: v for k, v in asdict(replace(triplet, references=())).items() if k != "video"} | {"references": described}
     files: Files = {"mp4": triplet.video, "json": json.dumps(facts, ensure_ascii=False, indent=1).encode()}
     for number, reference in enumerate(triplet.references, 1):
-        files[f"reference-{number}.{_suffix(reference.picture)}"] = reference.picture
+        files[f"reference-{number}.{_suffix(reference.image)}"] = reference.image
         if reference.mask:
             files[f"mask-{number}.png"] = reference.mask
     return files
@@ -43,15 +43,15 @@ def from_files(name: str, files: Files) -> Triplet:
     try:
         facts = parse_json(files["json"])
         rows, rest = facts.get("references"), {k: v for k, v in facts.items() if k != "references"}
-        if not isinstance(rows, list) or len(rows) > MAX_PICTURES:
-            raise ValueError(f"references must be a list of at most {MAX_PICTURES}")
-        pictures = {int(k.split("-")[1].split(".")[0]): v for k, v in files.items() if k.startswith("reference-")}
+        if not isinstance(rows, list) or len(rows) > MAX_IMAGES:
+            raise ValueError(f"references must be a list of at most {MAX_IMAGES}")
+        images = {int(k.split("-")[1].split(".")[0]): v for k, v in files.items() if k.startswith("reference-")}
         references = tuple(
             typed(
                 TripletReference,
                 {**row, "box": row.get("box") or None},
                 f"reference {number}",
-                picture=pictures[number],
+                image=images[number],
                 mask=files.get(f"mask-{number}.png", b""),
             )
             for number, row in enumerate(rows, 1)
@@ -64,8 +64,8 @@ def from_files(name: str, files: Files) -> Triplet:
     return triplet
 
 
-def _suffix(picture: bytes) -> str:
-    if not (suffix := picture_suffix(picture)):
+def _suffix(image: bytes) -> str:
+    if not (suffix := image_suffix(image)):
         raise DataError("references must be PNG, JPEG or WebP")
     return suffix
 
@@ -135,9 +135,9 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
         )
 
 
-def _stored(picture: Path, told: Callable[[str], None]) -> bytes:
-    check_regular(picture, MOST_BYTES)
-    return store_picture(picture, told)
+def _stored(image: Path, told: Callable[[str], None]) -> bytes:
+    check_regular(image, MOST_BYTES)
+    return store_image(image, told)
 
 
 def read_captioned(
@@ -145,8 +145,8 @@ def read_captioned(
 ) -> Iterator[Triplet]:
     """Triplets of a folder of videos with a caption beside each, `NAME.mp4` and `NAME.txt`.
 
-    Pictures `NAME.SUBJECT.png` beside them become cross-pair references of that subject, whose name has no dot. Videos and
-    pictures are kept as they are where they need no conversion, which is `told` otherwise. What cannot be read, and pictures
+    Images `NAME.SUBJECT.png` beside them become cross-pair references of that subject, whose name has no dot. Videos and
+    images are kept as they are where they need no conversion, which is `told` otherwise. What cannot be read, and images
     that belong to no video, are named to `left_out`.
     """
     if not folder.is_dir():
@@ -155,7 +155,7 @@ def read_captioned(
     videos = [name for name in names if Path(name).suffix.lower() in VIDEOS]
     if not videos:
         raise DataError(f"{folder} contains no videos (supported: {', '.join(VIDEOS)})")
-    pictures = _by_video({Path(name).stem for name in videos}, names, left_out)
+    images = _by_video({Path(name).stem for name in videos}, names, left_out)
     for name in videos:
         video = folder / name
         try:
@@ -163,8 +163,8 @@ def read_captioned(
             check_regular(video.with_suffix(".txt"), MOST_TEXT)
             caption = read_text(video.with_suffix(".txt")).strip()
             references = tuple(
-                TripletReference(_stored(folder / picture, told), subject, "cross-pair", rights=rights)
-                for picture, subject in pictures.get(video.stem, ())
+                TripletReference(_stored(folder / image, told), subject, "cross-pair", rights=rights)
+                for image, subject in images.get(video.stem, ())
             )
             clip = store_video(video, told)
             triplet = Triplet(clip.video, caption, references, clip.fps, clip.count, clip.height, clip.width, rights=rights)
@@ -175,11 +175,11 @@ def read_captioned(
 
 
 def _by_video(stems: set[str], names: list[str], left_out: Callable[[str], None]) -> dict[str, list[tuple[str, str]]]:
-    """Stem of a video -> (picture, subject) of those named STEM.SUBJECT.png; one named like a video is no reference."""
+    """Stem of a video -> (image, subject) of those named STEM.SUBJECT.png; one named like a video is no reference."""
     found: dict[str, list[tuple[str, str]]] = {}
     for name in names:
         whole = Path(name)
-        if whole.suffix.lower() not in PICTURES:
+        if whole.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         stem, _, subject = whole.stem.rpartition(".")
         if stem in stems and subject and whole.stem not in stems:

@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from phantom_s2v.data.clips import PICTURES
+from phantom_s2v.data.clips import IMAGE_FORMATS
 from phantom_s2v.data.triplets import Triplet, check
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.untrusted import read_regular
-from phantom_s2v.media.images import open_picture
+from phantom_s2v.media.images import open_image
 from phantom_s2v.media.videos import Video
 
 MOST_BYTES = 1 << 30  # of all files of a triplet
@@ -129,12 +129,12 @@ def accepted(triplets: Iterable[Triplet], require_licence: bool, left_out: LeftO
 
 
 def check_contents(triplet: Triplet) -> None:
-    """Decode a triplet's video, pictures and masks. Raises DataError where one cannot be, or is not what its facts say."""
+    """Decode a triplet's video, images and masks. Raises DataError where one cannot be, or is not what its facts say."""
     faults = []
     try:
         _check_video(triplet)
         for number, reference in enumerate(triplet.references, 1):
-            size, _ = _decoded(reference.picture, PICTURES, f"reference {number}")
+            size, _ = _decoded(reference.image, IMAGE_FORMATS, f"reference {number}")
             if reference.mask and _decoded(reference.mask, ("PNG",), f"mask {number}") != (size, True):
                 faults.append(f"mask {number} must have one channel and the size of its image")
     except (DataError, InputError) as error:
@@ -159,9 +159,9 @@ def _check_video(triplet: Triplet) -> None:
 
 
 def _decoded(content: bytes, formats: tuple[str, ...], what: str) -> tuple[tuple[int, int], bool]:
-    """(width, height) of a picture, and whether it has one channel. Raises DataError where it cannot be decoded whole."""
+    """(width, height) of an image, and whether it has one channel. Raises DataError where it cannot be decoded whole."""
     try:
-        with open_picture(io.BytesIO(content), formats) as image:
+        with open_image(io.BytesIO(content), formats) as image:
             image.load()
             return image.size, image.mode in ("1", "L")
     except UnidentifiedImageError as error:

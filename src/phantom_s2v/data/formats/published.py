@@ -129,7 +129,7 @@ def _from_frame(clips: Path, facts: dict[str, Any], box: list[float], phrase: st
 def _cropped(
     frame: np.ndarray, box: np.ndarray, mask: np.ndarray | None, name: str, pairing: str, score: float, rights: Rights
 ) -> TripletReference:
-    """The box of a frame as a picture. Raises DataError for a box that holds nothing."""
+    """The box of a frame as an image. Raises DataError for a box that holds nothing."""
     height, width = frame.shape[:2]
     left, top, right, bottom = np.clip(box, 0, [width, height, width, height]).round().astype(int).tolist()
     if right - left < 2 or bottom - top < 2:
@@ -236,10 +236,10 @@ def _part(path: Path, facts: dict[str, Any], index: int, told: Told) -> tuple[St
             if number == stop:
                 return
             if number >= start:
-                picture = frame[top:bottom, left:right]
+                image = frame[top:bottom, left:right]
                 if number == start + index:
-                    still.append(picture)
-                yield picture
+                    still.append(image)
+                yield image
 
     if (start, left, top) == (0, 0, 0) and stop >= whole.count and right >= whole.width and bottom >= whole.height:
         clip = store_video(path, told)

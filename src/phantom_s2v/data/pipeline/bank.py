@@ -2,7 +2,7 @@
 
 films     one row for every file that is done: its record and the seconds that each stage took
 clips     one row for every clip, kept or dropped; the video of those kept
-subjects  one row for every subject: its vectors and pictures
+subjects  one row for every subject: its vectors and images
 written   ids of the triplets that were written
 pairs     one row for every subject: what was judged of its pairs, and at which version of the subjects
 
@@ -26,7 +26,7 @@ from phantom_s2v.errors import DataError
 from phantom_s2v.files.io import writing_folder
 from phantom_s2v.files.reuse import code_version
 
-BUFFER, BUFFER_BYTES = 64, 64 << 20  # records, and bytes of their videos and pictures, that are held before they are written
+BUFFER, BUFFER_BYTES = 64, 64 << 20  # records, and bytes of their videos and images, that are held before they are written
 BATCH = 64  # rows that are read at once, with their videos
 PAIRING = ("pair", "verify")  # stages that judge pairs
 COMPACT = 32  # fragments from which on a dataset is put together again
@@ -49,7 +49,7 @@ CLIPS = pa.schema(
 )
 PAIRS = pa.schema([("id", pa.string()), ("version", pa.int64()), ("config", pa.string()), ("facts", pa.string())])
 TEXTS = ("id", "clip", "film", "name")
-VIEW = pa.struct([("picture", pa.large_binary()), ("mask", pa.large_binary()), ("inner", pa.list_(pa.float64()))])
+VIEW = pa.struct([("image", pa.large_binary()), ("mask", pa.large_binary()), ("inner", pa.list_(pa.float64()))])
 
 
 def subjects_schema(width: int) -> pa.Schema:
@@ -132,8 +132,8 @@ class Bank:
             self.held["clips"].append(_clip_row(record))
             if not record["drop"]:
                 self.held["subjects"] += [_subject_row(record, subject) for subject in record["subjects"]]
-        pictures = sum(len(view["picture"]) for row in self.held["subjects"] for view in row["views"])
-        size = pictures + sum(len(row["video"]) for row in self.held["clips"])
+        images = sum(len(view["image"]) for row in self.held["subjects"] for view in row["views"])
+        size = images + sum(len(row["video"]) for row in self.held["clips"])
         if size >= BUFFER_BYTES or len(self.held["clips"]) + len(self.held["films"]) >= BUFFER:
             self.flush()
 
@@ -242,18 +242,18 @@ def _subject_row(clip: Record, subject: Record) -> Record:
         "face": [] if subject["face"] is None else subject["face"].tolist(),
         "context": subject["context"].tolist(),
         "views": [
-            {"picture": png(v["picture"]), "mask": png(v["mask"].astype(np.uint8) * 255), "inner": list(v["inner"])}
+            {"image": png(v["image"]), "mask": png(v["mask"].astype(np.uint8) * 255), "inner": list(v["inner"])}
             for v in subject["views"]
         ],
     }
 
 
-def png(picture: np.ndarray) -> bytes:
-    """A picture as PNG."""
-    return cv2.imencode(".png", picture[..., ::-1] if picture.ndim == 3 else picture)[1].tobytes()
+def png(image: np.ndarray) -> bytes:
+    """An image as PNG."""
+    return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
 
 
 def unpng(content: bytes) -> np.ndarray:
     """A PNG as uint8 [H, W, 3], or [H, W] where it has one channel."""
-    picture = np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED))
-    return picture[..., ::-1] if picture.ndim == 3 else picture
+    image = np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED))
+    return image[..., ::-1] if image.ndim == 3 else image

@@ -1,6 +1,6 @@
 """Caption: what a clip shows, and its subjects as noun phrases with their looks (Phantom, section 3.1).
 
-Here the clip is cut out, since this is the first stage that needs pictures in full. The caption is the captioner's, else the one
+Here the clip is cut out, since this is the first stage that needs images in full. The caption is the captioner's, else the one
 that lies beside the film, else none: subjects.py then writes one from what it finds.
 """
 

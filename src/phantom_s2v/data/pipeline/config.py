@@ -44,9 +44,9 @@ class Config:
     models: str = ""  # hashes of the networks' weights; set by the command line
     people: bool = False  # look for persons and faces as well
     instants: tuple[float, ...] = (0.05, 0.5, 0.95)
-    smallest_box: float = 0.04  # share of the picture
+    smallest_box: float = 0.04  # share of the image
     largest_box: float = 0.9
-    smallest_side: int = 128  # of a box, in pixels, at a picture height of 720; scaled with it
+    smallest_side: int = 128  # of a box, in pixels, at an image height of 720; scaled with it
     overlap: float = 0.8  # IoU above which the weaker of two boxes goes
     most_subjects: int = 4
     longest_side: int = 1280  # of the clips that are written
@@ -54,14 +54,14 @@ class Config:
     lower: float = 0.85  # similarity below which it is another subject
     upper: float = 0.96  # sameness of the surroundings above which it is a copy
     colours: float = 0.62  # least overlap of colours
-    texture: float = 0.9  # least likeness of the autoencoder's features
+    texture: float = 0.9  # least similarity of the autoencoder's features
     neighbours: int = 16  # looked at for each subject
     partners: int = 2  # cross-pair references kept of each subject
 
 
 @dataclass(frozen=True)
 class Detection:
-    """Something found in a picture: its box (left, top, right, bottom) in pixels, mask bool [H, W], name and certainty."""
+    """Something found in an image: its box (left, top, right, bottom) in pixels, mask bool [H, W], name and certainty."""
 
     box: tuple[int, int, int, int]
     mask: np.ndarray

@@ -18,7 +18,7 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
 def _embedded(subject: Record, models: Models) -> Record:
     views = subject["views"]
     mean = models.embed([view["cutout"] for view in views]).mean(0)
-    face = models.face(views[len(views) // 2]["picture"]) if models.face else None
+    face = models.face(views[len(views) // 2]["image"]) if models.face else None
     return {
         **subject,
         "vector": (mean / max(1e-6, float(np.linalg.norm(mean)))).astype(np.float32),
@@ -30,7 +30,7 @@ def _embedded(subject: Record, models: Models) -> Record:
 def centred(values: np.ndarray) -> np.ndarray:
     """An array as a vector of mean 0 and length 1, float32: the product of two is their correlation.
 
-    Of crops with what surrounds them it is near 1 where the same picture was taken twice.
+    Of crops with what surrounds them it is near 1 where the same image was taken twice.
     """
     vector = values.astype(np.float32).ravel()
     vector = vector - vector.mean()

@@ -37,10 +37,10 @@ def cut(
     stills: dict[int, np.ndarray] = {}
 
     def shown() -> Iterator[np.ndarray]:
-        for number, picture in enumerate(resampled(_span(film, begins, ends, size), begins, count, fps)):
+        for number, image in enumerate(resampled(_span(film, begins, ends, size), begins, count, fps)):
             if number in wanted:
-                stills[number] = picture
-            yield picture
+                stills[number] = image
+            yield image
 
     target = io.BytesIO()
     encode(target, shown(), fps, CRF)
@@ -48,7 +48,7 @@ def cut(
 
 
 def _span(film: Record, begins: float, ends: float, size: tuple[int, int]) -> Iterator[Timed]:
-    for now, picture in Video(Path(film["path"])).frames(begins, size):
+    for now, image in Video(Path(film["path"])).frames(begins, size):
         if now >= ends - 1e-4:
             return
-        yield now, picture
+        yield now, image

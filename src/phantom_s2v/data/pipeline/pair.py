@@ -94,6 +94,6 @@ def repeats(bank: Bank, config: Config) -> dict[str, str]:
 
 
 def _repeats(row: Record, other: Record, config: Config) -> bool:
-    """The same pictures, and about as long."""
+    """The same images, and about as long."""
     lengths = [facts["stop"] - facts["start"] for facts in (json.loads(row["facts"]), json.loads(other["facts"]))]
     return _product(row["signature"], other["signature"]) > config.same_clip and max(lengths) < 1.5 * min(lengths)

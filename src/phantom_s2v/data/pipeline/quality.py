@@ -14,7 +14,7 @@ from phantom_s2v.media.images import evenly_spaced
 LOOKED_AT = 8  # frames of a clip
 CHANGED = 14  # of 255: what counts as a changed pixel
 BLACK = 20  # of 255
-TALLEST, LOWEST = 0.12, 0.035  # letters, as shares of the picture's height
+TALLEST, LOWEST = 0.12, 0.035  # letters, as shares of the image's height
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
@@ -79,7 +79,7 @@ def letters_in_a_row(grey: np.ndarray) -> int:
     """Most shapes of one height that stand in one row through all frames, uint8 [n, h, w]: the letters of burnt-in text.
 
     A grid of dots has many such rows, and text has one or two. What it misses: text that moves, and letters lower than a 28th of
-    the picture.
+    the image.
     """
     height = grey.shape[1]
     fixed = (grey.max(0).astype(int) - grey.min(0)) < CHANGED  # text does not move
@@ -102,7 +102,7 @@ def letters_in_a_row(grey: np.ndarray) -> int:
 
 
 def signature(frames: np.ndarray) -> np.ndarray:
-    """What a clip looks like in 64 numbers: grey 4 x 4 pictures of four moments, mean 0 and length 1."""
+    """What a clip looks like in 64 numbers: grey 4 x 4 images of four moments, mean 0 and length 1."""
     moments = frames[np.linspace(0, len(frames) - 1, 4).round().astype(int)]
     small = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (4, 4), interpolation=cv2.INTER_AREA).ravel() for f in moments]
     return centred(np.concatenate(small))

@@ -74,7 +74,7 @@ def write_report(
         _table("Why pairs were dropped", found.drops.most_common()),
         "<h2>Similarity of subjects</h2><p>Below the bound it is another subject.</p>",
         _histogram(found.similar, config.lower),
-        "<h2>Sameness of surroundings</h2><p>Above the bound it is the same picture.</p>",
+        "<h2>Sameness of surroundings</h2><p>Above the bound it is the same image.</p>",
         _histogram(found.same, config.upper),
         f"<h2>Pairs kept</h2>{_sheet(bank, _spread(found.sample))}",
         f"<h2>Pairs just rejected</h2>{_sheet(bank, found.near)}",
@@ -144,7 +144,7 @@ def _sheet(bank: Bank, pairs: list[Record]) -> str:
     views = {i: row["views"] for i, row in bank.subjects({p[side] for p in pairs for side in ("subject", "partner")}).items()}
     return "".join(
         figure(
-            [_small(views[p[side]][len(views[p[side]]) // 2]["picture"]) for side in ("subject", "partner")],
+            [_small(views[p[side]][len(views[p[side]]) // 2]["image"]) for side in ("subject", "partner")],
             f"{p['similarity']:.2f}, {p['sameness']:.2f} {html.escape(p['drop'])}",
         )
         for p in pairs
@@ -152,5 +152,5 @@ def _sheet(bank: Bank, pairs: list[Record]) -> str:
 
 
 def _small(content: bytes) -> np.ndarray:
-    picture = unpng(content)
-    return cv2.resize(picture, (max(1, round(picture.shape[1] * TILE / picture.shape[0])), TILE), interpolation=cv2.INTER_AREA)
+    image = unpng(content)
+    return cv2.resize(image, (max(1, round(image.shape[1] * TILE / image.shape[0])), TILE), interpolation=cv2.INTER_AREA)

@@ -1,8 +1,8 @@
 """Subjects of a clip at three moments, with boxes, masks and unambiguous names (Phantom-Data, section 4).
 
 A subject is a dict: subject (id), name, marked, and views, one for each moment that shows it: instant (number of the still),
-frame, box (pixels of the clip), share (the box in shares of the still), picture (uint8, the box with a margin), inner (the box
-in it, in shares), mask (bool, of the picture), cutout (uint8 square on white), surroundings (uint8 [16, 16, 3]).
+frame, box (pixels of the clip), share (the box in shares of the still), image (uint8, the box with a margin), inner (the box
+in it, in shares), mask (bool, of the image), cutout (uint8 square on white), surroundings (uint8 [16, 16, 3]).
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from phantom_s2v.data.synthetic.looks import nearest_colour
 from phantom_s2v.geometry import iou
 from phantom_s2v.media.images import border
 
-MARGIN = 0.08  # of a box's longer side, around a reference picture
+MARGIN = 0.08  # of a box's longer side, around a reference image
 EDGE = 0.008  # of a side: what touches it is cut off by it
 REFERENCE_HEIGHT = 720  # for which Phantom-Data gives the minimum side of a box
 WHITE = 255
@@ -69,13 +69,13 @@ def follow(found: list[list[Detection]], stills: list[np.ndarray]) -> list[list[
     for number, each in enumerate(found):
         free = list(range(len(tracks)))
         for detection in each:
-            likeness = {
-                t: _likeness(stills[tracks[t][-1][0]], tracks[t][-1][1], stills[number], detection)
+            similarity = {
+                t: _similarity(stills[tracks[t][-1][0]], tracks[t][-1][1], stills[number], detection)
                 for t in free
                 if tracks[t][-1][1].name == detection.name
             }
-            best = max(likeness, key=lambda t: likeness[t], default=None)
-            if best is not None and likeness[best] > 0.5:
+            best = max(similarity, key=lambda t: similarity[t], default=None)
+            if best is not None and similarity[best] > 0.5:
                 tracks[best].append((number, detection))
                 free.remove(best)
             else:
@@ -83,8 +83,8 @@ def follow(found: list[list[Detection]], stills: list[np.ndarray]) -> list[list[
     return sorted(tracks, key=lambda track: (-len(track), -track[0][1].score, track[0][1].box))
 
 
-def _likeness(before: np.ndarray, one: Detection, after: np.ndarray, other: Detection) -> float:
-    """Overlap of colours, lessened by the distance between the boxes' centres as a share of the picture."""
+def _similarity(before: np.ndarray, one: Detection, after: np.ndarray, other: Detection) -> float:
+    """Overlap of colours, lessened by the distance between the boxes' centres as a share of the image."""
     a, b = (np.array([(d.box[0] + d.box[2]) / 2, (d.box[1] + d.box[3]) / 2]) for d in (one, other))
     distance = float(np.hypot(*((a - b) / (before.shape[1], before.shape[0]))))
     return float(np.minimum(colours(before[one.mask]), colours(after[other.mask])).sum()) - distance
@@ -122,7 +122,7 @@ def _view(still: np.ndarray, detection: Detection, number: int, frame: int) -> d
         "frame": frame,
         "box": detection.box,
         "share": (left / width, top / height, right / width, bottom / height),
-        "picture": still[y0:y1, x0:x1].copy(),
+        "image": still[y0:y1, x0:x1].copy(),
         "inner": tuple(float(v) for v in (np.array(detection.box) - [x0, y0, x0, y0]) / ([x1 - x0, y1 - y0] * 2)),
         "mask": detection.mask[y0:y1, x0:x1].copy(),
         "cutout": cutout(still, detection),

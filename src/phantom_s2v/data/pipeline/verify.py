@@ -16,21 +16,21 @@ def run(records: Iterable[Record], config: Config, models: Models, bank: Bank) -
 
     @lru_cache(maxsize=512)
     def seen(subject: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Colours, texture and the middle picture of a subject."""
+        """Colours, texture and the middle image of a subject."""
         views = dataset.to_table(columns=["views"], filter=f"id = '{subject}'")["views"].to_pylist()[0]
-        pictures = [unpng(view["picture"]) for view in views]
+        images = [unpng(view["image"]) for view in views]
         masks = [unpng(view["mask"]) > 0 for view in views]
         middle = len(views) // 2
-        cut = np.where(masks[middle][..., None], pictures[middle], WHITE).astype(np.uint8)
-        shades = np.mean([colours(picture[mask]) for picture, mask in zip(pictures, masks, strict=True)], 0)
-        return shades, models.features(cut), pictures[middle]
+        cut = np.where(masks[middle][..., None], images[middle], WHITE).astype(np.uint8)
+        shades = np.mean([colours(image[mask]) for image, mask in zip(images, masks, strict=True)], 0)
+        return shades, models.features(cut), images[middle]
 
     for pair in records:
         if not pair["drop"]:
-            (first, texture, picture), (second, other_texture, other) = seen(pair["subject"]), seen(pair["partner"])
-            overlap, likeness = float(np.minimum(first, second).sum()), float(texture @ other_texture)
-            drop = "other colours" if overlap < config.colours else "other texture" if likeness < config.texture else ""
-            if not drop and models.same and not models.same(picture, other):
+            (first, texture, image), (second, other_texture, other) = seen(pair["subject"]), seen(pair["partner"])
+            overlap, similarity = float(np.minimum(first, second).sum()), float(texture @ other_texture)
+            drop = "other colours" if overlap < config.colours else "other texture" if similarity < config.texture else ""
+            if not drop and models.same and not models.same(image, other):
                 drop = "refused by the model"
-            pair = {**pair, "colours": overlap, "texture": likeness, "drop": drop}
+            pair = {**pair, "colours": overlap, "texture": similarity, "drop": drop}
         yield pair

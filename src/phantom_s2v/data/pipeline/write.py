@@ -8,9 +8,9 @@ from itertools import islice
 from phantom_s2v.data.pipeline.bank import Bank
 from phantom_s2v.data.pipeline.config import Record
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference
-from phantom_s2v.geometry import MAX_PICTURES
+from phantom_s2v.geometry import MAX_IMAGES
 
-BATCH = 32  # clips that are in memory at once, with their videos and pictures
+BATCH = 32  # clips that are in memory at once, with their videos and images
 
 
 def run(pairs: Callable[[set[str]], Iterable[Record]], repeated: Container[str], bank: Bank, rights: Rights) -> Iterator[Triplet]:
@@ -55,7 +55,7 @@ def _triplet(
     return Triplet(
         video=video,
         caption=facts["caption"],
-        references=tuple(references[:MAX_PICTURES]),
+        references=tuple(references[:MAX_IMAGES]),
         fps=facts["fps"],
         frames=facts["frames"],
         height=facts["height"],
@@ -67,7 +67,7 @@ def _triplet(
 
 def _reference(view: Record, name: str, pairing: str, score: float, rights: Rights) -> TripletReference:
     left, top, right, bottom = view["inner"]
-    return TripletReference(view["picture"], name, pairing, (left, top, right, bottom), view["mask"], score, rights)
+    return TripletReference(view["image"], name, pairing, (left, top, right, bottom), view["mask"], score, rights)
 
 
 def _own(facts: Record, rights: Rights) -> Rights:

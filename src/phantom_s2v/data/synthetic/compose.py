@@ -41,7 +41,7 @@ _ORDINALS = ("first", "second", "third", "fourth")
 
 @dataclass(frozen=True)
 class Cast:
-    """One subject of a clip and what it does. Lengths are shares of the picture's side."""
+    """One subject of a clip and what it does. Lengths are shares of the image's side."""
 
     subject: Subject
     look: Look = PLAIN_LOOK
@@ -54,7 +54,7 @@ class Cast:
 
 @dataclass(frozen=True)
 class Shot:
-    """How a reference picture is taken of a cast member; in-pair cuts it from the clip and ignores the rest."""
+    """How a reference image is taken of a cast member; in-pair cuts it from the clip and ignores the rest."""
 
     in_pair: bool = False
     animated: bool = False  # from the animation and not from the still
@@ -91,29 +91,29 @@ class Clip:
 
 
 def random_spec(
-    rng: np.random.Generator, pool: tuple[Subject, ...], frames: int = 25, side: int = 64, pictures: int | None = None
+    rng: np.random.Generator, pool: tuple[Subject, ...], frames: int = 25, side: int = 64, images: int | None = None
 ) -> ClipSpec:
-    """A training clip. `pictures` fixes how many references it has (0 to 8), so that batches are of one shape."""
-    if pictures is None:
-        pictures = int(rng.choice(5, p=[0.05, 0.6, 0.25, 0.06, 0.04]))
-    views = _random_views(rng, pictures)
+    """A training clip. `images` fixes how many references it has (0 to 8), so that batches are of one shape."""
+    if images is None:
+        images = int(rng.choice(5, p=[0.05, 0.6, 0.25, 0.06, 0.04]))
+    views = _random_views(rng, images)
     subjects = rng.choice(len(pool), max(1, len(views)), replace=False)
     slots = _slots(rng, len(subjects))
     casts = tuple(_random_cast(rng, pool[i], slot, len(subjects)) for i, slot in zip(subjects, slots, strict=True))
     shots = tuple(tuple(random_shot(rng) for _ in range(count)) for count in views) or ((),)
-    named = not pictures or bool(rng.random() < 0.5)
+    named = not images or bool(rng.random() < 0.5)
     return ClipSpec(casts, shots, random_ground(rng), named, frames, side)
 
 
 def plain_spec(
-    rng: np.random.Generator, pool: tuple[Subject, ...], frames: int = 25, side: int = 64, pictures: int = 1
+    rng: np.random.Generator, pool: tuple[Subject, ...], frames: int = 25, side: int = 64, images: int = 1
 ) -> ClipSpec:
     """A training clip as most users ask for it: large subjects, mostly in their own colours, going one way on a plain ground.
 
-    `pictures` is 1 or 2: two are of two subjects side by side or, seldom, two views of one.
+    `images` is 1 or 2: two are of two subjects side by side or, seldom, two views of one.
     """
     moving = tuple(subject for subject in pool if subject.animated) or pool
-    spec = random_spec(rng, moving if rng.random() < 0.85 else pool, frames, side, pictures)
+    spec = random_spec(rng, moving if rng.random() < 0.85 else pool, frames, side, images)
     casts = tuple(_plain_cast(rng, cast, len(spec.casts)) for cast in spec.casts)
     ground = replace(spec.ground, kind="plain") if rng.random() < 0.8 else spec.ground
     shots = tuple(tuple(Shot() if rng.random() < 0.7 else shot for shot in of) for of in spec.shots)
@@ -127,14 +127,14 @@ def _plain_cast(rng: np.random.Generator, cast: Cast, count: int) -> Cast:
     return replace(cast, look=look, motion=motion, size=float(rng.uniform(low, high)), reach=float(rng.uniform(near, far)))
 
 
-def _random_views(rng: np.random.Generator, pictures: int) -> list[int]:
+def _random_views(rng: np.random.Generator, images: int) -> list[int]:
     """Views of each subject: mostly one each; at most four subjects."""
-    if not pictures:
+    if not images:
         return []
-    few = -(-pictures // 2)
-    count = min(4, pictures if rng.random() < 0.8 else few) if pictures > 1 else 1
+    few = -(-images // 2)
+    count = min(4, images if rng.random() < 0.8 else few) if images > 1 else 1
     views = [1] * count
-    for _ in range(pictures - count):
+    for _ in range(images - count):
         views[int(rng.integers(count))] += 1
     return views
 
@@ -156,7 +156,7 @@ def _random_cast(rng: np.random.Generator, subject: Subject, slot: tuple[float, 
 
 
 def random_shot(rng: np.random.Generator) -> Shot:
-    """One reference in eight is in-pair; most others stand upright and large on white, as users' pictures do."""
+    """One reference in eight is in-pair; most others stand upright and large on white, as users' images do."""
     if rng.random() < 0.125:
         return Shot(in_pair=True)
     plain = rng.random() < 0.5

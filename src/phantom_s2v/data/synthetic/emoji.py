@@ -72,7 +72,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sprites:
-    """Subjects and their pictures; `pixels` may be a memory map."""
+    """Subjects and their images; `pixels` may be a memory map."""
 
     subjects: tuple[Subject, ...]
     pixels: np.ndarray
@@ -148,7 +148,7 @@ def subjects_hash(subjects: tuple[Subject, ...]) -> str:
 
 
 def sprites_hash(sprites: Sprites) -> str:
-    """SHA-256 of subjects and of their pictures: what composed clips follow from, beside a seed."""
+    """SHA-256 of subjects and of their images: what composed clips follow from, beside a seed."""
     listed = hashlib.sha256(repr(sprites.subjects).encode()).hexdigest()
     if isinstance(sprites.pixels, np.memmap):
         pixels = content_hash(Path(str(sprites.pixels.filename)))
@@ -168,7 +168,7 @@ def fetch(root: Path, held_out: Set[str], progress: Callable[[str], None]) -> No
         load_store(root)  # replaces a store, and nothing else
     with tempfile.TemporaryDirectory(dir=root) as scratch:
         archives = [_npm_pack(package, digest, Path(scratch), progress) for package, digest in PACKAGES.items()]
-        progress("reading pictures")
+        progress("reading images")
         entries = ((key, still, clip) for key, still, clip in read_packages(archives) if family_of(key) not in held_out)
         write_store(Path(scratch) / "store", entries)
         for file in (Path(scratch) / "store").iterdir():
@@ -220,9 +220,9 @@ def read_packages(archives: list[Path], side: int = SPRITE) -> Iterator[tuple[st
 
 def decode_sprites(data: bytes, limit: int, side: int = SPRITE) -> np.ndarray:
     """Up to `limit` frames of a WebP, evenly spaced, as premultiplied RGBA uint8 [k, side, side, 4]."""
-    from phantom_s2v.media.images import open_picture  # loads PyAV, which a machine that only trains has not
+    from phantom_s2v.media.images import open_image  # loads PyAV, which a machine that only trains has not
 
-    image = open_picture(io.BytesIO(data), ("WEBP",))
+    image = open_image(io.BytesIO(data), ("WEBP",))
     count = getattr(image, "n_frames", 1)
     frames = []
     for index in np.linspace(0, count, min(limit, count), endpoint=False).astype(int):

@@ -1,4 +1,4 @@
-"""The held-out subjects: the list, and the pictures of them that demo, tests and evaluation use.
+"""The held-out subjects: the list, and the images of them that demo, tests and evaluation use.
 
 No part of the model ever learns from them. They are packaged (at 160 pixels, MIT, see LICENCE beside them), so that nothing but
 training fetches anything. `python -m phantom_s2v.data.synthetic.heldout ARCHIVE ...` wrote them from the packages of emoji.py.
@@ -24,7 +24,7 @@ from phantom_s2v.data.synthetic.emoji import (
     split,
     write_store,
 )
-from phantom_s2v.media.images import open_picture
+from phantom_s2v.media.images import open_image
 
 ASSETS = Path(__file__).parents[2] / "assets" / "held-out"
 EVALUATED = 100
@@ -81,7 +81,7 @@ def build(archives: list[Path], scratch: Path) -> None:
     stills = _originals(archives)
     for subject in kept:
         image = (
-            open_picture(io.BytesIO(stills[subject.key]), ("WEBP",))
+            open_image(io.BytesIO(stills[subject.key]), ("WEBP",))
             .convert("RGBA")
             .resize((STORED, STORED), Image.Resampling.LANCZOS)
         )

@@ -1,6 +1,6 @@
 """Looks and grounds as data: colours, patterns, plain, graded and textured backgrounds; render.py draws them.
 
-One name must stand for many looks, so that identity is read from the picture and not recalled from the word.
+One name must stand for many looks, so that identity is read from the image and not recalled from the word.
 Sprites are float32 premultiplied RGBA in 0..1, [..., H, W, 4].
 """
 

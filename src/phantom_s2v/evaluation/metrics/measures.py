@@ -12,7 +12,7 @@ from phantom_s2v.data.pipeline.embed import centred
 from phantom_s2v.data.synthetic.looks import nearest_colour
 from phantom_s2v.evaluation.metrics.regions import border_colour, regions
 
-FLAT = 32  # pixels a side of whole frames that are held against a reference picture
+FLAT = 32  # pixels a side of whole frames that are held against a reference image
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 LEAST_TRAVEL = 0.05  # of the side: less is no direction
 
@@ -78,11 +78,11 @@ def motion_fb(frames: Iterable[np.ndarray]) -> float:
 
 
 def copy_paste(frames: Sequence[np.ndarray], reference: np.ndarray) -> float:
-    """How much of a reference picture stands in a video unchanged, with its pose, ground and crop: -1..1, 1 is a pasted picture.
+    """How much of a reference image stands in a video unchanged, with its pose, ground and crop: -1..1, 1 is a pasted image.
 
-    The largest normalised cross-correlation of the picture, at 32 scales from 0.35 to 1 of the frame, over some `frames`, uint8
+    The largest normalised cross-correlation of the image, at 32 scales from 0.35 to 1 of the frame, over some `frames`, uint8
     [H, W, 3] each. A subject alone that was pasted onto another ground is not seen, nor one that was turned or mirrored; a
-    plain picture on a ground of the same colour is seen although nothing was pasted (ours; docs/method.md).
+    plain image on a ground of the same colour is seen although nothing was pasted (ours; docs/method.md).
     """
     import cv2
 
@@ -90,9 +90,9 @@ def copy_paste(frames: Sequence[np.ndarray], reference: np.ndarray) -> float:
     best = -1.0
     for scale in np.geomspace(0.35, 1.0, 32):
         size = (max(8, round(scale * width)), max(8, round(scale * height)))
-        picture = cv2.resize(reference, size, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(reference, size, interpolation=cv2.INTER_AREA)
         for frame in frames:
-            found = cv2.matchTemplate(np.ascontiguousarray(frame), picture, cv2.TM_CCOEFF_NORMED)
+            found = cv2.matchTemplate(np.ascontiguousarray(frame), image, cv2.TM_CCOEFF_NORMED)
             best = max(best, float(found[np.isfinite(found)].max(initial=-1.0)))
     return best
 
@@ -105,48 +105,48 @@ class OverTime:
     levels: np.ndarray  # [F], mean luma
     changes: np.ndarray  # [F - 1], mean difference from the frame before, of 255
     bends: np.ndarray  # [F - 2], mean difference of the frame before from the mean of its neighbours, of 255
-    likeness: np.ndarray  # [references, F], correlation of whole frames with a reference picture at their size, -1..1
+    similarity: np.ndarray  # [references, F], correlation of whole frames with a reference image at their size, -1..1
 
 
 def over_time(frames: Iterable[tuple[float, np.ndarray]], references: Sequence[np.ndarray] = ()) -> OverTime:
     """Numbers of (time, uint8 [H, W, 3]) frames, which are all of one size; three of them are in memory."""
-    pictures = np.stack([_flat(reference) for reference in references]) if references else np.zeros((0, FLAT * FLAT * 3))
+    images = np.stack([_flat(reference) for reference in references]) if references else np.zeros((0, FLAT * FLAT * 3))
     seconds, levels, changes, bends = (array("d") for _ in range(4))
-    likeness, held = array("f"), list[np.ndarray]()
+    similarities, held = array("f"), list[np.ndarray]()
     for now, frame in frames:
         seconds.append(now)
         levels.append(float((frame.astype(np.float32) @ LUMA).mean()))
-        likeness.extend((pictures @ _flat(frame)).tolist())
+        similarities.extend((images @ _flat(frame)).tolist())
         held = [*held[-2:], frame.astype(np.int16)]
         if len(held) > 1:
             changes.append(float(np.abs(held[-1] - held[-2]).mean()))
         if len(held) > 2:
             bends.append(float(np.abs(held[0] + held[2] - 2 * held[1]).mean()) / 2)
-    alike = np.array(likeness).reshape(len(seconds), len(references)).T
+    alike = np.array(similarities).reshape(len(seconds), len(references)).T
     return OverTime(np.array(seconds), np.array(levels), np.array(changes), np.array(bends), alike)
 
 
-def _flat(picture: np.ndarray) -> np.ndarray:
+def _flat(image: np.ndarray) -> np.ndarray:
     import cv2
 
-    return centred(cv2.resize(picture, (FLAT, FLAT), interpolation=cv2.INTER_AREA))
+    return centred(cv2.resize(image, (FLAT, FLAT), interpolation=cv2.INTER_AREA))
 
 
-def reference_flash(likeness: np.ndarray) -> tuple[float, list[int]]:
-    """How far single frames rise above the others in likeness to the reference picture itself, 0..2, and which frames do.
+def reference_flash(similarities: np.ndarray) -> tuple[float, list[int]]:
+    """How far single frames rise above the others in similarity to the reference image itself, 0..2, and which frames do.
 
-    `likeness` [F] is of `over_time`; what half of the frames have is the video's own. A video that shows the picture throughout
+    `similarities` [F] is of `over_time`; what half of the frames have is the video's own. A video that shows the image throughout
     has no flash, but copy_paste sees it.
     """
-    rise = likeness - np.median(likeness)
-    shown = likeness > 0.9
+    rise = similarities - np.median(similarities)
+    shown = similarities > 0.9
     return float(np.where(shown, rise, 0).max()), np.flatnonzero(shown & (rise > 0.1)).tolist()
 
 
 def frozen(seen: OverTime) -> float:
     """Share of successive frames that are the same but for compression (mean difference below 0.4 of 255).
 
-    0..1; 1 is a still picture, nan is a single frame. Slow motion of something small counts as none.
+    0..1; 1 is a still image, nan is a single frame. Slow motion of something small counts as none.
     """
     return float((seen.changes < 0.4).mean()) if len(seen.changes) else float("nan")
 
@@ -154,7 +154,7 @@ def frozen(seen: OverTime) -> float:
 def flicker(seen: OverTime) -> float:
     """Mean change of brightness from frame to frame that the next change takes back, in shares of the brightness; 0 and more.
 
-    From the luma of whole frames; nan for fewer than three. Flicker of a part of the picture is diluted; a cut counts once.
+    From the luma of whole frames; nan for fewer than three. Flicker of a part of the image is diluted; a cut counts once.
     """
     if len(seen.levels) < 3:
         return float("nan")
@@ -166,7 +166,7 @@ def flicker(seen: OverTime) -> float:
 def smoothness(seen: OverTime) -> float:
     """How well each frame is foretold by its neighbours' mean, 0..1, 1 is smooth: 1 - mean error / 255, as VBench's in spirit.
 
-    nan for fewer than three frames. A still picture is perfectly smooth; fast motion of texture is not.
+    nan for fewer than three frames. A still image is perfectly smooth; fast motion of texture is not.
     """
     return float(1 - seen.bends.mean() / 255) if len(seen.bends) else float("nan")
 
@@ -179,7 +179,7 @@ def sharpness(frames: Sequence[np.ndarray]) -> float:
 
 
 def similarity(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Cosine of frames' features [F, d] with a picture's or a text's [d], all of length one: [F], -1..1, 1 is the same.
+    """Cosine of frames' features [F, d] with an image's or a text's [d], all of length one: [F], -1..1, 1 is the same.
 
     CLIP-I with CLIP features, DINO-I with DINO features, the text score with CLIP text features (Phantom, section 4.1).
     CLIP-I tells categories apart, but not instances; both reward copy-paste.
@@ -192,7 +192,7 @@ def face_similarity(
     references: Sequence[np.ndarray | None],
     alike: Callable[[np.ndarray, np.ndarray], float],
 ) -> np.ndarray:
-    """Likeness of each reference's face in each frame [F, references], 1 is the same; nan where there is none.
+    """Similarity of each reference's face in each frame [F, references], 1 is the same; nan where there is none.
 
     `frames` hold the features of their faces. In a frame every face goes to at most one reference, so that two people are not
     both found in one face. Misses who turns away, and says nothing of a frame without a face.

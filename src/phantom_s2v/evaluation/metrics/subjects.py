@@ -1,4 +1,4 @@
-"""Which reference is where: regions of frames, their likeness to the references, and what follows for each subject."""
+"""Which reference is where: regions of frames, their similarity to the references, and what follows for each subject."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ SIDES = ("left", "right", "top", "bottom")
 
 @dataclass(frozen=True)
 class Sighting:
-    """What one frame shows: regions with their centres (x, y) in shares, cutouts, and likeness [regions, references]."""
+    """What one frame shows: regions with their centres (x, y) in shares, cutouts, and similarity [regions, references]."""
 
     frame: int
     centres: np.ndarray
     cutouts: list[np.ndarray]
-    likeness: np.ndarray
+    similarity: np.ndarray
     given: dict[int, int]  # reference -> the region that is most likely its own
 
 
@@ -35,88 +35,88 @@ class Found:
 
     sightings: list[Sighting]
     cut: list[np.ndarray | None]  # of every reference; None has nothing that stands out
-    likeness: np.ndarray  # over time, [references, frames], nan where not seen
+    similarity: np.ndarray  # over time, [references, frames], nan where not seen
     in_windows: bool  # regions are windows of the frames, since the ground is of many colours
 
 
-def find_subjects(stills: Mapping[int, np.ndarray], pictures: Sequence[np.ndarray], embed: Embed) -> Found:
+def find_subjects(stills: Mapping[int, np.ndarray], images: Sequence[np.ndarray], embed: Embed) -> Found:
     """Look for references, uint8 [h, w, 3], in frames of a video, number -> uint8 [H, W, 3].
 
     On a plain ground regions are what stands out, and references are cut out likewise; a reference in which nothing stands out
     is looked for in whole frames, and always seen. On a ground of many colours, as photographed, nothing can be cut out without
-    a larger detector: there regions are the windows that are most like the references, and references are whole pictures.
+    a larger detector: there regions are the windows that are most like the references, and references are whole images.
     """
     if not plain_ground(list(stills.values())):
-        known = embed(list(pictures)) if pictures else None
+        known = embed(list(images)) if images else None
         seen = [_look_in_windows(still, i, known, embed) for i, still in stills.items()]
-        return Found(seen, list(pictures), _over_time(seen, len(pictures)), True)
-    cut = [cut_reference(picture) for picture in pictures]
+        return Found(seen, list(images), _over_time(seen, len(images)), True)
+    cut = [cut_reference(image) for image in images]
     seen = look(stills, cut, embed)
-    values = _over_time(seen, len(pictures))
-    for i, picture in enumerate(pictures):
+    values = _over_time(seen, len(images))
+    for i, image in enumerate(images):
         if cut[i] is None:
-            values[i] = embed(list(stills.values())) @ embed([picture])[0]
+            values[i] = embed(list(stills.values())) @ embed([image])[0]
     return Found(seen, cut, values, False)
 
 
 def look(stills: Mapping[int, np.ndarray], references: Sequence[np.ndarray | None], embed: Embed) -> list[Sighting]:
-    """What stands out in frames, number -> uint8 [H, W, 3]; `references` are cut out, and None has no region and likeness -1."""
-    pictures = list(stills.values())
-    found = [_large(each) for each in detect_objects(pictures, [])]
-    cut = [[cutout(still, d) for d in each] for still, each in zip(pictures, found, strict=True)]
-    wanted = {i: picture for i, picture in enumerate(references) if picture is not None}
+    """What stands out in frames, number -> uint8 [H, W, 3]; `references` are cut out, and None has no region and similarity -1."""
+    images = list(stills.values())
+    found = [_large(each) for each in detect_objects(images, [])]
+    cut = [[cutout(still, d) for d in each] for still, each in zip(images, found, strict=True)]
+    wanted = {i: image for i, image in enumerate(references) if image is not None}
     flat = [c for each in cut for c in each]
-    likeness = np.full((len(flat), len(references)), -1.0)
+    similarity = np.full((len(flat), len(references)), -1.0)
     if flat and wanted:
-        likeness[:, list(wanted)] = embed(flat) @ embed(list(wanted.values())).T
+        similarity[:, list(wanted)] = embed(flat) @ embed(list(wanted.values())).T
     sightings, start = [], 0
     for (frame, still), each, cuts in zip(stills.items(), found, cut, strict=True):
-        own = likeness[start : start + len(cuts)]
+        own = similarity[start : start + len(cuts)]
         start += len(cuts)
         boxes = np.array([d.box for d in each], float).reshape(-1, 4)
         sightings.append(Sighting(frame, _centres(boxes, still.shape), cuts, own, _given(own, list(wanted))))
     return sightings
 
 
-def _look_in_windows(picture: np.ndarray, frame: int, known: np.ndarray | None, embed: Embed) -> Sighting:
+def _look_in_windows(image: np.ndarray, frame: int, known: np.ndarray | None, embed: Embed) -> Sighting:
     """The whole frame and squares of it, as high as it is and half; of those that overlap, the one most like a reference.
 
-    Neighbouring squares share a third: with a half, likeness rises by 0.02 and the time by a quarter (dev/LOG.md).
+    Neighbouring squares share a third: with a half, similarity rises by 0.02 and the time by a quarter (dev/LOG.md).
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     sides = [max(2, min(height, width) // part) for part in (1, 2)]
     boxes = [(0, 0, width, height), *(box for side in sides for box in squares(width, height, side, 2 * side // 3))]
-    parts = [picture[top:bottom, left:right] for left, top, right, bottom in boxes]
-    likeness = np.zeros((len(boxes), 0)) if known is None else embed(parts) @ known.T
+    parts = [image[top:bottom, left:right] for left, top, right, bottom in boxes]
+    similarity = np.zeros((len(boxes), 0)) if known is None else embed(parts) @ known.T
     kept: list[int] = []
-    for i in np.argsort(-likeness.max(1, initial=-1), kind="stable").tolist():
+    for i in np.argsort(-similarity.max(1, initial=-1), kind="stable").tolist():
         if all(covered(boxes[i], boxes[k]) < APART for k in kept):
             kept.append(i)
-    own = likeness[kept]
-    centres = _centres(np.array([boxes[k] for k in kept], float), picture.shape)
+    own = similarity[kept]
+    centres = _centres(np.array([boxes[k] for k in kept], float), image.shape)
     return Sighting(frame, centres, [parts[k] for k in kept], own, _given(own, list(range(own.shape[1]))))
 
 
-def _given(likeness: np.ndarray, wanted: list[int]) -> dict[int, int]:
-    """Reference -> region, so that the sum of likeness [regions, references] is the largest; `wanted` alone can be found."""
-    rows, columns = linear_sum_assignment(-likeness[:, wanted])
+def _given(similarity: np.ndarray, wanted: list[int]) -> dict[int, int]:
+    """Reference -> region, so that the sum of similarity [regions, references] is the largest; `wanted` alone can be found."""
+    rows, columns = linear_sum_assignment(-similarity[:, wanted])
     return {wanted[c]: int(r) for r, c in zip(rows, columns, strict=True)}
 
 
 def _over_time(sightings: list[Sighting], references: int) -> np.ndarray:
-    values = [[s.likeness[s.given[i], i] if i in s.given else np.nan for s in sightings] for i in range(references)]
+    values = [[s.similarity[s.given[i], i] if i in s.given else np.nan for s in sightings] for i in range(references)]
     return np.array(values, float).reshape(references, len(sightings))
 
 
-def cut_reference(picture: np.ndarray) -> np.ndarray | None:
-    """A reference as regions of frames are: its largest object on white, or the whole picture where a subject fills it.
+def cut_reference(image: np.ndarray) -> np.ndarray | None:
+    """A reference as regions of frames are: its largest object on white, or the whole image where a subject fills it.
 
     None where nothing stands out in it.
     """
-    found = _large(detect_objects([picture], [])[0])
+    found = _large(detect_objects([image], [])[0])
     if found:
-        return cutout(picture, max(found, key=lambda d: d.score))
-    return picture if fills(picture) else None
+        return cutout(image, max(found, key=lambda d: d.score))
+    return image if fills(image) else None
 
 
 def _large(found: list[Detection]) -> list[Detection]:
@@ -132,8 +132,8 @@ def doubled(sightings: list[Sighting], reference: int, least: float) -> float:
     hits = []
     for s in sightings:
         own = s.given.get(reference)
-        others = [i for i in range(len(s.likeness)) if i != own and i not in s.given.values()]
-        hits.append(any(s.likeness[i, reference] >= least and s.likeness[i].argmax() == reference for i in others))
+        others = [i for i in range(len(s.similarity)) if i != own and i not in s.given.values()]
+        hits.append(any(s.similarity[i, reference] >= least and s.similarity[i].argmax() == reference for i in others))
     return float(np.mean(hits)) if hits else 0.0
 
 
@@ -157,7 +157,7 @@ def misplaced(sightings: list[Sighting], places: Sequence[str], least: float) ->
     asked = [(i, axis[place]) for i, place in enumerate(places) if place]
     wrong = []
     for s in sightings:
-        here = [(i, a, sign) for i, (a, sign) in asked if i in s.given and s.likeness[s.given[i], i] >= least]
+        here = [(i, a, sign) for i, (a, sign) in asked if i in s.given and s.similarity[s.given[i], i] >= least]
         for i, a, sign in here:
             for j, b, other in here:
                 if i < j and a == b and sign != other:

@@ -12,9 +12,9 @@ from phantom_s2v.evaluation.score import SubjectScore, VideoScore
 from phantom_s2v.media.images import letterbox
 from phantom_s2v.media.pages import figure, write_page
 
-SIDE = 112  # pixels of a picture on the page
+SIDE = 112  # pixels of an image on the page
 WORST = 6  # frames shown
-SHOWN = 100  # videos shown with pictures
+SHOWN = 100  # videos shown with images
 Rank = tuple[bool, int, float, int]
 
 
@@ -32,7 +32,7 @@ class Scored:
 
 
 class ScorePage:
-    """Collects videos one by one; keeps text alone, with pictures of the worst SHOWN, so that memory hardly grows with them."""
+    """Collects videos one by one; keeps text alone, with images of the worst SHOWN, so that memory hardly grows with them."""
 
     def __init__(self) -> None:
         self._worst: list[tuple[Rank, str]] = []
@@ -48,7 +48,7 @@ class ScorePage:
         """Write the page; `notes` say what was measured with, and what was not measured and why."""
         parts = [f"<p>{html.escape(note)}</p>" for note in notes]
         if len(self._rows) > 1:
-            head = "<tr><th>video<th>likeness<th>faults<th>KPIs missed"
+            head = "<tr><th>video<th>similarity<th>faults<th>KPIs missed"
             parts.append(f"<table>{head}{''.join(row for _, row in sorted(self._rows))}</table>")
         if len(self._rows) > SHOWN:
             parts.append(f"<p>Of {len(self._rows)} videos the worst {SHOWN} are shown below.</p>")
@@ -56,18 +56,18 @@ class ScorePage:
 
 
 def _rank(each: Scored, number: int) -> Rank:
-    """The worst first: what could not be read, then by faults and KPIs missed, then by likeness."""
-    likeness = each.score.likeness if each.score else 0.0
+    """The worst first: what could not be read, then by faults and KPIs missed, then by similarity."""
+    similarity = each.score.similarity if each.score else 0.0
     found = len(each.faults) + sum(v.met is False for v in each.verdicts)
-    return not each.unreadable, -found, likeness if likeness == likeness else -1.0, number
+    return not each.unreadable, -found, similarity if similarity == similarity else -1.0, number
 
 
 def _row(each: Scored) -> str:
     if each.score is None:
         return f"<tr><td>{html.escape(each.name)}<td><td class=bad>not measured<td>"
-    likeness = f"{each.score.likeness:.3f}" if each.score.likeness == each.score.likeness else "not measured"
+    similarity = f"{each.score.similarity:.3f}" if each.score.similarity == each.score.similarity else "not measured"
     missed = ", ".join(v.kpi.metric for v in each.verdicts if v.met is False)
-    return f"<tr><td>{html.escape(each.name)}<td>{likeness}<td>{', '.join(each.faults) or 'none'}<td>{missed or 'none'}"
+    return f"<tr><td>{html.escape(each.name)}<td>{similarity}<td>{', '.join(each.faults) or 'none'}<td>{missed or 'none'}"
 
 
 def _section(each: Scored) -> str:
@@ -77,7 +77,7 @@ def _section(each: Scored) -> str:
     said = "; ".join(f"{fault}{': ' + ', '.join(who) if any(who) else ''}" for fault, who in each.faults.items())
     head = f"<h2>{html.escape(each.name)}</h2><p class={'bad' if said else 'good'}>{html.escape(said) or 'No fault found.'}</p>"
     subjects = "".join(
-        _subject(s, picture, video, found.frames_looked_at) for s, picture in zip(found.subjects, each.references, strict=True)
+        _subject(s, image, video, found.frames_looked_at) for s, image in zip(found.subjects, each.references, strict=True)
     )
     rows = [(m.name, getattr(found, m.name)) for m in TABLE if not m.of_subjects] + [("reconstruction", found.reconstruction)]
     cells = "".join(f"<tr><td>{name}<td>{value:.4g}" for name, value in rows if value == value)
@@ -101,14 +101,14 @@ def _verdicts(verdicts: list[Verdict]) -> str:
 
 
 def _subject(found: SubjectScore, reference: np.ndarray, video: dict[int, np.ndarray], frames: list[int]) -> str:
-    """A reference, its likeness over time, and the frames in which it is least itself."""
+    """A reference, its similarity over time, and the frames in which it is least itself."""
     order = np.argsort(found.over_time)[:WORST].tolist()
     figures = _framed(reference, html.escape(found.name))
     figures += "".join(_framed(video[frames[i]], f"frame {frames[i]}: {_said(found.over_time[i])}") for i in order)
     figures += "".join(_framed(video[i], f"frame {i}: the reference itself") for i in found.flash_frames[:2])
-    region = f"likeness {found.likeness:.3f}, lowest {found.lowest:.3f} in frame {found.lowest_frame}"
+    region = f"similarity {found.similarity:.3f}, lowest {found.lowest:.3f} in frame {found.lowest_frame}"
     said = [
-        region if found.seen else "likeness not measured: it was seen in no frame",
+        region if found.seen else "similarity not measured: it was seen in no frame",
         f"whole frames {found.whole:.3f}, lowest {found.whole_lowest:.3f} in frame {found.whole_lowest_frame}",
         f"seen in {100 * found.seen:.0f}% of frames",
         f"pasted {found.copy_paste:.2f}",
@@ -129,7 +129,7 @@ def _said(value: float) -> str:
 
 
 def _plot(values: list[float]) -> str:
-    """Likeness over the frames looked at, from -0.2 to 1."""
+    """Similarity over the frames looked at, from -0.2 to 1."""
     width, height = 480, 90
     x = np.linspace(8, width - 8, max(2, len(values)))
     y = [(1 - (max(-0.2, v) + 0.2) / 1.2) * (height - 10) + 5 for v in values]
@@ -143,5 +143,5 @@ def _plot(values: list[float]) -> str:
     )
 
 
-def _framed(picture: np.ndarray, words: str) -> str:
-    return figure([letterbox(picture, SIDE, SIDE)], words)
+def _framed(image: np.ndarray, words: str) -> str:
+    return figure([letterbox(image, SIDE, SIDE)], words)

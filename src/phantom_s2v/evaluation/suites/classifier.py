@@ -14,10 +14,10 @@ FRAMES = 5  # looked at, evenly spaced
 class SubjectClassifier(EfficientNetLite0):
     """Names the subjects of a video among references that were cut out as subjects in frames are."""
 
-    def reference(self, picture: np.ndarray) -> np.ndarray:
+    def reference(self, image: np.ndarray) -> np.ndarray:
         """Features [1280] of a reference, cut out as subjects in frames are."""
-        found = regions(picture, 1)
-        return self.features([cut_out(picture, found[0]) if found else picture])[0]
+        found = regions(image, 1)
+        return self.features([cut_out(image, found[0]) if found else image])[0]
 
     def rank(self, video: np.ndarray, bank: np.ndarray, right: Sequence[int]) -> list[int | None]:
         """Rank (0 is first) of each right reference among `bank` [N, 1280] by its region's mean features in a video.

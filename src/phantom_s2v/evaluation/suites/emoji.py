@@ -24,7 +24,7 @@ from phantom_s2v.files.hashes import content_hash, folder_hash
 from phantom_s2v.files.io import append, check_outputs, naming, text_lines, write_text
 from phantom_s2v.files.reuse import code_version, origin_hash
 from phantom_s2v.files.untrusted import parse_json
-from phantom_s2v.media.images import letterbox, open_picture, read_picture, write_picture
+from phantom_s2v.media.images import letterbox, open_image, read_image, write_image
 from phantom_s2v.models.autoencoder import decode, encode, to_pixels, to_video
 from phantom_s2v.pipeline.generate import generate
 from phantom_s2v.pipeline.metadata import origin_of
@@ -177,7 +177,7 @@ def _row(line: str, file: Path) -> dict | None:
 def reference_bank(judge: SubjectClassifier, sprites: Sprites, side: int = COARSE) -> np.ndarray:
     """Features [100, 1280] of the evaluated subjects' references, about as coarse as subjects are in videos of `side` pixels."""
     coarse = BANK_SIDES[side > COARSE]
-    stills = (read_picture(still_path(s.key))[0] for s in evaluated(sprites))
+    stills = (read_image(still_path(s.key))[0] for s in evaluated(sprites))
     return np.stack([judge.reference(letterbox(still, coarse, coarse)) for still in stills])
 
 
@@ -206,7 +206,7 @@ def autoencoder_psnr(pipe: Any, sprites: Sprites, side: int) -> dict[str, list[f
     whole, subject = [], []
     for index in range(TEXTURED_CLIPS):
         rng = np.random.default_rng([7, index])
-        spec = random_spec(rng, evaluated(sprites), 25, side, pictures=1)
+        spec = random_spec(rng, evaluated(sprites), 25, side, images=1)
         ground = replace(spec.ground, kind=("stripes", "dots", "checks", "noise")[index % 4])
         clip = compose(replace(spec, ground=ground), sprites)
         latents = encode(pipe.vae, to_pixels(clip.video)[None])
@@ -257,7 +257,7 @@ def _hits(within: int) -> Callable[[list[dict]], list[float]]:
 def _keep_frames(path: Path, video: np.ndarray) -> str:
     """Write five frames of a video as one strip; returns the file's hash."""
     chosen = video[np.linspace(0, len(video) - 1, 5).round().astype(int)]
-    write_picture(path, np.concatenate(list(chosen), 1))
+    write_image(path, np.concatenate(list(chosen), 1))
     return content_hash(path)
 
 
@@ -267,7 +267,7 @@ def write_sheet(out: Path, cases: list[Case], sprites: Sprites, rows: int = 16) 
     for case in [c for c in cases if c.kind == "unnamed"][:rows]:
         clip = compose(case.spec, sprites)
         true = np.concatenate([clip.video[i] for i in (0, 12, 24)], 1)
-        with open_picture(out / "frames" / f"{case.id}.png") as image:
+        with open_image(out / "frames" / f"{case.id}.png") as image:
             made = image.convert("RGB").resize((5 * case.spec.side, case.spec.side))
         strips.append(np.concatenate([clip.references[0], true, np.asarray(made)], 1))
-    write_picture(out / "sheet.png", np.concatenate(strips).repeat(2, 0).repeat(2, 1))
+    write_image(out / "sheet.png", np.concatenate(strips).repeat(2, 0).repeat(2, 1))

@@ -28,7 +28,7 @@ COLUMNS, WRITTEN = ("motionscore", "aesthetic_score", "facesim"), "written.json"
 FILES = ("first_frame", "background", "segmenter")  # options of a case that name files
 OPENS2V_FRAMES = 32  # that OpenS2V looks at for faces and aesthetics
 OPENS2V_FACES = ("singlehuman", "singleface", "faceobj", "humanobj")  # its cases with a face
-OPENS2V_PEOPLE = ("man", "woman", "crop_man", "crop_woman")  # its folders of pictures with a face
+OPENS2V_PEOPLE = ("man", "woman", "crop_man", "crop_woman")  # its folders of images with a face
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Case:
 
     id: str
     prompt: str
-    references: tuple[tuple[str, Path], ...]  # name and picture
+    references: tuple[tuple[str, Path], ...]  # name and image
     against: tuple[tuple[str, Path], ...] = ()
     kind: str = ""
     options: dict[str, Any] = field(default_factory=dict)  # of phantom generate, such as seed and size
@@ -108,7 +108,7 @@ def _parted(given: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str
 
 
 def read_opens2v(file: Path) -> list[Case]:
-    """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none or a picture is missing."""
+    """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none or an image is missing."""
     given = read_json(file)
     if not isinstance(given, dict):
         raise InputError(f"{file} is not an OpenS2V-Eval file; it must map ids to prompt, img_paths and class_label")
@@ -140,7 +140,7 @@ def below(folder: Path, path: str) -> Path:
 
 
 def checked(cases: list[Case], file: Path) -> list[Case]:
-    """The cases, where every id can name a video, none comes twice, and every picture can be read. Raises InputError."""
+    """The cases, where every id can name a video, none comes twice, and every image can be read. Raises InputError."""
     if not cases:
         raise InputError(f"{file.name} contains no cases")
     seen: set[str] = set()
@@ -149,7 +149,7 @@ def checked(cases: list[Case], file: Path) -> list[Case]:
             raise InputError(f"case ids must be unique file names without a folder (got {case.id!r} in {file.name})")
         seen.add(case.id)
     for path in dict.fromkeys(path for case in cases for _, path in (*case.references, *case.against)):
-        images.read_picture(path)
+        images.read_image(path)
     return cases
 
 
@@ -164,7 +164,7 @@ def run_suite(
 ) -> Found:
     """Let `make` see to every video, score all, write `out`/scores.html and .jsonl, and sum up by kind of case.
 
-    Without `make`, a video that is missing counts as unreadable. The control is the likeness to the next case's reference.
+    Without `make`, a video that is missing counts as unreadable. The control is the similarity to the next case's reference.
     """
     check_outputs([out / "scores.html", out / "scores.jsonl"], force=True)
     for number, case in enumerate(cases, 1):
@@ -197,12 +197,12 @@ def read_rows(place: Path) -> list[dict[str, Any]]:
 
 
 def by_kind(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Kind of case -> likeness, control and share of sound videos, each a mean with its 95% interval over the cases."""
+    """Kind of case -> similarity, control and share of sound videos, each a mean with its 95% interval over the cases."""
     table = {}
     for kind in dict.fromkeys(row.get("kind", "") for row in rows):
         some = [row for row in rows if row.get("kind", "") == kind and "unreadable" not in row]
         values = {
-            "likeness": [row["likeness"] for row in some if row["likeness"] is not None],
+            "similarity": [row["similarity"] for row in some if row["similarity"] is not None],
             "control": [row["control"] for row in some if row.get("control") is not None],
             "sound": [float(not row["faults"]) for row in some],
         }
@@ -273,7 +273,7 @@ def arc_score(case: Case, frames: list[np.ndarray], tools: Instruments) -> float
     if not (tools.faces and tools.faces.name.startswith("arcface") and case.kind in OPENS2V_FACES and people):
         return None
     faces = tools.faces
-    known = faces.find(images.read_picture(people[0])[0])
+    known = faces.find(images.read_image(people[0])[0])
     if not known:
         return None
     found = [each[0] for each in map(faces.find, frames) if each]

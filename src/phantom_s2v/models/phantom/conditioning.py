@@ -1,6 +1,6 @@
 """Subjects and text -> Conditions, and the null branches of guidance. Training and sampling both call it.
 
-Legend: B batch, L text tokens, n pictures, k image tokens a picture, C latent channels, h w latent grid.
+Legend: B batch, L text tokens, n images, k image tokens an image, C latent channels, h w latent grid.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -33,13 +33,13 @@ class Conditions:
 
 @torch.no_grad()
 def encode_references(
-    autoencoder: AutoencoderKLWan, image_encoder: ImageEncoder, pictures: torch.Tensor, small: torch.Tensor
+    autoencoder: AutoencoderKLWan, image_encoder: ImageEncoder, images: torch.Tensor, small: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents [n, C, h, w] of pictures [n, 3, H, W] in -1..1, and image tokens [n, k, D] of the same at 64 x 64.
+    """Latents [n, C, h, w] of images [n, 3, H, W] in -1..1, and image tokens [n, k, D] of the same at 64 x 64.
 
     Each image is encoded alone as a one-frame video, as in Phantom-Wan's released code: its latent is independent of the others.
     """
-    latents = encode(autoencoder, pictures[:, :, None])[:, :, 0]
+    latents = encode(autoencoder, images[:, :, None])[:, :, 0]
     return latents, image_encoder(small)
 
 
@@ -75,7 +75,7 @@ def null(c: Conditions, empty: tuple[torch.Tensor, torch.Tensor], rows: torch.Te
 
 
 def stack(parts: list[Conditions]) -> Conditions:
-    """Several conditions of one number of pictures as one batch; texts are padded to the longest."""
+    """Several conditions of one number of images as one batch; texts are padded to the longest."""
     length = max(p.text.shape[1] for p in parts)
     padded = [replace(p, **dict(zip(("text", "text_mask"), _pad(p.text, p.text_mask, length), strict=True))) for p in parts]
     return Conditions(**{f.name: torch.cat([getattr(p, f.name) for p in padded]) for f in fields(Conditions)})

@@ -1,6 +1,6 @@
-"""The two encoders of the text branch: a frozen sentence transformer for the prompt, a small network for pictures.
+"""The two encoders of the text branch: a frozen sentence transformer for the prompt, a small network for images.
 
-Legend: B batch, L tokens of a prompt, k image tokens of a picture.
+Legend: B batch, L tokens of a prompt, k image tokens of an image.
 """
 
 import importlib.util
@@ -80,7 +80,7 @@ def text_encoder_folder() -> Path:
 
 
 class ImageEncoder(ModelMixin, ConfigMixin):
-    """The small counterpart of the paper's CLIP: pictures -> 16 tokens, and one embedding beside text."""
+    """The small counterpart of the paper's CLIP: images -> 16 tokens, and one embedding beside text."""
 
     @register_to_config
     def __init__(self, width: int = 192, text_dim: int = TEXT_DIM) -> None:
@@ -95,9 +95,9 @@ class ImageEncoder(ModelMixin, ConfigMixin):
         self.to_text = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, text_dim))
         self.temperature = nn.Parameter(torch.tensor([2.5, 2.5]))  # log, text and instance terms
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, k, width] of pictures [B, 3, H, W] in -1..1; k = H W / 256, so 16 at 64 x 64."""
-        return self.norm(rearrange(self.body(pictures), "b c h w -> b (h w) c"))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, k, width] of images [B, 3, H, W] in -1..1; k = H W / 256, so 16 at 64 x 64."""
+        return self.norm(rearrange(self.body(images), "b c h w -> b (h w) c"))
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """One embedding of length one, [B, text_dim], comparable to TextEncoder.sentences."""

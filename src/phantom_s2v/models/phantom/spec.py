@@ -49,15 +49,15 @@ class PhantomModel(VideoModel):
         """Of PhantomTransformer, with its windows, for a usual prompt."""
         frames, h, w = clip.size.latent
         d, s, n = config["dim"], h * w // config["patch"] ** 2, clip.images
-        pictures = n if config["use_vae_references"] else 0
+        images = n if config["use_vae_references"] else 0
         image = n * config["image_tokens"] if config["use_image_tokens"] else 0
-        vision, text = (frames + pictures) * s, WORDS + image
+        vision, text = (frames + images) * s, WORDS + image
         total = 0
         for index in range(config["depth"]):
             total += 4 * d * d * (vision + text)
             total += 2 * d * int(d * config["mlp_ratio"]) * vision + 2 * d * int(d * config["text_mlp_ratio"]) * text
-            for start, stop in windows(frames, config["window_size"], pictures, config["shift_windows"] and index % 2 == 1):
-                total += 2 * d * ((stop - start + pictures) * s + text) ** 2
+            for start, stop in windows(frames, config["window_size"], images, config["shift_windows"] and index % 2 == 1):
+                total += 2 * d * ((stop - start + images) * s + text) ** 2
         channels = config["latent_channels"] * config["patch"] ** 2
         total += d * channels * (vision + frames * s) + WORDS * config["text_dim"] * d + image * config["image_dim"] * d
         return 2 * total

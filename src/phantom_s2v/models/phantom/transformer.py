@@ -1,7 +1,7 @@
 """The paper's own model: an MMDiT over a vision and a text branch (Phantom 3.2, equations 1 and 2, figure 5).
 
 Legend: B batch, C latent channels, T latent time, h w latent grid, n reference places, L text tokens, k image tokens
-of a picture, D width, N tokens of a branch.
+of an image, D width, N tokens of a branch.
 """
 
 from typing import Any
@@ -100,7 +100,7 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
         text_mlp_ratio: float = 2.0,
         text_dim: int = 384,
         image_dim: int = 192,
-        image_tokens: int = 16,  # of one picture
+        image_tokens: int = 16,  # of one image
         window_size: int = 10,  # latent frames, references included
         shift_windows: bool = True,
         inject_everywhere: bool = True,
@@ -141,7 +141,7 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
         references: torch.Tensor,  # [B, n, C, h, w]; zeros in the null branches; n = 0: text to video
         image_tokens: torch.Tensor,  # [B, n, k, image_dim]
         image_seen: torch.Tensor,  # bool [B, n]; False: the learned null instead of the tokens
-        subjects: torch.Tensor,  # int [B, n], index of each picture's subject
+        subjects: torch.Tensor,  # int [B, n], index of each image's subject
         reference_mask: torch.Tensor | None = None,  # bool [B, n]; False: a place that nothing attends to
         guidance: torch.Tensor | None = None,  # [B, 2], weights of image and text guidance; None: 1 and 1, the plain velocity
     ) -> torch.Tensor:
@@ -176,8 +176,8 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
         p, frames = self.config.patch, latents.shape[2]
         h, w = latents.shape[3] // p, latents.shape[4] // p
         n = references.shape[1] if self.config.use_vae_references else 0
-        pictures = torch.cat([latents, references[:, :n].transpose(1, 2).to(latents.dtype)], 2)
-        patches = rearrange(pictures, "b c t (h p) (w q) -> b t h w (c p q)", p=p, q=p)
+        images = torch.cat([latents, references[:, :n].transpose(1, 2).to(latents.dtype)], 2)
+        patches = rearrange(images, "b c t (h p) (w q) -> b t h w (c p q)", p=p, q=p)
         x = self.patch_in(patches.to(self.patch_in.weight))
         if self.config.absolute_positions:
             places = grid_positions(frames, h, w, self.config.dim, latents.device)
@@ -201,11 +201,11 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
         reference_seen = reference_mask if self.config.use_vae_references else None
         if not self.config.use_image_tokens or not image_tokens.shape[1]:
             return words, Seen(reference_seen, text_mask)
-        pictures = torch.where(image_seen[..., None, None], self.image_in(image_tokens), self.image_null)
-        pictures = pictures + self.image_position + self.subject(subjects)[:, :, None]
+        images = torch.where(image_seen[..., None, None], self.image_in(image_tokens), self.image_null)
+        images = images + self.image_position + self.subject(subjects)[:, :, None]
         seen = torch.ones_like(image_seen) if reference_mask is None else reference_mask
         mask = torch.cat([text_mask, seen.repeat_interleave(image_tokens.shape[2], 1)], 1)
-        return torch.cat([words, rearrange(pictures, "b n k d -> b (n k) d")], 1), Seen(reference_seen, mask)
+        return torch.cat([words, rearrange(images, "b n k d -> b (n k) d")], 1), Seen(reference_seen, mask)
 
     def _angles(self, latents: torch.Tensor) -> torch.Tensor:
         """RoPE's table of one window, [M, S, E/2]."""

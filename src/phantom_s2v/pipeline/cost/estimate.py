@@ -1,7 +1,7 @@
 """Tokens, floating point operations, memory and seconds of a request, before anything loads. Integers and floats, no torch.
 
 Counts are of multiplications and additions (two for each product), matrix products alone. Legend: N tokens, D width, F width
-of the MLP, L text places, n pictures.
+of the MLP, L text places, n images.
 """
 
 import re
@@ -55,7 +55,7 @@ class Speed:
 class Estimate:
     """What a request will take."""
 
-    tokens: int  # of video and pictures, in one forward
+    tokens: int  # of video and images, in one forward
     forwards: int
     flops: float  # of all forwards
     autoencoder_flops: float

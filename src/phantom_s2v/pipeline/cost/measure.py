@@ -63,7 +63,7 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
 
 def clip_of(request: Request) -> Clip:
     """What one forward of a request computes."""
-    return Clip(VideoSize(request.num_frames, request.height, request.width), len(request.pictures()))
+    return Clip(VideoSize(request.num_frames, request.height, request.width), len(request.images()))
 
 
 def branch_count(request: Request, transformer: dict[str, Any]) -> int:
@@ -71,7 +71,7 @@ def branch_count(request: Request, transformer: dict[str, Any]) -> int:
     given = (request.image_guidance_scale, request.guidance_scale)
     if is_distilled(transformer.get("guidance_range"), *given, bool(request.negative_prompt)):
         return 1
-    return len(weights(*given, bool(request.pictures())))
+    return len(weights(*given, bool(request.images())))
 
 
 def peak_bytes(sizes: dict[str, float], running: float, decoding: float, offload: str, leaves: bool) -> float:
@@ -147,11 +147,11 @@ def parameters(kind: Any, config: dict[str, Any]) -> int:
 
 
 def autoencoder_flops(config: dict[str, Any], request: Request) -> float:
-    """Decoding the video and encoding every picture: counted on a small clip without data, in proportion to pixels and frames."""
+    """Decoding the video and encoding every image: counted on a small clip without data, in proportion to pixels and frames."""
     first, later, still = _coder_counts(json.dumps(config, sort_keys=True))
     frames = VideoSize(request.num_frames, request.height, request.width).latent[0]
     area = request.height * request.width / SIDE**2
-    return area * (first + (frames - 1) * later + len(request.pictures()) * still)
+    return area * (first + (frames - 1) * later + len(request.images()) * still)
 
 
 @lru_cache

@@ -43,7 +43,7 @@ def batch(config: AutoencoderConfig, sprites: Sprites, step: int, rank: int = 0)
 
 
 def _spec(rng: np.random.Generator, config: AutoencoderConfig, sprites: Sprites, frames: int) -> ClipSpec:
-    spec = random_spec(rng, sprites.subjects, frames, config.side, pictures=int(rng.integers(1, 3)))
+    spec = random_spec(rng, sprites.subjects, frames, config.side, images=int(rng.integers(1, 3)))
     if rng.random() >= config.textured:
         return spec
     return replace(spec, ground=replace(spec.ground, kind=str(rng.choice(TEXTURES))))
@@ -131,7 +131,7 @@ def composed(sprites: Sprites, seed: int, count: int = 40, side: int = STANDARD)
 def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprites: Sprites, out: Path) -> None:
     """Measure means and deviations of the latent channels on fresh scenes and save with them.
 
-    What the picture hangs on is left larger than the rest (SPREAD of its weight): noise then hides it last, as in coarse to fine.
+    What the image hangs on is left larger than the rest (SPREAD of its weight): noise then hides it last, as in coarse to fine.
     """
     if not config.decoder_only:
         network: Any = model
@@ -146,7 +146,7 @@ def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprit
 
 @torch.no_grad()
 def channel_weight(model: AutoencoderKLWan, latents: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-    """How much of the picture hangs on each latent channel, [C] with sum 1: the pixels' mean squared change where noise of NUDGE
+    """How much of the image hangs on each latent channel, [C] with sum 1: the pixels' mean squared change where noise of NUDGE
     of a channel's deviation is added to it in `latents` [N, C, T, h, w].
     """
     network: Any = model

@@ -175,12 +175,12 @@ def principal_start(model: AutoencoderKLWan, pixels: torch.Tensor) -> None:
     _start_decoder(network, stages)
 
 
-def _start_encoder(network: Any, pictures: torch.Tensor) -> list[torch.Tensor]:
+def _start_encoder(network: Any, images: torch.Tensor) -> list[torch.Tensor]:
     """Fit the encoder; the features of every stage, from patches to latents."""
-    encoder, count = network.encoder, pictures.shape[2]
-    nn.init.normal_(encoder.conv_in.weight, std=0.05)  # beyond the picture itself, something for the branches to start from
+    encoder, count = network.encoder, images.shape[2]
+    nn.init.normal_(encoder.conv_in.weight, std=0.05)  # beyond the image itself, something for the branches to start from
     _set(encoder.conv_in, {(2, 1, 1): torch.eye(count)})
-    stages, x = [pictures], pictures
+    stages, x = [images], images
     for down, widen, differences in zip(_downs(network), (2, 4), DIFFERENCES, strict=True):
         blocks = _blocks(x)
         spatial = _components(blocks)[: down.dim]
@@ -204,14 +204,14 @@ def _start_encoder(network: Any, pictures: torch.Tensor) -> list[torch.Tensor]:
 
 def _start_decoder(network: Any, stages: list[torch.Tensor]) -> None:
     """Fit the decoder from the latents up, each layer on what the layers before it really give."""
-    pictures, fine, fine_pairs, coarse, _, coarse_pairs, latents = stages
+    images, fine, fine_pairs, coarse, _, coarse_pairs, latents = stages
     decoder, (first, second) = network.decoder, _ups(network)
     nn.init.normal_(decoder.conv_in.weight, std=0.02)
     _set(decoder.conv_in, {(2, 1, 1): ridge(_rows(latents), _rows(coarse_pairs))[: decoder.conv_in.out_channels]})
     x = rearrange(decoder.conv_in(rearrange(latents, "n t c h w -> n c t h w")), "n c t h w -> n t c h w")
     x = _fit_up(first, _fit_split(first, x, coarse), fine_pairs)
-    _fit_up(second, _fit_split(second, x, fine), pictures)
-    _set(decoder.conv_out, {(2, 1, 1): torch.eye(pictures.shape[2])})
+    _fit_up(second, _fit_split(second, x, fine), images)
+    _set(decoder.conv_out, {(2, 1, 1): torch.eye(images.shape[2])})
 
 
 def _fit_split(up: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
