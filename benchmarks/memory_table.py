@@ -33,10 +33,10 @@ T5 = {
 }
 OPTIONS = {
     "as it is": {},
-    "--quantise fp8": {"quantise": "fp8"},
+    "--quantization fp8": {"quantization": "fp8"},
     "--text-on-cpu": {"text_on_cpu": True},
     "--text-on-cpu --offload model": {"text_on_cpu": True, "offload": "model"},
-    "--text-on-cpu --offload model --quantise fp8": {"text_on_cpu": True, "offload": "model", "quantise": "fp8"},
+    "--text-on-cpu --offload model --quantization fp8": {"text_on_cpu": True, "offload": "model", "quantization": "fp8"},
     "--text-on-cpu --offload group": {"text_on_cpu": True, "offload": "group"},
 }
 CARDS = ("rtx-4090", "l40s", "a100-80gb", "h100")

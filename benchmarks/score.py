@@ -39,10 +39,10 @@ print(next(line for line in Path("/proc/self/status").read_text().splitlines() i
 def clip(image: np.ndarray, size: tuple[int, int], frames: int) -> np.ndarray:
     """An image that goes from left to right over a table, uint8 [F, H, W, 3]."""
     height, width = size
-    ground = np.asarray(Image.fromarray(skimage.data.coffee()).resize((width, height)))
+    background = np.asarray(Image.fromarray(skimage.data.coffee()).resize((width, height)))
     side = int(height * 0.7)
     subject = np.asarray(Image.fromarray(image).resize((side, side)))
-    video = np.repeat(ground[None], frames, 0)
+    video = np.repeat(background[None], frames, 0)
     for frame, left in enumerate(np.linspace(0, width - side, frames).astype(int)):
         video[frame, height - side :, left : left + side] = subject
     return video

@@ -2,7 +2,7 @@
 
 A held-out clip of 97 frames (25 latent frames) is noised to t = 0.7; the packaged transformer, trained on clips that fit
 one window, gives its velocity with the borders fixed and with the borders alternating. Printed is the mean absolute step of the
-predicted clean latent between neighbouring latent frames at the fixed borders, over the same elsewhere: 1 is no seam.
+predicted clean latent between neighboring latent frames at the fixed borders, over the same elsewhere: 1 is no seam.
 The true clip's own ratio is the control. The last line is one JSON object.
 """
 

@@ -45,7 +45,7 @@ def peak(work, *arguments):
 
 
 def moving(count, height, width):
-    """A bright square that goes over a dark ground."""
+    """A bright square that goes over a dark background."""
     for number in range(count):
         frame = np.full((height, width, 3), 40, np.uint8)
         left = number * 7 % (width - height // 3)

@@ -37,7 +37,7 @@ class NotFiniteError(PhantomError):
 
 EXTRAS = {  # packages beyond the plain installation -> the extra that brings them
     "tensorboard": "train",
-    "torchao": "quantise",
+    "torchao": "quantization",
     "gguf": "gguf",
     "bitsandbytes": "bitsandbytes",
     "cv2": "data",

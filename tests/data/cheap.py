@@ -13,7 +13,7 @@ from phantom_s2v.data.triplets import Rights
 
 
 def embed(images):
-    """Colours of a small copy, of mean 0 and length 1."""
+    """Colors of a small copy, of mean 0 and length 1."""
     small = np.stack([cv2.resize(p, (8, 8), interpolation=cv2.INTER_AREA).ravel() for p in images]).astype(np.float32)
     small -= small.mean(1, keepdims=True)
     return small / np.maximum(1e-6, np.linalg.norm(small, axis=1, keepdims=True))

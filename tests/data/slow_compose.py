@@ -3,14 +3,14 @@
 import numpy as np
 from PIL import Image
 
-from phantom_s2v.data.synthetic.compose import Cast, Clip, ClipSpec, Shot, caption, look_caption, trajectory
+from phantom_s2v.data.synthetic.appearance import COLORS, Appearance, Background
+from phantom_s2v.data.synthetic.compose import Cast, Clip, ClipSpec, Shot, appearance_caption, caption, trajectory
 from phantom_s2v.data.synthetic.emoji import Sprites
-from phantom_s2v.data.synthetic.looks import COLOURS, Ground, Look
 
 
 def compose(spec: ClipSpec, sprites: Sprites) -> Clip:
     """Render a spec."""
-    canvas = np.repeat(paint(spec.ground, spec.side, spec.side)[None], spec.frames, 0)
+    canvas = np.repeat(paint(spec.background, spec.side, spec.side)[None], spec.frames, 0)
     masks = np.zeros((len(spec.casts), spec.frames, spec.side, spec.side), np.float32)
     boxes = []
     for index, cast in enumerate(spec.casts):
@@ -24,15 +24,15 @@ def compose(spec: ClipSpec, sprites: Sprites) -> Clip:
         for shot in shots:
             references.append(_crop(video[0], boxes[index]) if shot.in_pair else photograph(cast, shot, sprites, spec.side))
             subject_of.append(index)
-    looks = tuple(look_caption(cast, sprites) for cast in spec.casts)
-    return Clip(video, tuple(references), tuple(subject_of), caption(spec, sprites), _to_uint8(masks), looks)
+    appearances = tuple(appearance_caption(cast, sprites) for cast in spec.casts)
+    return Clip(video, tuple(references), tuple(subject_of), caption(spec, sprites), _to_uint8(masks), appearances)
 
 
 def _animate(cast: Cast, sprites: Sprites, frames: int, side: int) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Layers [F, side, side, 4] of a subject along its path, and its first box (y, x, size) in pixels."""
     images = sprites.clip(cast.subject)
     order = (cast.phase + np.arange(frames)) % len(images)
-    looked = {i: apply_look(images[i].astype(np.float32) / 255, cast.look) for i in dict.fromkeys(order.tolist())}
+    looked = {i: apply_appearance(images[i].astype(np.float32) / 255, cast.appearance) for i in dict.fromkeys(order.tolist())}
     layers = np.zeros((frames, side, side, 4), np.float32)
     path = trajectory(cast, frames)
     for frame, (y, x, size) in enumerate(path * side):
@@ -42,7 +42,7 @@ def _animate(cast: Cast, sprites: Sprites, frames: int, side: int) -> tuple[np.n
 
 
 def _place(layer: np.ndarray, sprite: np.ndarray, y: float, x: float, size: float) -> None:
-    """Draw a sprite of `size` pixels with its centre at (y, x), antialiased and at fractions of a pixel."""
+    """Draw a sprite of `size` pixels with its center at (y, x), antialiased and at fractions of a pixel."""
     top, left = y - size / 2, x - size / 2
     pixels = max(1, int(np.ceil(size)) + 1)
     row, column = int(np.floor(top)), int(np.floor(left))
@@ -75,15 +75,15 @@ def photograph(cast: Cast, shot: Shot, sprites: Sprites, side: int) -> np.ndarra
     """A cross-pair reference, uint8 [side, side, 3]."""
     clip = sprites.clip(cast.subject)
     image = clip[shot.phase % len(clip)] if shot.animated else sprites.still(cast.subject)
-    sprite = apply_look(image.astype(np.float32) / 255, cast.look)
+    sprite = apply_appearance(image.astype(np.float32) / 255, cast.appearance)
     if shot.turn:
         sprite = np.stack(
             [np.asarray(Image.fromarray(sprite[..., c]).rotate(shot.turn, Image.Resampling.BILINEAR)) for c in range(4)], -1
         )
     layer = np.zeros((side, side, 4), np.float32)
-    centre = [side * (0.5 + share) for share in shot.shift]
-    _place(layer, sprite, centre[0], centre[1], shot.scale * side)
-    image = paint(shot.ground, side, side) * (1 - layer[..., 3:]) + np.clip(layer[..., :3] * shot.gain, 0, 1)
+    center = [side * (0.5 + share) for share in shot.shift]
+    _place(layer, sprite, center[0], center[1], shot.scale * side)
+    image = paint(shot.background, side, side) * (1 - layer[..., 3:]) + np.clip(layer[..., :3] * shot.gain, 0, 1)
     return _to_uint8(image)
 
 
@@ -102,34 +102,34 @@ def _to_uint8(image: np.ndarray) -> np.ndarray:
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def apply_look(sprite: np.ndarray, look: Look) -> np.ndarray:
-    """Mirror, recolour and pattern a sprite [..., H, W, 4]."""
+def apply_appearance(sprite: np.ndarray, appearance: Appearance) -> np.ndarray:
+    """Mirror, recolor and pattern a sprite [..., H, W, 4]."""
     rgb, alpha = sprite[..., :3], sprite[..., 3:]
-    if look.mirrored:
+    if appearance.mirrored:
         rgb, alpha = rgb[..., ::-1, :], alpha[..., ::-1, :]
-    if look.hue:
-        rgb = rgb @ _hue_matrix(look.hue).T
-    if look.tint:
+    if appearance.hue:
+        rgb = rgb @ _hue_matrix(appearance.hue).T
+    if appearance.tint:
         luminance = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
-        rgb = (0.35 + 0.9 * luminance[..., None]) * _unit(look.tint) * alpha
-    if look.pattern:
-        weight = 0.75 * _pattern(look.pattern, *sprite.shape[-3:-1])[..., None]
-        rgb = rgb * (1 - weight) + weight * alpha * _unit(look.pattern_colour)
+        rgb = (0.35 + 0.9 * luminance[..., None]) * _unit(appearance.tint) * alpha
+    if appearance.pattern:
+        weight = 0.75 * _pattern(appearance.pattern, *sprite.shape[-3:-1])[..., None]
+        rgb = rgb * (1 - weight) + weight * alpha * _unit(appearance.pattern_color)
     return np.concatenate([np.clip(rgb, 0, alpha), alpha], -1).astype(np.float32)
 
 
-def paint(ground: Ground, height: int, width: int) -> np.ndarray:
+def paint(background: Background, height: int, width: int) -> np.ndarray:
     """The background as float32 RGB in 0..1, [H, W, 3]."""
-    first = np.clip(_unit(ground.colour) + np.array(ground.jitter, np.float32) / 255, 0, 1)
-    if ground.kind == "plain":
+    first = np.clip(_unit(background.color) + np.array(background.jitter, np.float32) / 255, 0, 1)
+    if background.kind == "plain":
         return np.broadcast_to(first, (height, width, 3)).copy()
-    second = _unit(ground.second)
+    second = _unit(background.second)
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    rng = np.random.default_rng(ground.seed)
-    if ground.kind == "graded":
+    rng = np.random.default_rng(background.seed)
+    if background.kind == "graded":
         ramp = (y / max(1, height - 1)) if rng.random() < 0.5 else (x / max(1, width - 1))
         return first + ramp[..., None] * (second - first)
-    return first + 0.5 * _texture(ground.kind, y, x, rng)[..., None] * (second - first)
+    return first + 0.5 * _texture(background.kind, y, x, rng)[..., None] * (second - first)
 
 
 def _texture(kind: str, y: np.ndarray, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -169,11 +169,11 @@ def _pattern(kind: str, height: int, width: int) -> np.ndarray:
 
 
 def _hue_matrix(angle: float) -> np.ndarray:
-    """Rotation of RGB around the grey axis (Rodrigues), which keeps the sum of the channels."""
+    """Rotation of RGB around the gray axis (Rodrigues), which keeps the sum of the channels."""
     cosine, sine = np.cos(angle), np.sin(angle) / np.sqrt(3)
     third = (1 - cosine) / 3
     return (np.eye(3) * cosine + third + sine * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])).astype(np.float32)
 
 
 def _unit(name: str) -> np.ndarray:
-    return np.array(COLOURS[name], np.float32) / 255
+    return np.array(COLORS[name], np.float32) / 255

@@ -25,28 +25,28 @@ from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.data.pipeline.engine import bank_of, process
 from phantom_s2v.data.pipeline.frames import cut, fit, stream_frames
 from phantom_s2v.data.synthetic.check import check, judge_pairs
-from phantom_s2v.data.synthetic.films import write_films
 from phantom_s2v.data.synthetic.heldout import held_out
+from phantom_s2v.data.synthetic.source_videos import write_source_videos
 from phantom_s2v.data.triplets import TripletStore
 from phantom_s2v.errors import DataError
 from phantom_s2v.media import images
 from phantom_s2v.vision.factory import cut_chances
 
-FILMS = 5
+SOURCE_VIDEOS = 5
 MODELS = models()
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films")
-    write_films(folder, held_out(), FILMS, 3)
+def source_videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source_videos")
+    write_source_videos(folder, held_out(), SOURCE_VIDEOS, 3)
     return folder
 
 
 @pytest.fixture(scope="module")
-def built(films, tmp_path_factory):
+def built(source_videos, tmp_path_factory):
     out = tmp_path_factory.mktemp("built") / "triplets.lance"
-    return out, run(films, out)
+    return out, run(source_videos, out)
 
 
 def truth(path):
@@ -71,16 +71,16 @@ def rows(out):
 # Shots
 
 
-def test_cuts_are_found_in_films(films):
-    for path in sorted(films.glob("*.mp4")):
+def test_cuts_are_found_in_source_videos(source_videos):
+    for path in sorted(source_videos.glob("*.mp4")):
         clips = through((probe, shots), path)[:-1]
         assert [c["start"] for c in clips] == [s["start"] for s in truth(path)["shots"]]
         assert clips[-1]["stop"] == truth(path)["shots"][-1]["stop"]
         assert all(len(c["work"]) == c["stop"] - c["start"] for c in clips)
 
 
-def test_long_shots_are_cut_into_pieces(films):
-    path = sorted(films.glob("*.mp4"))[0]
+def test_long_shots_are_cut_into_pieces(source_videos):
+    path = sorted(source_videos.glob("*.mp4"))[0]
     clips = through((probe, shots), path, replace(CONFIG, longest=1.0))[:-1]
     assert max(len(c["work"]) for c in clips) == 12
     assert sum(len(c["work"]) for c in clips) == truth(path)["shots"][-1]["stop"]
@@ -99,10 +99,10 @@ def test_windows_of_the_network_are_those_of_its_package(length):
     values = np.random.default_rng(length).integers(0, 256, length)
     frames = [((i / 12), np.full((54, 96, 3), v, np.uint8)) for i, v in enumerate(values)]
     config = replace(CONFIG, shot_detector="transnet", transnet=0.5)
-    marked = list(shots._with_cuts(iter(frames), config, replace(MODELS, cuts=chances)))
+    flagged = list(shots._with_cuts(iter(frames), config, replace(MODELS, cuts=chances)))
     above = values / 255 > 0.5
-    assert [is_cut for _, is_cut in marked] == [bool(i and above[i - 1] and not above[i]) for i in range(length)]
-    assert [t for (t, _), _ in marked] == [t for t, _ in frames]
+    assert [is_cut for _, is_cut in flagged] == [bool(i and above[i - 1] and not above[i]) for i in range(length)]
+    assert [t for (t, _), _ in flagged] == [t for t, _ in frames]
     assert len(seen) == -(-length // 50)
 
 
@@ -112,10 +112,10 @@ def test_transnet_finds_a_fade_that_scenedetect_misses(tmp_path):
     weights = np.concatenate([np.zeros(40), np.linspace(0, 1, 16), np.ones(40)])
     fade = np.stack([one * (1 - w) + other * w for w in weights]).astype(np.uint8)
     images.write_video(tmp_path / "fade.mp4", fade, 24)
-    film = through((probe,), tmp_path / "fade.mp4")
+    source_video = through((probe,), tmp_path / "fade.mp4")
     with_network = replace(MODELS, cuts=cut_chances())
-    assert len(list(shots.run(film, CONFIG, MODELS))) == 2
-    clips = list(shots.run(film, replace(CONFIG, shot_detector="both"), with_network))[:-1]
+    assert len(list(shots.run(source_video, CONFIG, MODELS))) == 2
+    clips = list(shots.run(source_video, replace(CONFIG, shot_detector="both"), with_network))[:-1]
     assert len(clips) == 2
     assert 40 < clips[1]["start"] <= 57
 
@@ -143,8 +143,8 @@ def test_faults_are_found_and_good_clips_stay(tmp_path):
         assert quality.fault(quality.measure(frames, 24.0), CONFIG) == reason
 
 
-def test_planted_faults_of_films_are_dropped_for_their_reason(films):
-    for path in sorted(films.glob("*.mp4")):
+def test_planted_faults_of_source_videos_are_dropped_for_their_reason(source_videos):
+    for path in sorted(source_videos.glob("*.mp4")):
         for clip, shot in zip(through((probe, shots, quality), path)[:-1], truth(path)["shots"], strict=True):
             expected = {"static": "static", "text": "burnt-in text", "borders": "black borders"}.get(shot["kind"], "")
             assert clip["drop"] == expected
@@ -171,14 +171,14 @@ def ramp(count, height=48, width=64):
 
 
 def brightness(content):
-    """Which frame of a ramp each frame is, within rounding of its colour."""
+    """Which frame of a ramp each frame is, within rounding of its color."""
     return np.array([(float(f.mean()) - 10) / 4 for f in images.read_video(io.BytesIO(content))[0]])
 
 
 def test_a_clip_holds_the_frames_of_its_span(tmp_path):
     write_with_times(tmp_path / "a.mp4", ramp(60), range(60))
-    film = through((probe,), tmp_path / "a.mp4")[0]
-    video, stills, count = cut(film, 30 / 25, 50 / 25, (0.05, 0.5, 0.95), 1280)
+    source_video = through((probe,), tmp_path / "a.mp4")[0]
+    video, stills, count = cut(source_video, 30 / 25, 50 / 25, (0.05, 0.5, 0.95), 1280)
     off = brightness(video) - np.arange(30, 50)
     assert count == 20
     assert np.abs(off).max() < 0.6
@@ -188,15 +188,15 @@ def test_a_clip_holds_the_frames_of_its_span(tmp_path):
 def test_a_varying_rate_is_resampled_to_its_mean(tmp_path):
     times = [*range(0, 25), *range(25, 75, 5), *range(75, 100)]
     write_with_times(tmp_path / "v.mp4", ramp(60), times)
-    film = through((probe,), tmp_path / "v.mp4")[0]
-    assert any("variable" in notice for notice in film["notices"])
-    shown = brightness(cut(film, 0.0, 50 / film["fps"], (0.5,), 1280)[0])
-    step = 1 / film["fps"]
+    source_video = through((probe,), tmp_path / "v.mp4")[0]
+    assert any("variable" in notice for notice in source_video["notices"])
+    shown = brightness(cut(source_video, 0.0, 50 / source_video["fps"], (0.5,), 1280)[0])
+    step = 1 / source_video["fps"]
     on_screen = [max(i for i, t in enumerate(times) if t / 25 <= (n + 0.5) * step + 1e-9) for n in range(50)]
     assert np.abs(shown - on_screen).max() <= 1.2
 
 
-def test_a_turned_film_is_upright(tmp_path):
+def test_a_turned_source_video_is_upright(tmp_path):
     frames = ramp(30)
     frames[:, :24] = 250  # the upper half as it is stored
     images.write_video(tmp_path / "plain.mp4", frames, 24)
@@ -206,12 +206,12 @@ def test_a_turned_film_is_upright(tmp_path):
     quarter = b"".join(v.to_bytes(4, "big", signed=True) for v in (0, 65536, 0, -65536, 0, 0, 48 << 16, 0, 1 << 30))
     track = content.index(b"tkhd")
     turned.write_bytes(content[:track] + content[track:].replace(matrix, quarter, 1))
-    film = through((probe,), turned)[0]
-    assert (film["height"], film["width"]) == (64, 48)
-    still = cut(film, 0.0, 20 / 24, (0.5,), 1280)[1][0]
+    source_video = through((probe,), turned)[0]
+    assert (source_video["height"], source_video["width"]) == (64, 48)
+    still = cut(source_video, 0.0, 20 / 24, (0.5,), 1280)[1][0]
     assert still.shape == (64, 48, 3)
     assert still[:, 30:].mean() > 200 > 100 > still[:, :18].mean()  # what was above is right, after a quarter clockwise
-    assert next(stream_frames(film, 128))[1].shape == (64, 48, 3)
+    assert next(stream_frames(source_video, 128))[1].shape == (64, 48, 3)
 
 
 def test_sizes_are_even_and_keep_the_shape():
@@ -237,7 +237,7 @@ def test_boxes_are_kept_by_the_rules_of_the_paper():
     assert len(subjects.sift([detection(20, 20, 70, 38)], (100, 200), CONFIG)) == 1
 
 
-def test_a_subject_is_followed_by_its_colours():
+def test_a_subject_is_followed_by_its_colors():
     stills = [np.full((100, 200, 3), 255, np.uint8) for _ in range(3)]
     places = [
         ((20, 20, 60, 60), (120, 20, 170, 70)),
@@ -246,8 +246,8 @@ def test_a_subject_is_followed_by_its_colours():
     ]
     found = []
     for still, boxes in zip(stills, places, strict=True):
-        for (left, top, right, bottom), colour in zip(boxes, ((200, 30, 30), (30, 30, 200)), strict=True):
-            still[top:bottom, left:right] = colour
+        for (left, top, right, bottom), color in zip(boxes, ((200, 30, 30), (30, 30, 200)), strict=True):
+            still[top:bottom, left:right] = color
         found.append([detection(*box) for box in (boxes if still is stills[0] else boxes[::-1])])
     tracks = subjects.follow(found, stills)
     assert sorted([d.box for _, d in track] for track in tracks) == [[p[0] for p in places], [p[1] for p in places]]
@@ -290,23 +290,23 @@ def test_the_check_counts_what_is_known():
     assert (found["decoys_kept"], found["near_duplicates_kept"], found["decoys_planted"]) == (1, 1, 1)
 
 
-def test_a_run_finds_subjects_and_pairs_and_no_copies(films, built):
+def test_a_run_finds_subjects_and_pairs_and_no_copies(source_videos, built):
     out, summary = built
-    found = check(Bank(bank_of(out)), sorted(films.glob("*.mp4")), pairs_of(out, summary), CONFIG)
+    found = check(Bank(bank_of(out)), sorted(source_videos.glob("*.mp4")), pairs_of(out, summary), CONFIG)
     assert found["shot_f1"] == 1
     assert found["subject_recall"] > 0.8
     assert found["near_duplicates_kept"] == 0
     assert summary.triplets == len(TripletStore(out)) > 10
     crossed = [r for t in TripletStore(out) for r in t.references if r.pairing == "cross-pair"]
     assert len(crossed) > 5
-    assert all(r.rights.licence == "MIT" for r in crossed)
+    assert all(r.rights.license == "MIT" for r in crossed)
 
 
-def test_a_second_run_does_nothing_and_another_bound_pairs_anew(films, built, monkeypatch):
+def test_a_second_run_does_nothing_and_another_bound_pairs_anew(source_videos, built, monkeypatch):
     out, summary = built
     before = rows(out)
-    monkeypatch.setattr("phantom_s2v.data.pipeline.engine.process", None)  # no film is looked at again
-    again = run(films, out)
+    monkeypatch.setattr("phantom_s2v.data.pipeline.engine.process", None)  # no source video is looked at again
+    again = run(source_videos, out)
     assert (again.new, rows(out)) == (0, before)
     assert [p["subject"] for p in pairs_of(out, again)] == [p["subject"] for p in pairs_of(out, summary)]
     bank = Bank(bank_of(out))
@@ -314,11 +314,11 @@ def test_a_second_run_does_nothing_and_another_bound_pairs_anew(films, built, mo
     assert len(strict) < sum(not p["drop"] for p in pairs_of(out, summary))
 
 
-def test_a_film_is_looked_at_again_where_anything_that_made_its_records_changed(films, tmp_path, monkeypatch):
+def test_a_source_video_is_looked_at_again_where_anything_that_made_its_records_changed(source_videos, tmp_path, monkeypatch):
     videos, out, looked = tmp_path / "videos", tmp_path / "t.lance", []
     videos.mkdir()
-    film = videos / "film.mp4"
-    film.write_bytes((films / "film-0000.mp4").read_bytes())
+    source_video = videos / "source_video.mp4"
+    source_video.write_bytes((source_videos / "video-0000.mp4").read_bytes())
     whole = engine.process
     monkeypatch.setattr(engine, "process", lambda path, *rest: looked.append(path) or whole(path, *rest))
 
@@ -328,13 +328,13 @@ def test_a_film_is_looked_at_again_where_anything_that_made_its_records_changed(
         return len(looked) - before
 
     assert [again(), again()] == [1, 0]
-    os.utime(film)
+    os.utime(source_video)
     assert again() == 0  # the same content
-    (videos / "film.txt").write_text("The toys play.")
+    (videos / "source_video.txt").write_text("The toys play.")
     assert [again(), again()] == [1, 0]
     other = replace(CONFIG, models="embedder=another content")
     assert [again(other), again(other)] == [1, 0]
-    film.write_bytes((films / "film-0001.mp4").read_bytes())
+    source_video.write_bytes((source_videos / "video-0001.mp4").read_bytes())
     assert again(other) == 1
     monkeypatch.setattr("phantom_s2v.data.pipeline.bank.code_version", lambda *a, **k: {"phantom_s2v": "another"})
     assert [again(other), again(other)] == [1, 0]
@@ -356,41 +356,43 @@ def test_networks_are_known_by_content_and_not_by_folder(tmp_path):
     assert asked_models(CONFIG, dict.fromkeys(named, ""))[0].models.startswith("packaged=")
 
 
-def test_films_of_another_seed_are_refused_and_damaged_ones_made_again(films, tmp_path):
-    folder = tmp_path / "films"
-    write_films(folder, held_out(), 1, 3)
-    film = folder / "film-0000.mp4"
-    assert film.read_bytes() == (films / film.name).read_bytes()
-    stamp = film.stat().st_mtime_ns
-    write_films(folder, held_out(), 1, 3)
-    assert film.stat().st_mtime_ns == stamp
-    with pytest.raises(DataError, match="contains films made with other settings: seed was 3 and is 4; choose another folder"):
-        write_films(folder, held_out(), 1, 4)
+def test_source_videos_of_another_seed_are_refused_and_damaged_ones_made_again(source_videos, tmp_path):
+    folder = tmp_path / "source_videos"
+    write_source_videos(folder, held_out(), 1, 3)
+    source_video = folder / "video-0000.mp4"
+    assert source_video.read_bytes() == (source_videos / source_video.name).read_bytes()
+    stamp = source_video.stat().st_mtime_ns
+    write_source_videos(folder, held_out(), 1, 3)
+    assert source_video.stat().st_mtime_ns == stamp
+    with pytest.raises(
+        DataError, match="contains source videos made with other settings: seed was 3 and is 4; choose another folder"
+    ):
+        write_source_videos(folder, held_out(), 1, 4)
     some = replace(held_out(), subjects=held_out().subjects[:150])
     with pytest.raises(DataError, match="subjects was"):
-        write_films(folder, some, 1, 3)
-    film.write_bytes((films / "film-0001.mp4").read_bytes())  # a film of ours, under another's name
-    write_films(folder, held_out(), 1, 3)
-    assert film.read_bytes() == (films / film.name).read_bytes()
+        write_source_videos(folder, some, 1, 3)
+    source_video.write_bytes((source_videos / "video-0001.mp4").read_bytes())  # a source video of ours, under another's name
+    write_source_videos(folder, held_out(), 1, 3)
+    assert source_video.read_bytes() == (source_videos / source_video.name).read_bytes()
 
 
-def test_other_thresholds_take_back_what_they_would_not_write(films, built, tmp_path):
+def test_other_thresholds_take_back_what_they_would_not_write(source_videos, built, tmp_path):
     out = tmp_path / "t.lance"
-    run(films, out)
-    few = run(films, out, replace(CONFIG, lower=0.999))
+    run(source_videos, out)
+    few = run(source_videos, out, replace(CONFIG, lower=0.999))
     assert len(rows(out)) == few.triplets
     assert all(r.pairing == "in-pair" or r.score > 0.99 for t in TripletStore(out) for r in t.references)
-    run(films, out)
+    run(source_videos, out)
     assert rows(out) == rows(built[0])
 
 
-def test_a_pool_and_ray_give_the_same_rows(films, built, tmp_path):
-    run(films, tmp_path / "pool.lance", workers=2)
+def test_a_pool_and_ray_give_the_same_rows(source_videos, built, tmp_path):
+    run(source_videos, tmp_path / "pool.lance", workers=2)
     assert rows(tmp_path / "pool.lance") == rows(built[0])
     code = "import sys, cheap; cheap.run(*sys.argv[1:], ray='local')"
     here = str(Path(cheap.__file__).parent)
     subprocess.run(
-        [sys.executable, "-c", code, str(films), str(tmp_path / "ray.lance")],
+        [sys.executable, "-c", code, str(source_videos), str(tmp_path / "ray.lance")],
         check=True,
         cwd=here,
         env={**os.environ, "PYTHONPATH": here, "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"},
@@ -401,12 +403,12 @@ def test_a_pool_and_ray_give_the_same_rows(films, built, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_that_is_killed_twenty_times_loses_and_doubles_nothing(films, built, tmp_path):
+def test_a_run_that_is_killed_twenty_times_loses_and_doubles_nothing(source_videos, built, tmp_path):
     """At random moments; where a run comes to its end in spite of it, another one is begun."""
     rng, kills, number = random.Random(5), 0, 0
     while kills < 20:
         out, number, done = tmp_path / f"killed-{number}.lance", number + 1, False
-        command = [sys.executable, cheap.__file__, str(films), str(out)]
+        command = [sys.executable, cheap.__file__, str(source_videos), str(out)]
         while not done:
             running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
@@ -420,14 +422,14 @@ def test_a_run_that_is_killed_twenty_times_loses_and_doubles_nothing(films, buil
         assert len(TripletStore(out)) == len(rows(out))
 
 
-def test_what_cannot_be_read_is_named_and_left_behind(films, tmp_path, monkeypatch):
-    good = sorted(films.glob("*.mp4"))[0].read_bytes()
+def test_what_cannot_be_read_is_named_and_left_behind(source_videos, tmp_path, monkeypatch):
+    good = sorted(source_videos.glob("*.mp4"))[0].read_bytes()
     folder = tmp_path / "videos"
     folder.mkdir()
     contents = {
-        "empty.mp4": b"", "text.mp4": b"this is no film", "broken.mp4": good[: len(good) // 2],
+        "empty.mp4": b"", "text.mp4": b"this is no source video", "broken.mp4": good[: len(good) // 2],
         "hole.mp4": good[:3000] + bytes(len(good) // 2) + good[3000 + len(good) // 2 :],
-        "un film à nous 映画.mp4": good,
+        "un source video à nous 映画.mp4": good,
     }  # fmt: skip
     for name, content in contents.items():
         (folder / name).write_bytes(content)
@@ -447,15 +449,15 @@ def test_what_cannot_be_read_is_named_and_left_behind(films, tmp_path, monkeypat
     (folder / "loop").symlink_to(folder)
     found = {p.name: list(process(str(p), CONFIG, MODELS))[-1] for p in probe.find(folder)}
     assert set(found) == {*contents, "sound.mp4", "encrypted.mp4"}
-    assert found["un film à nous 映画.mp4"]["drop"] == ""
+    assert found["un source video à nous 映画.mp4"]["drop"] == ""
     assert found["empty.mp4"]["drop"] == "empty"
     assert found["sound.mp4"]["drop"] == "no video stream (audio only)"
     for name in ("text.mp4", "broken.mp4", "hole.mp4", "encrypted.mp4"):
         assert "not a readable video" in found[name]["drop"] or "truncated after" in found[name]["drop"]
     summary = run(folder, tmp_path / "t.lance")
-    assert (summary.films, len(summary.left_behind)) == (7, 6)
+    assert (summary.source_videos, len(summary.left_behind)) == (7, 6)
     assert summary.triplets > 0
-    (folder / "un film à nous 映画.mp4").unlink()
+    (folder / "un source video à nous 映画.mp4").unlink()
     with pytest.raises(DataError, match="none of 6 files"):
         run(folder, tmp_path / "u.lance")
 
@@ -467,9 +469,9 @@ def test_ten_bits_and_large_images_are_read_and_told(tmp_path):
         for image in ramp(12):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p10le")))
         out.mux(stream.encode())
-    film = through((probe,), tmp_path / "ten.mp4")[0]
-    assert film["notices"] == ["10 bits reduced to 8"]
-    assert abs(float(next(stream_frames(film, 48))[1].mean()) - 10) < 3
+    source_video = through((probe,), tmp_path / "ten.mp4")[0]
+    assert source_video["notices"] == ["10 bits reduced to 8"]
+    assert abs(float(next(stream_frames(source_video, 48))[1].mean()) - 10) < 3
 
 
 def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
@@ -482,23 +484,23 @@ def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
     assert list(process(str(tmp_path / "locked"), CONFIG, MODELS))[-1]["drop"] == "not a file"
 
 
-def test_rights_and_captions_lie_beside_a_film(films, tmp_path):
-    source = sorted(films.glob("*.mp4"))[0]
+def test_rights_and_captions_lie_beside_a_source_video(source_videos, tmp_path):
+    source = sorted(source_videos.glob("*.mp4"))[0]
     (tmp_path / "a.mp4").write_bytes(source.read_bytes())
-    facts = {"caption": "A toy moves.", "licence": "CC0-1.0", "source": "shelf 3"}
+    facts = {"caption": "A toy moves.", "license": "CC0-1.0", "source": "shelf 3"}
     (tmp_path / "a.json").write_text(json.dumps(facts))
-    run(tmp_path, tmp_path / "t.lance", require_licence=True)
+    run(tmp_path, tmp_path / "t.lance", require_license=True)
     triplets = list(TripletStore(tmp_path / "t.lance"))
-    assert {t.rights.licence for t in triplets} == {"CC0-1.0"}
+    assert {t.rights.license for t in triplets} == {"CC0-1.0"}
     assert {t.caption for t in triplets} == {"A toy moves."}
     (tmp_path / "a.json").write_text("[]")
     assert "not a JSON object" in list(process(str(tmp_path / "a.mp4"), CONFIG, MODELS))[-1]["drop"]
 
 
-def test_time_of_a_stage_is_its_own(films):
-    film = list(process(str(sorted(films.glob("*.mp4"))[0]), CONFIG, MODELS))[-1]
+def test_time_of_a_stage_is_its_own(source_videos):
+    source_video = list(process(str(sorted(source_videos.glob("*.mp4"))[0]), CONFIG, MODELS))[-1]
     start = time.process_time()
-    list(process(film["path"], CONFIG, MODELS))
-    assert set(film["seconds"]) == {"probe", "shots", "quality", "caption", "subjects", "embed"}
-    assert sum(film["seconds"].values()) < 3 * (time.process_time() - start) + 1
-    assert min(film["seconds"].values()) >= 0
+    list(process(source_video["path"], CONFIG, MODELS))
+    assert set(source_video["seconds"]) == {"probe", "shots", "quality", "caption", "subjects", "embed"}
+    assert sum(source_video["seconds"].values()) < 3 * (time.process_time() - start) + 1
+    assert min(source_video["seconds"].values()) >= 0

@@ -6,6 +6,7 @@ import slow_compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phantom_s2v.data.synthetic.appearance import COLORS, PATTERNS, Appearance, Background, color_word, nearest_color
 from phantom_s2v.data.synthetic.compose import (
     MOTIONS,
     Cast,
@@ -19,8 +20,7 @@ from phantom_s2v.data.synthetic.compose import (
     trajectory,
 )
 from phantom_s2v.data.synthetic.heldout import evaluated, held_out
-from phantom_s2v.data.synthetic.looks import COLOURS, PATTERNS, Ground, Look, colour_word, nearest_colour
-from phantom_s2v.data.synthetic.render import apply_look, ground_tensors, paint, render
+from phantom_s2v.data.synthetic.render import apply_appearance, background_tensors, paint, render
 from phantom_s2v.evaluation.metrics.measures import background, direction
 from phantom_s2v.evaluation.metrics.regions import regions
 
@@ -28,7 +28,7 @@ from phantom_s2v.evaluation.metrics.regions import regions
 def spec(motion="right", **changes):
     subject = evaluated(held_out())[0]
     cast = Cast(subject, motion=motion, **changes)
-    return ClipSpec((cast,), ((Shot(),),), Ground("plain", "teal"), True)
+    return ClipSpec((cast,), ((Shot(),),), Background("plain", "teal"), True)
 
 
 @pytest.mark.parametrize("motion", ["left", "right", "up", "down"])
@@ -68,9 +68,9 @@ def test_clips_are_those_of_the_slow_oracle(seed):
 
 @pytest.mark.parametrize("kind", ["plain", "graded", "stripes", "dots", "checks", "noise"])
 def test_backgrounds_are_those_of_the_slow_oracle(kind):
-    grounds = [Ground(kind, "blue", "yellow", (5, -5, 0), seed) for seed in range(4)]
-    for ours, ground in zip(paint(ground_tensors(grounds), 64).numpy(), grounds, strict=True):
-        np.testing.assert_allclose(ours, slow_compose.paint(ground, 64, 64), atol=2e-5)
+    backgrounds = [Background(kind, "blue", "yellow", (5, -5, 0), seed) for seed in range(4)]
+    for ours, each in zip(paint(background_tensors(backgrounds), 64).numpy(), backgrounds, strict=True):
+        np.testing.assert_allclose(ours, slow_compose.paint(each, 64, 64), atol=2e-5)
 
 
 def test_a_batch_is_its_clips_one_by_one():
@@ -113,13 +113,13 @@ def test_a_seed_gives_the_same_triplet(seed, images, frames):
     assert list(first.subject_of) == sorted(first.subject_of)
 
 
-def test_plain_clips_show_large_subjects_mostly_on_a_plain_ground():
+def test_plain_clips_show_large_subjects_mostly_on_a_plain_background():
     sprites = held_out()
     specs = [plain_spec(np.random.default_rng(i), sprites.subjects) for i in range(400)]
     assert all(len(s.casts) == len(s.shots) == len(s.shots[0]) == 1 for s in specs)
     assert all(0.66 <= s.casts[0].size <= 0.8 for s in specs)
-    assert 0.85 < np.mean([s.ground.kind == "plain" for s in specs]) < 0.95  # 0.8 and half of the rest
-    assert 0.66 < np.mean([not (s.casts[0].look.hue or s.casts[0].look.tint) for s in specs]) < 0.9
+    assert 0.85 < np.mean([s.background.kind == "plain" for s in specs]) < 0.95  # 0.8 and half of the rest
+    assert 0.66 < np.mean([not (s.casts[0].appearance.hue or s.casts[0].appearance.tint) for s in specs]) < 0.9
     assert compose(specs[0], sprites).video.shape == (25, 64, 64, 3)
     pairs = [plain_spec(np.random.default_rng(i), sprites.subjects, images=2) for i in range(100)]
     assert all(sum(map(len, s.shots)) == 2 for s in pairs)
@@ -150,8 +150,8 @@ def test_masks_are_where_the_subject_is():
 
 
 def test_position_is_exact_to_a_fraction_of_a_pixel():
-    centres = [compose(spec("still", centre=(0.5, x)), held_out()).masks[0, 0].astype(float) for x in (0.5, 0.5 + 0.25 / 64)]
-    columns = [(mask * np.arange(64)).sum() / mask.sum() for mask in centres]
+    centers = [compose(spec("still", center=(0.5, x)), held_out()).masks[0, 0].astype(float) for x in (0.5, 0.5 + 0.25 / 64)]
+    columns = [(mask * np.arange(64)).sum() / mask.sum() for mask in centers]
     assert columns[1] - columns[0] == pytest.approx(0.25, abs=0.02)
 
 
@@ -159,40 +159,45 @@ SPRITE = np.zeros((96, 96, 4), np.float32)
 SPRITE[20:80, 20:60] = [0.8, 0.2, 0.1, 1.0]
 
 
-def test_looks_keep_the_outline_and_mirror_it():
-    for look in (Look(hue=2.0), Look(tint="blue"), Look(pattern="striped"), Look(hue=1.0, pattern="dotted")):
-        out = apply_look(SPRITE, look)
+def test_appearances_keep_the_outline_and_mirror_it():
+    for appearance in (
+        Appearance(hue=2.0),
+        Appearance(tint="blue"),
+        Appearance(pattern="striped"),
+        Appearance(hue=1.0, pattern="dotted"),
+    ):
+        out = apply_appearance(SPRITE, appearance)
         assert np.array_equal(out[..., 3], SPRITE[..., 3])
         assert (out[..., :3] <= out[..., 3:] + 1e-6).all()
         assert np.abs(out - SPRITE).max() > 0.1
-    assert np.array_equal(apply_look(SPRITE, Look(mirrored=True)), SPRITE[:, ::-1])
-    assert np.array_equal(apply_look(SPRITE, Look()), SPRITE)
+    assert np.array_equal(apply_appearance(SPRITE, Appearance(mirrored=True)), SPRITE[:, ::-1])
+    assert np.array_equal(apply_appearance(SPRITE, Appearance()), SPRITE)
 
 
-def test_hue_turns_around_grey():
-    grey = np.full((4, 4, 4), 0.5, np.float32)
-    np.testing.assert_allclose(apply_look(grey, Look(hue=1.3)), grey, atol=1e-6)
-    third = apply_look(SPRITE, Look(hue=2 * np.pi / 3))[30, 30, :3]
+def test_hue_turns_around_gray():
+    gray = np.full((4, 4, 4), 0.5, np.float32)
+    np.testing.assert_allclose(apply_appearance(gray, Appearance(hue=1.3)), gray, atol=1e-6)
+    third = apply_appearance(SPRITE, Appearance(hue=2 * np.pi / 3))[30, 30, :3]
     np.testing.assert_allclose(third, [0.1, 0.8, 0.2], atol=1e-5)
 
 
-def test_colours_are_named():
-    assert colour_word(SPRITE) == "red"
-    assert all(nearest_colour(np.array(rgb)) == name for name, rgb in COLOURS.items())
-    assert colour_word(apply_look(SPRITE, Look(tint="green"))) == "green"
+def test_colors_are_named():
+    assert color_word(SPRITE) == "red"
+    assert all(nearest_color(np.array(rgb)) == name for name, rgb in COLORS.items())
+    assert color_word(apply_appearance(SPRITE, Appearance(tint="green"))) == "green"
 
 
 @pytest.mark.parametrize("kind", ["plain", "graded", "stripes", "dots", "checks", "noise"])
-def test_grounds_are_within_range_and_of_their_colours(kind):
-    ground = Ground(kind, "blue", "yellow", (5, -5, 0), seed=3)
-    image = paint(ground_tensors([ground]), 40)[0].numpy()
+def test_backgrounds_are_within_range_and_of_their_colors(kind):
+    drawn = Background(kind, "blue", "yellow", (5, -5, 0), seed=3)
+    image = paint(background_tensors([drawn]), 40)[0].numpy()
     assert image.shape == (40, 40, 3)
     assert image.min() >= 0
     assert image.max() <= 1
     assert (np.ptp(image, (0, 1)).max() < 1e-6) == (kind == "plain")
-    assert "blue" in ground.words
+    assert "blue" in drawn.words
 
 
 def test_patterns_differ():
-    images = [apply_look(SPRITE, Look(pattern=p)) for p in PATTERNS]
+    images = [apply_appearance(SPRITE, Appearance(pattern=p)) for p in PATTERNS]
     assert all(np.abs(a - b).mean() > 0.01 for i, a in enumerate(images) for b in images[:i])

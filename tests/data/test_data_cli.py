@@ -1,4 +1,4 @@
-"""phantom data films, build and check, as a user calls them."""
+"""phantom data source-videos, build and check, as a user calls them."""
 
 import json
 import re
@@ -16,8 +16,8 @@ def phantom(call_phantom):
     return partial(call_phantom, "data")
 
 
-def test_films_are_made_checked_and_built_again(phantom, tmp_path):
-    code, said = phantom("check", "--out", tmp_path / "c", "--films", "3")
+def test_source_videos_are_made_checked_and_built_again(phantom, tmp_path):
+    code, said = phantom("check", "--out", tmp_path / "c", "--videos", "3")
     assert code == 0, said.err
     found = json.loads(said.out.splitlines()[-1])
     assert {"shot_f1", "subject_recall", "pair_precision", "pair_recall", "near_duplicates_kept", "decoys_kept"} <= set(found)
@@ -29,13 +29,13 @@ def test_films_are_made_checked_and_built_again(phantom, tmp_path):
     assert "http" not in re.sub(r"data:image/[^\"]+", "", page)  # it opens anywhere
     videos = tmp_path / "犬 と 猫"
     videos.mkdir()
-    (videos / "映画 1.mp4").write_bytes((tmp_path / "c" / "films" / "film-0000.mp4").read_bytes())
-    (videos / "broken.mp4").write_bytes(b"no film")
-    code, said = phantom("build", videos, "--out", tmp_path / "t.lance", "--licence", "MIT", "--require-licence")
+    (videos / "映画 1.mp4").write_bytes((tmp_path / "c" / "source_videos" / "video-0000.mp4").read_bytes())
+    (videos / "broken.mp4").write_bytes(b"no source video")
+    code, said = phantom("build", videos, "--out", tmp_path / "t.lance", "--license", "MIT", "--require-license")
     assert code == 3
     assert "broken.mp4: not a readable video" in said.err
     facts = json.loads(said.out)
-    assert (facts["films"], facts["left_behind"]) == (2, 1)
+    assert (facts["source_videos"], facts["left_behind"]) == (2, 1)
     assert len(TripletStore(tmp_path / "t.lance")) == facts["triplets"] > 0
     assert "broken.mp4" in (tmp_path / "t.html").read_text()
 
@@ -54,8 +54,8 @@ def test_films_are_made_checked_and_built_again(phantom, tmp_path):
         (("build", ".", "--out", "t.lance", "--config", "c.toml"), "(got 'much')"),
         (("build", ".", "--out", "t.lance", "--embedder", "a/b/c"), "a/b/c"),
         (("check", "--out", "no/c"), "does not exist"),
-        (("films", "--out", "f", "--films", "0"), "films must be between 1 and 10,000 (got 0"),
-        (("check", "--out", "f", "--films", "1000000000"), "films must be between 1 and 10,000 (got 1000000000"),
+        (("source-videos", "--out", "f", "--videos", "0"), "videos must be between 1 and 10,000 (got 0"),
+        (("check", "--out", "f", "--videos", "1000000000"), "videos must be between 1 and 10,000 (got 1000000000"),
     ],
 )
 def test_bad_input_is_one_sentence(phantom, tmp_path, monkeypatch, arguments, said):
@@ -71,8 +71,8 @@ def test_bad_input_is_one_sentence(phantom, tmp_path, monkeypatch, arguments, sa
 
 
 def test_a_build_that_made_nothing_says_so(phantom, tmp_path):
-    images.write_video(tmp_path / "grey.mp4", np.full((24, 64, 64, 3), 128, np.uint8), 12)
-    code, got = phantom("build", tmp_path / "grey.mp4", "--out", tmp_path / "t.lance")
+    images.write_video(tmp_path / "gray.mp4", np.full((24, 64, 64, 3), 128, np.uint8), 12)
+    code, got = phantom("build", tmp_path / "gray.mp4", "--out", tmp_path / "t.lance")
     assert (code, json.loads(got.out)["triplets"]) == (0, 0)
     assert f"no triplets were created; see {tmp_path / 't.html'} for why clips were dropped" in got.err
 

@@ -50,7 +50,7 @@ def test_a_hundred_are_evaluated_with_still_and_clip():
     assert len({s.family for s in subjects}) == 100
     assert all(s.frames == 26 and still_path(s.key).is_file() for s in subjects)
     assert sum(f.stat().st_size for f in ASSETS.rglob("*")) < 13e6
-    assert (ASSETS / "LICENCE").read_text().count("Microsoft") > 1
+    assert (ASSETS / "LICENSE").read_text().count("Microsoft") > 1
 
 
 def archive(path, files):
@@ -62,8 +62,8 @@ def archive(path, files):
     return path
 
 
-def webp(colours, side=256):
-    frames = [Image.new("RGBA", (side, side), colour) for colour in colours]
+def webp(colors, side=256):
+    frames = [Image.new("RGBA", (side, side), color) for color in colors]
     buffer = io.BytesIO()
     frames[0].save(buffer, "WEBP", save_all=len(frames) > 1, append_images=frames[1:], lossless=True)
     return buffer.getvalue()

@@ -19,7 +19,7 @@ from phantom_s2v.media import images
 RIGHTS = Rights("", "research only")
 
 
-def film(path, seed):
+def source_video(path, seed):
     """Ten frames of 96x48 that grow brighter, with a red square at (60, 12)."""
     frames = np.stack([np.full((48, 96, 3), 40 + 8 * i + seed, np.uint8) for i in range(10)])
     frames[:, 12:32, 60:80] = (220, 20, 20)
@@ -31,7 +31,7 @@ def clips(tmp_path):
     folder = tmp_path / "clips"
     folder.mkdir()
     for i in range(3):
-        film(folder / f"uuid_{i}.0_{i + 1}.0.mp4", i)
+        source_video(folder / f"uuid_{i}.0_{i + 1}.0.mp4", i)
     return folder
 
 
@@ -120,7 +120,7 @@ def test_opens2v(clips, tmp_path):
     (triplet,) = read_opens2v(tmp_path / "a.json", clips, RIGHTS, left.append)
     sample = decode(triplet)
     assert sample.video.shape == (6, 48, 90, 3)
-    assert abs(float(sample.video[0, :, :50].mean()) - 56) < 3  # the third frame of the film
+    assert abs(float(sample.video[0, :, :50].mean()) - 56) < 3  # the third frame of the source video
     assert [r.subject for r in triplet.references] == ["square", "wall"]
     assert np.abs(sample.references[0][4:-4, 4:-4].astype(int) - (220, 20, 20)).max() < 40
     assert images.Image.open(__import__("io").BytesIO(triplet.references[0].mask)).size == (20, 20)

@@ -17,7 +17,7 @@ from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, Triplet
 from phantom_s2v.errors import DataError, InputError, OutputError
 from phantom_s2v.media import images
 
-OWN = Rights("film 7", "CC-BY-4.0", "letter 12")
+OWN = Rights("source video 7", "CC-BY-4.0", "letter 12")
 
 
 def image(seed, form="PNG", channels=(3,)):
@@ -90,14 +90,14 @@ def test_what_no_training_could_use_is_refused(clip, change, said):
         check(replace(triplets(clip)[0], **change))
 
 
-def test_a_licence_is_required_of_clip_and_images_where_that_is_asked(store, clip):
+def test_a_license_is_required_of_clip_and_images_where_that_is_asked(store, clip):
     bare = replace(triplets(clip)[0], caption="new", rights=Rights("web"))
     check(bare)
     with pytest.raises(DataError, match="has no license for the clip"):
-        store.write([bare], require_licence=True)
+        store.write([bare], require_license=True)
     bare = replace(triplets(clip)[0], references=(replace(triplets(clip)[0].references[0], rights=Rights()),))
     with pytest.raises(DataError, match="has no license for reference 1"):
-        check(bare, require_licence=True)
+        check(bare, require_license=True)
     assert len(store) == 7
 
 
@@ -284,11 +284,13 @@ def test_the_commands(store, clip, tmp_path, monkeypatch, capsys):
     assert "number 0" in said.out
     assert json.loads(said.out.splitlines()[-1])["triplets"] == 7
     assert phantom("export", path, "--out", tmp_path / "tars", "--webdataset")[0] == 0
-    code, said = phantom("import", tmp_path / "tars", "--out", tmp_path / "copy.lance", "--require-licence")
+    code, said = phantom("import", tmp_path / "tars", "--out", tmp_path / "copy.lance", "--require-license")
     assert (code, json.loads(said.out)["new"]) == (0, 7)
-    (tmp_path / "films").mkdir()
-    (tmp_path / "films" / "a.mp4").write_bytes(clip)
-    code, said = phantom("import", tmp_path / "films", "--out", tmp_path / "copy.lance", "--captioned", "--licence", "CC0-1.0")
+    (tmp_path / "source_videos").mkdir()
+    (tmp_path / "source_videos" / "a.mp4").write_bytes(clip)
+    code, said = phantom(
+        "import", tmp_path / "source_videos", "--out", tmp_path / "copy.lance", "--captioned", "--license", "CC0-1.0"
+    )
     assert (code, json.loads(said.out)["left_out"]) == (3, 1)
     assert "a.mp4" in said.err
     assert phantom("show", tmp_path / "none.lance")[0] == 2

@@ -21,7 +21,7 @@ from phantom_s2v.evaluation.metrics.table import METRICS
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore, check_scores
 from phantom_s2v.media import images
 
-TOOLS = Instruments("colour", lambda p: np.zeros((len(p), 1)), Thresholds())
+TOOLS = Instruments("color", lambda p: np.zeros((len(p), 1)), Thresholds())
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def phantom(call_phantom):
     return partial(call_phantom, "evaluate")
 
 
-def row(case, similarity, flicker=0.0, network="colour"):
+def row(case, similarity, flicker=0.0, network="color"):
     subject = {"name": "a", "similarity": similarity, "clip_i": None}
     video = dict.fromkeys(name for name, metric in METRICS.items() if not metric.of_subjects) | {"flicker": flicker}
     return {"id": case, "video": f"{case}.mp4", "networks": {"similarity": network}, "subjects": [subject], **video}
@@ -79,7 +79,7 @@ def test_less_is_better_where_it_is():
 def test_networks_are_never_mixed_and_cases_are_paired_by_id():
     found, notes = compare.compare({"a": [row("1", 0.5), row("2", 0.1)], "b": [row("2", 0.4, network="other"), row("3", 0.9)]})
     assert not any(c.metric == "similarity" for c in found)
-    assert any("measured by colour and by other" in note for note in notes)
+    assert any("measured by color and by other" in note for note in notes)
     assert next(c for c in found if c.metric == "flicker").cases == 1
     assert any("2 videos" in note for note in notes)
     with pytest.raises(InputError, match="no cases in common"):
@@ -115,7 +115,7 @@ def test_what_bears_the_same_name_and_is_another_is_not_compared():
     assert notes == ["3 cases of one and two were skipped: the same id has another prompt, reference or crop (1)"]
     found, notes = compare.compare({"one": rows(0.4), "two": rows(0.6, weights="2" * 64)})
     assert not [c for c in found if c.metric == "similarity"]
-    assert f"similarity of one and two is not compared: the weights of colour differ ({'1' * 12} and {'2' * 12})" in notes
+    assert f"similarity of one and two is not compared: the weights of color differ ({'1' * 12} and {'2' * 12})" in notes
 
 
 # Calibration
@@ -144,9 +144,9 @@ def test_calibration_finds_what_tells_and_says_how_often_it_errs(tmp_path):
     known = replace(TOOLS, hashes={"similarity": "ab" * 32})
     file.write_text(calibration.as_toml(calibration.calibrate(good, bad, known)))
     check_networks(read_kpis(file), known)
-    with pytest.raises(InputError, match=f"set for other weights of colour .{'ab' * 8}, not {'cd' * 8}"):
+    with pytest.raises(InputError, match=f"set for other weights of color .{'ab' * 8}, not {'cd' * 8}"):
         check_networks(read_kpis(file), replace(TOOLS, hashes={"similarity": "cd" * 32}))
-    with pytest.raises(InputError, match="was set for colour, but is measured with efficientnet"):
+    with pytest.raises(InputError, match="was set for color, but is measured with efficientnet"):
         check_networks(kpis, Instruments("efficientnet-lite0", TOOLS.embed, Thresholds()))
 
 

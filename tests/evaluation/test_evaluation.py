@@ -11,7 +11,7 @@ from phantom_s2v.data.synthetic.compose import compose
 from phantom_s2v.data.synthetic.heldout import evaluated, held_out
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.metrics import measures
-from phantom_s2v.evaluation.metrics.regions import border_colour, cut_out, regions
+from phantom_s2v.evaluation.metrics.regions import border_color, cut_out, regions
 from phantom_s2v.evaluation.reports.table import table
 from phantom_s2v.evaluation.suites import emoji
 from phantom_s2v.evaluation.suites.classifier import SubjectClassifier
@@ -29,20 +29,20 @@ def bank(judge):
     return emoji.reference_bank(judge, held_out())
 
 
-def square(side=64, at=(20, 30), size=16, colour=(200, 30, 30), ground=(40, 90, 200)):
-    frame = np.full((side, side, 3), ground, np.uint8)
-    frame[at[0] : at[0] + size, at[1] : at[1] + size] = colour
+def square(side=64, at=(20, 30), size=16, color=(200, 30, 30), background=(40, 90, 200)):
+    frame = np.full((side, side, 3), background, np.uint8)
+    frame[at[0] : at[0] + size, at[1] : at[1] + size] = color
     return frame
 
 
 def test_regions_find_what_differs_from_the_border():
     frame = square()
-    assert border_colour(frame).tolist() == [40, 90, 200]
+    assert border_color(frame).tolist() == [40, 90, 200]
     found = regions(frame, 2)
     assert len(found) == 1
-    assert found[0].centre == (27.5, 37.5)
+    assert found[0].center == (27.5, 37.5)
     frame[5:15, 5:15] = 255
-    assert [r.centre for r in regions(frame, 2)] == [(27.5, 37.5), (9.5, 9.5)]
+    assert [r.center for r in regions(frame, 2)] == [(27.5, 37.5), (9.5, 9.5)]
     assert regions(np.full((64, 64, 3), 9, np.uint8), 1) == []
 
 
@@ -138,7 +138,7 @@ def test_a_lighter_network_has_the_same_features(judge):
 def test_none_found_is_wrong(judge, bank):
     assert judge.rank(np.full((9, 64, 64, 3), 120, np.uint8), bank, [3]) == [None]
     row = {"kind": "unnamed", "ranks": [None], "direction": False, "background": True}
-    assert emoji.summarise([row], [row], {})["identification"] == 0
+    assert emoji.summarize([row], [row], {})["identification"] == 0
 
 
 def test_cases_are_fixed_and_halved():
@@ -151,7 +151,7 @@ def test_cases_are_fixed_and_halved():
     assert {k: kinds.count(k) for k in set(kinds)} == {"unnamed": 100, "named": 100, "control": 100, "pair": 50}
     assert [c.id for c in cases] == [c.id for c in emoji.emoji_cases(sprites, None)]
     assert len({c.id for c in cases}) == len(cases)
-    assert not any(s.name in c.spec.ground.words for c in cases for s in c.subjects if c.kind == "unnamed")
+    assert not any(s.name in c.spec.background.words for c in cases for s in c.subjects if c.kind == "unnamed")
     assert {s.key for c in cases for s in c.subjects} == {s.key for s in evaluated(sprites)}
 
 

@@ -24,7 +24,7 @@ def served(tmp_path):
         (tmp_path / system).mkdir()
         for case in ("one", "two"):
             images.write_video(tmp_path / system / f"{case}.mp4", np.full((8, 64, 64, 3), shade, np.uint8), 8)
-    pairs = rating.find_pairs([tmp_path / "a", tmp_path / "b"], {"one": ("A grey field.", ())})
+    pairs = rating.find_pairs([tmp_path / "a", tmp_path / "b"], {"one": ("A gray field.", ())})
     app = rating.application(pairs, tmp_path / "votes.sqlite")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:  # a port that nobody else can take before the server has it

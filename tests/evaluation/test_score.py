@@ -78,12 +78,12 @@ def test_frozen_flicker_and_smoothness_on_what_is_known():
     ).all()
     moving = np.stack([np.roll(still[0], 2 * i, 1) for i in range(10)])
     assert measures.frozen(numbers(moving)) == 0.0
-    grey = np.full((10, 8, 8, 3), 100, np.uint8)
-    grey[1::2] = 110
-    assert measures.flicker(numbers(grey)) == pytest.approx(10 / 105, rel=0.01)
+    gray = np.full((10, 8, 8, 3), 100, np.uint8)
+    gray[1::2] = 110
+    assert measures.flicker(numbers(gray)) == pytest.approx(10 / 105, rel=0.01)
     rising = np.stack([np.full((8, 8, 3), 20 * i, np.uint8) for i in range(10)])
     assert (measures.flicker(numbers(rising)), measures.smoothness(numbers(rising))) == (0.0, 1.0)
-    assert measures.smoothness(numbers(grey)) == pytest.approx(1 - 10 / 255, rel=1e-4)
+    assert measures.smoothness(numbers(gray)) == pytest.approx(1 - 10 / 255, rel=1e-4)
 
 
 def test_sharpness_falls_with_blur():
@@ -97,13 +97,13 @@ def test_sharpness_falls_with_blur():
 # Subjects
 
 
-def square(colour, at, video):
+def square(color, at, video):
     for frame in video:
-        frame[at[0] : at[0] + 24, at[1] : at[1] + 24] = colour
+        frame[at[0] : at[0] + 24, at[1] : at[1] + 24] = color
 
 
-def by_colour(stills):
-    """Unit vectors: mean colour of what is not white, about its mean."""
+def by_color(stills):
+    """Unit vectors: mean color of what is not white, about its mean."""
     means = np.stack([np.concatenate([p[(p < 250).any(-1)], [[0, 0, 0]]]).mean(0) for p in stills])
     means -= means.mean(1, keepdims=True)
     return means / np.maximum(1e-6, np.linalg.norm(means, axis=1, keepdims=True))
@@ -114,8 +114,8 @@ RED, BLUE, GREEN = (210, 40, 40), (40, 40, 210), (40, 190, 40)
 
 def scene(*placed):
     video = np.full((12, 96, 128, 3), 255, np.uint8)
-    for colour, at in placed:
-        square(colour, at, video)
+    for color, at in placed:
+        square(color, at, video)
     return video
 
 
@@ -126,7 +126,7 @@ ASKED = "The red square at the left waits, and the blue square at the right wait
 
 def found_in(video, count=2):
     limits = Thresholds(similarity=0.5, there=0.5, frozen=2.0)
-    return faults(score(video, REFERENCES[:count], NAMES[:count], ASKED, Instruments("colour", by_colour, limits)), limits)
+    return faults(score(video, REFERENCES[:count], NAMES[:count], ASKED, Instruments("color", by_color, limits)), limits)
 
 
 def test_found_missing_other_doubled_and_swapped():
@@ -145,23 +145,23 @@ def test_a_subject_that_fills_its_reference_is_looked_for_in_regions():
     assert subjects.cut_reference(filled) is filled
     assert subjects.cut_reference(np.full((96, 96, 3), 255, np.uint8)) is None
     limits = Thresholds(similarity=0.5, there=0.5, frozen=2.0)
-    tools = Instruments("colour", by_colour, limits)
+    tools = Instruments("color", by_color, limits)
     assert faults(score(scene((RED, (36, 20))), [filled], ["red square"], "", tools), limits) == {}
     missing = score(scene((GREEN, (36, 20))), [filled, REFERENCES[1]], NAMES, "", tools)
     assert set(faults(missing, limits)) == {"missing", "other subject"}
 
 
 def photographed(*placed):
-    """Frames of smooth noise in all colours, as a photograph has them, with what is placed."""
+    """Frames of smooth noise in all colors, as a photograph has them, with what is placed."""
     rng = np.random.default_rng(3)
-    ground = cv2.resize(rng.integers(0, 255, (12, 16, 3)).astype(np.uint8), (256, 192), interpolation=cv2.INTER_CUBIC)
-    video = np.repeat(ground[None], 6, 0)
+    background = cv2.resize(rng.integers(0, 255, (12, 16, 3)).astype(np.uint8), (256, 192), interpolation=cv2.INTER_CUBIC)
+    video = np.repeat(background[None], 6, 0)
     for image, (top, left) in placed:
         video[:, top : top + len(image), left : left + image.shape[1]] = image
     return video
 
 
-def test_on_a_photographed_ground_a_subject_is_found_in_a_window():
+def test_on_a_photographed_background_a_subject_is_found_in_a_window():
     camera, cat = (
         cv2.resize(p, (96, 96), interpolation=cv2.INTER_AREA) for p in (skimage.data.astronaut(), skimage.data.chelsea())
     )
@@ -179,7 +179,7 @@ def test_on_a_photographed_ground_a_subject_is_found_in_a_window():
     assert any("background is textured" in note for note in found.notes)
 
 
-def test_two_subjects_on_a_photographed_ground_are_told_by_their_sides():
+def test_two_subjects_on_a_photographed_background_are_told_by_their_sides():
     person, cat = (
         cv2.resize(p, (96, 96), interpolation=cv2.INTER_AREA) for p in (skimage.data.astronaut(), skimage.data.chelsea())
     )
@@ -193,7 +193,7 @@ def test_two_subjects_on_a_photographed_ground_are_told_by_their_sides():
 def test_the_lowest_frame_is_named():
     video = scene((RED, (36, 20)))
     square(GREEN, (36, 20), video[5:6])
-    found = score(video, REFERENCES[:1], NAMES[:1], "", Instruments("colour", by_colour, Thresholds()))
+    found = score(video, REFERENCES[:1], NAMES[:1], "", Instruments("color", by_color, Thresholds()))
     assert found.subjects[0].lowest_frame == 5
     assert found.subjects[0].lowest < 0.6 < found.subjects[0].similarity
 
@@ -207,7 +207,7 @@ def test_a_video_is_fully_like_itself():
 
 def test_an_empty_video_finds_nothing_and_says_so():
     found = score(
-        np.full((8, 64, 64, 3), 200, np.uint8), REFERENCES[:1], ["red"], "", Instruments("colour", by_colour, Thresholds())
+        np.full((8, 64, 64, 3), 200, np.uint8), REFERENCES[:1], ["red"], "", Instruments("color", by_color, Thresholds())
     )
     assert np.isnan(found.subjects[0].similarity)
     assert set(faults(found, Thresholds())) == {"missing", "frozen"}
@@ -258,9 +258,7 @@ def test_a_planted_clip_follows_from_its_number():
 def test_kpis_are_judged_by_the_worst_subject(tmp_path):
     file = tmp_path / "kpi.toml"
     file.write_text('[similarity]\nleast = 0.8\nreason = "ours"\n[flicker]\nmost = 0.5\nreason = "eyes"\n')
-    found = score(
-        scene((RED, (36, 20)), (GREEN, (36, 84))), REFERENCES, NAMES, "", Instruments("colour", by_colour, Thresholds())
-    )
+    found = score(scene((RED, (36, 20)), (GREEN, (36, 84))), REFERENCES, NAMES, "", Instruments("color", by_color, Thresholds()))
     verdicts = {v.kpi.metric: v for v in judge(found, read_kpis(file))}
     assert verdicts["similarity"].met is False
     assert verdicts["similarity"].value == min(s.similarity for s in found.subjects)
@@ -321,7 +319,7 @@ def test_score_as_a_user_calls_it(phantom, tmp_path):
     kpi = tmp_path / "kpi.toml"
     kpi.write_text('[frozen]\nmost = 0.5\nreason = "it has to move"\n')
     assert phantom("score", folder, *ask, "--kpi", kpi)[0] == 1
-    (folder / "broken.mp4").write_bytes(b"no film")
+    (folder / "broken.mp4").write_bytes(b"no source video")
     code, said = phantom("score", folder, *ask, "--out", tmp_path / "page.html", "--force")
     assert code == 3
     assert "broken.mp4: not measured" in said.out

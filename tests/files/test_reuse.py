@@ -160,7 +160,7 @@ def test_every_stage_has_a_version_that_covers_what_computes_it():
             "models.autoencoder",
             "models.phantom.conditioning",
         },
-        "data.synthetic.films": {"data.synthetic.looks", "data.synthetic.compose", "media.images"},
+        "data.synthetic.source_videos": {"data.synthetic.appearance", "data.synthetic.compose", "media.images"},
     }.items():
         trees, libraries = reuse._closure([stage])
         assert parts <= set(trees), stage

@@ -18,7 +18,7 @@ from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.evaluation.suites.own import read_opens2v, read_own
 from phantom_s2v.media import images
 
-OWN = Rights("film", "MIT", "")
+OWN = Rights("source_video", "MIT", "")
 
 
 def png(size=(16, 12), mode="RGB"):
@@ -161,7 +161,7 @@ CHANGES = {
     "frames": [8.5, "5", None, 10**30, [], 4, 6, -1],
     "height": ["32", 33, None, 1e9],
     "scores": [5, {"a": "b"}, [1], {"a": None}],
-    "rights": [5, {"licence": 5}, {"other": "a"}, ["a"]],
+    "rights": [5, {"license": 5}, {"other": "a"}, ["a"]],
     "references": [5, {}, [5], [[]], [{}], ["a"], [{"subject": "a"}], [{"subject": 5, "pairing": "in-pair"}], [None] * 100],
     "unknown": [1],
 }
@@ -219,9 +219,9 @@ def test_junk_is_left_out_with_exit_code_3(call_phantom, one, tmp_path):
     assert json.loads(said.out.splitlines()[-1]) == {"new": 1, "triplets": 1, "left_out": 2}
 
 
-def test_one_without_a_licence_does_not_end_an_import(call_phantom, one, tmp_path):
+def test_one_without_a_license_does_not_end_an_import(call_phantom, one, tmp_path):
     export_folder([one, replace(one, caption="b", rights=Rights())], tmp_path / "in")
-    code, said = call_phantom("data", "import", tmp_path / "in", "--out", tmp_path / "s.lance", "--require-licence")
+    code, said = call_phantom("data", "import", tmp_path / "in", "--out", tmp_path / "s.lance", "--require-license")
     assert code == 3
     assert json.loads(said.out.splitlines()[-1])["new"] == 1
 

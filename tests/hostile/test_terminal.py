@@ -66,7 +66,7 @@ def test_names_of_videos_and_captions(call_phantom, tmp_path):
     harmless(said.out)
     assert "[x].mp4: frozen" in said.out
     assert json.loads(said.out.splitlines()[-1])["videos"] == 3
-    reference = TripletReference((folder / "[x].mp4").read_bytes(), EVIL, "in-pair", rights=Rights(licence=EVIL))
+    reference = TripletReference((folder / "[x].mp4").read_bytes(), EVIL, "in-pair", rights=Rights(license=EVIL))
     TripletStore.create(tmp_path / "t.lance").write([Triplet(b"mp4", EVIL, (reference,), 8, 4, 32, 32)])
     code, said = call_phantom("data", "show", tmp_path / "t.lance")
     assert code == 0

@@ -1,6 +1,6 @@
 """What files really contain: each property of videos and images, at each place that reads them, gives the right pixels.
 
-Files are made here from known colours by formulas of our own, with ffmpeg's encoders for nothing but storage.
+Files are made here from known colors by formulas of our own, with ffmpeg's encoders for nothing but storage.
 """
 
 import io
@@ -24,7 +24,7 @@ from phantom_s2v.data.triplets import Rights
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
 from phantom_s2v.evaluation.run import Asked, score_one
-from phantom_s2v.media import colour, images, videos
+from phantom_s2v.media import color, images, videos
 from phantom_s2v.media.videos import Video, encode
 
 HEIGHT, WIDTH = 64, 96
@@ -118,7 +118,7 @@ def write(path, signal, matrix="bt709", full=False, bits=8, tags=None, turn=None
 
 
 def turned(path, quarters, mirrored=False):
-    """Stored so that the display matrix has to turn it by `quarters` anticlockwise, and then to mirror it."""
+    """Stored so that the display matrix has to turn it by `quarters` counterclockwise, and then to mirror it."""
     stored = np.rot90(scene()[:, ::-1] if mirrored else scene(), -quarters)
     write(path, stored / 255, turn=(90 * quarters, mirrored))
 
@@ -171,10 +171,10 @@ def whole(path):
 
 def built(path):
     """A clip that the data pipeline cuts out, read again, and its small frames."""
-    (film,) = probe.run([{"path": str(path)}], Config(), None)
-    assert film["drop"] == ""
-    same_scene(next(iter(stream_frames(film, 48)))[1], "alpha" in path.parent.name, 12)
-    return images.read_video(io.BytesIO(cut(film, 0.0, 0.9, (0.5,), 1280)[0]))[0][2]
+    (source_video,) = probe.run([{"path": str(path)}], Config(), None)
+    assert source_video["drop"] == ""
+    same_scene(next(iter(stream_frames(source_video, 48)))[1], "alpha" in path.parent.name, 12)
+    return images.read_video(io.BytesIO(cut(source_video, 0.0, 0.9, (0.5,), 1280)[0]))[0][2]
 
 
 def imported(path):
@@ -222,7 +222,7 @@ def test_a_video_is_seen_as_it_is_meant(tmp_path, name, place):
         ("rotated by 90", ["rotated by 270 degrees"]), ("mirrored", ["mirrored"]),
         ("pixels of 2:1", ["pixels of 2:1 made square"]),
         ("PQ", ["HDR (PQ) converted to BT.709", "10 bits reduced to 8"]),
-        ("BT.2020", ["wide colour gamut converted to BT.709", "10 bits reduced to 8"]),
+        ("BT.2020", ["wide color gamut converted to BT.709", "10 bits reduced to 8"]),
         ("alpha of VP9", ["transparency composited on white"]), ("bt709 in full range", []), ("as we write it", []),
     ],
 )  # fmt: skip
@@ -237,7 +237,7 @@ def test_what_is_converted_is_said_once(tmp_path, name, said):
     assert all(each in told[0] for each in said)
 
 
-def test_what_we_write_says_what_its_colours_are(tmp_path):
+def test_what_we_write_says_what_its_colors_are(tmp_path):
     images.write_video(tmp_path / "a.mp4", np.repeat(scene()[None], 3, 0), 12)
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
@@ -253,14 +253,14 @@ def test_what_we_write_says_what_its_colours_are(tmp_path):
 
 
 def test_hdr_keeps_middle_tones_and_rolls_off_above():
-    grey = np.array([[[v] * 3 for v in (0.05, 0.18, 0.5, 1.0, 2.0, 1000 / 203, 40.0)]])
-    for transfer, coded in ((colour.PQ, pq(grey)), (colour.HLG, hlg(np.minimum(grey, 1000 / 203)))):
-        shown = colour.to_bt709(coded.astype(np.float32), transfer, colour.BT2020)[0, :, 0].astype(int)
-        assert np.abs(shown[:3] - np.round(grey[0, :3, 0] ** (1 / 2.4) * 255)).max() <= 1
+    gray = np.array([[[v] * 3 for v in (0.05, 0.18, 0.5, 1.0, 2.0, 1000 / 203, 40.0)]])
+    for transfer, coded in ((color.PQ, pq(gray)), (color.HLG, hlg(np.minimum(gray, 1000 / 203)))):
+        shown = color.to_bt709(coded.astype(np.float32), transfer, color.BT2020)[0, :, 0].astype(int)
+        assert np.abs(shown[:3] - np.round(gray[0, :3, 0] ** (1 / 2.4) * 255)).max() <= 1
         assert (np.diff(shown[:6]) > 0).all()
         assert 215 <= shown[3] <= 235  # the reference white
         assert shown[5] == shown[6] == 255
-    red = colour.to_bt709(pq(np.array([[[0.3, 0.0, 0.0]]])).astype(np.float32), colour.PQ, colour.BT2020)[0, 0]
+    red = color.to_bt709(pq(np.array([[[0.3, 0.0, 0.0]]])).astype(np.float32), color.PQ, color.BT2020)[0, 0]
     assert red[0] > 100 > red[1:].max()  # a red beyond BT.709 stays red
 
 
@@ -287,13 +287,13 @@ def test_a_clip_of_a_varying_rate_keeps_to_its_own_shot(tmp_path):
     """A shot of 1 s at 60 frames a second before one of 4 s at 5: at the mean rate, 60 frames would run into the second shot."""
     stamps = [*(round(100 * i / 60) for i in range(60)), *range(100, 500, 20)]
     paced(tmp_path / "v.mp4", [shade(60)] * 60 + [shade(200)] * 20, stamps)
-    (film,) = probe.run([{"path": str(tmp_path / "v.mp4")}], Config(), None)
-    assert any("variable frame rate" in notice for notice in film["notices"])
-    content, _, count = cut(film, 0.0, 1.0, (0.5,), 1280)
+    (source_video,) = probe.run([{"path": str(tmp_path / "v.mp4")}], Config(), None)
+    assert any("variable frame rate" in notice for notice in source_video["notices"])
+    content, _, count = cut(source_video, 0.0, 1.0, (0.5,), 1280)
     frames = images.read_video(io.BytesIO(content))[0]
-    assert len(frames) == count == round(film["fps"])
+    assert len(frames) == count == round(source_video["fps"])
     assert np.abs(frames.mean((1, 2, 3)) - 60).max() < 4
-    content, _, count = cut(film, 1.0, 5.0, (0.5,), 1280)
+    content, _, count = cut(source_video, 1.0, 5.0, (0.5,), 1280)
     assert np.abs(images.read_video(io.BytesIO(content))[0].mean((1, 2, 3)) - 200).max() < 4
 
 
@@ -315,8 +315,8 @@ def test_timestamps_that_start_again_go_on(tmp_path):
     assert not video.facts.ordered
     assert any("discontinuous" in notice for notice in video.facts.notices)
     assert [round(v / 10) for v in values] == [6] * 10 + [20] * 10
-    film = next(probe.run([{"path": str(video.source)}], Config(), None))
-    content = cut(film, times[12], times[16], (0.5,), 1280)[0]
+    source_video = next(probe.run([{"path": str(video.source)}], Config(), None))
+    content = cut(source_video, times[12], times[16], (0.5,), 1280)[0]
     assert np.abs(images.read_video(io.BytesIO(content))[0].mean((1, 2, 3)) - 200).max() < 4
 
 

@@ -11,7 +11,7 @@ from phantom_s2v.media import images
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([(64, 64), (48, 80), (8, 8)]))
-def test_letterbox_fits_centres_and_pads_white(height, width, box):
+def test_letterbox_fits_centers_and_pads_white(height, width, box):
     image = np.zeros((height, width, 3), np.uint8)
     out = images.letterbox(image, *box)
     assert out.shape == (*box, 3)
@@ -48,7 +48,7 @@ def test_exif_rotation_is_applied(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif"])
 def test_of_an_animation_the_first_frame_is_used(tmp_path, suffix):
-    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "blue")]
     path = save(frames[0], tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:], duration=100)
     image, notices = images.read_image(path)
     assert image[4, 4, 0] > 200
@@ -153,13 +153,13 @@ def test_reading_no_video(tmp_path):
         images.read_video(tmp_path / "text.mp4")
 
 
-def test_a_plain_ground_is_cut_out_and_a_hole_of_its_colour_stays(tmp_path):
+def test_a_plain_background_is_cut_out_and_a_hole_of_its_color_stays(tmp_path):
     image = np.full((40, 40, 3), (20, 120, 200), np.uint8)
     image[10:30, 10:30] = (220, 30, 30)
     image[18:22, 18:22] = (20, 120, 200)  # inside the subject
     Image.fromarray(image).save(tmp_path / "a.png")
     out, said = images.read_image(tmp_path / "a.png", cutout=True)
-    assert said == ["a.png: cut out of its plain ground"]
+    assert said == ["a.png: cut out of its plain background"]
     assert (out[0, 0] == 255).all()
     assert (out[12, 12] == (220, 30, 30)).all()
     assert (out[20, 20] == (20, 120, 200)).all()
@@ -174,7 +174,7 @@ def test_transparency_is_a_cutout_already(tmp_path):
     assert (out[0, 0] == 255).all()
 
 
-def test_a_busy_ground_is_refused(tmp_path):
+def test_a_busy_background_is_refused(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="neither transparent nor uniform"):
         images.read_image(tmp_path / "a.png", cutout=True)

@@ -61,8 +61,8 @@ def test_features_of_one_face_are_near_and_a_cat_has_none():
 @needs_files
 def test_a_person_is_one_detection_and_the_cat_is_no_person():
     portrait, cat = detect_people_too([image("astronaut")], [])[0], detect_people_too([image("chelsea")], [])[0]
-    assert [d.living for d in portrait].count(True) == 1
-    assert not any(d.living for d in cat)
+    assert [d.is_person for d in portrait].count(True) == 1
+    assert not any(d.is_person for d in cat)
 
 
 def test_what_was_not_fetched_is_said(tmp_path, monkeypatch):

@@ -77,8 +77,8 @@ def test_phrases_that_fit_one_place_get_a_box(owl, monkeypatch):
     assert all(0 <= b[0] < b[2] <= 60 and 0 <= b[1] < b[3] <= 40 for b, _, _ in best)
     assert every(IMAGES[0], []) == []
     found = detect_phrases(every, None, vlm("Yes."), IMAGES[:1], phrases)[0]
-    assert all(d.marked for d in found)
-    assert not any(d.marked for d in detect_phrases(every, None, None, IMAGES[:1], phrases)[0])
+    assert all(d.has_logo for d in found)
+    assert not any(d.has_logo for d in detect_phrases(every, None, None, IMAGES[:1], phrases)[0])
     for detection, (box, phrase, _) in zip(found, best, strict=True):
         assert (detection.box, detection.name) == (box, phrase)
         assert detection.mask.sum() == (box[2] - box[0]) * (box[3] - box[1])

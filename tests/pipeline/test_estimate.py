@@ -135,7 +135,7 @@ def test_memory_falls_with_every_option(wan_folder):
     request = build_request({"prompt": "a", "num_frames": 5}, preset)
     peaks = [
         measure.estimate(request, preset, wan_folder, Placement(device="cpu", **options), "rtx-4090").peak
-        for options in ({}, {"offload": "model"}, {"offload": "model", "quantise": "fp8"}, {"offload": "group"})
+        for options in ({}, {"offload": "model"}, {"offload": "model", "quantization": "fp8"}, {"offload": "group"})
     ]
     assert peaks == sorted(peaks, reverse=True)
     sizes = measure.weight_bytes(wan_folder, WanModel(), WAN, {"base_dim": 96, "z_dim": 16}, Placement(), 2)

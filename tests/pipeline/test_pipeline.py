@@ -80,14 +80,14 @@ def test_phantom_mini_is_small_half_precision_and_safetensors_alone():
     for file in weights:
         with safe_open(file, "pt") as tensors:
             assert {tensors.get_tensor(k).dtype for k in tensors.keys()} == {torch.float16}  # noqa: SIM118
-    assert "Microsoft" in (folder / "README.md").read_text(), "the model card names data and licence"
+    assert "Microsoft" in (folder / "README.md").read_text(), "the model card names data and license"
 
 
 def test_phantom_mini_listens_to_its_reference_and_to_its_prompt():
     pipe = PhantomPipeline.from_pretrained("phantom-mini")
 
-    def make(key, colour):
-        prompt = f"The large subject stays in place on a {colour} background."
+    def make(key, color):
+        prompt = f"The large subject stays in place on a {color} background."
         settings = {"num_frames": 1, "num_inference_steps": 6, "generator": seeded(1)}
         return pipe(prompt, reference_images=still_path(key), **settings).frames[0, 0] * 255
 

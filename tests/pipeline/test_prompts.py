@@ -19,7 +19,7 @@ TWO = ["subject 1", "subject 2"]
 @pytest.mark.parametrize(
     ("prompt", "names", "said"),
     [
-        ("A red fox and a grey owl sit in the snow.", TWO, []),
+        ("A red fox and a gray owl sit in the snow.", TWO, []),
         ("A red fox sits.", TWO, ["reference 2 is not described"]),
         ("It is snowing.", ["subject 1"], ["reference 1 is not described"]),
         ("A man walks with a small white dog.", TWO, ["only says 'man'"]),
@@ -39,8 +39,8 @@ def test_what_the_checker_says(prompt, names, said):
 
 
 def test_noun_phrases():
-    found = prompts.noun_phrases("The red fox in a blue coat meets an old grey owl.")
-    assert found == [("red", "fox"), ("blue", "coat"), ("old", "grey", "owl")]
+    found = prompts.noun_phrases("The red fox in a blue coat meets an old gray owl.")
+    assert found == [("red", "fox"), ("blue", "coat"), ("old", "gray", "owl")]
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_folder_without_a_model(tmp_path):
 def test_the_command_rewrites_and_remembers(server, tiny, image, tmp_path, monkeypatch, capsys):
     from phantom_s2v import cli
 
-    server["answer"] = answer("A grey square moves.")
+    server["answer"] = answer("A gray square moves.")
     out = tmp_path / "v.mp4"
     arguments = [
         "--model",
@@ -200,4 +200,4 @@ def test_the_command_rewrites_and_remembers(server, tiny, image, tmp_path, monke
         cli.main()
     assert done.value.code == 0, capsys.readouterr().err
     request = json.loads(out.with_suffix(".metadata.json").read_text())["request"]
-    assert (request["prompt"], request["asked_prompt"]) == ("A grey square moves.", "It moves.")
+    assert (request["prompt"], request["asked_prompt"]) == ("A gray square moves.", "It moves.")

@@ -99,7 +99,7 @@ def test_branches_see_what_the_facts_say():
     assert not image.text_mask[:, 2:].any()
     assert torch.equal(image.references, c.references)
     assert none.references.shape == c.references.shape
-    assert not none.references.any(), "zero in normalised space, and the places stay"
+    assert not none.references.any(), "zero in normalized space, and the places stay"
     assert not none.image_seen.any()
 
 

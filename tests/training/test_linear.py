@@ -9,7 +9,7 @@ from einops import rearrange
 from phantom_s2v.data.synthetic.compose import compose, random_spec
 from phantom_s2v.data.synthetic.heldout import evaluated, held_out
 from phantom_s2v.models.autoencoder import to_pixels
-from phantom_s2v.training.autoencoder.linear import _neighbourhoods, linear_path, principal_start, whole
+from phantom_s2v.training.autoencoder.linear import _neighborhoods, linear_path, principal_start, whole
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def test_the_start_keeps_the_image(linear, clips):
     assert psnr(through(linear_path(), clips), clips) < psnr(coarse, clips) - 5
 
 
-def test_neighbourhoods_are_rows_of_the_unfolded_image():
+def test_neighborhoods_are_rows_of_the_unfolded_image():
     x, rows = torch.randn(5, 3, 8, 6), torch.tensor([0, 5, 47, 48, 100, 239])
     everywhere = rearrange(torch.nn.functional.unfold(x, 3, padding=1), "m k s -> (m s) k")
-    assert torch.equal(_neighbourhoods(x, rows), everywhere[rows])
+    assert torch.equal(_neighborhoods(x, rows), everywhere[rows])
 
 
 @pytest.mark.parametrize("frames", [1, 9])

@@ -11,7 +11,7 @@ from phantom_s2v.training.adapt_latents import affine_fit, move_transformer
 
 @pytest.fixture(scope="module")
 def mixed(tiny_models):
-    """The tiny autoencoder with 8 latent channels mixed by a matrix, shifted, and normalised by other statistics."""
+    """The tiny autoencoder with 8 latent channels mixed by a matrix, shifted, and normalized by other statistics."""
     autoencoder = deepcopy(tiny_models.vae)
     generator = torch.Generator().manual_seed(1)
     mix = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0] * torch.linspace(0.5, 2, 8)[:, None]

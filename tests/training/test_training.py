@@ -1,4 +1,4 @@
-"""Training: resuming is exact, Muon orthogonalises, dropping makes the branches of guidance."""
+"""Training: resuming is exact, Muon orthogonalizes, dropping makes the branches of guidance."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ from phantom_s2v.training.checkpoint import load_state
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
 from phantom_s2v.training.latents import VALIDATION, Triplets, validation_families
 from phantom_s2v.training.loop import pick_dtype, train
-from phantom_s2v.training.optim import Muon, orthogonalise, orthogonalise_all, rate_at, rate_left, update_ema
+from phantom_s2v.training.optim import Muon, orthogonalize, orthogonalize_all, rate_at, rate_left, update_ema
 from phantom_s2v.training.run import transformer_run
 from phantom_s2v.training.transformer import drop, loss_of, permute_subjects
 from phantom_s2v.training.validation import Validation
@@ -38,22 +38,22 @@ from phantom_s2v.training.validation import Validation
 
 @pytest.mark.threads
 @pytest.mark.parametrize("shape", [(20, 20), (16, 40), (64, 24)])
-def test_orthogonalise_is_near_the_polar_factor(shape):
+def test_orthogonalize_is_near_the_polar_factor(shape):
     torch.manual_seed(0)
     matrix = torch.randn(shape)
-    values = torch.linalg.svdvals(orthogonalise(matrix))
+    values = torch.linalg.svdvals(orthogonalize(matrix))
     assert 0.6 < values.min() < values.max() < 1.3
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     polar = u @ vh
-    cosine = (orthogonalise(matrix) * polar).sum() / orthogonalise(matrix).norm() / polar.norm()
+    cosine = (orthogonalize(matrix) * polar).sum() / orthogonalize(matrix).norm() / polar.norm()
     assert cosine > 0.97
 
 
-def test_matrices_are_orthogonalised_together_as_one_by_one():
+def test_matrices_are_orthogonalized_together_as_one_by_one():
     torch.manual_seed(0)
     matrices = [torch.randn(shape) for shape in ((16, 40), (20, 20), (16, 40), (40, 16))]
-    for got, matrix in zip(orthogonalise_all(matrices, torch.float32), matrices, strict=True):
-        torch.testing.assert_close(got, orthogonalise(matrix), atol=1e-5, rtol=0)
+    for got, matrix in zip(orthogonalize_all(matrices, torch.float32), matrices, strict=True):
+        torch.testing.assert_close(got, orthogonalize(matrix), atol=1e-5, rtol=0)
 
 
 def test_adam_part_is_that_of_torch():

@@ -46,7 +46,7 @@ def test_a_step_of_larger_clips_has_fewer_of_them(sprites):
 
 
 @pytest.mark.parametrize("textured", [0.0, 1.0])
-def test_the_share_of_textured_grounds(sprites, textured):
+def test_the_share_of_textured_backgrounds(sprites, textured):
     """A plain or graded row of pixels has no steps; most rows of a texture have, but those along a stripe or between dots."""
     config = replace(CONFIG, textured=textured, references=0.0, batches=((1, 24),))
     seen = batch(config, sprites, 0)

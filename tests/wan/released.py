@@ -1,7 +1,7 @@
 """An independent, slow reimplementation of Phantom-Wan's released code (reference preprocessing, latents, sampling): plain tensor
 operations over a state dict in the native layout, nothing of ours and nothing of diffusers.
 
-`break_` names one behaviour to do wrongly on purpose, so that a test can see that it matters.
+`break_` names one behavior to do wrongly on purpose, so that a test can see that it matters.
 """
 
 import math
@@ -183,7 +183,7 @@ def sample(
     g_text: float = 7.5,
     break_: str = "",
 ) -> torch.Tensor:
-    """Latents [C, T, h, w]: references [C, n, h, w] normalised, texts [l, D] as the encoder gives them."""
+    """Latents [C, T, h, w]: references [C, n, h, w] normalized, texts [l, D] as the encoder gives them."""
     c, n, h, w = references.shape
     video = (frames - 1) // 4 + 1
     generator = torch.Generator().manual_seed(seed)

@@ -167,7 +167,7 @@ def test_every_key_is_accounted_for(checkpoint, tmp_path, fault):
 
 
 def test_a_layer_fewer_is_missing_and_not_a_smaller_model(checkpoint, tmp_path):
-    """Phantom#36: with strict=False a lost shard gave wrong colours."""
+    """Phantom#36: with strict=False a lost shard gave wrong colors."""
     state = {k: v for k, v in STATE.items() if not k.startswith("blocks.1.")}
     torch.save(state, tmp_path / "lost.pth")
     with pytest.raises(CheckpointError, match=r"missing \(blocks.1"):

@@ -59,7 +59,7 @@ def test_a_model_is_fetched_converted_and_found_by_its_name(served, tmp_path):
     wan, phantom, places, kept = said
     assert "can be removed" in kept
     assert wan.startswith(f"{WAN} at 0123456789ab: ")
-    assert phantom.endswith("MB, licence apache-2.0")
+    assert phantom.endswith("MB, license apache-2.0")
     assert str(tmp_path / "cache" / "phantom-s2v" / "downloads") in places
     assert str(out) in places
     assert all(now == total for now, total in done.values())

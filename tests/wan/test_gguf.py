@@ -101,5 +101,5 @@ def test_a_command_takes_the_file_and_knows_it_again(converted, tmp_path, call_p
     known = json.loads((tmp_path / "v.metadata.json").read_text())
     assert str(file) in known["files"]
     assert len(known["origin"]["made_by"]["placement"]["transformer"]) == 64
-    code, said = call_phantom(*ask, "--quantise", "fp8", "--out", tmp_path / "w.mp4")
+    code, said = call_phantom(*ask, "--quantization", "fp8", "--out", tmp_path / "w.mp4")
     assert (code, "quantized already" in said.err) == (2, True)

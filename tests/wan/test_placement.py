@@ -71,7 +71,7 @@ def test_tiles_decode_to_nearly_the_same_pixels(converted, pipe):
 
 
 def test_fp8_is_near_and_takes_a_quarter_of_the_memory(converted, plain):
-    pipe = placed(converted, quantise="fp8")
+    pipe = placed(converted, quantization="fp8")
     block = pipe.transformer.blocks[0]
     assert block.attn1.to_q.weight.dtype is torch.float8_e4m3fn
     assert block.norm2.weight.dtype is torch.float32
@@ -81,7 +81,7 @@ def test_fp8_is_near_and_takes_a_quarter_of_the_memory(converted, plain):
 
 def test_int8_is_near(converted, plain):
     pytest.importorskip("torchao")
-    one = latents(placed(converted, quantise="int8"), num_inference_steps=1)
+    one = latents(placed(converted, quantization="int8"), num_inference_steps=1)
     assert 0 < (one - latents(placed(converted), num_inference_steps=1)).std() < 0.1 * plain.std()
 
 

@@ -36,8 +36,8 @@ def nothing_loads(monkeypatch):
 
 def test_int8_without_torchao_is_refused_first(converted, nothing_loads, monkeypatch):
     monkeypatch.setattr(quantization, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r'torchao is not installed; .*pip install "phantom-s2v\[quantise\]"') as error:
-        load_models(converted, Placement(quantise="int8"))
+    with pytest.raises(InputError, match=r'torchao is not installed; .*pip install "phantom-s2v\[quantization\]"') as error:
+        load_models(converted, Placement(quantization="int8"))
     assert "\n" not in str(error.value)
 
 

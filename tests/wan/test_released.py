@@ -1,4 +1,4 @@
-"""The pipeline against the released algorithm written once more (released.py), and each of its behaviours by name."""
+"""The pipeline against the released algorithm written once more (released.py), and each of its behaviors by name."""
 
 import json
 
@@ -37,7 +37,7 @@ def ours(pipe, references, text, negative, frames, seed, **more):
     return pipe(
         reference_latents=references[None], prompt_embeds=text[None], negative_prompt_embeds=negative[None],
         generator=torch.Generator().manual_seed(seed), height=32, width=32, num_frames=frames, num_inference_steps=6,
-        output_type="latent", released_behaviour=True, **more,
+        output_type="latent", released_behavior=True, **more,
     ).frames[0]  # fmt: skip
 
 
@@ -58,15 +58,15 @@ def test_the_velocity_is_not_hidden_by_a_small_head():
 
 
 @pytest.mark.parametrize(
-    "behaviour",
+    "behavior",
     [
         "one draw of noise", "padding seen", "shift", "integer timesteps", "next time indices", "zero latents", "overwritten",
         "what the third sees", "guidance", "tail dropped",
     ],
 )  # fmt: skip
-def test_each_behaviour_broken_moves_the_result(pipe, behaviour):
+def test_each_behavior_broken_moves_the_result(pipe, behavior):
     inputs = tensors(2)
-    broken = released.sample(STATE, native.HEADS, *inputs, 5, 3, break_=behaviour)
+    broken = released.sample(STATE, native.HEADS, *inputs, 5, 3, break_=behavior)
     assert (ours(pipe, *inputs, 5, 3) - broken).abs().max() > 1e-2
 
 
@@ -76,14 +76,14 @@ def test_letterbox_truncates_on_white_with_the_odd_pixel_right_and_below(size):
     assert np.array_equal(letterbox(image, 48, 80), released.letterbox(image, 48, 80))
 
 
-@pytest.mark.parametrize("behaviour", ["truncation", "lanczos", "white", "odd pixel"])
-def test_each_step_of_letterboxing_matters(pipe, behaviour):
+@pytest.mark.parametrize("behavior", ["truncation", "lanczos", "white", "odd pixel"])
+def test_each_step_of_letterboxing_matters(pipe, behavior):
     image = np.random.default_rng(0).integers(0, 255, (38, 91, 3), dtype=np.uint8)
-    right, wrong = (pipe.encode_images([released.letterbox(image, 48, 80, b)]) for b in ("", behaviour))
+    right, wrong = (pipe.encode_images([released.letterbox(image, 48, 80, b)]) for b in ("", behavior))
     assert (right - wrong).abs().max() > 1e-2
 
 
-def test_a_reference_is_encoded_alone_by_its_normalised_mean(pipe):
+def test_a_reference_is_encoded_alone_by_its_normalized_mean(pipe):
     rng = np.random.default_rng(0)
     one, two = (rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(2))
     together = pipe.encode_images([one, two])
@@ -199,7 +199,7 @@ def test_a_first_frame_and_views_are_refused_with_the_reason(pipe, image):
         build_request({"prompt": "A.", "reference": [str(image)] * 4, "background": str(image)}, preset)
 
 
-def test_released_behaviour_drops_alpha_and_ignores_exif(tmp_path):
+def test_released_behavior_drops_alpha_and_ignores_exif(tmp_path):
     image = Image.new("RGBA", (40, 30), (200, 10, 10, 0))
     image.save(tmp_path / "clear.png")
     exif = Image.Exif()
@@ -247,14 +247,14 @@ def test_references_do_not_flash_up_in_the_video(pipe):
         assert nearest > 0.3
 
 
-def test_the_record_says_which_behaviour_was_used(pipe, image, tmp_path):
+def test_the_record_says_which_behavior_was_used(pipe, image, tmp_path):
     from phantom_s2v.pipeline.generate import generate
 
     for released_ in (False, True):
         options = {"prompt": "A dog.", "reference": [str(image)], "size": "32x32", "num_frames": 1, "num_inference_steps": 1}
-        request = build_request(options | {"released_behaviour": released_}, pipe.preset)
+        request = build_request(options | {"released_behavior": released_}, pipe.preset)
         output = generate(request, pipe)
-        assert output.record["request"]["released_behaviour"] is released_
+        assert output.record["request"]["released_behavior"] is released_
         assert output.video.shape == (1, 32, 32, 3)
         json.dumps(output.record)
     assert len(request_images(request)[0]) == 1

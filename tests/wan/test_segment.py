@@ -48,7 +48,7 @@ def test_a_mask_has_the_images_size_and_follows_the_image(sam):
     assert np.array_equal(masks[0], masks[1])
 
 
-def test_a_busy_ground_is_cut_out_by_it(sam, tiny, tmp_path):
+def test_a_busy_background_is_cut_out_by_it(sam, tiny, tmp_path):
     from phantom_s2v.models.registry import load_preset
 
     image = np.random.default_rng(0).integers(0, 254, (50, 70, 3), dtype=np.uint8)

@@ -56,9 +56,9 @@ def data_build(
     workers: Annotated[int, whole(1, MOST_PROCESSES, "Number of worker processes.")] = 1,
     ray: Annotated[str, typer.Option(help="Run on Ray: local, or a cluster address.")] = "",
     source: Annotated[str, typer.Option(help="Origin of the videos.")] = "",
-    licence: Annotated[str, typer.Option(help="License of the videos.")] = "",
+    license: Annotated[str, typer.Option(help="License of the videos.")] = "",
     consent: Annotated[str, typer.Option(help="Reference to the consent of the people shown.")] = "",
-    require_licence: Annotated[bool, typer.Option(help="Reject triplets with missing license information.")] = False,
+    require_license: Annotated[bool, typer.Option(help="Reject triplets with missing license information.")] = False,
 ) -> None:
     """Build a triplet dataset from videos: shots, quality filters, captions, subjects, cross-pairs. Resumes where it stopped.
 
@@ -75,9 +75,9 @@ def data_build(
     paths = list(probe.find(videos))
     if not paths:
         raise InputError(f"{videos} contains no videos (supported: {', '.join(probe.SUFFIXES)})")
-    rights = Rights(source, licence, consent)
+    rights = Rights(source, license, consent)
     with progress() as bar:
-        done = engine.build(paths, out, settings, make, rights, workers, ray, require_licence, by_stage(bar))
+        done = engine.build(paths, out, settings, make, rights, workers, ray, require_license, by_stage(bar))
     page = out.with_suffix(".html")
     bank = Bank(engine.bank_of(out))
     report.write_report(page, bank, bank.pairs(done.version, settings), done.triplets, done.seconds, settings)
@@ -86,14 +86,21 @@ def data_build(
     if not done.triplets:
         tell(f"no triplets were created; see {page} for why clips were dropped")
     kept = sum(not p["drop"] for p in bank.pairs(done.version, settings))
-    facts = {"films": done.films, "left_behind": len(done.left_behind), "triplets": done.triplets, "new": done.new, "pairs": kept}
+    facts = {
+        "source_videos": done.source_videos,
+        "left_behind": len(done.left_behind),
+        "triplets": done.triplets,
+        "new": done.new,
+        "pairs": kept,
+    }
     say(json.dumps({**facts, "report": str(page)}))
     if done.left_behind:
         raise typer.Exit(3)
 
 
 def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "MakeModels"]:
-    """What makes the stages' networks, and the settings with the hashes of their weights: another model looks at films anew.
+    """What makes the stages' networks, and the settings with the hashes of their weights: another model looks at source videos
+    anew.
 
     Raises InputError for what is not here.
     """
@@ -153,10 +160,10 @@ def check_out(videos: Path, out: Path) -> None:
     check_outputs([out.with_suffix(".html")], force=True)
 
 
-@data.command("films")
-def data_films(
+@data.command("source-videos")
+def data_source_videos(
     out: Annotated[Path, typer.Option(help="Output folder for the videos and their ground truth.")],
-    films: Annotated[int, whole(1, MOST_VIDEOS, "Number of videos.")] = 200,
+    videos: Annotated[int, whole(1, MOST_VIDEOS, "Number of videos.")] = 200,
     training: Annotated[
         bool, typer.Option(help="Use the training emoji (phantom data emoji) instead of the held-out ones.")
     ] = False,
@@ -164,20 +171,20 @@ def data_films(
 ) -> None:
     """Render synthetic source videos of emoji with known cuts, subjects and identities."""
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
-    from phantom_s2v.data.synthetic.films import write_films
     from phantom_s2v.data.synthetic.heldout import held_out
+    from phantom_s2v.data.synthetic.source_videos import write_source_videos
 
     sprites = load_store(default_root()) if training else held_out()
     with progress() as bar:
-        task = bar.add_task("films", total=films)
-        write_films(out, sprites, films, seed, lambda: bar.advance(task))
-    say(json.dumps({"films": films, "out": str(out)}))
+        task = bar.add_task("source videos", total=videos)
+        write_source_videos(out, sprites, videos, seed, lambda: bar.advance(task))
+    say(json.dumps({"videos": videos, "out": str(out)}))
 
 
 @data.command("check")
 def data_check(
     out: Annotated[Path, typer.Option(help="Output folder for source videos, dataset and report.")],
-    films: Annotated[int, whole(1, MOST_VIDEOS, "Number of source videos.")] = 200,
+    videos: Annotated[int, whole(1, MOST_VIDEOS, "Number of source videos.")] = 200,
     training: Annotated[bool, typer.Option(help="Use the training emoji, on which the thresholds were set.")] = False,
     shot_detector: Annotated[str, typer.Option(help="Shot detector: scenedetect, transnet or both.")] = "scenedetect",
     workers: Annotated[int, whole(1, MOST_PROCESSES, "Number of worker processes.")] = 1,
@@ -188,13 +195,13 @@ def data_check(
     from phantom_s2v.data.pipeline.bank import Bank
     from phantom_s2v.data.synthetic.check import check
 
-    folder, dataset = out / "films", out / "triplets.lance"
+    folder, dataset = out / "source_videos", out / "triplets.lance"
     if not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} of the output does not exist")
-    data_films(folder, films, training, 0)
-    paths = sorted(folder.glob("film-*.mp4"))[:films]
+    data_source_videos(folder, videos, training, 0)
+    paths = sorted(folder.glob("video-*.mp4"))[:videos]
     try:
-        films_only = {
+        no_models = {
             "config": None,
             "captioner": "",
             "object_detector": "",
@@ -202,8 +209,8 @@ def data_check(
             "embedder": "",
             "look_for_people": False,
         }
-        rights = {"source": "composed", "licence": "MIT", "consent": "", "require_licence": True}
-        data_build(folder, dataset, shot_detector=shot_detector, workers=workers, ray=ray, **films_only, **rights)
+        rights = {"source": "composed", "license": "MIT", "consent": "", "require_license": True}
+        data_build(folder, dataset, shot_detector=shot_detector, workers=workers, ray=ray, **no_models, **rights)
     except typer.Exit as left:
         raise InputError("synthetic source videos were skipped; see above") from left
     bank, settings = Bank(engine.bank_of(dataset)), read_config(None, {"shot_detector": shot_detector})
@@ -246,8 +253,8 @@ def data_show(
         (triplet,) = triplets.take([row])  # one in memory at a time
         say(f"{triplet.id}  {triplet.width}x{triplet.height}, {triplet.frames} frames at {triplet.fps:g}  {triplet.caption}")
         for reference in triplet.references:
-            licence = reference.rights.licence or "no licence"
-            say(f"    {reference.pairing} of {reference.subject}, similarity {reference.score:.2f}, {licence}")
+            license = reference.rights.license or "no license"
+            say(f"    {reference.pairing} of {reference.subject}, similarity {reference.score:.2f}, {license}")
     say(json.dumps({"triplets": len(triplets), "versions": [n for n, _ in triplets.versions()]}))
 
 
@@ -283,9 +290,9 @@ def data_import(
     ] = "",
     clips: Annotated[Path | None, typer.Option(help="Folder of the clips listed in the published metadata.")] = None,
     source: Annotated[str, typer.Option(help="Origin of the captioned videos.")] = "",
-    licence: Annotated[str, typer.Option(help="License of the videos.")] = "",
+    license: Annotated[str, typer.Option(help="License of the videos.")] = "",
     consent: Annotated[str, typer.Option(help="Reference to the consent of the people shown.")] = "",
-    require_licence: Annotated[bool, typer.Option(help="Reject triplets with missing license information.")] = False,
+    require_license: Annotated[bool, typer.Option(help="Reject triplets with missing license information.")] = False,
 ) -> None:
     """Import triplets into a dataset. Damaged ones are reported and skipped (exit code 3)."""
     from phantom_s2v.data.formats.exchange import read_captioned, read_export
@@ -300,7 +307,7 @@ def data_import(
         left += 1
         tell(f"skipped: {line}")
 
-    rights = Rights(source, licence, consent)
+    rights = Rights(source, license, consent)
     readers = {"phantom-data": read_phantom_data, "opens2v": read_opens2v}
     if published and (published not in readers or clips is None or not clips.is_dir()):
         raise InputError(f"published must be {' or '.join(readers)}, with the folder of its clips as --clips (got {published!r})")
@@ -312,7 +319,7 @@ def data_import(
     if first is None and not left:
         raise InputError(f"{folder} contains no triplets")
     store = opened(TripletStore.create(out))
-    new = store.write(accepted(chain([first] if first else [], found), require_licence, left_out))
+    new = store.write(accepted(chain([first] if first else [], found), require_license, left_out))
     say(json.dumps({"new": new, "triplets": len(store), "left_out": left}))
     if left:
         raise typer.Exit(3)

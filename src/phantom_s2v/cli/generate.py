@@ -31,7 +31,7 @@ def generate(
     first_frame: Annotated[Path | None, typer.Option(help="First frame of the video (phantom-mini only).")] = None,
     background: Annotated[Path | None, typer.Option(help="Background image (never cut out).")] = None,
     cutout: Annotated[
-        bool, typer.Option(help="Remove the background of reference images (uses alpha, or a uniform background colour).")
+        bool, typer.Option(help="Remove the background of reference images (uses alpha, or a uniform background color).")
     ] = False,
     segmenter: Annotated[Path | None, typer.Option(help="Path to a SAM2 model, for backgrounds that are not uniform.")] = None,
     several_views: Annotated[
@@ -52,7 +52,7 @@ def generate(
     guidance_scale: Annotated[float | None, typer.Option(help="Text guidance scale.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     untrained_size: Annotated[bool, typer.Option(help="Allow resolutions the model was not trained on.")] = False,
-    released_behaviour: Annotated[
+    released_behavior: Annotated[
         bool, typer.Option(help="Preprocess images and sample noise exactly as Phantom-Wan's released code does.")
     ] = False,
     preview: Annotated[
@@ -65,7 +65,7 @@ def generate(
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N (Phantom-Wan).")] = "auto",
     dtype: Annotated[str, typer.Option(help="Data type: auto, float32, bfloat16 or float16 (Phantom-Wan).")] = "auto",
     offload: Annotated[str, typer.Option(help="CPU offload: none, model (whole modules), group (block by block).")] = "none",
-    quantise: Annotated[str, typer.Option(help="none, fp8 or int8: how weights are stored.")] = "none",
+    quantization: Annotated[str, typer.Option(help="none, fp8 or int8: how weights are stored.")] = "none",
     text_on_cpu: Annotated[bool, typer.Option(help="Run the text encoder on the CPU (needs 23 GB RAM).")] = False,
     tiling: Annotated[bool, typer.Option(help="Tiled VAE decoding (less memory).")] = False,
     cache: Annotated[

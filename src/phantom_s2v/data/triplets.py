@@ -35,7 +35,7 @@ class Rights:
     """Where a clip or image comes from, and what allows its use."""
 
     source: str = ""  # address, shelf mark or file
-    licence: str = ""  # SPDX name, or the words of the agreement
+    license: str = ""  # SPDX name, or the words of the agreement
     consent: str = ""  # reference of the consent of people shown
 
 
@@ -77,7 +77,7 @@ class Triplet:
         return digest.hexdigest()[:32]
 
 
-def check(triplet: Triplet, require_licence: bool = False) -> None:
+def check(triplet: Triplet, require_license: bool = False) -> None:
     """Raise DataError for a triplet that no training could use, or whose rights are not shown where that is required."""
     _check_text(triplet)
     subjects = {r.subject for r in triplet.references}
@@ -96,8 +96,8 @@ def check(triplet: Triplet, require_licence: bool = False) -> None:
             faults.append(
                 f"the box of reference {number} must be fractions with left < right and top < bottom (got {reference.box})"
             )
-    if require_licence:
-        lacking = [name for name, rights in _all_rights(triplet) if not rights.licence]
+    if require_license:
+        lacking = [name for name, rights in _all_rights(triplet) if not rights.license]
         if lacking:
             faults.append(f"has no license for {', '.join(lacking)}")
     if faults:
@@ -106,7 +106,7 @@ def check(triplet: Triplet, require_licence: bool = False) -> None:
 
 def _check_text(triplet: Triplet) -> None:
     """Raise DataError for texts that are not Unicode, of which no id can be made."""
-    rights = [text for _, each in _all_rights(triplet) for text in (each.source, each.licence, each.consent)]
+    rights = [text for _, each in _all_rights(triplet) for text in (each.source, each.license, each.consent)]
     for text in (triplet.caption, *(r.subject for r in triplet.references), *rights):
         if not is_text(text):
             raise DataError(f"{text[:60]!r} of a triplet is not valid Unicode")
@@ -118,7 +118,7 @@ def _all_rights(triplet: Triplet) -> Iterator[tuple[str, Rights]]:
         yield f"reference {number}", reference.rights
 
 
-RIGHTS = pa.struct([(name, pa.string()) for name in ("source", "licence", "consent")])
+RIGHTS = pa.struct([(name, pa.string()) for name in ("source", "license", "consent")])
 REFERENCE = pa.struct(
     [
         ("image", pa.large_binary()),
@@ -212,11 +212,11 @@ class TripletStore:
                     raise
         return cls(path)
 
-    def write(self, triplets: Iterable[Triplet], require_licence: bool = False) -> int:
+    def write(self, triplets: Iterable[Triplet], require_license: bool = False) -> int:
         """Merge triplets in; returns how many were new. A batch is written whole or not at all."""
         new, batch = 0, []
         for triplet in triplets:
-            check(triplet, require_licence)
+            check(triplet, require_license)
             batch.append(_to_row(triplet))
             if len(batch) == BATCH:
                 new += self._merge(batch)

@@ -44,7 +44,7 @@ QUESTIONS = {
     "better": "Which video is better as a whole?",
     "face": "In which is the face more that of the reference?",
     "expression": "In which are expression and pose more natural?",
-    "clothes": "In which are clothes, colours and shape more those of the reference?",
+    "clothes": "In which are clothes, colors and shape more those of the reference?",
     "logo": "In which are logo and lettering more those of the reference?",
 }
 NOT_SHOWN = "not shown"

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from phantom_s2v.data.synthetic.appearance import COLORS, Background, mean_color, random_appearance, random_background
 from phantom_s2v.data.synthetic.compose import MOTIONS, Cast, Clip, ClipSpec, Shot, compose
 from phantom_s2v.data.synthetic.emoji import Sprites, Subject
-from phantom_s2v.data.synthetic.looks import COLOURS, Ground, mean_colour, random_ground, random_look
-from phantom_s2v.data.synthetic.render import apply_look
+from phantom_s2v.data.synthetic.render import apply_appearance
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
 from phantom_s2v.evaluation.metrics.measures import bootstrap
 from phantom_s2v.evaluation.score import FAULTS, VideoScore, faults, score
@@ -37,7 +37,7 @@ def planted(fault: str, number: int, sprites: Sprites, seed: int = 0) -> Planted
     subjects = [moving[i] for i in rng.choice(len(moving), 3, replace=False)]
     casts = tuple(_cast(rng, subjects[i], i, two) for i in range(1 + two))
     shot = Shot(in_pair=True) if fault == "pasted" else Shot()
-    spec = ClipSpec(casts, tuple((shot,) for _ in casts), _ground(rng, list(casts), sprites), False)
+    spec = ClipSpec(casts, tuple((shot,) for _ in casts), _background(rng, list(casts), sprites), False)
     clip = compose(spec, sprites)
     video = _broken(fault, rng, spec, clip, subjects[2], sprites)
     asked = _asked(casts) if two else "The subject moves."
@@ -45,24 +45,24 @@ def planted(fault: str, number: int, sprites: Sprites, seed: int = 0) -> Planted
 
 
 def _cast(rng: np.random.Generator, subject: Subject, place: int, two: bool) -> Cast:
-    centre = (0.5, PLACES[place]) if two else (0.5, 0.5)
+    center = (0.5, PLACES[place]) if two else (0.5, 0.5)
     size = PAIR_SIZE if two else float(rng.uniform(0.5, 0.7))
     motion = str(rng.choice([m for m in MOTIONS if m not in ("still", "grow")]))
-    return Cast(subject, random_look(rng), size, centre, PAIR_REACH if two else 0.14, motion, int(rng.integers(36)))
+    return Cast(subject, random_appearance(rng), size, center, PAIR_REACH if two else 0.14, motion, int(rng.integers(36)))
 
 
-def _ground(rng: np.random.Generator, casts: list[Cast], sprites: Sprites) -> Ground:
-    """Of eight grounds the one whose colours are farthest from the subjects'. Never white, as references are: white on white is
-    pasted and not pasted at once.
+def _background(rng: np.random.Generator, casts: list[Cast], sprites: Sprites) -> Background:
+    """Of eight backgrounds the one whose colors are farthest from the subjects'. Never white, as references are: white on
+    white is pasted and not pasted at once.
     """
-    shades = [mean_colour(apply_look(sprites.still(c.subject).astype(np.float32) / 255, c.look)) for c in casts]
+    shades = [mean_color(apply_appearance(sprites.still(c.subject).astype(np.float32) / 255, c.appearance)) for c in casts]
 
-    def distance(ground: Ground) -> float:
-        names = {ground.colour} if ground.kind == "plain" else {ground.colour, ground.second}
-        apart = [float(np.abs(np.array(COLOURS[name]) - shade).max()) for name in names for shade in shades]
+    def distance(background: Background) -> float:
+        names = {background.color} if background.kind == "plain" else {background.color, background.second}
+        apart = [float(np.abs(np.array(COLORS[name]) - shade).max()) for name in names for shade in shades]
         return min(apart) if "white" not in names else 0.0
 
-    return max((random_ground(rng) for _ in range(8)), key=distance)
+    return max((random_background(rng) for _ in range(8)), key=distance)
 
 
 def _asked(casts: tuple[Cast, ...]) -> str:
@@ -75,15 +75,15 @@ def _broken(fault: str, rng: np.random.Generator, spec: ClipSpec, clip: Clip, st
     """The video with its fault."""
     casts, video = spec.casts, clip.video
     if fault == "other subject":
-        other = (replace(casts[0], subject=stranger, look=random_look(rng)), *casts[1:])
+        other = (replace(casts[0], subject=stranger, appearance=random_appearance(rng)), *casts[1:])
         return compose(replace(spec, casts=other), sprites).video
     if fault == "missing":
         return compose(replace(spec, casts=casts[:1], shots=((),)), sprites).video
     if fault == "swapped":
-        changed = tuple(replace(cast, centre=other.centre) for cast, other in zip(casts, casts[::-1], strict=True))
+        changed = tuple(replace(cast, center=other.center) for cast, other in zip(casts, casts[::-1], strict=True))
         return compose(replace(spec, casts=changed), sprites).video
     if fault == "doubled":
-        twice = tuple(replace(casts[0], size=PAIR_SIZE, centre=(0.5, x), reach=PAIR_REACH) for x in PLACES)
+        twice = tuple(replace(casts[0], size=PAIR_SIZE, center=(0.5, x), reach=PAIR_REACH) for x in PLACES)
         return compose(replace(spec, casts=twice, shots=((), ())), sprites).video
     if fault == "flashed":
         video, start = video.copy(), int(rng.integers(2, len(video) - FLASHED - 2))

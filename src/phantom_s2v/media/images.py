@@ -20,9 +20,9 @@ from phantom_s2v.media.videos import Video, encode, orientation
 Segment = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> bool [H, W]
 LONGEST_ASPECT = 8
 WHITE = (255, 255, 255)
-GROUND_TOLERANCE = 24  # of 255, in every channel: what still counts as the colour of a plain ground
-GROUND_SHARE = 0.9  # of an image's border that must have it
-SAME_COLOUR = 2  # of 255: a profile that changes no more is sRGB's
+BACKGROUND_TOLERANCE = 24  # of 255, in every channel: what still counts as the color of a plain background
+BACKGROUND_SHARE = 0.9  # of an image's border that must have it
+SAME_COLOR = 2  # of 255: a profile that changes no more is sRGB's
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # what Pillow may try: others, such as EPS, start programs
 CRF = 12  # of x264: what we write is nearly lossless
 MOST_VIDEO_BYTES = 4 << 30  # of decoded frames that are held at once: 17 s of 1080p at 40 frames a second
@@ -49,8 +49,8 @@ def read_image(
 
     `source` is a file, or a file's content or an image in memory under a `name`. EXIF orientation and ICC profile are obeyed,
     of an animation the first frame is taken, 16 bits and floating point become 8 bits. `released`: as the released code reads
-    it, alpha dropped, EXIF and profile ignored (load_ref_images). `cutout`: the ground is removed, by `segment` (image -> mask)
-    where it is neither transparent nor plain. Raises InputError for what is missing, empty, truncated, no image, beyond
+    it, alpha dropped, EXIF and profile ignored (load_ref_images). `cutout`: the background is removed, by `segment` (image ->
+    mask) where it is neither transparent nor plain. Raises InputError for what is missing, empty, truncated, no image, beyond
     Pillow's limit or a sliver.
     """
     name = str(source) if isinstance(source, Path) else name
@@ -158,7 +158,7 @@ def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _in_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The colours of an image, without alpha, as RGB in sRGB, by its ICC profile where it has one, and what was done."""
+    """The colors of an image, without alpha, as RGB in sRGB, by its ICC profile where it has one, and what was done."""
     lab, profile = image.mode == "LAB", image.info.get("icc_profile")
     flat = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of palettes with transparency otherwise
     flat = flat if flat.mode in ("L", "CMYK", "LAB") else flat.convert("L" if flat.mode == "LA" else "RGB")
@@ -170,21 +170,21 @@ def _in_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         done = ImageCms.profileToProfile(flat, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
         assert done
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return flat.convert("RGB"), ["its colour profile cannot be used and is ignored"]
+        return flat.convert("RGB"), ["its color profile cannot be used and is ignored"]
     if flat.mode in ("L", "RGB"):
         plain = flat.convert("RGB")
-        if np.abs(np.asarray(plain, np.int16) - np.asarray(done)).max() <= SAME_COLOUR:
+        if np.abs(np.asarray(plain, np.int16) - np.asarray(done)).max() <= SAME_COLOR:
             return plain, []  # sRGB by another name
-    return done, ["colour profile converted to sRGB"]
+    return done, ["color profile converted to sRGB"]
 
 
 def _cut_out(opened: Image.Image, image: np.ndarray, segment: Segment | None) -> tuple[np.ndarray, str]:
-    """The image with its ground white, and how: by alpha, by a plain ground at the borders, or by `segment`."""
+    """The image with its background white, and how: by alpha, by a plain background at the borders, or by `segment`."""
     if opened.has_transparency_data:
         return image, "cut out by its transparency"
     rim = border(image).astype(np.float32)
-    ground = np.median(rim, 0)
-    if np.mean(np.abs(rim - ground).max(1) <= GROUND_TOLERANCE) < GROUND_SHARE:
+    background = np.median(rim, 0)
+    if np.mean(np.abs(rim - background).max(1) <= BACKGROUND_TOLERANCE) < BACKGROUND_SHARE:
         if segment:
             return np.where(segment(image)[..., None], image, np.uint8(255)), "cut out by SAM2"
         raise InputError(
@@ -192,10 +192,10 @@ def _cut_out(opened: Image.Image, image: np.ndarray, segment: Segment | None) ->
             "uniform background, give a SAM2 model with --segmenter, or omit --cutout"
         )
     alike = np.ones(image.shape[:2], bool)
-    for channel, value in enumerate(ground.tolist()):  # one after the other: a large image is not held in float
+    for channel, value in enumerate(background.tolist()):  # one after the other: a large image is not held in float
         shades = image[..., channel]
-        alike &= (shades >= value - GROUND_TOLERANCE) & (shades <= value + GROUND_TOLERANCE)
-    return np.where(_outside(alike)[..., None], np.uint8(255), image), "cut out of its plain ground"
+        alike &= (shades >= value - BACKGROUND_TOLERANCE) & (shades <= value + BACKGROUND_TOLERANCE)
+    return np.where(_outside(alike)[..., None], np.uint8(255), image), "cut out of its plain background"
 
 
 def _outside(alike: np.ndarray) -> np.ndarray:
@@ -216,7 +216,7 @@ def evenly_spaced(length: int, count: int) -> list[int]:
 
 
 def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Fit an image into [height, width, 3] on white, centred, the odd pixel right and below (Phantom-Wan's released code)."""
+    """Fit an image into [height, width, 3] on white, centered, the odd pixel right and below (Phantom-Wan's released code)."""
     new_width, new_height = fit_inside(image.shape[1], image.shape[0], width, height)
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", (width, height), WHITE)
@@ -225,7 +225,7 @@ def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def encode_video(frames: np.ndarray, fps: float) -> bytes:
-    """H.264 in mp4, nearly lossless, with BT.709's colour tags; sides must be even. The same frames give the same bytes."""
+    """H.264 in mp4, nearly lossless, with BT.709's color tags; sides must be even. The same frames give the same bytes."""
     target = io.BytesIO()
     encode(target, frames, fps, CRF)
     return target.getvalue()

@@ -1,4 +1,4 @@
-"""Videos: files -> frames as a player shows them, uint8 [H, W, 3], one after the other; frames -> H.264 with its colour tags.
+"""Videos: files -> frames as a player shows them, uint8 [H, W, 3], one after the other; frames -> H.264 with its color tags.
 
 A frame is upright (the display matrix), of square pixels, BT.709 of 8 bits, and composited on white. Times are seconds since the
 first frame; where timestamps restart, jump or are missing, time goes on by one frame.
@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.untrusted import is_file
 from phantom_s2v.geometry import fit_inside
-from phantom_s2v.media import colour
+from phantom_s2v.media import color
 
 CONTAINERS = ("mov", "matroska", "webm", "avi", "mpeg", "mpegts", "gif")  # ffmpeg's names; playlists open other files
 MOST_FRAME_PIXELS = 8192 * 4320  # 8K
@@ -31,8 +31,13 @@ UNEVEN = 0.25  # of a frame's time: a step that differs by more is of a variable
 LONGEST_PIXEL = 8  # shape of a pixel, of which more is a fault of the file
 LIMITED, FULL = 1, 2  # ranges
 ALL_PIXELS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-TURNS = ("", "rotated by 270 degrees", "rotated by 180 degrees", "rotated by 90 degrees")  # of quarters anticlockwise: clockwise
-TRANSFERS = {colour.PQ: "HDR (PQ)", colour.HLG: "HDR (HLG)", colour.LINEAR: "linear light"}
+TURNS = (
+    "",
+    "rotated by 270 degrees",
+    "rotated by 180 degrees",
+    "rotated by 90 degrees",
+)  # of quarters counterclockwise: clockwise
+TRANSFERS = {color.PQ: "HDR (PQ)", color.HLG: "HDR (HLG)", color.LINEAR: "linear light"}
 Timed = tuple[float, np.ndarray]
 
 
@@ -240,7 +245,7 @@ class _Steps:
 
 
 class _Look:
-    """How a frame has to be shown: its size upright and with square pixels, its turn, and what its colours are."""
+    """How a frame has to be shown: its size upright and with square pixels, its turn, and what its colors are."""
 
     def __init__(self, frame: av.VideoFrame, pixel: Fraction | None) -> None:
         self.turn, self.mirrored = orientation(frame)
@@ -252,13 +257,13 @@ class _Look:
         self.coded = not form.is_rgb and sum(not c.is_alpha for c in form.components) == 3  # Y'CbCr
         self.full = frame.color_range == FULL or form.name.startswith("yuvj")
         unknown = frame.colorspace in (2, 3)
-        self.matrix = colour.guess_matrix(frame.height, frame.width) if unknown else frame.colorspace
+        self.matrix = color.guess_matrix(frame.height, frame.width) if unknown else frame.colorspace
         self.transfer, self.primaries = frame.color_trc, frame.color_primaries
-        self.wide = colour.needs_conversion(self.transfer, self.primaries)
+        self.wide = color.needs_conversion(self.transfer, self.primaries)
         if height * width > MOST_FRAME_PIXELS:
             raise _Unfit(f"{width}x{height}; at most {MOST_FRAME_PIXELS:,} pixels are supported")
-        if self.coded and self.matrix not in colour.MATRICES:
-            raise _Unfit(f"coded with colour matrix {self.matrix} of ITU-T H.273, which is not supported")
+        if self.coded and self.matrix not in color.MATRICES:
+            raise _Unfit(f"coded with color matrix {self.matrix} of ITU-T H.273, which is not supported")
 
 
 def _notices(frame: av.VideoFrame, pixel: Fraction | None) -> list[str]:
@@ -270,7 +275,7 @@ def _notices(frame: av.VideoFrame, pixel: Fraction | None) -> list[str]:
         "mirrored" if look.mirrored else "",
         f"pixels of {ratio} made square" if look.pixel != 1 else "",
         f"pixels of {ratio} are not possible and taken as square" if pixel and pixel != look.pixel else "",
-        f"{TRANSFERS.get(look.transfer, 'wide colour gamut')} converted to BT.709" if look.wide else "",
+        f"{TRANSFERS.get(look.transfer, 'wide color gamut')} converted to BT.709" if look.wide else "",
         f"{bits} bits reduced to 8" if bits > 8 else "",
         "transparency composited on white" if look.alpha and _transparent(frame) else "",
     ]
@@ -282,7 +287,7 @@ def _transparent(frame: av.VideoFrame) -> bool:
 
 
 def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
-    """(quarter turns anticlockwise, whether it is mirrored left to right before them), by the display matrix."""
+    """(quarter turns counterclockwise, whether it is mirrored left to right before them), by the display matrix."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # of a frame with data that PyAV has no name for, such as EXIF, it gives the rotation alone
@@ -328,9 +333,9 @@ class _Painter:
         smaller = width < frame.width or height < frame.height
         flags = Interpolation.AREA | Interpolation.ACCURATE_RND if smaller else ALL_PIXELS
         alpha = None
-        if look.coded and (look.wide or look.matrix == colour.YCGCO):
+        if look.coded and (look.wide or look.matrix == color.YCGCO):
             values = self._scaled(frame, width, height, "yuva444p16le" if look.alpha else "yuv444p16le", flags)
-            signal = colour.decode_yuv(values, look.matrix, look.full)
+            signal = color.decode_yuv(values, look.matrix, look.full)
             alpha = values[..., 3:] / np.float32(65535) if look.alpha else None
         elif look.wide:
             values = self._scaled(frame, width, height, "rgba64le", flags)
@@ -338,7 +343,7 @@ class _Painter:
         else:
             rgb = self._scaled(frame, width, height, "rgba" if look.alpha else "rgb24", flags)
             return _on_white(rgb[..., :3], rgb[..., 3:] / np.float32(255)) if look.alpha else rgb
-        rgb = colour.to_bt709(signal, look.transfer, look.primaries) if look.wide else (signal * 255 + 0.5).astype(np.uint8)
+        rgb = color.to_bt709(signal, look.transfer, look.primaries) if look.wide else (signal * 255 + 0.5).astype(np.uint8)
         return rgb if alpha is None else _on_white(rgb, alpha)
 
     def _scaled(self, frame: av.VideoFrame, width: int, height: int, form: str, flags: Interpolation) -> np.ndarray:

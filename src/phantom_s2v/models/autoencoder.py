@@ -1,6 +1,6 @@
 """The video autoencoder: diffusers' AutoencoderKLWan, small, with Wan's geometry.
 
-Pixels are float32 in -1..1, [B, 3, F, H, W]; latents are normalised by the config's own means and deviations,
+Pixels are float32 in -1..1, [B, 3, F, H, W]; latents are normalized by the config's own means and deviations,
 [B, C, T, h, w] with T = (F - 1) / 4 + 1, h = H / 8, w = W / 8. A still is a clip of one frame.
 """
 
@@ -83,7 +83,7 @@ def to_video(pixels: torch.Tensor) -> np.ndarray:
 
 
 def encode(autoencoder: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
-    """Normalised latent mean of pixels [B, 3, F, H, W]: no sampling, so the same image gives the same latent.
+    """Normalized latent mean of pixels [B, 3, F, H, W]: no sampling, so the same image gives the same latent.
 
     Raises NotFiniteError, as decoding does.
     """
@@ -95,7 +95,7 @@ def encode(autoencoder: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def decode(autoencoder: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """Pixels in -1..1 of normalised latents [B, C, T, h, w]."""
+    """Pixels in -1..1 of normalized latents [B, C, T, h, w]."""
     mean, deviation = latent_statistics(autoencoder, latents)
     output: Any = autoencoder.decode(latents * deviation + mean)
     check_finite(output.sample, "what the autoencoder decodes")

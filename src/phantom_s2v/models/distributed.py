@@ -58,7 +58,7 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
         p.grad = total / world()
 
 
-def parallelise(transformer: Any, kind: str, device: torch.device) -> None:
+def parallelize(transformer: Any, kind: str, device: torch.device) -> None:
     """Split the work ("ulysses", "ring") or the weights ("fsdp") of a transformer over the processes of torchrun."""
     if world() < 2:
         raise InputError(f"--parallel {kind} needs several processes; start with torchrun --nproc-per-node=N -m phantom_s2v")

@@ -26,7 +26,7 @@ def clean(x_t: torch.Tensor, velocity: torch.Tensor, t: torch.Tensor | float) ->
 def sample_t(
     count: int, mean: float, scale: float, generator: torch.Generator | None = None, device: torch.device | None = None
 ) -> torch.Tensor:
-    """Logit-normal density over (0, 1) (SD3, Esser 2024, equation 19); a positive mean leans towards noise."""
+    """Logit-normal density over (0, 1) (SD3, Esser 2024, equation 19); a positive mean leans toward noise."""
     return torch.sigmoid(mean + scale * torch.randn(count, generator=generator, device=device))
 
 

@@ -11,14 +11,14 @@ from torch import nn
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.untrusted import typed
-from phantom_s2v.models.distributed import own_device, parallelise
+from phantom_s2v.models.distributed import own_device, parallelize
 from phantom_s2v.models.quantization import check_method
 from phantom_s2v.models.wan.lora import add_lora, lora_files
 from phantom_s2v.models.wan.step_cache import CACHES, StepCache
 
 LEGAL = {
     "offload": ("none", "model", "group"),
-    "quantise": ("none", "fp8", "int8"),
+    "quantization": ("none", "fp8", "int8"),
     "cache": CACHES,
     "parallel": ("none", "ulysses", "ring", "fsdp"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -32,7 +32,7 @@ class Placement:
     device: str = "auto"  # cuda where there is one
     dtype: str = "auto"  # bfloat16 on a GPU, float32 on a CPU
     offload: str = "none"  # model: one part at a time on the device; group: one block of the transformer at a time
-    quantise: str = "none"  # weights of the blocks in fp8 (cast layer by layer) or int8 (torchao); products in dtype
+    quantization: str = "none"  # weights of the blocks in fp8 (cast layer by layer) or int8 (torchao); products in dtype
     text_on_cpu: bool = False  # the text encoder computes on the CPU, in float32
     tiling: bool = False  # the autoencoder works in tiles
     cache: str = "none"  # of steps: an approximation
@@ -66,11 +66,11 @@ class Placement:
 
     def check_installed(self) -> None:
         """Raise InputError where what quantizes is not installed here: before anything loads."""
-        if self.transformer and self.quantise != "none":
+        if self.transformer and self.quantization != "none":
             raise InputError(
-                f"quantise {self.quantise} and a GGUF transformer, which is quantized already, were given; choose one of them"
+                f"a GGUF transformer is already quantized and cannot be combined with quantization {self.quantization}"
             )
-        if self.quantise == "int8":
+        if self.quantization == "int8":
             check_method("torchao")
 
     def torch_device(self) -> torch.device:
@@ -111,10 +111,10 @@ def place(pipe: Any, placement: Placement, ratios: list[float] | None = None) ->
         add_lora(transformer, Path(file), name, scale)
     if held := {name: scale for name, (_, scale) in adapters.items() if name in getattr(transformer, "peft_config", {})}:
         transformer.set_adapters(list(held), list(held.values()))
-    if placement.quantise == "fp8":
+    if placement.quantization == "fp8":
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=placement.torch_dtype())
-    if placement.quantise == "int8":
-        _quantise(transformer)
+    if placement.quantization == "int8":
+        _quantize_int8(transformer)
     if placement.cache_text:
         remember_text(transformer)
     cache = None
@@ -123,7 +123,7 @@ def place(pipe: Any, placement: Placement, ratios: list[float] | None = None) ->
     if placement.tiling:
         pipe.vae.enable_tiling()
     if placement.parallel != "none":
-        parallelise(transformer, placement.parallel, device)
+        parallelize(transformer, placement.parallel, device)
     _offload(pipe, placement, device)
     return cache
 
@@ -149,7 +149,7 @@ def _offload(pipe: Any, placement: Placement, device: torch.device) -> None:
         pipe.text_encoder = text
 
 
-def _quantise(transformer: WanTransformer3DModel) -> None:
+def _quantize_int8(transformer: WanTransformer3DModel) -> None:
     """Weights of the blocks' linear layers in int8, one scale a row."""
     check_method("torchao")
     from torchao.quantization import Int8WeightOnlyConfig, quantize_  # type: ignore[import-not-found]

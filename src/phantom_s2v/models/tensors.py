@@ -267,7 +267,7 @@ def aligned(value: torch.Tensor) -> torch.Tensor:
 def align(model: M) -> M:
     """The model, whose parameters and buffers now lie at multiples of 64 bytes: after a library has mapped them from a file."""
     for tensor in (*model.parameters(), *model.buffers()):
-        if type(tensor.data) is torch.Tensor:  # quantised and distributed ones are no plain memory
+        if type(tensor.data) is torch.Tensor:  # quantized and distributed ones are no plain memory
             tensor.data = aligned(tensor.data)
     return model
 

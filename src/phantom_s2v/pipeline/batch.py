@@ -28,7 +28,7 @@ DEFAULTED = (
     "negative_prompt",
 )  # by the preset
 FILES = ("first_frame", "background", "segmenter")
-SWITCHES = ("untrained_size", "cutout", "several_views", "released_behaviour")
+SWITCHES = ("untrained_size", "cutout", "several_views", "released_behavior")
 OPTIONS = {"prompt", "reference", "size", "seed", "out", *DEFAULTED, *FILES, *SWITCHES}
 SHEET, METADATA, PREVIEW = "sheet.png", "metadata.json", "preview.png"  # what is written beside a video, fox.sheet.png of fox.mp4
 Job = tuple[Request, Path]  # a request and the .mp4 that it becomes

@@ -34,7 +34,7 @@ class Output:
 
 def request_images(request: Request) -> tuple[list[np.ndarray], list[str]]:
     """The images of a request in the order of their places, uint8 [H, W, 3], and notices of what was done to them."""
-    return read_images(_named(request), request.released_behaviour, request.cutout, request.segmenter)
+    return read_images(_named(request), request.released_behavior, request.cutout, request.segmenter)
 
 
 def _named(request: Request) -> list[Named]:
@@ -51,7 +51,7 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
     check(request, pipe.preset)
     reference_images, notices = request_images(request)
     first, said = images.read_image(Path(request.first_frame)) if request.first_frame else (None, [])
-    place = pipe.vae.device if request.released_behaviour else torch.device("cpu")
+    place = pipe.vae.device if request.released_behavior else torch.device("cpu")
     pipe.scheduler = build_scheduler(request.solver, request.shift)
 
     def callback(_: Any, step: int, __: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -73,7 +73,7 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
         generator=torch.Generator(place).manual_seed(request.seed),
         several_views=request.several_views,
         untrained_size=request.untrained_size,
-        released_behaviour=request.released_behaviour,
+        released_behavior=request.released_behavior,
         callback_on_step_end=callback if on_step else None,
         callback_on_step_end_tensor_inputs=("clean_latents",) if on_step else (),
     ).frames[0]

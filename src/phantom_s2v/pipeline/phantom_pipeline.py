@@ -224,7 +224,7 @@ class PhantomPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
         device: torch.device,
-        released_behaviour: bool = False,
+        released_behavior: bool = False,
     ) -> torch.Tensor:
         """Noise [count, C, T, h, w], drawn on the generator's device, without one the CPU, so that a seed is the same everywhere.
 
@@ -241,7 +241,7 @@ class PhantomPipeline(DiffusionPipeline):
             raise InputError(f"generator must be one, or one per video (got {len(generator)} for {count} videos)")
         drawn = (channels, self.noise_frames(frames, places), *grid)
         sources = generator if isinstance(generator, list) else [generator] * count
-        where = device if released_behaviour else torch.device("cpu")
+        where = device if released_behavior else torch.device("cpu")
         rows = [torch.randn(drawn, generator=g, device=g.device if g is not None else where) for g in sources]
         return torch.stack([row[:, :frames].to(device) for row in rows])
 
@@ -270,7 +270,7 @@ class PhantomPipeline(DiffusionPipeline):
         segmenter: str | None = None,
         several_views: bool = False,
         untrained_size: bool = False,
-        released_behaviour: bool = False,
+        released_behavior: bool = False,
         output_type: str = "np",
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
@@ -293,11 +293,11 @@ class PhantomPipeline(DiffusionPipeline):
             num_videos_per_prompt: videos of each prompt.
             generator: one for all videos, or one for each; noise is drawn on its device.
             latents: noise [N, C, T, h, w]. prompt_embeds, negative_prompt_embeds: [N, L, D], of `encode_prompt`.
-            reference_latents: [N, C, n, h, w], normalised, instead of reference_images (Phantom-Wan).
+            reference_latents: [N, C, n, h, w], normalized, instead of reference_images (Phantom-Wan).
             resume_state: of an earlier call's callback, to go on from its step with the same bits; all else must be the same.
             cutout: remove the background of the references, with `segmenter` (folder of SAM2) where it is not uniform.
             several_views: allow several images of a subject with Phantom-Wan; untrained_size: allow other resolutions.
-            released_behaviour: read images and draw noise as Phantom-Wan's released code does.
+            released_behavior: read images and draw noise as Phantom-Wan's released code does.
             output_type: np, pil, pt or latent. return_dict: False gives a tuple.
             attention_kwargs: for the transformer's attention processors.
             callback_on_step_end: (pipe, step, timestep, kwargs) -> changed kwargs.
@@ -347,10 +347,10 @@ class PhantomPipeline(DiffusionPipeline):
         for value, what in zip(embeds, ("the prompt", "the negative prompt"), strict=True):
             check_finite(value, f"the embedding of {what}")
         count = len(embeds[0])
-        read = [read_images(each, released_behaviour, cutout, segmenter)[0] for each in named]
+        read = [read_images(each, released_behavior, cutout, segmenter)[0] for each in named]
         references, places = self._references(read, named, reference_latents, size, num_videos_per_prompt)
         conditions = Conditions(*embeds, references, places, self._first_frame(image, size, count), negated)
-        noise = self.prepare_latents(count, size, places, generator, latents, device, released_behaviour)
+        noise = self.prepare_latents(count, size, places, generator, latents, device, released_behavior)
         out = self._denoise(
             conditions, noise, request.num_inference_steps, resume_state, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
@@ -359,7 +359,7 @@ class PhantomPipeline(DiffusionPipeline):
         return PhantomPipelineOutput(frames=frames) if return_dict else (frames,)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pixels [N, 3, F, H, W] in -1..1, float32 on the CPU, of normalised latents [N, C, T, h, w], one video at a time."""
+        """Pixels [N, 3, F, H, W] in -1..1, float32 on the CPU, of normalized latents [N, C, T, h, w], one video at a time."""
         device = get_module_execution_device(self.vae)
         with torch.no_grad():
             rows = [decode(self.vae, row[None].to(device, self.vae.dtype)).float().cpu() for row in latents]

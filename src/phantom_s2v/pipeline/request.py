@@ -43,11 +43,11 @@ class Request:
     first_frame: str | None = None
     untrained_size: bool = False
     background: str | None = None  # an image that is kept whole
-    cutout: bool = False  # remove the ground of the other references
-    segmenter: str | None = None  # folder of SAM2, for cutouts from grounds that are not plain
+    cutout: bool = False  # remove the background of the other references
+    segmenter: str | None = None  # folder of SAM2, for cutouts from backgrounds that are not plain
     several_views: bool = False  # let Phantom-Wan have several images of one subject
     asked_prompt: str | None = None  # what the user wrote, where a rephraser changed it
-    released_behaviour: bool = False  # read images and draw noise as the released code does
+    released_behavior: bool = False  # read images and draw noise as the released code does
 
     def subjects(self) -> list[str]:
         """Names in the order of their first image."""

@@ -114,7 +114,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
     def branches(self, conditions: Conditions, latents: torch.Tensor, attention_kwargs: dict[str, Any] | None) -> Branches:
         """The three forwards of the released code, one after the other: what each sees is written here.
 
-        The null branch has zero latents in normalised space at the reference places, not an encoded blank. Caches that know of no
+        The null branch has zero latents in normalized space at the reference places, not an encoded blank. Caches that know of no
         branches get one forward over a batch of them.
         """
         transformer, cache, some = self.transformer, self.step_cache, conditions.references

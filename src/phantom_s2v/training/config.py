@@ -35,7 +35,7 @@ class AutoencoderConfig:
     batches: tuple[tuple[int, int], ...] = ((17, 4), (9, 6), (17, 4), (9, 6), (1, 24))  # frames and clips of 64 pixels, in turn
     side: int = 64  # pixels of the clips; of larger ones a step has fewer, so that its pixels stay about the same
     references: float = 0.4  # share of stills that are references
-    textured: float = 0.6  # share of grounds that are textured whatever the scene says: the hardest to keep
+    textured: float = 0.6  # share of backgrounds that are textured whatever the scene says: the hardest to keep
     kl: float = 2.5e-5  # weight of the posterior's divergence from a unit normal, per latent element
     decoder_only: bool = False
 
@@ -73,7 +73,7 @@ class TransformerConfig:
     drop_image: float = 0.1  # null image tokens, latents kept
     subject_weight: float = 2.0  # added weight of latent positions that a subject covers
     first_frame: float = 0.08  # first latent frame clean, of clips with more than one
-    t_mean: float = 0.8  # logit-normal timestep density (SD3), towards noise
+    t_mean: float = 0.8  # logit-normal timestep density (SD3), toward noise
     t_scale: float = 1.0
     guidance_range: tuple[float, float] | None = None  # of weights of guidance that a student learns; None: ordinary training
     unguided: float = 0.25  # of a student's samples: share with weights 1 and 1, which alone have null branches

@@ -1,4 +1,4 @@
-"""Training of the image encoder: contrast with captions of looks, and between two renderings of one look."""
+"""Training of the image encoder: contrast with captions of appearances, and between two renderings of one appearance."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from phantom_s2v.data.synthetic.compose import Cast, Shot, look_caption, photograph
+from phantom_s2v.data.synthetic.appearance import random_appearance, random_background
+from phantom_s2v.data.synthetic.compose import Cast, Shot, appearance_caption, photograph
 from phantom_s2v.data.synthetic.emoji import Sprites
-from phantom_s2v.data.synthetic.looks import random_ground, random_look
 from phantom_s2v.models.autoencoder import to_pixels
 from phantom_s2v.models.distributed import is_main
 from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder
@@ -20,18 +20,20 @@ from phantom_s2v.training.loop import Loss, train
 
 
 def batch(config: ImageEncoderConfig, sprites: Sprites, step: int, rank: int = 0) -> dict:
-    """Two renderings [B, 3, 64, 64] of each look and its caption. Every subject comes in two looks: hard negatives."""
+    """Two renderings [B, 3, 64, 64] of each appearance and its caption. Every subject comes in two appearances: hard
+    negatives.
+    """
     rng = np.random.default_rng([config.train.seed, 3, step, rank])
     chosen = rng.choice(len(sprites.subjects), config.batch // 2, replace=False).repeat(2)
     views: tuple[list, list] = ([], [])
     captions = []
     for index in chosen:
         subject = sprites.subjects[index]
-        cast = Cast(subject, random_look(rng))
+        cast = Cast(subject, random_appearance(rng))
         for view in views:
             view.append(photograph(cast, _shot(rng), sprites, 64))
         named = cast if rng.random() < 0.5 else replace(cast, subject=replace(subject, name="subject"))
-        captions.append(look_caption(named, sprites))
+        captions.append(appearance_caption(named, sprites))
     first, second = (to_pixels(np.stack(view)[:, None])[:, :, 0] for view in views)
     return {"first": first, "second": second, "captions": captions}
 
@@ -44,7 +46,7 @@ def _shot(rng: np.random.Generator) -> Shot:
         turn=float(rng.uniform(-15, 15)),
         gain=float(rng.uniform(0.75, 1.15)),
         shift=(float(rng.uniform(-0.15, 0.15)), float(rng.uniform(-0.15, 0.15))),
-        ground=random_ground(rng),
+        background=random_background(rng),
     )
 
 

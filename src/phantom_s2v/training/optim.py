@@ -1,7 +1,7 @@
 """Muon for matrices and AdamW for the rest, exponential moving average, and the learning-rate schedule.
 
 Muon (Jordan 2024): momentum, then the nearest orthogonal matrix by a quintic Newton-Schulz iteration. torch.optim.Muon
-orthogonalises in bf16 only, which most CPUs emulate; here the type is an argument.
+orthogonalizes in bf16 only, which most CPUs emulate; here the type is an argument.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 SLOW = 0.3  # share of Muon's rate
 
 
-def orthogonalise(matrix: torch.Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> torch.Tensor:
+def orthogonalize(matrix: torch.Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> torch.Tensor:
     """Nearest semi-orthogonal matrices of [..., R, C], approximately: singular values end between 0.7 and 1.2."""
     a, b, c = _QUINTIC
     wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
@@ -26,14 +26,14 @@ def orthogonalise(matrix: torch.Tensor, dtype: torch.dtype = torch.float32, step
     return (x if matrix.shape[-2] <= matrix.shape[-1] else x.mT).to(matrix.dtype)
 
 
-def orthogonalise_all(matrices: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """`orthogonalise` of each matrix, those of one shape together."""
+def orthogonalize_all(matrices: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """`orthogonalize` of each matrix, those of one shape together."""
     by_shape: dict[torch.Size, list[int]] = {}
     for number, matrix in enumerate(matrices):
         by_shape.setdefault(matrix.shape, []).append(number)
     out = list(matrices)
     for numbers in by_shape.values():
-        for number, direction in zip(numbers, orthogonalise(torch.stack([matrices[n] for n in numbers]), dtype), strict=True):
+        for number, direction in zip(numbers, orthogonalize(torch.stack([matrices[n] for n in numbers]), dtype), strict=True):
             out[number] = direction
     return out
 
@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
 
     Convolutions are treated as matrices [out, in * kernel]. The rate of a matrix is scaled by sqrt(max(1, R / C)). `exclude`
     names matrices, by how their names begin, that AdamW takes; `slow` those, by a part of their names, that move at SLOW of `lr`.
-    Under torchrun every process orthogonalises its share of the matrices, so all need the same gradients.
+    Under torchrun every process orthogonalizes its share of the matrices, so all need the same gradients.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Muon(torch.optim.Optimizer):
     def _muon(self, touched: list[tuple[torch.Tensor, torch.Tensor]], group: dict) -> None:
         updates = [self._momentum(p, grad, group["momentum"]) for p, grad in touched]
         numbers = range(rank(), len(updates), world())
-        found = dict(zip(numbers, orthogonalise_all([updates[number] for number in numbers], self.dtype), strict=True))
+        found = dict(zip(numbers, orthogonalize_all([updates[number] for number in numbers], self.dtype), strict=True))
         mine = [found[number] if number in found else torch.zeros_like(update) for number, update in enumerate(updates)]
         for (p, _), direction in zip(touched, summed(mine), strict=True):
             scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5

@@ -90,11 +90,11 @@ def pack_text_encoder(folder: Path, used: Iterable[int], archive: zipfile.ZipFil
 
 def caption_tokens(store: Sprites) -> set[int]:
     """Numbers of all tokens that captions of the store's subjects can hold."""
+    from phantom_s2v.data.synthetic.appearance import COLORS, PATTERNS, TEXTURES
     from phantom_s2v.data.synthetic.compose import MOTIONS
-    from phantom_s2v.data.synthetic.looks import COLOURS, PATTERNS, TEXTURES
     from phantom_s2v.models.phantom.encoders import TextEncoder
 
-    words = [*COLOURS, *PATTERNS, *TEXTURES, *MOTIONS.values(), *(subject.name for subject in store.subjects)]
+    words = [*COLORS, *PATTERNS, *TEXTURES, *MOTIONS.values(), *(subject.name for subject in store.subjects)]
     words += [
         "",
         "the subject large small first second third fourth at top bottom left right on a background fading from to with , .",

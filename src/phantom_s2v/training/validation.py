@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from phantom_s2v.data.synthetic.appearance import PLAIN_APPEARANCE
 from phantom_s2v.data.synthetic.compose import ClipSpec, Shot, caption, plain_spec, scene_tensors
 from phantom_s2v.data.synthetic.emoji import Sprites, Subject
-from phantom_s2v.data.synthetic.looks import PLAIN_LOOK
 from phantom_s2v.data.synthetic.render import Tensors
 from phantom_s2v.models.flow_matching import clean, interpolate
 from phantom_s2v.models.phantom.conditioning import without_image_tokens, without_latents
@@ -59,7 +59,7 @@ class Validation:
 
 
 def _spec(rng: np.random.Generator, subject: Subject, side: int) -> ClipSpec:
-    """A large subject in its own colours on a plain background, as most requests are."""
+    """A large subject in its own colors on a plain background, as most requests are."""
     spec = plain_spec(rng, (subject,), 1, side)
-    cast = replace(spec.casts[0], look=PLAIN_LOOK)
-    return replace(spec, casts=(cast,), shots=((Shot(),),), named=False, ground=replace(spec.ground, kind="plain"))
+    cast = replace(spec.casts[0], appearance=PLAIN_APPEARANCE)
+    return replace(spec, casts=(cast,), shots=((Shot(),),), named=False, background=replace(spec.background, kind="plain"))

@@ -52,7 +52,7 @@ class EfficientNetLite0:
 def lighten(network: nn.Module) -> None:
     """EfficientNet's same features in less time.
 
-    Batch normalisation goes into the convolution before it, padding of equal sides into the convolution behind it, and
+    Batch normalization goes into the convolution before it, padding of equal sides into the convolution behind it, and
     activations write over their input.
     """
     pairs = (("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))

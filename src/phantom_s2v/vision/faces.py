@@ -175,9 +175,9 @@ def _faces_in(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
     chances = 1 / (1 + np.exp(-np.clip(scores[0, :, 0], -80, 80)))
     sure = np.flatnonzero(chances >= (SURE if side == max(height, width) else SURE_WITHIN))
     values, anchors = places[0, sure], _anchors()[sure]
-    centres, sizes = anchors + values[:, :2] / FACE_SIDE, values[:, 2:4] / FACE_SIDE
+    centers, sizes = anchors + values[:, :2] / FACE_SIDE, values[:, 2:4] / FACE_SIDE
     points = anchors[:, None] + values[:, 4:16].reshape(-1, 6, 2) / FACE_SIDE
-    found = np.concatenate([centres - sizes / 2, centres + sizes / 2, points.reshape(-1, 12)], 1) * side + [left, top] * 8
+    found = np.concatenate([centers - sizes / 2, centers + sizes / 2, points.reshape(-1, 12)], 1) * side + [left, top] * 8
     edges = np.array([left, top, left + side, top + side])
     inner = np.array([left > 0, top > 0, left + side < width, top + side < height])
     over = np.stack([found[:, 0] < edges[0], found[:, 1] < edges[1], found[:, 2] > edges[2], found[:, 3] > edges[3]], 1)
@@ -186,7 +186,7 @@ def _faces_in(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
 
 
 def _anchors() -> np.ndarray:
-    """Centres of BlazeFace's 896 anchors, in shares: two on each cell of 16 x 16, six on each of 8 x 8."""
+    """Centers of BlazeFace's 896 anchors, in shares: two on each cell of 16 x 16, six on each of 8 x 8."""
     rows = []
     for cells, each in ((16, 2), (8, 6)):
         y, x = np.mgrid[:cells, :cells]

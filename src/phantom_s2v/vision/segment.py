@@ -1,5 +1,5 @@
-"""SAM2 from a box, for grounds that are neither transparent nor plain: transformers' own model. Its processor needs torchvision,
-and is not used.
+"""SAM2 from a box, for backgrounds that are neither transparent nor plain: transformers' own model. Its processor needs
+torchvision, and is not used.
 """
 
 from functools import lru_cache

@@ -15,12 +15,12 @@ CAPTION = (
 )
 PHRASES = "List the subjects of this caption with their looks, one noun phrase on a line and nothing else:\n"
 SAME = (
-    "Do these two images show the very same subject (for a product its colour, packaging and text, for a person the face and, "
+    "Do these two images show the very same subject (for a product its color, packaging and text, for a person the face and, "
     "where it shows, the clothing), and in different surroundings? Answer yes or no."
 )
-MARKED = (
+HAS_LOGO = (
     "Does this image show a manufactured thing with its brand's logo or lettering, whole and readable, so that the same "
-    "product could be recognised elsewhere? Answer yes or no."
+    "product could be recognized elsewhere? Answer yes or no."
 )
 ANSWER = 128  # tokens
 
@@ -51,9 +51,9 @@ class VisionLanguageModel:
         lines = (line.strip(" -*\t.0123456789") for line in self.ask([], PHRASES + caption).splitlines())
         return list(dict.fromkeys(line for line in lines if line))
 
-    def marked(self, image: np.ndarray) -> bool:
+    def has_logo(self, image: np.ndarray) -> bool:
         """Whether a thing carries its mark whole, and so is the same wherever it shows (Phantom-Data, section 4)."""
-        return self.ask([image], MARKED).lower().startswith("yes")
+        return self.ask([image], HAS_LOGO).lower().startswith("yes")
 
     def same(self, one: np.ndarray, other: np.ndarray) -> bool:
         """Whether two images show one subject in different places."""

@@ -1,8 +1,8 @@
-"""A detector without a network: what has another colour than the image's border or, where that is of many colours, what moved.
+"""A detector without a network: what has another color than the image's border or, where that is of many colors, what moved.
 
-It finds things that stand apart from a ground which the border shows: plain, graded, patterned. It misses what shares its colours
-with the ground and joins what touches. In photographed scenes it finds roughly what moves in front of a camera that stands still,
-with ragged masks, and nothing where the camera moves; there GroundingDINO or OWLv2 and SAM2 are needed.
+It finds things that stand apart from a background which the border shows: plain, graded, patterned. It misses what shares its
+colors with the background and joins what touches. In photographed scenes it finds roughly what moves in front of a camera that
+stands still, with ragged masks, and nothing where the camera moves; there GroundingDINO or OWLv2 and SAM2 are needed.
 """
 
 from typing import cast
@@ -16,14 +16,14 @@ from phantom_s2v.geometry import covered
 from phantom_s2v.media.images import border
 
 STEP = 4  # of 255, width of a bin of Lab
-RING = 3 / 128  # of the shorter side: the border that shows the ground
-RARE = 0.0006  # share of the border below which a colour is no ground
+RING = 3 / 128  # of the shorter side: the border that shows the background
+RARE = 0.0006  # share of the border below which a color is no background
 SMALLEST = 0.002  # share of the image: a part of a subject
 WORKING_SIDE = 256  # the shorter side of the image that is looked at
-COLOURS = 180  # bins from which on a border is of many colours
+COLORS = 180  # bins from which on a border is of many colors
 MOVED = 14.0  # distance in Lab that is no noise
 MOVING = 0.02, 0.5  # shares of the image that may move: less is noise, more is the camera
-GROUND = 0.35  # least share of the image that the ground has to cover; else the border does not show it
+BACKGROUND = 0.35  # least share of the image that the background has to cover; else the border does not show it
 
 
 def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:
@@ -39,19 +39,19 @@ def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[De
     return found
 
 
-def plain_ground(stills: list[np.ndarray]) -> bool:
-    """Whether the borders of stills are of few colours, so that what stands out can be told; photographed film is not."""
+def plain_background(stills: list[np.ndarray]) -> bool:
+    """Whether the borders of stills are of few colors, so that what stands out can be told; photographed source video is not."""
     return _palette(_small(stills)) is not None
 
 
 def fills(still: np.ndarray) -> bool:
-    """Whether a subject leaves so little of its plain ground that the image is all subject; False on many colours."""
+    """Whether a subject leaves so little of its plain background that the image is all subject; False on many colors."""
     small = _small([still])
     palette = _palette(small)
     if palette is None:
         return False
     different = _different(small[0], palette)
-    return bool(_ring(different[..., None]).mean() < 0.5 and different.mean() > 1 - GROUND)
+    return bool(_ring(different[..., None]).mean() < 0.5 and different.mean() > 1 - BACKGROUND)
 
 
 def _small(stills: list[np.ndarray]) -> list[np.ndarray]:
@@ -61,9 +61,9 @@ def _small(stills: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _palette(images: list[np.ndarray]) -> np.ndarray | None:
-    """Ground colours and their neighbours; None where the border is of many colours."""
-    common = ground_colours(images)
-    return ndimage.maximum_filter(common.astype(np.uint8), 3) > 0 if common.sum() < COLOURS else None
+    """Background colors and their neighbors; None where the border is of many colors."""
+    common = background_colors(images)
+    return ndimage.maximum_filter(common.astype(np.uint8), 3) > 0 if common.sum() < COLORS else None
 
 
 def _different(image: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -79,8 +79,8 @@ def _bins(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.int32) // STEP + 1
 
 
-def ground_colours(images: list[np.ndarray]) -> np.ndarray:
-    """Table bool [n, n, n] over bins of Lab: colours of the border of any of the images."""
+def background_colors(images: list[np.ndarray]) -> np.ndarray:
+    """Table bool [n, n, n] over bins of Lab: colors of the border of any of the images."""
     count = 256 // STEP + 3
     table = np.zeros((count, count, count), np.float32)
     for image in images:
@@ -90,9 +90,9 @@ def ground_colours(images: list[np.ndarray]) -> np.ndarray:
 
 
 def foreground(image: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
-    """Masks bool [H, W] of what is not ground; none where the ground covers too little to be trusted."""
+    """Masks bool [H, W] of what is not background; none where the background covers too little to be trusted."""
     different = _different(image, palette)
-    if different.mean() > 1 - GROUND:
+    if different.mean() > 1 - BACKGROUND:
         return []
     height, width = different.shape
     k = max(1, round(min(height, width) / 64))

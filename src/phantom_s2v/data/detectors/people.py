@@ -33,7 +33,7 @@ def _persons(still: np.ndarray) -> list[Detection]:
     for (left, top, right, bottom), score in found:
         part = int(labels[(top + bottom) // 2, (left + right) // 2])
         persons[part] = max(persons.get(part, 0.0), score)
-    return [Detection(box_of(labels == p), labels == p, "", score, living=True) for p, score in persons.items() if p]
+    return [Detection(box_of(labels == p), labels == p, "", score, is_person=True) for p, score in persons.items() if p]
 
 
 def _covered(one: Detection, other: Detection) -> float:

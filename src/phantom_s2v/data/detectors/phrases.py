@@ -19,7 +19,7 @@ def detect_phrases(
 ) -> list[list[Detection]]:
     """A detection for every phrase that names one place, with SAM2's mask of its box, or the whole box without SAM2.
 
-    Where there is a `vlm`, it says which things carry their mark whole: those are paired with other films as well.
+    Where there is a `vlm`, it says which things carry their mark whole: those are paired with other source videos as well.
     """
 
     def mask(still: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -29,12 +29,12 @@ def detect_phrases(
         whole[top:bottom, left:right] = subject_mask(segmenter, part) if segmenter else True
         return whole
 
-    def marked(still: np.ndarray, box: tuple[int, int, int, int]) -> bool:
-        return vlm is not None and vlm.marked(still[box[1] : box[3], box[0] : box[2]])
+    def has_logo(still: np.ndarray, box: tuple[int, int, int, int]) -> bool:
+        return vlm is not None and vlm.has_logo(still[box[1] : box[3], box[0] : box[2]])
 
     return [
         [
-            Detection(box, mask(still, box), phrase, score, marked=marked(still, box))
+            Detection(box, mask(still, box), phrase, score, has_logo=has_logo(still, box))
             for box, phrase, score in detector(still, phrases)
         ]
         for still in stills

@@ -117,11 +117,11 @@ def _content(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
     return bytes(content)
 
 
-def accepted(triplets: Iterable[Triplet], require_licence: bool, left_out: LeftOut) -> Iterator[Triplet]:
+def accepted(triplets: Iterable[Triplet], require_license: bool, left_out: LeftOut) -> Iterator[Triplet]:
     """Those that a training can use: checked, decoded, and licensed where that is required; the others go to `left_out`."""
     for triplet in triplets:
         try:
-            check(triplet, require_licence)
+            check(triplet, require_license)
             check_contents(triplet)
             yield triplet
         except DataError as error:

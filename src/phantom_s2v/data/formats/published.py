@@ -115,7 +115,7 @@ def _from_cross_pair(
 
 
 def _from_frame(clips: Path, facts: dict[str, Any], box: list[float], phrase: str, rights: Rights) -> TripletReference:
-    """A reference out of a frame of another clip of the same film."""
+    """A reference out of a frame of another clip of the same source video."""
     frame = _frame(_clip(clips, f"{facts['vid']}.mp4"), float(facts["frame_idx"]))
     height, width = frame.shape[:2]
     scaled = np.array(box, float) * max(height, width) / CANVAS
@@ -265,4 +265,4 @@ def _frame(path: Path, share: float) -> np.ndarray:
 
 
 def _named(rights: Rights, source: str) -> Rights:
-    return Rights(rights.source or source, rights.licence, rights.consent)
+    return Rights(rights.source or source, rights.license, rights.consent)

@@ -1,13 +1,13 @@
 """The bank: what the stages before pairing found, on disk, as Lance datasets that are merged into by id.
 
-films     one row for every file that is done: its record and the seconds that each stage took
+source_videos  one row for every file that is done: its record and the seconds that each stage took
 clips     one row for every clip, kept or dropped; the video of those kept
 subjects  one row for every subject: its vectors and images
 written   ids of the triplets that were written
 pairs     one row for every subject: what was judged of its pairs, and at which version of the subjects
 
-A film's own row is written after those of its clips, so a killed run does at most the films of its buffer again, and merging them
-changes nothing.
+A source video's own row is written after those of its clips, so a killed run does at most the source videos of its buffer
+again, and merging them changes nothing.
 """
 
 import hashlib
@@ -36,11 +36,11 @@ def _vector(width: int) -> pa.DataType:
     return pa.list_(pa.float32(), width)
 
 
-FILMS = pa.schema([("id", pa.string()), ("facts", pa.string())])
+SOURCE_VIDEOS = pa.schema([("id", pa.string()), ("facts", pa.string())])
 CLIPS = pa.schema(
     [
         ("id", pa.string()),
-        ("film", pa.string()),
+        ("source_video", pa.string()),
         ("drop", pa.string()),
         ("facts", pa.string()),
         ("signature", _vector(64)),
@@ -48,7 +48,7 @@ CLIPS = pa.schema(
     ]
 )
 PAIRS = pa.schema([("id", pa.string()), ("version", pa.int64()), ("config", pa.string()), ("facts", pa.string())])
-TEXTS = ("id", "clip", "film", "name")
+TEXTS = ("id", "clip", "source_video", "name")
 VIEW = pa.struct([("image", pa.large_binary()), ("mask", pa.large_binary()), ("inner", pa.list_(pa.float64()))])
 
 
@@ -58,7 +58,7 @@ def subjects_schema(width: int) -> pa.Schema:
     return pa.schema(
         [
             *texts,
-            ("marked", pa.bool_()),
+            ("has_logo", pa.bool_()),
             ("vector", _vector(width)),
             ("face", pa.list_(pa.float32())),
             ("context", pa.list_(_vector(768))),
@@ -73,7 +73,7 @@ class Bank:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.held: dict[str, list[Record]] = {"subjects": [], "clips": [], "films": []}  # rows
+        self.held: dict[str, list[Record]] = {"subjects": [], "clips": [], "source_videos": []}  # rows
 
     def _path(self, name: str) -> str:
         return str(self.folder / f"{name}.lance")
@@ -84,11 +84,14 @@ class Bank:
 
     def done(self) -> dict[str, tuple[str, str]]:
         """Files that are done -> the hash of their content (see probe.py), and the mark of what looked at them."""
-        return {film["path"]: (film.get("source", ""), film["config"]) for film in self.films()}
+        return {
+            source_video["path"]: (source_video.get("source", ""), source_video["config"])
+            for source_video in self.source_videos()
+        }
 
-    def films(self) -> Iterator[Record]:
+    def source_videos(self) -> Iterator[Record]:
         """Records of the files that are done."""
-        for row in self.rows("films", ["facts"]):
+        for row in self.rows("source_videos", ["facts"]):
             yield json.loads(row["facts"])
 
     def judged(self, version: int, config: Config) -> set[str]:
@@ -120,39 +123,39 @@ class Bank:
         lance.write_dataset(table, self._path("written"), mode="overwrite")
 
     def add(self, record: Record) -> None:
-        """Take in a clip's record or, after all of its clips, a film's; they are on disk after some of them, or `flush`.
+        """Take in a clip's record or, after all of its clips, a source video's; they are on disk after some of them, or `flush`.
 
-        Clips of a film that turned out to be broken are taken back.
+        Clips of a source video that turned out to be broken are taken back.
         """
-        if record["kind"] == "film":
-            self.held["films"].append(_film_row(record))
+        if record["kind"] == "source_video":
+            self.held["source_videos"].append(_source_video_row(record))
             if record["drop"] and record["clips"]:
-                self._forget(record["film"])
+                self._forget(record["source_video"])
         else:
             self.held["clips"].append(_clip_row(record))
             if not record["drop"]:
                 self.held["subjects"] += [_subject_row(record, subject) for subject in record["subjects"]]
         images = sum(len(view["image"]) for row in self.held["subjects"] for view in row["views"])
         size = images + sum(len(row["video"]) for row in self.held["clips"])
-        if size >= BUFFER_BYTES or len(self.held["clips"]) + len(self.held["films"]) >= BUFFER:
+        if size >= BUFFER_BYTES or len(self.held["clips"]) + len(self.held["source_videos"]) >= BUFFER:
             self.flush()
 
-    def _forget(self, film: str) -> None:
-        """Remove the clips and subjects of a film."""
+    def _forget(self, source_video: str) -> None:
+        """Remove the clips and subjects of a source video."""
         for name in ("subjects", "clips"):
-            self.held[name] = [row for row in self.held[name] if row["film"] != film]
+            self.held[name] = [row for row in self.held[name] if row["source_video"] != source_video]
             if dataset := self.open(name):
-                dataset.delete(f"film = '{film}'")
+                dataset.delete(f"source_video = '{source_video}'")
 
     def flush(self) -> None:
-        """Write what is held: subjects, then clips, then films."""
+        """Write what is held: subjects, then clips, then source videos."""
         held, self.held = self.held, {name: [] for name in self.held}
         if held["subjects"]:
             self._merge("subjects", held["subjects"], subjects_schema(len(held["subjects"][0]["vector"])))
         if held["clips"]:
             self._merge("clips", held["clips"], CLIPS)
-        if held["films"]:
-            self._merge("films", held["films"], FILMS)
+        if held["source_videos"]:
+            self._merge("source_videos", held["source_videos"], SOURCE_VIDEOS)
 
     def _merge(self, name: str, rows: list[Record], schema: pa.Schema) -> None:
         table = pa.Table.from_pylist(list({row["id"]: row for row in rows}.values()), schema=schema)
@@ -207,8 +210,8 @@ def mark(config: Config, stages: tuple[str, ...]) -> str:
     return hashlib.sha256(repr((config, code)).encode()).hexdigest()[:16]
 
 
-def _film_row(film: Record) -> Record:
-    return {"id": film["path"], "facts": json.dumps(film, ensure_ascii=False)}
+def _source_video_row(source_video: Record) -> Record:
+    return {"id": source_video["path"], "facts": json.dumps(source_video, ensure_ascii=False)}
 
 
 def _clip_row(clip: Record) -> Record:
@@ -223,7 +226,7 @@ def _clip_row(clip: Record) -> Record:
     empty = np.zeros(64, np.float32)
     return {
         "id": clip["clip"],
-        "film": clip["film"],
+        "source_video": clip["source_video"],
         "drop": clip["drop"],
         "facts": json.dumps(facts, ensure_ascii=False),
         "signature": clip.get("signature", empty).tolist(),
@@ -235,9 +238,9 @@ def _subject_row(clip: Record, subject: Record) -> Record:
     return {
         "id": subject["subject"],
         "clip": clip["clip"],
-        "film": clip["film"],
+        "source_video": clip["source_video"],
         "name": subject["name"],
-        "marked": subject["marked"],
+        "has_logo": subject["has_logo"],
         "vector": subject["vector"].tolist(),
         "face": [] if subject["face"] is None else subject["face"].tolist(),
         "context": subject["context"].tolist(),

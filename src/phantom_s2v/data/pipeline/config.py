@@ -1,9 +1,9 @@
 """Thresholds of the data pipeline, and the models that its stages take as arguments.
 
 A record is a dict. Every stage is `run(records, config, models) -> Iterator[record]`; it passes on what it does not work on:
-records with a reason in "drop", and the film's own record, which comes after those of its clips. Keys that stages add:
+records with a reason in "drop", and the source video's own record, which comes after those of its clips. Keys that stages add:
 
-    probe     kind "film", path, name, film (SHA-256 of the content), fps, height, width, caption, rights, notices
+    probe     kind "source_video", path, name, source_video (SHA-256 of the content), fps, height, width, caption, rights, notices
     shots     kind "clip", clip (id), start, stop (frames), begins, ends (seconds), work (uint8 [n, h, w, 3], small), drop ""
     quality   scores, signature (float32 [64]), drop
     caption   video (mp4 bytes), frames (of the mp4), stills, caption, phrases
@@ -50,12 +50,12 @@ class Config:
     overlap: float = 0.8  # IoU above which the weaker of two boxes goes
     most_subjects: int = 4
     longest_side: int = 1280  # of the clips that are written
-    # pairs; bounds set on films of the training emoji (dev/LOG.md)
+    # pairs; bounds set on source videos of the training emoji (dev/LOG.md)
     lower: float = 0.85  # similarity below which it is another subject
     upper: float = 0.96  # sameness of the surroundings above which it is a copy
-    colours: float = 0.62  # least overlap of colours
+    colors: float = 0.62  # least overlap of colors
     texture: float = 0.9  # least similarity of the autoencoder's features
-    neighbours: int = 16  # looked at for each subject
+    neighbors: int = 16  # looked at for each subject
     partners: int = 2  # cross-pair references kept of each subject
 
 
@@ -67,8 +67,8 @@ class Detection:
     mask: np.ndarray
     name: str = ""  # what the caption calls it; empty where there is no caption
     score: float = 1.0
-    living: bool = False
-    marked: bool = False  # a thing with its mark whole: the same wherever it shows (Phantom-Data, section 4)
+    is_person: bool = False
+    has_logo: bool = False  # a thing with its mark whole: the same wherever it shows (Phantom-Data, section 4)
 
 
 @dataclass(frozen=True)

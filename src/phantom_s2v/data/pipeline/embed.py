@@ -22,12 +22,12 @@ def _embedded(subject: Record, models: Models) -> Record:
     return {
         **subject,
         "vector": (mean / max(1e-6, float(np.linalg.norm(mean)))).astype(np.float32),
-        "context": np.stack([centred(view["surroundings"]) for view in views]),
+        "context": np.stack([centered(view["surroundings"]) for view in views]),
         "face": None if face is None else face.astype(np.float32),
     }
 
 
-def centred(values: np.ndarray) -> np.ndarray:
+def centered(values: np.ndarray) -> np.ndarray:
     """An array as a vector of mean 0 and length 1, float32: the product of two is their correlation.
 
     Of crops with what surrounds them it is near 1 where the same image was taken twice.

@@ -23,7 +23,7 @@ from phantom_s2v.files.io import locked
 
 LOOK = (("probe", probe.run), ("shots", shots.run), ("quality", quality.run))  # without networks, but for TransNetV2
 KNOW = (("caption", caption.run), ("subjects", subjects.run), ("embed", embed.run))
-AHEAD = 2  # films a process that wait for it
+AHEAD = 2  # source videos a process that wait for it
 KEPT_AT_ONCE = 64  # subjects whose pairs are written at once
 MakeModels = Callable[[], Models]
 
@@ -32,7 +32,7 @@ MakeModels = Callable[[], Models]
 class Summary:
     """What a run did."""
 
-    films: int = 0
+    source_videos: int = 0
     left_behind: dict[str, str] = field(default_factory=dict)  # file -> reason
     triplets: int = 0
     new: int = 0
@@ -41,7 +41,7 @@ class Summary:
 
 
 def chain(records: Iterable[Record], stages: Iterable[tuple[str, Any]], config: Config, models: Models) -> Iterator[Record]:
-    """Records through some stages; a film's own record takes along the seconds that each stage took by itself."""
+    """Records through some stages; a source video's own record takes along the seconds that each stage took by itself."""
     clocks: list[tuple[str, _Clock]] = []
     current: Iterable[Record] = records
     for name, run in stages:
@@ -49,7 +49,7 @@ def chain(records: Iterable[Record], stages: Iterable[tuple[str, Any]], config: 
         clocks.append((name, clock))
         current = clock
     for record in current:
-        if record["kind"] == "film":
+        if record["kind"] == "source_video":
             before, seconds = 0.0, dict(record.get("seconds", {}))
             for name, clock in clocks:
                 seconds[name] = clock.spent - before
@@ -90,7 +90,7 @@ def _start(config: Config, make: MakeModels, scratch: str) -> None:
 
 
 def _work(path: str) -> str:
-    """Process a film into a file of pickles, so that no process holds a whole film; returns the file."""
+    """Process a source video into a file of pickles, so that no process holds a whole source video; returns the file."""
     config, models, scratch = _state
     with NamedTemporaryFile(dir=scratch, delete=False) as file:
         for record in process(path, config, models):
@@ -102,14 +102,16 @@ def _pickled(file: str) -> Iterator[Record]:
     """Records of a file of pickles, which is removed then."""
     with Path(file).open("rb") as source:
         record: Record = {"kind": ""}
-        while record["kind"] != "film":
+        while record["kind"] != "source_video":
             record = pickle.load(source)
             yield record
     Path(file).unlink()
 
 
 def in_pool(paths: Iterable[str], config: Config, make: MakeModels, workers: int) -> Iterator[Record]:
-    """Records of films as these are done, by `workers` processes. Few films wait, on disk, so memory stays flat."""
+    """Records of source videos as these are done, by `workers` processes. Few source videos wait, on disk, so memory stays
+    flat.
+    """
     source = iter(paths)
     with (
         TemporaryDirectory() as scratch,
@@ -139,7 +141,7 @@ class _Stages:
 def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int, address: str) -> Iterator[Record]:
     """Records as they are done, by Ray Data: the first stages as tasks, those with networks as `workers` actors, streaming.
 
-    A film's own record comes after those of all of its clips.
+    A source video's own record comes after those of all of its clips.
     """
     import ray
     import ray.data
@@ -153,19 +155,19 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
     rows = ray.data.from_items([{"record": pickle.dumps({"path": path})} for path in paths])
     rows = rows.flat_map(look) if config.shot_detector == "scenedetect" else _by_actors(rows, LOOK, config, make, workers)
     rows = _by_actors(rows, KNOW, config, make, workers)
-    films: dict[str, Record] = {}  # those whose clips are still on the way
-    left: dict[str, int] = {}  # how many of them: below zero while the film's own record is on the way as well
+    source_videos: dict[str, Record] = {}  # those whose clips are still on the way
+    left: dict[str, int] = {}  # how many of them: below zero while the source video's own record is on the way as well
     for row in rows.iter_rows():
         record = pickle.loads(row["record"])
-        path, is_film = record["path"], record["kind"] == "film"
-        left[path] = left.get(path, 0) + (record["clips"] if is_film else -1)
-        if is_film:
-            films[path] = record
+        path, is_source_video = record["path"], record["kind"] == "source_video"
+        left[path] = left.get(path, 0) + (record["clips"] if is_source_video else -1)
+        if is_source_video:
+            source_videos[path] = record
         else:
             yield record
-        if path in films and not left[path]:
+        if path in source_videos and not left[path]:
             del left[path]
-            yield films.pop(path)
+            yield source_videos.pop(path)
     if address == "local":
         ray.shutdown()
 
@@ -191,7 +193,7 @@ def build(
     rights: Rights,
     workers: int = 1,
     ray: str = "",
-    require_licence: bool = False,
+    require_license: bool = False,
     report: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Summary:
     """From video files to triplets in `out`; the bank lies beside it. `report` is told stage, done and total.
@@ -209,7 +211,7 @@ def build(
         summary.seconds["pair, verify"] = time.process_time() - start
         start = time.process_time()
         triplets = write.run(partial(bank.pairs, summary.version, config), repeated, bank, rights)
-        summary.new, summary.triplets = _replace(TripletStore.create(out), bank, triplets, require_licence)
+        summary.new, summary.triplets = _replace(TripletStore.create(out), bank, triplets, require_license)
         summary.seconds["write"] = time.process_time() - start
         return summary
 
@@ -233,20 +235,20 @@ def _look(
     else:
         records = (record for path in todo for record in process(path, config, make()))
     number = len(paths) - len(todo)
-    report("films", number, len(paths))
+    report("source videos", number, len(paths))
     for record in records:
-        if record["kind"] == "film":
+        if record["kind"] == "source_video":
             record["config"], number = looked, number + 1
-            report("films", number, len(paths))
+            report("source videos", number, len(paths))
         bank.add(record)
     bank.flush()
 
 
 def _counted(bank: Bank, paths: list[Path]) -> Summary:
-    """What the bank knows of these films. Raises DataError where none of them could be read."""
+    """What the bank knows of these source videos. Raises DataError where none of them could be read."""
     summary, wanted = Summary(), {str(path) for path in paths}
-    for row in (film for film in bank.films() if film["path"] in wanted):
-        summary.films += 1
+    for row in (source_video for source_video in bank.source_videos() if source_video["path"] in wanted):
+        summary.source_videos += 1
         if row["drop"]:
             summary.left_behind[row["path"]] = row["drop"]
         for name, seconds in row.get("seconds", {}).items():
@@ -257,10 +259,10 @@ def _counted(bank: Bank, paths: list[Path]) -> Summary:
     return summary
 
 
-def _replace(store: TripletStore, bank: Bank, triplets: Iterable[Triplet], require_licence: bool) -> tuple[int, int]:
+def _replace(store: TripletStore, bank: Bank, triplets: Iterable[Triplet], require_license: bool) -> tuple[int, int]:
     """Write triplets, and remove those of earlier runs that are not among them; how many are new, and how many there are."""
     before, now = bank.written(), set[str]()
-    new = store.write(_noted(triplets, now), require_licence)
+    new = store.write(_noted(triplets, now), require_license)
     store.remove(sorted(before - now))
     bank.note_written(now)
     return new, len(store)
@@ -280,7 +282,7 @@ def bank_of(out: Path) -> Path:
 
 def before_pairing(config: Config) -> Config:
     """The configuration without what concerns pairs, which are judged anew where it changes."""
-    return replace(config, lower=0, upper=0, colours=0, texture=0, neighbours=0, partners=0)
+    return replace(config, lower=0, upper=0, colors=0, texture=0, neighbors=0, partners=0)
 
 
 def _source(path: Path) -> str:

@@ -16,7 +16,7 @@ from phantom_s2v.vision.vlm import VisionLanguageModel
 
 
 def packaged_models(transnet: bool = False, with_people: bool = False, larger: dict[str, Path | None] | None = None) -> Models:
-    """What works without a hub: objects by colour and motion, phantom-mini's encoders; TransNetV2 and people where asked for.
+    """What works without a hub: objects by color and motion, phantom-mini's encoders; TransNetV2 and people where asked for.
 
     People need `phantom models fetch` and phantom-s2v[people]. `larger` are the arguments of `with_larger`.
     """

@@ -16,7 +16,7 @@ import numpy as np
 from phantom_s2v.data.pipeline.bank import Bank
 from phantom_s2v.data.pipeline.config import Config, Record
 
-COLUMNS = ["clip", "film", "name", "marked", "vector", "face", "context"]
+COLUMNS = ["clip", "source_video", "name", "has_logo", "vector", "face", "context"]
 SAME_FACE = 0.6  # Euclidean distance of dlib's face features within which it is one person
 
 
@@ -34,7 +34,7 @@ def run(bank: Bank, config: Config, done: Container[str] = (), repeated: Contain
         if row["clip"] in repeated or row["id"] in done:
             continue
         kept = 0
-        for candidate in _neighbours(dataset, row, config):
+        for candidate in _neighbors(dataset, row, config):
             if candidate["clip"] in repeated:
                 continue
             pair = _judged(row, candidate, config)
@@ -44,10 +44,10 @@ def run(bank: Bank, config: Config, done: Container[str] = (), repeated: Contain
                 break
 
 
-def _neighbours(dataset: Any, row: Record, config: Config) -> list[Record]:
+def _neighbors(dataset: Any, row: Record, config: Config) -> list[Record]:
     """The nearest subjects of other clips, nearest first; ties by id, so that the order of rows does not matter."""
-    where = f"clip != '{row['clip']}'" + ("" if row["marked"] else f" AND film = '{row['film']}'")
-    query = {"column": "vector", "q": np.asarray(row["vector"], np.float32), "k": config.neighbours, "metric": "dot"}
+    where = f"clip != '{row['clip']}'" + ("" if row["has_logo"] else f" AND source_video = '{row['source_video']}'")
+    query = {"column": "vector", "q": np.asarray(row["vector"], np.float32), "k": config.neighbors, "metric": "dot"}
     found = dataset.to_table(columns=["id", *COLUMNS, "_distance"], nearest=query, filter=where, prefilter=True).to_pylist()
     return sorted(found, key=lambda other: (-round(_product(row["vector"], other["vector"]), 5), other["id"]))
 
@@ -80,7 +80,7 @@ def repeats(bank: Bank, config: Config) -> dict[str, str]:
     for row in bank.rows("clips", ["signature", "facts"], "`drop` = ''"):
         if row["id"] in found:
             continue
-        query = {"column": "signature", "q": np.asarray(row["signature"], np.float32), "k": config.neighbours, "metric": "dot"}
+        query = {"column": "signature", "q": np.asarray(row["signature"], np.float32), "k": config.neighbors, "metric": "dot"}
         near = dataset.to_table(
             columns=["id", "signature", "facts", "_distance"],
             nearest=query,

@@ -14,7 +14,7 @@ from phantom_s2v.media.videos import UnreadableVideoError, Video
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 LARGE = 4320  # lines of 8K
 BESIDE = (".json", ".txt")  # suffixes of what tells caption and rights
-RIGHTS = ("source", "licence", "consent")
+RIGHTS = ("source", "license", "consent")
 
 
 def find(folder: Path) -> Iterator[Path]:
@@ -35,23 +35,31 @@ def find(folder: Path) -> Iterator[Path]:
 
 
 def source_hash(path: Path) -> str:
-    """Hash of the contents of a film and of what lies beside it."""
+    """Hash of the contents of a source video and of what lies beside it."""
     files = [path, *(each for suffix in BESIDE if (each := path.with_suffix(suffix)).is_file())]
     return combined_hash((each.suffix, content_hash(each)) for each in files)
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
-    """Records with "path" -> a film's record; what cannot be read gets its reason in "drop"."""
+    """Records with "path" -> a source video's record; what cannot be read gets its reason in "drop"."""
     for record in records:
         path = Path(record["path"])
-        film = {"kind": "film", "film": "", "name": path.name, "notices": [], "drop": "", "clips": 0, **record}
+        source_video = {
+            "kind": "source_video",
+            "source_video": "",
+            "name": path.name,
+            "notices": [],
+            "drop": "",
+            "clips": 0,
+            **record,
+        }
         try:
-            film |= {**_look(path), "source": source_hash(path)}
+            source_video |= {**_look(path), "source": source_hash(path)}
         except UnreadableVideoError as error:
-            film["drop"] = error.reason
+            source_video["drop"] = error.reason
         except (InputError, OSError, ValueError) as error:
-            film["drop"] = getattr(error, "strerror", None) or str(error)
-        yield film
+            source_video["drop"] = getattr(error, "strerror", None) or str(error)
+        yield source_video
 
 
 def _look(path: Path) -> Record:
@@ -67,7 +75,7 @@ def _look(path: Path) -> Record:
     if max(facts.height, facts.width) >= LARGE:
         notices.append(f"{facts.width}x{facts.height}: scaled down")
     found: Record = {
-        "film": content_hash(path)[:32],
+        "source_video": content_hash(path)[:32],
         "fps": facts.fps,
         "height": facts.height,
         "width": facts.width,
@@ -77,7 +85,7 @@ def _look(path: Path) -> Record:
 
 
 def _beside(path: Path) -> Record:
-    """Caption and rights out of NAME.json (caption, source, licence, consent) or, the caption alone, NAME.txt."""
+    """Caption and rights out of NAME.json (caption, source, license, consent) or, the caption alone, NAME.txt."""
     said: Record = {"caption": ""}
     text, facts = path.with_suffix(".txt"), path.with_suffix(".json")
     for each in (text, facts):

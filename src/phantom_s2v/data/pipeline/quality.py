@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
-from phantom_s2v.data.pipeline.embed import centred
+from phantom_s2v.data.pipeline.embed import centered
 from phantom_s2v.media.images import evenly_spaced
 
 LOOKED_AT = 8  # frames of a clip
@@ -30,13 +30,13 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
 def measure(frames: np.ndarray, fps: float) -> dict[str, float]:
     """Scores of a clip, uint8 [n, h, w, 3]: border, blur, brightness, motion, letters."""
     chosen = frames[evenly_spaced(len(frames), LOOKED_AT)]
-    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in chosen])
+    gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in chosen])
     return {
         "border": black_border(chosen),
-        "blur": float(np.median([cv2.Laplacian(g, cv2.CV_32F).var() for g in grey])),
-        "brightness": float(grey.mean()),
+        "blur": float(np.median([cv2.Laplacian(g, cv2.CV_32F).var() for g in gray])),
+        "brightness": float(gray.mean()),
         "motion": motion(frames, max(1, round(fps / 2))),
-        "letters": float(letters_in_a_row(grey)),
+        "letters": float(letters_in_a_row(gray)),
     }
 
 
@@ -75,17 +75,17 @@ def motion(frames: np.ndarray, apart: int) -> float:
     return float(np.mean([(cv2.absdiff(frames[i], frames[i + apart]).max(-1) > CHANGED).mean() for i in starts]))
 
 
-def letters_in_a_row(grey: np.ndarray) -> int:
+def letters_in_a_row(gray: np.ndarray) -> int:
     """Most shapes of one height that stand in one row through all frames, uint8 [n, h, w]: the letters of burnt-in text.
 
     A grid of dots has many such rows, and text has one or two. What it misses: text that moves, and letters lower than a 28th of
     the image.
     """
-    height = grey.shape[1]
-    fixed = (grey.max(0).astype(int) - grey.min(0)) < CHANGED  # text does not move
+    height = gray.shape[1]
+    fixed = (gray.max(0).astype(int) - gray.min(0)) < CHANGED  # text does not move
     best = 0
     for bright in (True, False):
-        extreme = (grey.min(0) > 200) if bright else (grey.max(0) < 60)
+        extreme = (gray.min(0) > 200) if bright else (gray.max(0) < 60)
         labels, _ = cast(tuple[np.ndarray, int], ndimage.label(extreme & fixed))
         shapes = []
         for place in ndimage.find_objects(labels):
@@ -102,7 +102,7 @@ def letters_in_a_row(grey: np.ndarray) -> int:
 
 
 def signature(frames: np.ndarray) -> np.ndarray:
-    """What a clip looks like in 64 numbers: grey 4 x 4 images of four moments, mean 0 and length 1."""
+    """What a clip looks like in 64 numbers: gray 4 x 4 images of four moments, mean 0 and length 1."""
     moments = frames[np.linspace(0, len(frames) - 1, 4).round().astype(int)]
     small = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (4, 4), interpolation=cv2.INTER_AREA).ravel() for f in moments]
-    return centred(np.concatenate(small))
+    return centered(np.concatenate(small))

@@ -55,21 +55,21 @@ def write_report(
     path: Path, bank: Bank, pairs: Iterable[Record], triplets: int, seconds: dict[str, float], config: Config
 ) -> None:
     """Counts by stage, reasons for drops, histograms with their bounds, sheets of pairs, files left behind, seconds by stage."""
-    found, clips, films = _Pairs(config), Counter[str](), Counter[str]()
+    found, clips, source_videos = _Pairs(config), Counter[str](), Counter[str]()
     subjects, left, notices = 0, list[tuple[str, str]](), list[tuple[str, str]]()
     for pair in pairs:
         found.add(pair)
     for row in bank.rows("clips", ["drop", "facts"]):
         clips[row["drop"]] += 1
         subjects += 0 if row["drop"] else len(json.loads(row["facts"])["subjects"])
-    for film in bank.films():
-        films[film["drop"]] += 1
-        if film["drop"] and len(left) < LISTED:
-            left.append((film["path"], film["drop"]))
-        if film["notices"] and len(notices) < LISTED:
-            notices.append((film["path"], "; ".join(film["notices"])))
+    for source_video in bank.source_videos():
+        source_videos[source_video["drop"]] += 1
+        if source_video["drop"] and len(left) < LISTED:
+            left.append((source_video["path"], source_video["drop"]))
+        if source_video["notices"] and len(notices) < LISTED:
+            notices.append((source_video["path"], "; ".join(source_video["notices"])))
     parts = [
-        _table("Counts", _counts(films, clips, subjects, found, triplets)),
+        _table("Counts", _counts(source_videos, clips, subjects, found, triplets)),
         _table("Why clips were dropped", Counter({k: v for k, v in clips.items() if k}).most_common()),
         _table("Why pairs were dropped", found.drops.most_common()),
         "<h2>Similarity of subjects</h2><p>Below the bound it is another subject.</p>",
@@ -90,10 +90,12 @@ def _beyond(pair: Record, config: Config) -> float:
     return pair["sameness"] - config.upper if pair["drop"] == "near-duplicate" else max(0.0, config.lower - pair["similarity"])
 
 
-def _counts(films: Counter[str], clips: Counter[str], subjects: int, pairs: _Pairs, triplets: int) -> list[tuple[str, object]]:
+def _counts(
+    source_videos: Counter[str], clips: Counter[str], subjects: int, pairs: _Pairs, triplets: int
+) -> list[tuple[str, object]]:
     return [
-        ("files", films.total()),
-        ("files read", films[""]),
+        ("files", source_videos.total()),
+        ("files read", source_videos[""]),
         ("clips", clips.total()),
         ("clips kept", clips[""]),
         ("subjects in them", subjects),

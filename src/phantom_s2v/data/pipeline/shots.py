@@ -1,4 +1,5 @@
-"""Shots: where a film is cut. One pass over the film; the small frames that it decodes are those that quality looks at.
+"""Shots: where a source video is cut. One pass over the source video; the small frames that it decodes are those that quality
+looks at.
 
 PySceneDetect's adaptive detector finds hard cuts and TransNetV2 gradual ones too, at fifty times the cost on a CPU.
 """
@@ -18,42 +19,46 @@ DETECTORS = ("scenedetect", "transnet", "both")
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
-    """A film's record -> one record for each of its clips, then the film's. A film that breaks off is dropped whole."""
-    for film in records:
-        if film["kind"] != "film" or film["drop"]:
-            yield film
+    """A source video's record -> one record for each of its clips, then the source video's. A source video that breaks off is
+    dropped whole.
+    """
+    for source_video in records:
+        if source_video["kind"] != "source_video" or source_video["drop"]:
+            yield source_video
             continue
         count = 0
         try:
-            for clip in _clips(film, config, models):
+            for clip in _clips(source_video, config, models):
                 count += 1
                 yield clip
         except UnreadableVideoError as error:
-            film = {**film, "drop": error.reason}
-        yield {**film, "clips": count}
+            source_video = {**source_video, "drop": error.reason}
+        yield {**source_video, "clips": count}
 
 
-def _clips(film: Record, config: Config, models: Models) -> Iterator[Record]:
-    """The clips of a film, cut at its cuts and where they would be too long."""
-    most, step = max(2, int(config.longest * film["fps"])), 1 / film["fps"]
+def _clips(source_video: Record, config: Config, models: Models) -> Iterator[Record]:
+    """The clips of a source video, cut at its cuts and where they would be too long."""
+    most, step = max(2, int(config.longest * source_video["fps"])), 1 / source_video["fps"]
     shot: list[Timed] = []
     start = number = 0
-    for number, (timed, is_cut) in enumerate(_with_cuts(stream_frames(film, config.work_side), config, models)):
+    for number, (timed, is_cut) in enumerate(_with_cuts(stream_frames(source_video, config.work_side), config, models)):
         full = len(shot) == most or (shot and timed[0] - shot[0][0] > config.longest - step / 2)
         if shot and (is_cut or full):
-            yield _record(film, start, shot, timed[0], config)
+            yield _record(source_video, start, shot, timed[0], config)
             shot, start = [], number
         shot.append(timed)
     if shot:
-        yield _record(film, start, shot, shot[-1][0] + step, config)
+        yield _record(source_video, start, shot, shot[-1][0] + step, config)
 
 
-def _record(film: Record, start: int, shot: list[Timed], ends: float, config: Config) -> Record:
-    """A clip's record; its id follows from the film's content and its place in it. It `ends` where the next frame begins."""
-    clip = hashlib.sha256(f"{film['film']} {start} {start + len(shot)}".encode()).hexdigest()[:32]
+def _record(source_video: Record, start: int, shot: list[Timed], ends: float, config: Config) -> Record:
+    """A clip's record; its id follows from the source video's content and its place in it. It `ends` where the next frame
+    begins.
+    """
+    clip = hashlib.sha256(f"{source_video['source_video']} {start} {start + len(shot)}".encode()).hexdigest()[:32]
     begins = shot[0][0]
     return {
-        **film,
+        **source_video,
         "kind": "clip",
         "clip": clip,
         "start": start,

@@ -1,6 +1,6 @@
 """Subjects of a clip at three moments, with boxes, masks and unambiguous names (Phantom-Data, section 4).
 
-A subject is a dict: subject (id), name, marked, and views, one for each moment that shows it: instant (number of the still),
+A subject is a dict: subject (id), name, has_logo, and views, one for each moment that shows it: instant (number of the still),
 frame, box (pixels of the clip), share (the box in shares of the still), image (uint8, the box with a margin), inner (the box
 in it, in shares), mask (bool, of the image), cutout (uint8 square on white), surroundings (uint8 [16, 16, 3]).
 """
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from phantom_s2v.data.pipeline.config import Config, Detection, Models, Record
-from phantom_s2v.data.synthetic.looks import nearest_colour
+from phantom_s2v.data.synthetic.appearance import nearest_color
 from phantom_s2v.geometry import iou
 from phantom_s2v.media.images import border
 
@@ -63,7 +63,7 @@ def sift(found: list[Detection], size: tuple[int, ...], config: Config) -> list[
 def follow(found: list[list[Detection]], stills: list[np.ndarray]) -> list[list[tuple[int, Detection]]]:
     """Detections of several stills -> tracks of (still, detection), the longest and surest first.
 
-    A detection goes to the track whose last colours and place are likest; one that is unlike all of them begins another.
+    A detection goes to the track whose last colors and place are likest; one that is unlike all of them begins another.
     """
     tracks: list[list[tuple[int, Detection]]] = []
     for number, each in enumerate(found):
@@ -84,14 +84,14 @@ def follow(found: list[list[Detection]], stills: list[np.ndarray]) -> list[list[
 
 
 def _similarity(before: np.ndarray, one: Detection, after: np.ndarray, other: Detection) -> float:
-    """Overlap of colours, lessened by the distance between the boxes' centres as a share of the image."""
+    """Overlap of colors, lessened by the distance between the boxes' centers as a share of the image."""
     a, b = (np.array([(d.box[0] + d.box[2]) / 2, (d.box[1] + d.box[3]) / 2]) for d in (one, other))
     distance = float(np.hypot(*((a - b) / (before.shape[1], before.shape[0]))))
-    return float(np.minimum(colours(before[one.mask]), colours(after[other.mask])).sum()) - distance
+    return float(np.minimum(colors(before[one.mask]), colors(after[other.mask])).sum()) - distance
 
 
-def colours(pixels: np.ndarray) -> np.ndarray:
-    """Histogram over 64 colours of uint8 [n, 3], of sum one."""
+def colors(pixels: np.ndarray) -> np.ndarray:
+    """Histogram over 64 colors of uint8 [n, 3], of sum one."""
     coarse = (pixels // 64).astype(int)
     counts = np.bincount(coarse[:, 0] * 16 + coarse[:, 1] * 4 + coarse[:, 2], minlength=64)
     return counts / max(1, len(pixels))
@@ -102,11 +102,11 @@ def _subject(record: Record, track: list[tuple[int, Detection]], stills: list[np
     views = [_view(stills[number], detection, number, frames[number]) for number, detection in track]
     first = track[0][1]
     place = f"{record['clip']} {track[0][0]} {first.box} {first.name}"
-    name = first.name or f"{look(stills[track[0][0]][first.mask])} {'person' if first.living else 'object'}"
+    name = first.name or f"{look(stills[track[0][0]][first.mask])} {'person' if first.is_person else 'object'}"
     return {
         "subject": hashlib.sha256(place.encode()).hexdigest()[:32],
         "name": name,
-        "marked": all(detection.marked and not detection.living for _, detection in track),
+        "has_logo": all(detection.has_logo and not detection.is_person for _, detection in track),
         "given": bool(first.name),
         "views": views,
     }
@@ -153,9 +153,9 @@ def surroundings(still: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarra
 
 
 def look(pixels: np.ndarray) -> str:
-    """One or two words for the colours of a subject: those that most of its pixels are nearest to."""
+    """One or two words for the colors of a subject: those that most of its pixels are nearest to."""
     sample = pixels[:: max(1, len(pixels) // 400)]
-    names, counts = np.unique([nearest_colour(pixel) for pixel in sample], return_counts=True)
+    names, counts = np.unique([nearest_color(pixel) for pixel in sample], return_counts=True)
     order = np.argsort(-counts)
     second = len(order) > 1 and counts[order[1]] > 0.3 * len(sample)
     return f"{names[order[0]]} and {names[order[1]]}" if second else str(names[order[0]])
@@ -176,9 +176,9 @@ def tell_apart(subjects: list[dict[str, Any]]) -> bool:
 
 
 def describe(subjects: list[dict[str, Any]], still: np.ndarray) -> str:
-    """A plain caption: every subject by its name, what it does, and the colour of the ground."""
+    """A plain caption: every subject by its name, what it does, and the color of the background."""
     acts = [f"the {s['name']} {_act(s)}" for s in subjects]
-    text = f"{', '.join(acts)}, in front of a {nearest_colour(np.median(border(still, 2), 0))} ground."
+    text = f"{', '.join(acts)}, in front of a {nearest_color(np.median(border(still, 2), 0))} background."
     return text[0].upper() + text[1:]
 
 

@@ -16,7 +16,8 @@ BATCH = 32  # clips that are in memory at once, with their videos and images
 def run(pairs: Callable[[set[str]], Iterable[Record]], repeated: Container[str], bank: Bank, rights: Rights) -> Iterator[Triplet]:
     """Triplets of every clip that stays: each subject by its partners (cross-pair), else by another moment of the clip (in-pair).
 
-    `pairs` gives those of some subjects; clips that are `repeated` are left out. `rights` hold where a film came without its own.
+    `pairs` gives those of some subjects; clips that are `repeated` are left out. `rights` hold where a source video came
+    without its own.
     """
     kept = (clip for clip in bank.rows("clips", ["video", "facts"], "`drop` = ''") if clip["id"] not in repeated)
     while batch := list(islice(kept, BATCH)):
@@ -71,6 +72,6 @@ def _reference(view: Record, name: str, pairing: str, score: float, rights: Righ
 
 
 def _own(facts: Record, rights: Rights) -> Rights:
-    """Rights of a film as they were found beside it, else those given for all; the source is at least the file's name."""
+    """Rights of a source video as they were found beside it, else those given for all; the source is at least the file's name."""
     given = Rights(**facts["rights"]) if facts.get("rights") else rights
-    return given if given.source else Rights(facts["name"], given.licence, given.consent)
+    return given if given.source else Rights(facts["name"], given.license, given.consent)

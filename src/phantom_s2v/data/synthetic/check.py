@@ -1,4 +1,4 @@
-"""What the data pipeline finds in films whose truth is known (films.py), in numbers."""
+"""What the data pipeline finds in source videos whose truth is known (source videos.py), in numbers."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ NEAR = 1  # frames by which a cut may be off
 
 @dataclass
 class Found:
-    """Counts over films."""
+    """Counts over source videos."""
 
     cuts: list[int] = field(default_factory=lambda: [0, 0, 0])  # right, invented, missed
     seen: int = 0
@@ -31,22 +31,22 @@ class Found:
 class Known:
     """A subject of the bank as the truth knows it."""
 
-    film: str
+    source_video: str
     shot: int
     identity: int  # -1: nothing that the truth knows
     decoy_of: int
     original: int  # the shot that a duplicate repeats, else the shot itself
 
 
-def check(bank: Bank, films: list[Path], pairs: Iterable[Record], config: Config) -> dict[str, float]:
+def check(bank: Bank, source_videos: list[Path], pairs: Iterable[Record], config: Config) -> dict[str, float]:
     """shot_f1, subject_recall, pair_precision, pair_recall, near_duplicates_kept, decoys_kept, and what they are counted over."""
-    truths = {str(path): json.loads(path.with_suffix(".truth.json").read_text()) for path in films}
+    truths = {str(path): json.loads(path.with_suffix(".truth.json").read_text()) for path in source_videos}
     clips: dict[str, list[Record]] = {path: [] for path in truths}
-    names = {row["film"]: row["path"] for row in bank.films()}
+    names = {row["source_video"]: row["path"] for row in bank.source_videos()}
     for row in bank.rows("clips", ["facts"]):
         facts = json.loads(row["facts"])
-        if names.get(facts["film"]) in clips:
-            clips[names[facts["film"]]].append(facts)
+        if names.get(facts["source_video"]) in clips:
+            clips[names[facts["source_video"]]].append(facts)
     found, known, repeated = Found(), {}, repeats(bank, config)
     for path, truth in truths.items():
         count_cuts(clips[path], truth, found.cuts)
@@ -70,7 +70,7 @@ def check(bank: Bank, films: list[Path], pairs: Iterable[Record], config: Config
 
 
 def count_cuts(clips: list[Record], truth: Record, cuts: list[int]) -> None:
-    """Add one film's right, invented and missed cuts."""
+    """Add one source video's right, invented and missed cuts."""
     mine, theirs = ([c["start"] for c in each if c["start"]] for each in (clips, truth["shots"]))
     hit = sum(any(abs(a - b) <= NEAR for a in mine) for b in theirs)
     cuts[0] += hit
@@ -118,9 +118,9 @@ def judge_pairs(pairs: Iterable[Record], known: dict[str, Known], truths: dict[s
     count = correct = duplicates = decoys = 0
     for count, each in enumerate(pairs, 1):  # noqa: B007 - how many there were
         a, b = known.get(each["subject"]), known.get(each["partner"])
-        same = a and b and a.film == b.film and a.identity == b.identity >= 0
-        copy = bool(a and b and a.film == b.film and a.original == b.original)
-        decoy = a and b and a.film == b.film and (a.decoy_of == b.identity >= 0 or b.decoy_of == a.identity >= 0)
+        same = a and b and a.source_video == b.source_video and a.identity == b.identity >= 0
+        copy = bool(a and b and a.source_video == b.source_video and a.original == b.original)
+        decoy = a and b and a.source_video == b.source_video and (a.decoy_of == b.identity >= 0 or b.decoy_of == a.identity >= 0)
         duplicates += copy
         decoys += bool(decoy)
         if same and not copy:
@@ -128,8 +128,8 @@ def judge_pairs(pairs: Iterable[Record], known: dict[str, Known], truths: dict[s
             right.add(each["subject"])
     shots: dict[tuple[str, int], set[int]] = {}
     for k in known.values():
-        shots.setdefault((k.film, k.identity), set()).add(k.original)
-    able = [s for s, k in known.items() if k.identity >= 0 and len(shots[k.film, k.identity]) > 1]
+        shots.setdefault((k.source_video, k.identity), set()).add(k.original)
+    able = [s for s, k in known.items() if k.identity >= 0 and len(shots[k.source_video, k.identity]) > 1]
     planted = sum(i["decoy_of"] >= 0 for t in truths.values() for i in t["identities"])
     copies = sum(s["kind"] == "duplicate" for t in truths.values() for s in t["shots"])
     return {

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from phantom_s2v.data.synthetic.emoji import Sprites, Subject
-from phantom_s2v.data.synthetic.looks import (
-    PLAIN_LOOK,
-    WHITE_GROUND,
-    Ground,
-    Look,
-    colour_word,
-    random_ground,
-    random_look,
+from phantom_s2v.data.synthetic.appearance import (
+    PLAIN_APPEARANCE,
+    WHITE_BACKGROUND,
+    Appearance,
+    Background,
+    color_word,
+    random_appearance,
+    random_background,
 )
-from phantom_s2v.data.synthetic.render import Tensors, apply_look, ground_tensors, look_tensors, render
+from phantom_s2v.data.synthetic.emoji import Sprites, Subject
+from phantom_s2v.data.synthetic.render import Tensors, appearance_tensors, apply_appearance, background_tensors, render
 
 MOTIONS = {
     "left": "moves to the left",
@@ -35,7 +35,7 @@ MOTIONS = {
     "shrink": "moves away",
 }
 _DIRECTIONS = {"left": (0.0, -1.0), "right": (0.0, 1.0), "up": (-1.0, 0.0), "down": (1.0, 0.0)}
-THIN = 4  # every so many-th row and column of a still is enough to name its colour
+THIN = 4  # every so many-th row and column of a still is enough to name its color
 _ORDINALS = ("first", "second", "third", "fourth")
 
 
@@ -44,9 +44,9 @@ class Cast:
     """One subject of a clip and what it does. Lengths are shares of the image's side."""
 
     subject: Subject
-    look: Look = PLAIN_LOOK
+    appearance: Appearance = PLAIN_APPEARANCE
     size: float = 0.62  # side of the sprite
-    centre: tuple[float, float] = (0.5, 0.5)  # (y, x) in the middle of the clip
+    center: tuple[float, float] = (0.5, 0.5)  # (y, x) in the middle of the clip
     reach: float = 0.17  # distance from the middle of the clip to either end of the path
     motion: str = "right"
     phase: int = 0  # first frame of the animation
@@ -63,7 +63,7 @@ class Shot:
     turn: float = 0.0  # degrees
     gain: float = 1.0
     shift: tuple[float, float] = (0.0, 0.0)
-    ground: Ground = WHITE_GROUND
+    background: Background = WHITE_BACKGROUND
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ClipSpec:
 
     casts: tuple[Cast, ...]
     shots: tuple[tuple[Shot, ...], ...]  # views of each cast member
-    ground: Ground
+    background: Background
     named: bool  # whether the caption names the subjects
     frames: int = 25
     side: int = 64
@@ -87,7 +87,7 @@ class Clip:
     subject_of: tuple[int, ...]  # cast member of each reference
     caption: str
     masks: np.ndarray = field(repr=False)  # uint8 [subjects, F, H, W], alpha of each before occlusion
-    look_captions: tuple[str, ...] = ()  # colour, pattern and name of each subject
+    appearance_captions: tuple[str, ...] = ()  # color, pattern and name of each subject
 
 
 def random_spec(
@@ -102,29 +102,31 @@ def random_spec(
     casts = tuple(_random_cast(rng, pool[i], slot, len(subjects)) for i, slot in zip(subjects, slots, strict=True))
     shots = tuple(tuple(random_shot(rng) for _ in range(count)) for count in views) or ((),)
     named = not images or bool(rng.random() < 0.5)
-    return ClipSpec(casts, shots, random_ground(rng), named, frames, side)
+    return ClipSpec(casts, shots, random_background(rng), named, frames, side)
 
 
 def plain_spec(
     rng: np.random.Generator, pool: tuple[Subject, ...], frames: int = 25, side: int = 64, images: int = 1
 ) -> ClipSpec:
-    """A training clip as most users ask for it: large subjects, mostly in their own colours, going one way on a plain ground.
+    """A training clip as most users ask for it: large subjects, mostly in their own colors, going one way on a plain background.
 
     `images` is 1 or 2: two are of two subjects side by side or, seldom, two views of one.
     """
     moving = tuple(subject for subject in pool if subject.animated) or pool
     spec = random_spec(rng, moving if rng.random() < 0.85 else pool, frames, side, images)
     casts = tuple(_plain_cast(rng, cast, len(spec.casts)) for cast in spec.casts)
-    ground = replace(spec.ground, kind="plain") if rng.random() < 0.8 else spec.ground
+    background = replace(spec.background, kind="plain") if rng.random() < 0.8 else spec.background
     shots = tuple(tuple(Shot() if rng.random() < 0.7 else shot for shot in of) for of in spec.shots)
-    return replace(spec, casts=casts, shots=shots, ground=ground)
+    return replace(spec, casts=casts, shots=shots, background=background)
 
 
 def _plain_cast(rng: np.random.Generator, cast: Cast, count: int) -> Cast:
-    look = Look(mirrored=bool(rng.random() < 0.3)) if rng.random() < 0.6 else replace(cast.look, pattern="")
+    appearance = Appearance(mirrored=bool(rng.random() < 0.3)) if rng.random() < 0.6 else replace(cast.appearance, pattern="")
     motion = str(rng.choice(list(_DIRECTIONS))) if rng.random() < 0.8 else cast.motion
     low, high, near, far = (0.66, 0.8, 0.13, 0.19) if count == 1 else (0.45, 0.52, 0.08, 0.11)
-    return replace(cast, look=look, motion=motion, size=float(rng.uniform(low, high)), reach=float(rng.uniform(near, far)))
+    return replace(
+        cast, appearance=appearance, motion=motion, size=float(rng.uniform(low, high)), reach=float(rng.uniform(near, far))
+    )
 
 
 def _random_views(rng: np.random.Generator, images: int) -> list[int]:
@@ -140,7 +142,7 @@ def _random_views(rng: np.random.Generator, images: int) -> list[int]:
 
 
 def _slots(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
-    """Centres for `count` subjects, in random order, apart from each other."""
+    """Centers for `count` subjects, in random order, apart from each other."""
     if count == 1:
         return [(0.5 + float(rng.uniform(-0.1, 0.1)), 0.5 + float(rng.uniform(-0.1, 0.1)))]
     layouts = [[(0.5, 0.27), (0.5, 0.73)], [(0.27, 0.5), (0.73, 0.5)]]
@@ -152,7 +154,9 @@ def _random_cast(rng: np.random.Generator, subject: Subject, slot: tuple[float, 
     motion = str(rng.choice(list(MOTIONS), p=[0.14, 0.14, 0.14, 0.14, 0.14, *[0.06] * 5]))
     size = float(rng.choice([0.42, 0.58, 0.76], p=[0.15, 0.45, 0.4]) if count == 1 else 0.47 if count == 2 else 0.36)
     reach = 0.19 if count == 1 else 0.1
-    return Cast(subject, random_look(rng), size * float(rng.uniform(0.93, 1.07)), slot, reach, motion, int(rng.integers(36)))
+    return Cast(
+        subject, random_appearance(rng), size * float(rng.uniform(0.93, 1.07)), slot, reach, motion, int(rng.integers(36))
+    )
 
 
 def random_shot(rng: np.random.Generator) -> Shot:
@@ -167,7 +171,7 @@ def random_shot(rng: np.random.Generator) -> Shot:
         turn=0.0 if plain else float(rng.uniform(-15, 15)),
         gain=1.0 if plain else float(rng.uniform(0.75, 1.15)),
         shift=(0.0, 0.0) if plain else (float(rng.uniform(-0.1, 0.1)), float(rng.uniform(-0.1, 0.1))),
-        ground=WHITE_GROUND if rng.random() < 0.6 else random_ground(rng),
+        background=WHITE_BACKGROUND if rng.random() < 0.6 else random_background(rng),
     )
 
 
@@ -175,13 +179,13 @@ def compose(spec: ClipSpec, sprites: Sprites) -> Clip:
     """One clip, on the CPU."""
     drawn = render(scene_tensors([spec], sprites), sprites.pixels, spec.side)
     video, references, masks = (part[0].numpy() for part in (drawn.video, drawn.references, drawn.masks))
-    looks = tuple(look_caption(cast, sprites) for cast in spec.casts)
-    return Clip(video, tuple(references), _subject_of(spec), caption(spec, sprites), masks, looks)
+    appearances = tuple(appearance_caption(cast, sprites) for cast in spec.casts)
+    return Clip(video, tuple(references), _subject_of(spec), caption(spec, sprites), masks, appearances)
 
 
 def photograph(cast: Cast, shot: Shot, sprites: Sprites, side: int) -> np.ndarray:
     """One cross-pair reference, uint8 [side, side, 3]."""
-    return compose(ClipSpec((cast,), ((shot,),), WHITE_GROUND, False, 1, side), sprites).references[0]
+    return compose(ClipSpec((cast,), ((shot,),), WHITE_BACKGROUND, False, 1, side), sprites).references[0]
 
 
 def _subject_of(spec: ClipSpec) -> tuple[int, ...]:
@@ -196,7 +200,7 @@ def scene_tensors(specs: Sequence[ClipSpec], sprites: Sprites) -> Tensors:
     """
     side, frames = specs[0].side, specs[0].frames
     count = max(len(spec.casts) for spec in specs)
-    nobody = Cast(sprites.subjects[0], size=0.01, centre=(-9.0, -9.0), motion="still")
+    nobody = Cast(sprites.subjects[0], size=0.01, center=(-9.0, -9.0), motion="still")
     casts = [cast for spec in specs for cast in (*spec.casts, *[nobody] * (count - len(spec.casts)))]
     orders = [_sprite_order(cast, sprites, frames) for cast in casts]
     paths = [trajectory(cast, frames) * side for cast in casts]
@@ -205,8 +209,8 @@ def scene_tensors(specs: Sequence[ClipSpec], sprites: Sprites) -> Tensors:
         "sprite": torch.from_numpy(np.stack(orders)).view(shape),
         "path": torch.from_numpy(np.stack(paths)).float().view(*shape, 3),
         "subjects": torch.tensor([_subject_of(spec) for spec in specs], dtype=torch.int64).view(len(specs), -1),
-        **_prefixed("look.", look_tensors([cast.look for cast in casts])),
-        **_prefixed("ground.", ground_tensors([spec.ground for spec in specs])),
+        **_prefixed("appearance.", appearance_tensors([cast.appearance for cast in casts])),
+        **_prefixed("background.", background_tensors([spec.background for spec in specs])),
         **_shot_tensors(specs, sprites),
     }
 
@@ -233,7 +237,10 @@ def _shot_tensors(specs: Sequence[ClipSpec], sprites: Sprites) -> Tensors:
         "box": torch.tensor(boxes),
     }
     rows = {name: value.unflatten(0, (len(specs), -1)) for name, value in each.items()}
-    return {**_prefixed("shot.", rows), **_prefixed("shot_ground.", ground_tensors([shot.ground for _, _, shot in taken]))}
+    return {
+        **_prefixed("shot.", rows),
+        **_prefixed("shot_background.", background_tensors([shot.background for _, _, shot in taken])),
+    }
 
 
 def _shot_sprite(cast: Cast, shot: Shot, sprites: Sprites) -> int:
@@ -248,7 +255,7 @@ def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
 def trajectory(cast: Cast, frames: int) -> np.ndarray:
     """(y, x, size) of every frame, [F, 3], as shares of the side. A full path takes 25 frames, whatever is cut off."""
     s = np.arange(frames) / 24 * 2 - 1  # -1 to 1 over a standard clip
-    path = np.tile(np.array([*cast.centre, cast.size]), (frames, 1))
+    path = np.tile(np.array([*cast.center, cast.size]), (frames, 1))
     if cast.motion in _DIRECTIONS:
         path[:, :2] += s[:, None] * cast.reach * np.array(_DIRECTIONS[cast.motion])
     elif cast.motion == "bounce":
@@ -263,32 +270,32 @@ def trajectory(cast: Cast, frames: int) -> np.ndarray:
     return path
 
 
-def look_caption(cast: Cast, sprites: Sprites) -> str:
-    """Colour, pattern and name: "a green dotted fox"."""
-    look = cast.look
+def appearance_caption(cast: Cast, sprites: Sprites) -> str:
+    """Color, pattern and name: "a green dotted fox"."""
+    appearance = cast.appearance
     small = sprites.still(cast.subject)[::THIN, ::THIN].astype(np.float32) / 255
-    colour = look.tint or colour_word(apply_look(small, replace(look, pattern="")))
-    pattern = f" {look.pattern_colour} {look.pattern}" if look.pattern else ""
-    return f"a {colour}{pattern} {cast.subject.name}"
+    color = appearance.tint or color_word(apply_appearance(small, replace(appearance, pattern="")))
+    pattern = f" {appearance.pattern_color} {appearance.pattern}" if appearance.pattern else ""
+    return f"a {color}{pattern} {cast.subject.name}"
 
 
 def caption(spec: ClipSpec, sprites: Sprites) -> str:
     """What happens, in one or two sentences."""
     if len(spec.casts) == 1:
         cast = spec.casts[0]
-        who = look_caption(cast, sprites).removeprefix("a ") if spec.named else "subject"
+        who = appearance_caption(cast, sprites).removeprefix("a ") if spec.named else "subject"
         size = "large " if cast.size > 0.67 else "small " if cast.size < 0.47 else ""
-        return f"The {size}{who} {MOTIONS[cast.motion]} on {spec.ground.words}."
+        return f"The {size}{who} {MOTIONS[cast.motion]} on {spec.background.words}."
     names = [
-        f"the {look_caption(cast, sprites).removeprefix('a ')}" if spec.named else f"the {_ORDINALS[i]} subject"
+        f"the {appearance_caption(cast, sprites).removeprefix('a ')}" if spec.named else f"the {_ORDINALS[i]} subject"
         for i, cast in enumerate(spec.casts)
     ]
     acts = [f"{name} {_place_words(cast)}{MOTIONS[cast.motion]}" for name, cast in zip(names, spec.casts, strict=True)]
-    return f"{', '.join(acts)}, on {spec.ground.words}.".capitalize()
+    return f"{', '.join(acts)}, on {spec.background.words}.".capitalize()
 
 
 def _place_words(cast: Cast) -> str:
-    y, x = cast.centre
+    y, x = cast.center
     words = [
         w for w in ("top" if y < 0.4 else "bottom" if y > 0.6 else "", "left" if x < 0.4 else "right" if x > 0.6 else "") if w
     ]

@@ -1,6 +1,6 @@
 """The held-out subjects: the list, and the images of them that demo, tests and evaluation use.
 
-No part of the model ever learns from them. They are packaged (at 160 pixels, MIT, see LICENCE beside them), so that nothing but
+No part of the model ever learns from them. They are packaged (at 160 pixels, MIT, see LICENSE beside them), so that nothing but
 training fetches anything. `python -m phantom_s2v.data.synthetic.heldout ARCHIVE ...` wrote them from the packages of emoji.py.
 """
 

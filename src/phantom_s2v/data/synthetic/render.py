@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.nn.functional import affine_grid, grid_sample
 
-from phantom_s2v.data.synthetic.looks import COLOURS, PATTERNS, TEXTURES, Ground, Look
+from phantom_s2v.data.synthetic.appearance import COLORS, PATTERNS, TEXTURES, Appearance, Background
 
-GROUNDS = ("plain", "graded", *TEXTURES)
+BACKGROUNDS = ("plain", "graded", *TEXTURES)
 STANDARD = 64  # pixels a side at which the period of a texture is stated: larger images show the same world, finer
 CHUNK = 256  # images resampled at once
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -34,41 +34,41 @@ class Rendered:
     masks: torch.Tensor  # [B, K, F, H, H], alpha of each subject before occlusion; zero where a clip has fewer
 
 
-def look_tensors(looks: Sequence[Look]) -> Tensors:
-    """What `apply_looks` needs of M appearances."""
+def appearance_tensors(appearances: Sequence[Appearance]) -> Tensors:
+    """What `apply_appearances` needs of M appearances."""
     kinds = ("", *PATTERNS)
     return {
-        "hue": torch.from_numpy(np.stack([_hue_matrix(look.hue) for look in looks])),
-        "tint": torch.tensor([COLOURS.get(look.tint, (0, 0, 0)) for look in looks]) / 255,
-        "tinted": torch.tensor([bool(look.tint) for look in looks]),
-        "pattern": torch.tensor([kinds.index(look.pattern) for look in looks]),
-        "pattern_colour": torch.tensor([COLOURS[look.pattern_colour] for look in looks]) / 255,
-        "mirrored": torch.tensor([look.mirrored for look in looks]),
+        "hue": torch.from_numpy(np.stack([_hue_matrix(appearance.hue) for appearance in appearances])),
+        "tint": torch.tensor([COLORS.get(appearance.tint, (0, 0, 0)) for appearance in appearances]) / 255,
+        "tinted": torch.tensor([bool(appearance.tint) for appearance in appearances]),
+        "pattern": torch.tensor([kinds.index(appearance.pattern) for appearance in appearances]),
+        "pattern_color": torch.tensor([COLORS[appearance.pattern_color] for appearance in appearances]) / 255,
+        "mirrored": torch.tensor([appearance.mirrored for appearance in appearances]),
     }
 
 
-def ground_tensors(grounds: Sequence[Ground]) -> Tensors:
+def background_tensors(backgrounds: Sequence[Background]) -> Tensors:
     """What `paint` needs of M backgrounds; the seed of each draws its phase, direction and noise."""
-    rows = [_ground_row(ground) for ground in grounds]
+    rows = [_background_row(background) for background in backgrounds]
     return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
-def _ground_row(ground: Ground) -> dict[str, Any]:
-    rng = np.random.default_rng(ground.seed)
+def _background_row(background: Background) -> dict[str, Any]:
+    rng = np.random.default_rng(background.seed)
     period, phase, direction, coarse = 1.0, np.zeros(2), 0, np.zeros((9, 9))
-    if ground.kind == "graded":
+    if background.kind == "graded":
         direction = int(rng.random() >= 0.5)
-    elif ground.kind in TEXTURES:
+    elif background.kind in TEXTURES:
         period, phase = rng.uniform(10, 18), rng.uniform(0, 16, 2)
-        if ground.kind == "stripes":
+        if background.kind == "stripes":
             direction = 0 if rng.random() < 0.5 else 1 if rng.random() < 0.5 else 2
-        elif ground.kind == "noise":
+        elif background.kind == "noise":
             coarse = rng.random((9, 9))
-    first = np.clip(np.array(COLOURS[ground.colour]) / 255 + np.array(ground.jitter) / 255, 0, 1)
+    first = np.clip(np.array(COLORS[background.color]) / 255 + np.array(background.jitter) / 255, 0, 1)
     return {
-        "kind": np.int64(GROUNDS.index(ground.kind)),
+        "kind": np.int64(BACKGROUNDS.index(background.kind)),
         "first": first.astype(np.float32),
-        "second": (np.array(COLOURS[ground.second]) / 255).astype(np.float32),
+        "second": (np.array(COLORS[background.second]) / 255).astype(np.float32),
         "period": np.float32(period),
         "phase": phase.astype(np.float32),
         "direction": np.int64(direction),
@@ -77,37 +77,37 @@ def _ground_row(ground: Ground) -> dict[str, Any]:
 
 
 def _hue_matrix(angle: float) -> np.ndarray:
-    """Rotation of RGB around the grey axis (Rodrigues), which keeps the sum of the channels."""
+    """Rotation of RGB around the gray axis (Rodrigues), which keeps the sum of the channels."""
     cosine, sine = np.cos(angle), np.sin(angle) / np.sqrt(3)
     third = (1 - cosine) / 3
     return (np.eye(3) * cosine + third + sine * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])).astype(np.float32)
 
 
-def apply_looks(sprites: torch.Tensor, looks: Tensors) -> torch.Tensor:
-    """Mirror, recolour and pattern sprites [M, S, S, 4] in 0..1."""
-    of = {name: value[(...,) + (None,) * (4 - value.ndim)] for name, value in looks.items() if name != "hue"}
+def apply_appearances(sprites: torch.Tensor, appearances: Tensors) -> torch.Tensor:
+    """Mirror, recolor and pattern sprites [M, S, S, 4] in 0..1."""
+    of = {name: value[(...,) + (None,) * (4 - value.ndim)] for name, value in appearances.items() if name != "hue"}
     x = torch.where(of["mirrored"], sprites.flip(2), sprites)
     alpha = x[..., 3:]
-    rgb = (x[..., None, :3] * looks["hue"][:, None, None]).sum(-1)
-    shades = (0.35 + 0.9 * (rgb * rgb.new_tensor(LUMINANCE)).sum(-1, keepdim=True)) * _colour(looks["tint"]) * alpha
+    rgb = (x[..., None, :3] * appearances["hue"][:, None, None]).sum(-1)
+    shades = (0.35 + 0.9 * (rgb * rgb.new_tensor(LUMINANCE)).sum(-1, keepdim=True)) * _color(appearances["tint"]) * alpha
     rgb = torch.where(of["tinted"], shades, rgb)
-    weight = 0.75 * _patterns(sprites.shape[1], sprites.device)[looks["pattern"]][..., None]
-    rgb = rgb * (1 - weight) + weight * alpha * _colour(looks["pattern_colour"])
+    weight = 0.75 * _patterns(sprites.shape[1], sprites.device)[appearances["pattern"]][..., None]
+    rgb = rgb * (1 - weight) + weight * alpha * _color(appearances["pattern_color"])
     return torch.cat([rgb.clamp(min=0).minimum(alpha), alpha], -1)
 
 
-def apply_look(sprite: np.ndarray, look: Look) -> np.ndarray:
+def apply_appearance(sprite: np.ndarray, appearance: Appearance) -> np.ndarray:
     """One sprite float32 [S, S, 4] in its appearance."""
-    return apply_looks(torch.from_numpy(np.ascontiguousarray(sprite))[None], look_tensors([look]))[0].numpy()
+    return apply_appearances(torch.from_numpy(np.ascontiguousarray(sprite))[None], appearance_tensors([appearance]))[0].numpy()
 
 
-def _colour(rgb: torch.Tensor) -> torch.Tensor:
+def _color(rgb: torch.Tensor) -> torch.Tensor:
     return rgb[:, None, None]
 
 
 @lru_cache(maxsize=8)
 def _patterns(side: int, device: torch.device) -> torch.Tensor:
-    """How much of the pattern's colour each pixel has, [4, S, S]: none, then PATTERNS."""
+    """How much of the pattern's color each pixel has, [4, S, S]: none, then PATTERNS."""
     y, x = torch.meshgrid(*[torch.arange(side, device=device) * (2 * math.pi / (side / 4.5))] * 2, indexing="ij")
     waves = (1.5 * torch.sin(x + y), 2 * (torch.cos(x) + torch.cos(y) - 0.8), 3 * torch.sin(x / 1.3) * torch.sin(y / 1.3))
     return torch.stack([torch.zeros_like(x), *(_step(wave, 1.0) for wave in waves)])
@@ -118,20 +118,20 @@ def _step(wave: torch.Tensor, slope: float) -> torch.Tensor:
     return (wave * (1.6 * slope) + 0.5).clamp(0, 1)
 
 
-def paint(grounds: Tensors, side: int) -> torch.Tensor:
+def paint(backgrounds: Tensors, side: int) -> torch.Tensor:
     """Backgrounds in 0..1, [M, H, H, 3]."""
-    share = _shares(grounds, side)
-    first, second = _colour(grounds["first"]), _colour(grounds["second"])
+    share = _shares(backgrounds, side)
+    first, second = _color(backgrounds["first"]), _color(backgrounds["second"])
     return first + share[..., None] * (second - first)
 
 
-def _shares(grounds: Tensors, side: int) -> torch.Tensor:
-    """How much of its second colour each pixel of a background has, [M, H, H]."""
-    device, direction = grounds["first"].device, grounds["direction"][:, None, None]
+def _shares(backgrounds: Tensors, side: int) -> torch.Tensor:
+    """How much of its second color each pixel of a background has, [M, H, H]."""
+    device, direction = backgrounds["first"].device, backgrounds["direction"][:, None, None]
     ramp = (torch.arange(side, device=device) / max(1, side - 1)).expand(len(direction), side, side)
     graded = torch.where(direction == 0, ramp.transpose(1, 2), ramp)
     places = torch.arange(side, device=device) * (STANDARD / side)
-    turns = (places + grounds["phase"][..., None]) * (2 * math.pi / grounds["period"][:, None, None])  # [M, 2, H]
+    turns = (places + backgrounds["phase"][..., None]) * (2 * math.pi / backgrounds["period"][:, None, None])  # [M, 2, H]
     y, x = turns[:, 0, :, None].expand(-1, -1, side), turns[:, 1, None].expand(-1, side, -1)
     waves = (
         torch.sin(torch.where(direction == 0, x + y, torch.where(direction == 1, x, y))),
@@ -139,9 +139,9 @@ def _shares(grounds: Tensors, side: int) -> torch.Tensor:
         3 * torch.sin(x) * torch.sin(y),
     )
     textures = [0.5 * _step(wave, side / STANDARD) for wave in waves]
-    noise = 0.5 * _stretch(grounds["coarse"], side)
+    noise = 0.5 * _stretch(backgrounds["coarse"], side)
     kinds = torch.stack([torch.zeros_like(graded), graded, *textures, noise], 1)
-    return kinds[torch.arange(len(kinds), device=device), grounds["kind"]]
+    return kinds[torch.arange(len(kinds), device=device), backgrounds["kind"]]
 
 
 def _stretch(coarse: torch.Tensor, side: int) -> torch.Tensor:
@@ -152,13 +152,13 @@ def _stretch(coarse: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def place(sprites: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Tensor:
-    """Sprites [M, S, S, 4] drawn at boxes [M, 3] (y and x of the centre, size, in pixels) on empty images [M, H, H, 4].
+    """Sprites [M, S, S, 4] drawn at boxes [M, 3] (y and x of the center, size, in pixels) on empty images [M, H, H, 4].
 
     Box-filtered, so antialiased and exact to fractions of a pixel; what lies beyond the image is cut.
     """
     length = sprites.shape[1]
     y, x, size = boxes.unbind(1)
-    rows, columns = (_coverage(length, centre - size / 2, length / size, side) for centre in (y, x))
+    rows, columns = (_coverage(length, center - size / 2, length / size, side) for center in (y, x))
     half = torch.bmm(rows, sprites.flatten(2)).unflatten(2, (length, 4))
     return columns[:, None] @ half
 
@@ -213,31 +213,31 @@ def _part(batch: Tensors, prefix: str) -> Tensors:
 @torch.no_grad()
 def render(batch: Tensors, pixels: np.ndarray | torch.Tensor, side: int) -> Rendered:
     """Draw the clips and references of `compose.scene_tensors`; `pixels` are the store's sprites, uint8 [N, S, S, 4]."""
-    looks, (clips, subjects, frames) = _part(batch, "look."), batch["sprite"].shape
-    flat = {name: value.repeat_interleave(frames, 0) for name, value in looks.items()}
+    appearances, (clips, subjects, frames) = _part(batch, "appearance."), batch["sprite"].shape
+    flat = {name: value.repeat_interleave(frames, 0) for name, value in appearances.items()}
     layers = _layers(pixels, batch["sprite"].flatten(), flat, batch["path"].flatten(0, 2), side)
     layers = layers.unflatten(0, (clips, subjects, frames))
-    canvas = paint(_part(batch, "ground."), side)[:, None].expand(-1, frames, -1, -1, -1)
+    canvas = paint(_part(batch, "background."), side)[:, None].expand(-1, frames, -1, -1, -1)
     for layer in layers.unbind(1):
         canvas = canvas * (1 - layer[..., 3:]) + layer[..., :3]
     video = to_uint8(canvas)
-    return Rendered(video, _references(batch, pixels, video[:, 0], looks, side), to_uint8(layers[..., 3]))
+    return Rendered(video, _references(batch, pixels, video[:, 0], appearances, side), to_uint8(layers[..., 3]))
 
 
 def _layers(
-    pixels: np.ndarray | torch.Tensor, index: torch.Tensor, looks: Tensors, boxes: torch.Tensor, side: int
+    pixels: np.ndarray | torch.Tensor, index: torch.Tensor, appearances: Tensors, boxes: torch.Tensor, side: int
 ) -> torch.Tensor:
     """Sprites in their appearance at their boxes, [M, H, H, 4], some at a time."""
     parts = []
     for start in range(0, len(index), CHUNK):
         chosen = slice(start, start + CHUNK)
-        sprites = apply_looks(_pick(pixels, index[chosen]), {name: value[chosen] for name, value in looks.items()})
+        sprites = apply_appearances(_pick(pixels, index[chosen]), {name: value[chosen] for name, value in appearances.items()})
         parts.append(place(sprites, boxes[chosen], side))
     return torch.cat(parts)
 
 
 def _references(
-    batch: Tensors, pixels: np.ndarray | torch.Tensor, first: torch.Tensor, looks: Tensors, side: int
+    batch: Tensors, pixels: np.ndarray | torch.Tensor, first: torch.Tensor, appearances: Tensors, side: int
 ) -> torch.Tensor:
     """Reference images uint8 [B, n, H, H, 3]: photographed anew, or cut from the first frame [B, H, H, 3]."""
     clips, n = batch["shot.sprite"].shape
@@ -246,10 +246,10 @@ def _references(
     shot = {name: value.flatten(0, 1) for name, value in _part(batch, "shot.").items()}
     clip = torch.arange(clips, device=first.device).repeat_interleave(n)
     member = clip * batch["sprite"].shape[1] + shot["subject"]
-    sprites = apply_looks(_pick(pixels, shot["sprite"]), {name: value[member] for name, value in looks.items()})
+    sprites = apply_appearances(_pick(pixels, shot["sprite"]), {name: value[member] for name, value in appearances.items()})
     layer = place(turn(sprites, shot["turn"]), shot["box"], side)
     lit = (layer[..., :3] * shot["gain"][:, None, None, None]).clamp(0, 1)
-    cross = to_uint8(paint(_part(batch, "shot_ground."), side) * (1 - layer[..., 3:]) + lit)
+    cross = to_uint8(paint(_part(batch, "shot_background."), side) * (1 - layer[..., 3:]) + lit)
     box = batch["path"][:, :, 0].flatten(0, 1)[member]
     inside = to_uint8(crop(first[clip].float() / 255, box))
     return torch.where(shot["in_pair"][:, None, None, None], inside, cross).unflatten(0, (clips, n))

@@ -8,9 +8,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from phantom_s2v.data.detectors.objects import box_of
-from phantom_s2v.data.pipeline.embed import centred
-from phantom_s2v.data.synthetic.looks import nearest_colour
-from phantom_s2v.evaluation.metrics.regions import border_colour, regions
+from phantom_s2v.data.pipeline.embed import centered
+from phantom_s2v.data.synthetic.appearance import nearest_color
+from phantom_s2v.evaluation.metrics.regions import border_color, regions
 
 FLAT = 32  # pixels a side of whole frames that are held against a reference image
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -20,21 +20,21 @@ LEAST_TRAVEL = 0.05  # of the side: less is no direction
 def direction(video: np.ndarray) -> str | None:
     """Where the largest region of uint8 [F, H, W, 3] goes: left, right, up or down; None where it hardly moves.
 
-    From the mean centre of the first quarter to that of the last. Misses motion that returns.
+    From the mean center of the first quarter to that of the last. Misses motion that returns.
     """
-    centres = [found[0].centre for frame in video if (found := regions(frame, 1))]
-    if len(centres) < 4:
+    centers = [found[0].center for frame in video if (found := regions(frame, 1))]
+    if len(centers) < 4:
         return None
-    quarter = max(1, len(centres) // 4)
-    dy, dx = np.mean(centres[-quarter:], 0) - np.mean(centres[:quarter], 0)
+    quarter = max(1, len(centers) // 4)
+    dy, dx = np.mean(centers[-quarter:], 0) - np.mean(centers[:quarter], 0)
     if max(abs(dy), abs(dx)) < LEAST_TRAVEL * video.shape[1]:
         return None
     return ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
 
 
 def background(video: np.ndarray) -> str:
-    """Name of the colour nearest to the border over all frames. Misses texture and grade."""
-    return nearest_colour(np.median([border_colour(frame) for frame in video], 0))
+    """Name of the color nearest to the border over all frames. Misses texture and grade."""
+    return nearest_color(np.median([border_color(frame) for frame in video], 0))
 
 
 class Flow:
@@ -49,13 +49,13 @@ class Flow:
         import cv2
 
         # The weights of blue and red are exchanged, since OpenS2V hands RGB to a conversion from BGR; kept, to agree with it.
-        grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_BGR2GRAY) if measured or kept else None
-        if measured and self.before is not None and grey is not None:
+        gray = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_BGR2GRAY) if measured or kept else None
+        if measured and self.before is not None and gray is not None:
             height = int(frame.shape[0] * 16 / frame.shape[1])
-            flow = cv2.calcOpticalFlowFarneback(self.before, grey, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
+            flow = cv2.calcOpticalFlowFarneback(self.before, gray, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
             self.total += float(cv2.resize(flow, (16, max(1, height)), interpolation=cv2.INTER_AREA).mean())
             self.pairs += 1
-        self.before = grey
+        self.before = gray
 
     @property
     def mean(self) -> float:
@@ -78,11 +78,11 @@ def motion_fb(frames: Iterable[np.ndarray]) -> float:
 
 
 def copy_paste(frames: Sequence[np.ndarray], reference: np.ndarray) -> float:
-    """How much of a reference image stands in a video unchanged, with its pose, ground and crop: -1..1, 1 is a pasted image.
+    """How much of a reference image stands in a video unchanged, with its pose, background and crop: -1..1, 1 is a pasted image.
 
-    The largest normalised cross-correlation of the image, at 32 scales from 0.35 to 1 of the frame, over some `frames`, uint8
-    [H, W, 3] each. A subject alone that was pasted onto another ground is not seen, nor one that was turned or mirrored; a
-    plain image on a ground of the same colour is seen although nothing was pasted (ours; docs/method.md).
+    The largest normalized cross-correlation of the image, at 32 scales from 0.35 to 1 of the frame, over some `frames`, uint8
+    [H, W, 3] each. A subject alone that was pasted onto another background is not seen, nor one that was turned or mirrored; a
+    plain image on a background of the same color is seen although nothing was pasted (ours; docs/method.md).
     """
     import cv2
 
@@ -104,7 +104,7 @@ class OverTime:
     seconds: np.ndarray  # [F], when it is shown
     levels: np.ndarray  # [F], mean luma
     changes: np.ndarray  # [F - 1], mean difference from the frame before, of 255
-    bends: np.ndarray  # [F - 2], mean difference of the frame before from the mean of its neighbours, of 255
+    bends: np.ndarray  # [F - 2], mean difference of the frame before from the mean of its neighbors, of 255
     similarity: np.ndarray  # [references, F], correlation of whole frames with a reference image at their size, -1..1
 
 
@@ -129,7 +129,7 @@ def over_time(frames: Iterable[tuple[float, np.ndarray]], references: Sequence[n
 def _flat(image: np.ndarray) -> np.ndarray:
     import cv2
 
-    return centred(cv2.resize(image, (FLAT, FLAT), interpolation=cv2.INTER_AREA))
+    return centered(cv2.resize(image, (FLAT, FLAT), interpolation=cv2.INTER_AREA))
 
 
 def reference_flash(similarities: np.ndarray) -> tuple[float, list[int]]:
@@ -164,7 +164,7 @@ def flicker(seen: OverTime) -> float:
 
 
 def smoothness(seen: OverTime) -> float:
-    """How well each frame is foretold by its neighbours' mean, 0..1, 1 is smooth: 1 - mean error / 255, as VBench's in spirit.
+    """How well each frame is foretold by its neighbors' mean, 0..1, 1 is smooth: 1 - mean error / 255, as VBench's in spirit.
 
     nan for fewer than three frames. A still image is perfectly smooth; fast motion of texture is not.
     """
@@ -172,7 +172,7 @@ def smoothness(seen: OverTime) -> float:
 
 
 def sharpness(frames: Sequence[np.ndarray]) -> float:
-    """Median variance of the Laplacian of grey frames, uint8 [H, W, 3] each; 0 and more. Noise counts as sharp."""
+    """Median variance of the Laplacian of gray frames, uint8 [H, W, 3] each; 0 and more. Noise counts as sharp."""
     import cv2
 
     return float(np.median([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var() for f in frames]))

@@ -1,4 +1,4 @@
-"""Where the subjects are in a frame: the regions that differ from the border's colour. The same cut for every video."""
+"""Where the subjects are in a frame: the regions that differ from the border's color. The same cut for every video."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -17,20 +17,20 @@ SMALLEST = 0.012  # share of the frame
 
 @dataclass(frozen=True)
 class Region:
-    """A subject in one frame: its mask bool [H, W] and its centre (y, x) in pixels."""
+    """A subject in one frame: its mask bool [H, W] and its center (y, x) in pixels."""
 
     mask: np.ndarray
-    centre: tuple[float, float]
+    center: tuple[float, float]
 
 
-def border_colour(frame: np.ndarray) -> np.ndarray:
+def border_color(frame: np.ndarray) -> np.ndarray:
     """Median RGB of the outermost two pixels of uint8 [H, W, 3]."""
     return np.median(border(frame, 2), 0)
 
 
 def regions(frame: np.ndarray, count: int) -> list[Region]:
     """The `count` largest regions that differ from the border, largest first; fewer where there are fewer."""
-    different = np.abs(frame.astype(float) - border_colour(frame)).max(-1) > DIFFERENCE
+    different = np.abs(frame.astype(float) - border_color(frame)).max(-1) > DIFFERENCE
     closed = ndimage.binary_closing(np.pad(different, 2), iterations=1)[2:-2, 2:-2]
     filled = ndimage.binary_fill_holes(closed | different)
     labels, found = cast(tuple[np.ndarray, int], ndimage.label(filled))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from phantom_s2v.data.detectors.objects import detect_objects, fills, plain_ground
+from phantom_s2v.data.detectors.objects import detect_objects, fills, plain_background
 from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.data.pipeline.subjects import cutout
 from phantom_s2v.evaluation.instruments import Embed
@@ -20,10 +20,10 @@ SIDES = ("left", "right", "top", "bottom")
 
 @dataclass(frozen=True)
 class Sighting:
-    """What one frame shows: regions with their centres (x, y) in shares, cutouts, and similarity [regions, references]."""
+    """What one frame shows: regions with their centers (x, y) in shares, cutouts, and similarity [regions, references]."""
 
     frame: int
-    centres: np.ndarray
+    centers: np.ndarray
     cutouts: list[np.ndarray]
     similarity: np.ndarray
     given: dict[int, int]  # reference -> the region that is most likely its own
@@ -36,17 +36,18 @@ class Found:
     sightings: list[Sighting]
     cut: list[np.ndarray | None]  # of every reference; None has nothing that stands out
     similarity: np.ndarray  # over time, [references, frames], nan where not seen
-    in_windows: bool  # regions are windows of the frames, since the ground is of many colours
+    in_windows: bool  # regions are windows of the frames, since the background is of many colors
 
 
 def find_subjects(stills: Mapping[int, np.ndarray], images: Sequence[np.ndarray], embed: Embed) -> Found:
     """Look for references, uint8 [h, w, 3], in frames of a video, number -> uint8 [H, W, 3].
 
-    On a plain ground regions are what stands out, and references are cut out likewise; a reference in which nothing stands out
-    is looked for in whole frames, and always seen. On a ground of many colours, as photographed, nothing can be cut out without
-    a larger detector: there regions are the windows that are most like the references, and references are whole images.
+    On a plain background regions are what stands out, and references are cut out likewise; a reference in which nothing stands
+    out is looked for in whole frames, and always seen. On a background of many colors, as photographed, nothing can be cut out
+    without a larger detector: there regions are the windows that are most like the references, and references are whole
+    images.
     """
-    if not plain_ground(list(stills.values())):
+    if not plain_background(list(stills.values())):
         known = embed(list(images)) if images else None
         seen = [_look_in_windows(still, i, known, embed) for i, still in stills.items()]
         return Found(seen, list(images), _over_time(seen, len(images)), True)
@@ -60,7 +61,9 @@ def find_subjects(stills: Mapping[int, np.ndarray], images: Sequence[np.ndarray]
 
 
 def look(stills: Mapping[int, np.ndarray], references: Sequence[np.ndarray | None], embed: Embed) -> list[Sighting]:
-    """What stands out in frames, number -> uint8 [H, W, 3]; `references` are cut out, and None has no region and similarity -1."""
+    """What stands out in frames, number -> uint8 [H, W, 3]; `references` are cut out, and None has no region and similarity
+    -1.
+    """
     images = list(stills.values())
     found = [_large(each) for each in detect_objects(images, [])]
     cut = [[cutout(still, d) for d in each] for still, each in zip(images, found, strict=True)]
@@ -74,14 +77,14 @@ def look(stills: Mapping[int, np.ndarray], references: Sequence[np.ndarray | Non
         own = similarity[start : start + len(cuts)]
         start += len(cuts)
         boxes = np.array([d.box for d in each], float).reshape(-1, 4)
-        sightings.append(Sighting(frame, _centres(boxes, still.shape), cuts, own, _given(own, list(wanted))))
+        sightings.append(Sighting(frame, _centers(boxes, still.shape), cuts, own, _given(own, list(wanted))))
     return sightings
 
 
 def _look_in_windows(image: np.ndarray, frame: int, known: np.ndarray | None, embed: Embed) -> Sighting:
     """The whole frame and squares of it, as high as it is and half; of those that overlap, the one most like a reference.
 
-    Neighbouring squares share a third: with a half, similarity rises by 0.02 and the time by a quarter (dev/LOG.md).
+    Neighboring squares share a third: with a half, similarity rises by 0.02 and the time by a quarter (dev/LOG.md).
     """
     height, width = image.shape[:2]
     sides = [max(2, min(height, width) // part) for part in (1, 2)]
@@ -93,8 +96,8 @@ def _look_in_windows(image: np.ndarray, frame: int, known: np.ndarray | None, em
         if all(covered(boxes[i], boxes[k]) < APART for k in kept):
             kept.append(i)
     own = similarity[kept]
-    centres = _centres(np.array([boxes[k] for k in kept], float), image.shape)
-    return Sighting(frame, centres, [parts[k] for k in kept], own, _given(own, list(range(own.shape[1]))))
+    centers = _centers(np.array([boxes[k] for k in kept], float), image.shape)
+    return Sighting(frame, centers, [parts[k] for k in kept], own, _given(own, list(range(own.shape[1]))))
 
 
 def _given(similarity: np.ndarray, wanted: list[int]) -> dict[int, int]:
@@ -123,7 +126,7 @@ def _large(found: list[Detection]) -> list[Detection]:
     return [d for d in found if d.mask.mean() >= SMALLEST]
 
 
-def _centres(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _centers(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return (boxes[:, :2] + boxes[:, 2:]) / 2 / [shape[1], shape[0]]
 
 
@@ -161,6 +164,6 @@ def misplaced(sightings: list[Sighting], places: Sequence[str], least: float) ->
         for i, a, sign in here:
             for j, b, other in here:
                 if i < j and a == b and sign != other:
-                    distance = s.centres[s.given[i]][a] - s.centres[s.given[j]][a]
+                    distance = s.centers[s.given[i]][a] - s.centers[s.given[j]][a]
                     wrong.append(distance * sign < 0)
     return float(np.mean(wrong)) if wrong else 0.0

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from phantom_s2v.data.synthetic.appearance import COLORS, Background
 from phantom_s2v.data.synthetic.compose import Cast, ClipSpec, Shot, caption, compose, random_spec
 from phantom_s2v.data.synthetic.emoji import Sprites, Subject
 from phantom_s2v.data.synthetic.heldout import ASSETS, evaluated, held_out, still_path
-from phantom_s2v.data.synthetic.looks import COLOURS, Ground
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.metrics import measures
 from phantom_s2v.evaluation.suites.classifier import SubjectClassifier
@@ -63,7 +63,7 @@ def emoji_cases(sprites: Sprites, limit: int | None, side: int = COARSE) -> list
         spec = ClipSpec(
             (Cast(subject, size=0.76, reach=0.15, motion=motion),),
             ((Shot(),),),
-            _ground(subject, sprites, index),
+            _background(subject, sprites, index),
             False,
             side=side,
         )
@@ -79,19 +79,19 @@ def emoji_cases(sprites: Sprites, limit: int | None, side: int = COARSE) -> list
 def pair_case(pair: tuple[Subject, Subject], index: int, sprites: Sprites, side: int = COARSE) -> Case:
     """Two subjects side by side; every second one is named."""
     casts = tuple(
-        Cast(subject, size=0.5, centre=(0.5, x), reach=0.1, motion=("up", "down")[(index + place) % 2])
+        Cast(subject, size=0.5, center=(0.5, x), reach=0.1, motion=("up", "down")[(index + place) % 2])
         for place, (subject, x) in enumerate(zip(pair, (0.25, 0.75), strict=True))
     )
-    spec = ClipSpec(casts, ((Shot(),), (Shot(),)), _ground(pair[0], sprites, index), index % 2 == 0, side=side)
+    spec = ClipSpec(casts, ((Shot(),), (Shot(),)), _background(pair[0], sprites, index), index % 2 == 0, side=side)
     return Case(f"pair-{pair[0].key}-{pair[1].key}", "pair", spec, 3000 + index)
 
 
-def _ground(subject: Subject, sprites: Sprites, index: int) -> Ground:
-    """A plain background in a colour that stands apart from the subject's."""
+def _background(subject: Subject, sprites: Sprites, index: int) -> Background:
+    """A plain background in a color that stands apart from the subject's."""
     still = sprites.still(subject).astype(float)
     own = still[..., :3].sum((0, 1)) / max(1.0, still[..., 3].sum() / 255)
-    far = sorted(COLOURS, key=lambda name: -float(((np.array(COLOURS[name]) - own) ** 2).sum()))
-    return Ground("plain", far[index % 4])
+    far = sorted(COLORS, key=lambda name: -float(((np.array(COLORS[name]) - own) ** 2).sum()))
+    return Background("plain", far[index % 4])
 
 
 def request_of(case: Case, sprites: Sprites, pipe: Any) -> Request:
@@ -103,7 +103,7 @@ def request_of(case: Case, sprites: Sprites, pipe: Any) -> Request:
 
 
 def run_emoji(pipe: Any, out: Path, limit: int | None, report: Callable[[int, int], None], side: int | None = None) -> dict:
-    """Make and judge the cases of which `out`/cases.jsonl has no row of the same origin, then summarise. Returns the figures.
+    """Make and judge the cases of which `out`/cases.jsonl has no row of the same origin, then summarize. Returns the figures.
 
     Videos are of `side` pixels, by default the model's. Rows of another origin, or whose frames are gone, are made again.
     """
@@ -128,7 +128,7 @@ def run_emoji(pipe: Any, out: Path, limit: int | None, report: Callable[[int, in
         report(number + 1, len(cases))
     rows = [done[case.id] for case in cases]
     write_sheet(out, cases, sprites)
-    return summarise(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(pipe, sprites, side))
+    return summarize(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(pipe, sprites, side))
 
 
 def case_origins(cases: list[Case], sprites: Sprites, pipe: Any) -> dict[str, str]:
@@ -190,25 +190,25 @@ def judge_case(case: Case, video: np.ndarray, judge: SubjectClassifier, bank: np
         "kind": case.kind,
         "ranks": ranks,
         "direction": measures.direction(video) == case.spec.casts[0].motion if case.kind != "pair" else None,
-        "background": measures.background(video) == case.spec.ground.colour,
+        "background": measures.background(video) == case.spec.background.color,
     }
 
 
 def true_rows(cases: list[Case], judge: SubjectClassifier, bank: np.ndarray, sprites: Sprites) -> list[dict]:
-    """The same judgement of the true clips: the upper bound."""
+    """The same judgment of the true clips: the upper bound."""
     wanted = [c for c in cases if c.kind in ("unnamed", "pair")]
     return [judge_case(c, compose(c.spec, sprites).video, judge, bank, sprites) for c in wanted]
 
 
 @torch.no_grad()
 def autoencoder_psnr(pipe: Any, sprites: Sprites, side: int) -> dict[str, list[float]]:
-    """PSNR in dB of held-out clips on textured grounds through the autoencoder: whole frames and the subject's box."""
+    """PSNR in dB of held-out clips on textured backgrounds through the autoencoder: whole frames and the subject's box."""
     whole, subject = [], []
     for index in range(TEXTURED_CLIPS):
         rng = np.random.default_rng([7, index])
         spec = random_spec(rng, evaluated(sprites), 25, side, images=1)
-        ground = replace(spec.ground, kind=("stripes", "dots", "checks", "noise")[index % 4])
-        clip = compose(replace(spec, ground=ground), sprites)
+        background = replace(spec.background, kind=("stripes", "dots", "checks", "noise")[index % 4])
+        clip = compose(replace(spec, background=background), sprites)
         latents = encode(pipe.vae, to_pixels(clip.video)[None])
         video = to_video(decode(pipe.vae, latents)[0])
         whole.append(measures.psnr(clip.video, video))
@@ -216,7 +216,7 @@ def autoencoder_psnr(pipe: Any, sprites: Sprites, side: int) -> dict[str, list[f
     return {"autoencoder_psnr": whole, "autoencoder_psnr_subject": subject}
 
 
-def summarise(rows: list[dict], true: list[dict], psnr: dict[str, list[float]]) -> dict:
+def summarize(rows: list[dict], true: list[dict], psnr: dict[str, list[float]]) -> dict:
     """Every figure with its interval: name -> value, name_interval -> [low, high]; shares in 0..1, PSNR in dB."""
     first = _hits(0)
     by_kind = {kind: [r for r in rows if r["kind"] == kind] for kind in ("unnamed", "named", "control", "pair")}

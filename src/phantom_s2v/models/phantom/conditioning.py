@@ -58,7 +58,7 @@ def without_text(c: Conditions, empty: tuple[torch.Tensor, torch.Tensor], rows: 
 
 
 def without_latents(c: Conditions, rows: torch.Tensor | None = None) -> Conditions:
-    """Zero latents (in normalised space, as in Phantom-Wan's released code) at the reference places of `rows`."""
+    """Zero latents (in normalized space, as in Phantom-Wan's released code) at the reference places of `rows`."""
     kept = torch.zeros(len(c), dtype=torch.bool) if rows is None else ~rows
     return replace(c, references=c.references * kept.to(c.references)[:, None, None, None, None])
 

@@ -32,7 +32,7 @@ class Stream(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(6, dim))
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[B, N, D] -> queries, keys, values [B, H, N, E], with normalised queries and keys."""
+        """[B, N, D] -> queries, keys, values [B, H, N, E], with normalized queries and keys."""
         q, k, v = (rearrange(f(x), "b n (h e) -> b h n e", h=self.heads) for f in (self.q, self.k, self.v))
         return _normed(self.norm_q, q).to(v.dtype), _normed(self.norm_k, k).to(v.dtype), v
 

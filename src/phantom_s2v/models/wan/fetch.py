@@ -86,7 +86,7 @@ def fetch(
 ) -> Path:
     """Fetch and convert a model by its name; returns its folder, `out` or the one in the user's cache that `--model NAME` finds.
 
-    `tell` is told sizes, licences and places before anything is fetched, `report` the progress. What was fetched before is kept.
+    `tell` is told sizes, licenses and places before anything is fetched, `report` the progress. What was fetched before is kept.
     Raises InputError for another name, where something is in `out` or the disk has too little room, CheckpointError where the
     hub cannot be reached, lacks a file, or a file is damaged.
     """
@@ -100,11 +100,11 @@ def fetch(
             return target
     check_new_folder(target)
     with _hub_errors():
-        phantom, licence = look_up(PHANTOM, revision, PHANTOM_FILES[name])
-        wan, wan_licence = look_up(WAN, wan_revision, WAN_FILES)
+        phantom, license = look_up(PHANTOM, revision, PHANTOM_FILES[name])
+        wan, wan_license = look_up(WAN, wan_revision, WAN_FILES)
     files = [*wan, *phantom]
-    for remotes, said in ((wan, wan_licence), (phantom, licence)):
-        tell(f"{remotes[0].repository} at {remotes[0].commit[:12]}: {_gigabytes(sum(f.size for f in remotes))}, licence {said}")
+    for remotes, said in ((wan, wan_license), (phantom, license)):
+        tell(f"{remotes[0].repository} at {remotes[0].commit[:12]}: {_gigabytes(sum(f.size for f in remotes))}, license {said}")
     _check_room(files, target, tell)
     with locked(downloads(), lambda: tell("another fetch is running; waiting for its end")):
         paths = {file: _download(file, report) for file in files}
@@ -125,7 +125,7 @@ def downloads() -> Path:
 
 
 def look_up(repository: str, revision: str, patterns: tuple[str, ...]) -> tuple[list[Remote], str]:
-    """The files of a repository that match `patterns`, at the commit of `revision`, and its licence."""
+    """The files of a repository that match `patterns`, at the commit of `revision`, and its license."""
     info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     found = []
     for pattern in patterns:

@@ -33,7 +33,7 @@ class WanModel(VideoModel):
             "device",
             "dtype",
             "offload",
-            "quantise",
+            "quantization",
             "text_on_cpu",
             "tiling",
             "cache",

@@ -18,7 +18,7 @@ KEPT = {
     "first-block": (3, 0), "magcache": (2, 0), "seacache": (2, 0),
     "taylorseer": (0, 6), "pab": (0, 2), "fastercache": (0, 2),
 }  # fmt: skip
-UTILISATION = 0.45  # share of a card's peak that such models reach; assumed for every card below
+UTILIZATION = 0.45  # share of a card's peak that such models reach; assumed for every card below
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,8 @@ def within(
 
     ways = [(way, other, placement) for way, other in e.smaller(request, preset)]
     gpu = placement.device != "auto" or placement.torch_device().type == "cuda"
-    if kind == "bytes" and gpu and "quantise" in video_model(folder).placed:
-        options: list[dict[str, str]] = [{"offload": "model"}, {"offload": "model", "quantise": "fp8"}, {"offload": "group"}]
+    if kind == "bytes" and gpu and "quantization" in video_model(folder).placed:
+        options: list[dict[str, str]] = [{"offload": "model"}, {"offload": "model", "quantization": "fp8"}, {"offload": "group"}]
         held = [(" ".join(f"--{k} {v}" for k, v in each.items()), request, replace(placement, **each)) for each in options]
         ways = held + ways
     fits = [way for way, other, place in ways if cost(estimate(other, preset, folder, place)) <= most]
@@ -113,7 +113,7 @@ def within(
 def card_speed(name: str) -> e.Speed:
     """Speed of a card of the table, computed and not measured."""
     found = e.card(name)
-    rate = found.tflops * 1e12 * e.UTILISATION
+    rate = found.tflops * 1e12 * e.UTILIZATION
     return e.Speed(rate, rate / 4, f"{found.name} (computed)")  # convolutions run in float32, at about a quarter
 
 
@@ -130,7 +130,7 @@ def weight_bytes(
     whole = parameters(kind, transformer)
     if placement.offload == "group":
         whole = 2 * (whole - parameters(kind, transformer | {model.depth: transformer[model.depth] - 1}))
-    stored = {"none": width, "fp8": 1, "int8": 1}[placement.quantise]
+    stored = {"none": width, "fp8": 1, "int8": 1}[placement.quantization]
     sizes: dict[str, float] = {"transformer": whole * stored, "autoencoder": parameters(AutoencoderKLWan, autoencoder) * 4}
     config = folder / "text_encoder" / "config.json"
     if config.is_file():

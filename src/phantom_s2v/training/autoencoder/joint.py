@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import nn
 
+from phantom_s2v.data.synthetic.appearance import TEXTURES
 from phantom_s2v.data.synthetic.compose import ClipSpec, compose, random_spec
 from phantom_s2v.data.synthetic.emoji import Sprites
-from phantom_s2v.data.synthetic.looks import TEXTURES
 from phantom_s2v.data.synthetic.render import STANDARD
 from phantom_s2v.models.autoencoder import build_autoencoder, skip_empty_history, to_pixels
 from phantom_s2v.models.distributed import is_main
@@ -46,12 +46,12 @@ def _spec(rng: np.random.Generator, config: AutoencoderConfig, sprites: Sprites,
     spec = random_spec(rng, sprites.subjects, frames, config.side, images=int(rng.integers(1, 3)))
     if rng.random() >= config.textured:
         return spec
-    return replace(spec, ground=replace(spec.ground, kind=str(rng.choice(TEXTURES))))
+    return replace(spec, background=replace(spec.background, kind=str(rng.choice(TEXTURES))))
 
 
 def loss_of(config: AutoencoderConfig, model: nn.Module, sampled: bool) -> Loss:
     """Logarithm of the squared error, as PSNR has it, of frames and of their subjects; where `sampled`, of latents drawn from
-    the posterior, with a light pull of it towards a unit normal.
+    the posterior, with a light pull of it toward a unit normal.
     """
     network: Any = model
 

@@ -96,7 +96,7 @@ def whole(linear: AutoencoderKLWan, pixels: torch.Tensor) -> AutoencoderKLWan:
     _double(source.encoder, model.encoder, (source.encoder.down_blocks[-1].conv_shortcut, shortcut), features[0], near)
     near = [block.norm1 for block in model.decoder.up_blocks[2].resnets]
     _double(source.decoder, model.decoder, (_ups(source)[1].resample[1], _ups(model)[1].resample[1]), features[1], near)
-    _normalise(model, latents)
+    _normalize(model, latents)
     return model
 
 
@@ -141,7 +141,7 @@ def _double(source: Any, part: Any, layers: tuple[Any, Any], rows: torch.Tensor,
     part.conv_out.bias.copy_(source.conv_out.bias)
 
 
-def _normalise(model: Any, latents: torch.Tensor) -> None:
+def _normalize(model: Any, latents: torch.Tensor) -> None:
     """Latents of mean 0 and deviation 1, and a narrow posterior, by the 1x1 convolutions on either side of them."""
     mean, deviation = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     count = len(mean)
@@ -228,19 +228,19 @@ def _fit_split(up: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _fit_up(up: Any, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Fit the convolution after nearest neighbours; the features that it gives."""
+    """Fit the convolution after nearest neighbors; the features that it gives."""
     convolution = up.resample[1]
     large = nn.functional.interpolate(rearrange(x, "n t c h w -> (n t) c h w"), scale_factor=2.0, mode="nearest-exact")
     places = len(large) * large[0, 0].numel()
     rows = torch.linspace(0, places - 1, min(ROWS, places), dtype=torch.float64).long()
-    weight = ridge(_neighbourhoods(large, rows), _rows(target)[rows])
+    weight = ridge(_neighborhoods(large, rows), _rows(target)[rows])
     nn.init.normal_(convolution.weight, std=0.02)
     nn.init.zeros_(convolution.bias)
     convolution.weight[: len(weight)] = rearrange(weight, "d (c p q) -> d c p q", p=3, q=3)
     return rearrange(convolution(large), "(n t) c h w -> n t c h w", n=len(x))
 
 
-def _neighbourhoods(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _neighborhoods(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The 3x3 inputs [R, C * 9] of a convolution of x [M, C, H, W] at places `rows` of its M * H * W outputs."""
     frame, y, column = torch.unravel_index(rows, (len(x), *x.shape[2:]))
     padded = nn.functional.pad(x, (1, 1, 1, 1))
@@ -269,7 +269,7 @@ def _apply(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _components(x: torch.Tensor) -> torch.Tensor:
-    """Principal components of features, uncentred, the largest first: orthonormal rows [C, C]."""
+    """Principal components of features, uncentered, the largest first: orthonormal rows [C, C]."""
     rows = _rows(x)
     return torch.linalg.eigh((rows.T @ rows).double())[1].flip(1).T.float()
 

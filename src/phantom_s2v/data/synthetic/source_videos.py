@@ -1,8 +1,8 @@
-"""Films of emoji whose every cut, subject and identity is known: the corpus that the data pipeline is measured on.
+"""Source videos of emoji whose every cut, subject and identity is known: the corpus that the data pipeline is measured on.
 
-A film is a row of shots of recurring subjects, one or two a shot. Some films have planted faults: a decoy (the same emoji in
-another look, or another emoji in the same colour), a near-duplicate of a shot, a static shot, burnt-in text, black borders.
-Everything follows from a seed. `write_films` writes NAME.mp4 and its truth NAME.truth.json.
+A source video is a row of shots of recurring subjects, one or two a shot. Some source videos have planted faults: a decoy (the
+same emoji in another appearance, or another emoji in the same color), a near-duplicate of a shot, a static shot, burnt-in
+text, black borders. Everything follows from a seed. `write_source_videos` writes NAME.mp4 and its truth NAME.truth.json.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from phantom_s2v.data.synthetic.appearance import COLORS, Appearance, color_word, random_appearance, random_background
 from phantom_s2v.data.synthetic.compose import Cast, ClipSpec, compose
 from phantom_s2v.data.synthetic.emoji import Sprites, Subject, sprites_hash
-from phantom_s2v.data.synthetic.looks import COLOURS, Look, colour_word, random_ground, random_look
-from phantom_s2v.data.synthetic.render import apply_look
+from phantom_s2v.data.synthetic.render import apply_appearance
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.io import read_json, write_json
@@ -25,16 +25,16 @@ from phantom_s2v.media import images
 SIDE = 128  # pixels
 FPS = 12
 MOTIONS = ("left", "right", "up", "down", "bounce", "sway", "circle", "grow", "shrink")
-VISIBLE = 30.0  # of 255: least mean difference of colour between a subject and its decoy
+VISIBLE = 30.0  # of 255: least mean difference of color between a subject and its decoy
 WORDS = ("Breaking News at Nine", "Subscribe for more", "The End of Part One", "www.example.org", "Two weeks later")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who appears: an emoji in one look. `decoy_of` is the identity that it must not be taken for."""
+    """Who appears: an emoji in one appearance. `decoy_of` is the identity that it must not be taken for."""
 
     subject: Subject
-    look: Look
+    appearance: Appearance
     decoy_of: int = -1
 
 
@@ -50,17 +50,17 @@ class ShotSpec:
 
 
 @dataclass(frozen=True)
-class Film:
-    """A film's frames, uint8 [F, H, W, 3], and its truth, as JSON."""
+class SourceVideo:
+    """A source video's frames, uint8 [F, H, W, 3], and its truth, as JSON."""
 
     frames: np.ndarray
     truth: dict
 
 
-def random_film(rng: np.random.Generator, sprites: Sprites) -> tuple[tuple[Identity, ...], tuple[ShotSpec, ...]]:
-    """Who appears in a film, and its shots. Neighbours differ, so that every cut can be seen."""
+def random_source_video(rng: np.random.Generator, sprites: Sprites) -> tuple[tuple[Identity, ...], tuple[ShotSpec, ...]]:
+    """Who appears in a source video, and its shots. Neighbors differ, so that every cut can be seen."""
     chosen = rng.choice(len(sprites.subjects), 4, replace=False)
-    people = [Identity(sprites.subjects[i], random_look(rng)) for i in chosen[:3]]
+    people = [Identity(sprites.subjects[i], random_appearance(rng)) for i in chosen[:3]]
     decoy = _random_decoy(rng, people[0], sprites, sprites.subjects[chosen[3]]) if rng.random() < 0.7 else None
     people += [decoy] if decoy else []
     shots: list[ShotSpec] = []
@@ -79,7 +79,7 @@ def random_film(rng: np.random.Generator, sprites: Sprites) -> tuple[tuple[Ident
 
 
 def _with_faults(rng: np.random.Generator, shots: list[ShotSpec], people: list[Identity]) -> list[ShotSpec]:
-    """Shots with, each in half of the films, one that is static, one with text, and one that repeats an earlier one."""
+    """Shots with, each in half of the source videos, one that is static, one with text, and one that repeats an earlier one."""
     if rng.random() < 0.5:
         shots.insert(3, ShotSpec("static", _random_clip(rng, people[:1]), (0,)))
     if rng.random() < 0.5:
@@ -90,18 +90,18 @@ def _with_faults(rng: np.random.Generator, shots: list[ShotSpec], people: list[I
 
 
 def _random_decoy(rng: np.random.Generator, real: Identity, sprites: Sprites, other: Subject) -> Identity | None:
-    """Half: the same emoji, visibly of another colour. Half: another emoji in the same colour. None where neither comes up."""
+    """Half: the same emoji, visibly of another color. Half: another emoji in the same color. None where neither comes up."""
     still = sprites.still(real.subject).astype(np.float32) / 255
     if rng.random() < 0.5:
-        word = real.look.tint or colour_word(apply_look(still, real.look))
-        return Identity(other, replace(real.look, tint=word, hue=0.0), 0)
-    before = apply_look(still, real.look)
+        word = real.appearance.tint or color_word(apply_appearance(still, real.appearance))
+        return Identity(other, replace(real.appearance, tint=word, hue=0.0), 0)
+    before = apply_appearance(still, real.appearance)
     for _ in range(8):
-        look = replace(real.look, tint=str(rng.choice(list(COLOURS))), hue=0.0)
-        after = apply_look(still, look)
+        appearance = replace(real.appearance, tint=str(rng.choice(list(COLORS))), hue=0.0)
+        after = apply_appearance(still, appearance)
         difference = np.abs(after - before)[..., :3].sum() / (3 * max(1.0, before[..., 3].sum())) * 255
         if difference > VISIBLE:
-            return Identity(real.subject, look, 0)
+            return Identity(real.subject, appearance, 0)
     return None
 
 
@@ -112,12 +112,12 @@ def _random_clip(rng: np.random.Generator, people: list[Identity]) -> ClipSpec:
         size = float(rng.uniform(0.42, 0.6) if len(people) == 1 else rng.uniform(0.34, 0.4))
         motion = str(rng.choice(MOTIONS))
         reach = 0.07 if len(people) == 1 else 0.03
-        casts.append(Cast(person.subject, person.look, size, place, reach, motion, int(rng.integers(36))))
-    return ClipSpec(tuple(casts), tuple(() for _ in casts), random_ground(rng), True, int(rng.integers(24, 37)), SIDE)
+        casts.append(Cast(person.subject, person.appearance, size, place, reach, motion, int(rng.integers(36))))
+    return ClipSpec(tuple(casts), tuple(() for _ in casts), random_background(rng), True, int(rng.integers(24, 37)), SIDE)
 
 
-def render(rng: np.random.Generator, people: tuple[Identity, ...], shots: tuple[ShotSpec, ...], sprites: Sprites) -> Film:
-    """Frames and truth of a film."""
+def render(rng: np.random.Generator, people: tuple[Identity, ...], shots: tuple[ShotSpec, ...], sprites: Sprites) -> SourceVideo:
+    """Frames and truth of a source video."""
     parts, told, start = [], [], 0
     for shot in shots:
         clip = compose(shot.clip, sprites)
@@ -143,8 +143,8 @@ def render(rng: np.random.Generator, people: tuple[Identity, ...], shots: tuple[
         for shot in told:
             for subject in shot["subjects"]:
                 subject["boxes"] = [box and [box[0], box[1] + band, box[2], box[3] + band] for box in subject["boxes"]]
-    identities = [{"key": p.subject.key, "look": asdict(p.look), "decoy_of": p.decoy_of} for p in people]
-    return Film(frames, {"fps": FPS, "identities": identities, "shots": told})
+    identities = [{"key": p.subject.key, "appearance": asdict(p.appearance), "decoy_of": p.decoy_of} for p in people]
+    return SourceVideo(frames, {"fps": FPS, "identities": identities, "shots": told})
 
 
 def _boxes(masks: np.ndarray, index: int) -> list[list[int] | None]:
@@ -174,26 +174,29 @@ def _write_over(video: np.ndarray, words: str) -> np.ndarray:
     return (video * (1 - alpha) + overlay[..., :3] * alpha).astype(np.uint8)
 
 
-def write_films(folder: Path, sprites: Sprites, count: int, seed: int, progress: Callable[[], None] = lambda: None) -> None:
-    """Compose `count` films into `folder`; those that are there already are kept. Film i follows from the seed and i alone.
+def write_source_videos(
+    folder: Path, sprites: Sprites, count: int, seed: int, progress: Callable[[], None] = lambda: None
+) -> None:
+    """Compose `count` source videos into `folder`; those that are there already are kept. Source video i follows from the seed
+    and i alone.
 
-    Raises DataError where the folder holds films of another seed, of other subjects, or made by other code.
+    Raises DataError where the folder holds source videos of another seed, of other subjects, or made by other code.
     """
-    origin = {"seed": seed, "subjects": sprites_hash(sprites), "code": code_version("data.synthetic.films")}
-    claim(folder, origin, "film-*.mp4", "films")
+    origin = {"seed": seed, "subjects": sprites_hash(sprites), "code": code_version("data.synthetic.source_videos")}
+    claim(folder, origin, "video-*.mp4", "source videos")
     for number in range(count):
-        path, truth = folder / f"film-{number:04d}.mp4", folder / f"film-{number:04d}.truth.json"
+        path, truth = folder / f"video-{number:04d}.mp4", folder / f"video-{number:04d}.truth.json"
         if not _whole(path, truth):
             rng = np.random.default_rng([seed, 9, number])
-            film = render(rng, *random_film(rng, sprites), sprites)
-            images.write_video(path, film.frames, FPS)
-            write_json(truth, {**film.truth, "film": content_hash(path)}, sealed=True, indent=None)
+            source_video = render(rng, *random_source_video(rng, sprites), sprites)
+            images.write_video(path, source_video.frames, FPS)
+            write_json(truth, {**source_video.truth, "source_video": content_hash(path)}, sealed=True, indent=None)
         progress()
 
 
 def _whole(path: Path, truth: Path) -> bool:
-    """Whether a film is there, and is the one that its truth is of."""
+    """Whether a source video is there, and is the one that its truth is of."""
     try:
-        return read_json(truth)["film"] == content_hash(path)
+        return read_json(truth)["source_video"] == content_hash(path)
     except (InputError, OSError, KeyError, TypeError):
         return False

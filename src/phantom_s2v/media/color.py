@@ -1,4 +1,4 @@
-"""What the colours of a video mean, and HDR and wide gamut as BT.709 (docs/method.md has the formula and its reasons).
+"""What the colors of a video mean, and HDR and wide gamut as BT.709 (docs/method.md has the formula and its reasons).
 
 Codes are those of ITU-T H.273, as files carry them. Signals are R'G'B' in 0..1; light is linear, 1 is the reference white.
 """
@@ -38,15 +38,15 @@ def guess_matrix(height: int, width: int) -> int:
 
 
 def needs_conversion(transfer: int, primaries: int) -> bool:
-    """Whether a video shows other colours than BT.709's."""
+    """Whether a video shows other colors than BT.709's."""
     return transfer in (PQ, HLG, LINEAR) or primaries in WIDE
 
 
 def decode_yuv(yuv: np.ndarray, matrix: int, full: bool) -> np.ndarray:
     """R'G'B' float32 [H, W, 3], 0..1, of Y'CbCr uint16 [H, W, 3] of 16 bits in full or limited range."""
-    scale, black, grey = (65535.0, 0.0, 32768.0) if full else (256 * 219.0, 256 * 16.0, 32768.0)
+    scale, black, gray = (65535.0, 0.0, 32768.0) if full else (256 * 219.0, 256 * 16.0, 32768.0)
     luma = (yuv[..., 0].astype(np.float32) - black) / scale
-    blue, red = ((yuv[..., i].astype(np.float32) - grey) / (scale if full else 256 * 224.0) for i in (1, 2))
+    blue, red = ((yuv[..., i].astype(np.float32) - gray) / (scale if full else 256 * 224.0) for i in (1, 2))
     if matrix == YCGCO:  # Cg and Co stand in the places of Cb and Cr
         rgb = luma - blue + red, luma + blue, luma - blue - red
     else:
@@ -59,7 +59,7 @@ def decode_yuv(yuv: np.ndarray, matrix: int, full: bool) -> np.ndarray:
 def to_bt709(signal: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     """uint8 [H, W, 3] for a BT.709 display of R'G'B' float32 [H, W, 3], 0..1, of another transfer or gamut.
 
-    Light is carried into BT.709's primaries; colours that they cannot show are mixed with grey of their luminance until they can.
+    Light is carried into BT.709's primaries; colors that they cannot show are mixed with gray of their luminance until they can.
     HDR keeps light up to half the reference white and rolls off above it, to white at 1,000 cd/m2.
     """
     high = transfer in (PQ, HLG)
@@ -96,10 +96,10 @@ def _to_xyz(corners: tuple[tuple[float, float], ...]) -> np.ndarray:
 
 
 def _inside(light: np.ndarray) -> np.ndarray:
-    """Light without negative parts: each colour mixed with grey of its own luminance as far as needed."""
-    grey, least = (light @ LUMA_709)[..., None], light.min(-1, keepdims=True)
-    share = np.where(least < 0, grey / np.maximum(grey - least, 1e-9), 1)
-    return np.maximum(grey + share * (light - grey), 0)
+    """Light without negative parts: each color mixed with gray of its own luminance as far as needed."""
+    gray, least = (light @ LUMA_709)[..., None], light.min(-1, keepdims=True)
+    share = np.where(least < 0, gray / np.maximum(gray - least, 1e-9), 1)
+    return np.maximum(gray + share * (light - gray), 0)
 
 
 def _rolled_off(light: np.ndarray) -> np.ndarray:
