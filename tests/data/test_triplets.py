@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from phantom_s2v.data.formats.exchange import export_folder, export_webdataset, read_captioned, read_export, to_files
 from phantom_s2v.data.loader import TripletLoader
@@ -114,6 +115,26 @@ def test_out_and_in_again(store, clip, tmp_path, export, monkeypatch):
     assert sorted(again, key=lambda t: t.id) == sorted(triplets(clip), key=lambda t: t.id)
     if export is export_tars:
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000000.tar", "000001.tar", "000002.tar"]
+
+
+def test_webdataset_reads_an_export(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("phantom_s2v.data.formats.exchange.SHARD", 4)
+    export_tars(store, tmp_path / "out")
+    found = {}
+    for shard in (tmp_path / "out").glob("*.tar"):
+        with shard.open("rb") as file:
+            samples = group_by_keys(tar_file_expander([{"url": shard.name, "stream": file}]))
+            found |= {sample["__key__"]: sample for sample in samples}
+    for triplet in store:
+        files = to_files(triplet)
+        assert {name: found[triplet.id][name] for name in files} == files
+    assert len(found) == 7
+
+
+def test_an_export_has_the_same_bytes_again(store, tmp_path):
+    for name in ("one", "other"):
+        export_tars(store, tmp_path / name)
+    assert (tmp_path / "one" / "000000.tar").read_bytes() == (tmp_path / "other" / "000000.tar").read_bytes()
 
 
 def test_an_export_replaces_nothing_of_others_and_leaves_nothing_half_written(store, tmp_path, monkeypatch):

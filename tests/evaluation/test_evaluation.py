@@ -89,6 +89,15 @@ def test_bootstrap_covers_the_mean():
     assert all(np.isnan(measures.bootstrap([])))
 
 
+def test_the_bootstrap_has_the_numbers_that_were_printed_before_scipy_made_it():
+    """Two thousand resamplings with the generator of seed 0, and quantiles between neighbours."""
+    for values in ([1.0] * 32 + [0.0] * 68, [0.2, 0.5, 0.9], np.random.default_rng(1).normal(size=200).tolist()):
+        means = np.random.default_rng(0).choice(values, (2000, len(values))).mean(1)
+        expected = [np.mean(values), np.quantile(means, 0.025), np.quantile(means, 0.975)]
+        assert measures.bootstrap(values) == pytest.approx(expected, abs=1e-12)
+    assert measures.bootstrap([0.4]) == (0.4, 0.4, 0.4)
+
+
 @pytest.mark.parametrize(("count", "hits", "low", "high"), [(100, 0, 0, 0.0362), (200, 200, 0.9817, 1), (9, 0, 0, 0.3363)])
 def test_a_share_that_all_cases_agree_on_has_the_exact_bound(count, hits, low, high):
     mean, lower, upper = measures.share([1.0] * hits + [0.0] * (count - hits))

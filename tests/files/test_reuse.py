@@ -18,6 +18,16 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+def test_the_cache_is_where_the_desktop_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert hashes.cache_folder() == tmp_path / ".cache" / "phantom-s2v"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert hashes.cache_folder() == tmp_path / ".cache" / "phantom-s2v"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert hashes.cache_folder() == tmp_path / "other" / "phantom-s2v"
+
+
 def test_a_hash_is_remembered_by_path_size_times_and_inode(cache, tmp_path, monkeypatch):
     read, whole = [], hashes._read_hash
     monkeypatch.setattr(hashes, "_read_hash", lambda path: read.append(path) or whole(path))

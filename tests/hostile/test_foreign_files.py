@@ -139,10 +139,13 @@ def test_damaged_tars_give_what_lies_before_the_damage(one, tmp_path):
     others = [replace(one, caption=f"Number {i}.") for i in range(4)]
     export_webdataset(others, 4, tmp_path / "whole")
     content = (tmp_path / "whole" / "000000.tar").read_bytes()
+    with tarfile.open(tmp_path / "whole" / "000000.tar") as tar:
+        *_, last = tar
+    end = last.offset_data + last.size
     for number, share in enumerate((0.1, 0.5, 0.6, 0.99)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        (folder / "a.tar").write_bytes(content[: int(share * (len(content) - 10240))])
+        (folder / "a.tar").write_bytes(content[: int(share * end)])
         export_webdataset([replace(one, caption="In another tar.")], 1, tmp_path / f"more-{number}")
         (tmp_path / f"more-{number}" / "000000.tar").rename(folder / "b.tar")
         found, said = read(folder)

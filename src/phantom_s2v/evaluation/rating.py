@@ -25,6 +25,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any
 
+import krippendorff
 import numpy as np
 from fastapi import FastAPI, Form, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
@@ -401,11 +402,9 @@ def _share(choices: list[str], system: str) -> float:
 
 def agreement(units: Iterable[list[str]]) -> float | None:
     """Krippendorff's alpha of nominal answers, a list of them a case; None where no case has two answers or all are the same."""
-    kept = [unit for unit in units if len(unit) > 1]
-    total = Counter(answer for unit in kept for answer in unit)
-    count = sum(total.values())
-    if count < 2 or len(total) < 2:
+    kept = [Counter(unit) for unit in units if len(unit) > 1]
+    answers = sorted({answer for unit in kept for answer in unit})
+    if len(answers) < 2:
         return None
-    differ = sum((len(unit) ** 2 - sum(n * n for n in Counter(unit).values())) / (len(unit) - 1) for unit in kept) / count
-    chance = (count**2 - sum(n * n for n in total.values())) / (count * (count - 1))
-    return round(1 - differ / chance, 4)
+    counts = np.array([[unit[answer] for answer in answers] for unit in kept])
+    return round(float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal")), 4)

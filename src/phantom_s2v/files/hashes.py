@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 MADE_OF = (".safetensors", ".json", ".model", ".txt")  # what loaders of models read: weights, configurations, tokenizers
 LARGE = 1 << 20  # bytes from which on a hash is remembered; below, hashing takes less time than looking it up
 SETTLED = 2.0  # seconds after a change before a hash is remembered: a clock's tick may hide a second change
@@ -17,9 +19,8 @@ TABLE = "create table if not exists hashes (path blob primary key, stamp text no
 
 
 def cache_folder() -> Path:
-    """Folder of this package under the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "phantom-s2v"
+    """Folder of this package under the user's cache: on Linux XDG_CACHE_HOME or ~/.cache."""
+    return user_cache_path("phantom-s2v", appauthor=False)
 
 
 def stamp_of(path: Path) -> str:

@@ -4,10 +4,8 @@ A triplet is `ID.mp4`, `ID.json` and one `ID.reference-N.EXT` for each image (it
 names.
 """
 
-import io
 import json
 import os
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import islice
@@ -96,6 +94,8 @@ def export_webdataset(triplets: Iterable[Triplet], total: int, folder: Path, for
 
     Raises InputError, before any work, where tars are there already; with `force` those of an earlier export are replaced.
     """
+    from webdataset import TarWriter  # which imports torch
+
     folder.mkdir(parents=True, exist_ok=True)
     tars = [folder / f"{number:06d}.tar" for number in range(-(-total // SHARD))]
     check_outputs(tars, force=force)
@@ -105,12 +105,10 @@ def export_webdataset(triplets: Iterable[Triplet], total: int, folder: Path, for
         )
     source, count = iter(triplets), 0
     for path in tars:
-        with writing(path, sealed=True) as file, tarfile.open(fileobj=file, mode="w") as tar:
+        # One time, owner and mode, so that the bytes follow from the triplets.
+        with writing(path, sealed=True) as file, TarWriter(file, "", "", 0o644, encoder=False, mtime=0) as tar:
             for triplet in islice(source, SHARD):
-                for rest, content in to_files(triplet).items():
-                    entry = tarfile.TarInfo(f"{triplet.id}.{rest}")
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
+                tar.write({"__key__": triplet.id, **to_files(triplet)})
                 count += 1
     return count
 

@@ -1,6 +1,7 @@
 """What an import accepts: triplets that others wrote, as files of a folder or members of tars, read within bounds and decoded.
 
-A bad item is one sentence, and the others go on.
+A bad item is one sentence, and the others go on. Tars are read here and not by webdataset, which reads members of any size and
+of compressed tars whole, and takes one that was cut between two members for complete (docs/architecture.md).
 """
 
 import io

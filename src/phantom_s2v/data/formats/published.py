@@ -183,7 +183,10 @@ def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Righ
 
 
 def decode_mask(coded: dict[str, Any]) -> np.ndarray:
-    """Mask bool [H, W] of COCO's compressed run lengths: columns first, six bits a sign, differences from the run before last."""
+    """Mask bool [H, W] of COCO's compressed run lengths: columns first, six bits a sign, differences from the run before last.
+
+    Not by pycocotools, which gives memory that nobody wrote for runs that are too short (docs/architecture.md). Raises DataError.
+    """
     (height, width), signs = coded["size"], coded["counts"]
     if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width > MOST_FRAME_PIXELS:
         raise DataError(f"a mask must have at most {MOST_FRAME_PIXELS:,} pixels (got {str((width, height))[:60]})")

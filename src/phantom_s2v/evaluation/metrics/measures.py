@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
 from phantom_s2v.data.detectors.objects import box_of
@@ -230,12 +231,16 @@ def box_masks(masks: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(hits: Sequence[float], seed: int = 0, draws: int = 2000) -> tuple[float, float, float]:
-    """Mean and its 95% percentile interval over resampled cases; (nan, nan, nan) of nothing."""
+    """Mean and its 95% percentile interval over resampled cases; (nan, nan, nan) of nothing, the value alone of one case."""
     values = np.asarray(hits, float)
     if not len(values):
         return float("nan"), float("nan"), float("nan")
-    means = np.random.default_rng(seed).choice(values, (draws, len(values))).mean(1)
-    return float(values.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+    mean = float(values.mean())
+    if len(values) == 1:  # scipy refuses to resample a single case
+        return mean, mean, mean
+    rng = np.random.default_rng(seed)
+    found = stats.bootstrap((values,), np.mean, n_resamples=draws, method="percentile", rng=rng).confidence_interval
+    return mean, float(found.low), float(found.high)
 
 
 def share(hits: Sequence[float]) -> tuple[float, float, float]:
@@ -246,5 +251,5 @@ def share(hits: Sequence[float]) -> tuple[float, float, float]:
     mean, low, high = bootstrap(hits)
     if mean not in (0.0, 1.0):
         return mean, low, high
-    bound = 0.025 ** (1 / len(hits))
-    return (mean, 0.0, 1 - bound) if mean == 0 else (mean, bound, 1.0)
+    exact = stats.binomtest(round(mean * len(hits)), len(hits)).proportion_ci(0.95, "exact")
+    return mean, float(exact.low), float(exact.high)
