@@ -142,7 +142,7 @@ def test_damaged_tars_give_what_lies_before_the_damage(one, tmp_path):
     with tarfile.open(tmp_path / "whole" / "000000.tar") as tar:
         *_, last = tar
     end = last.offset_data + last.size
-    for number, share in enumerate((0.1, 0.5, 0.6, 0.99)):
+    for number, share in enumerate((0.1, 0.55, 0.6, 0.99)):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "a.tar").write_bytes(content[: int(share * end)])

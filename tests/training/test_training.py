@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,8 @@ from phantom_s2v.errors import CheckpointError, DataError, InputError, NotFinite
 from phantom_s2v.models.autoencoder import encode, to_pixels
 from phantom_s2v.models.distributed import world
 from phantom_s2v.models.phantom.conditioning import Conditions, encode_references, null
-from phantom_s2v.training.checkpoint import load_state
+from phantom_s2v.models.tensors import read_tensors, save_tensors
+from phantom_s2v.training.checkpoint import load_state, save_state
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
 from phantom_s2v.training.latents import VALIDATION, Triplets, validation_families
 from phantom_s2v.training.loop import pick_dtype, train
@@ -69,6 +71,33 @@ def test_adam_part_is_that_of_torch():
             network(x).square().mean().backward()
             optimizer.step()
     torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+def test_a_state_of_before_adamw_was_torchs_goes_on(tmp_path):
+    """Its moments had other names; the step after loading is that of the same moments under torch's names."""
+    torch.manual_seed(0)
+    x, networks = torch.randn(8, 32), [nn.Linear(32, 32) for _ in range(2)]
+
+    def step(network, optimizer):
+        optimizer.zero_grad()
+        network(x).square().mean().backward()
+        optimizer.step()
+
+    before = Muon(list(networks[0].named_parameters()), 0.1, 0.01)
+    for _ in range(3):
+        step(networks[0], before)
+    save_state(tmp_path / "new.safetensors", networks[0], networks[0], before, {"step": 3})
+    tensors, facts = read_tensors(tmp_path / "new.safetensors")
+    former = {"exp_avg": "mean", "exp_avg_sq": "square"}
+    renamed = {(k if (m := k.split(".")[-1]) not in former else k[: -len(m)] + former[m]): v for k, v in tensors.items()}
+    assert {"optimizer.1.mean", "optimizer.1.square", "optimizer.1.step", "optimizer.0.momentum"} <= set(renamed)
+    save_tensors(renamed, tmp_path / "old.safetensors", facts)
+    after = Muon(list(networks[1].named_parameters()), 0.1, 0.01)
+    assert load_state(tmp_path / "old.safetensors", networks[1], deepcopy(networks[1]), after) == {"step": 3}
+    for network, optimizer in zip(networks, (before, after), strict=True):
+        step(network, optimizer)
+    assert torch.equal(networks[0].weight, networks[1].weight)
+    assert torch.equal(networks[0].bias, networks[1].bias)
 
 
 def test_names_choose_who_moves_a_matrix_and_how_fast():

@@ -10,6 +10,8 @@ from torch import nn
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.models.tensors import read_tensors, save_tensors
 
+FORMER = {"mean": "exp_avg", "square": "exp_avg_sq"}  # names of AdamW's moments in states of before it was torch's
+
 
 def save_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
     """Write model, average, optimizer and `facts` (JSON: step, config, subjects' hash)."""
@@ -42,5 +44,7 @@ def load_state(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.op
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, p in enumerate(parameters):
         prefix = f"optimizer.{index}."
-        optimizer.state[p] = {k[len(prefix) :]: v.to(p.device) for k, v in tensors.items() if k.startswith(prefix)}
+        state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        # A count of steps stays on the CPU, where torch's AdamW reads it.
+        optimizer.state[p] = {FORMER.get(k, k): v.to(p.device) if v.ndim else v for k, v in state.items()}
     return facts

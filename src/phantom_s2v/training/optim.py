@@ -39,7 +39,7 @@ def orthogonalize_all(matrices: list[torch.Tensor], dtype: torch.dtype) -> list[
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on the weights of hidden layers, AdamW on all else, at two rates.
+    """Muon on the weights of hidden layers, torch's AdamW without decay on all else, at two rates.
 
     Convolutions are treated as matrices [out, in * kernel]. The rate of a matrix is scaled by sqrt(max(1, R / C)). `exclude`
     names matrices, by how their names begin, that AdamW takes; `slow` those, by a part of their names, that move at SLOW of `lr`.
@@ -63,21 +63,24 @@ class Muon(torch.optim.Optimizer):
                 rest.append(p)
             else:
                 (gentle if any(part in name for part in slow) else quick).append(p)
-        rates = ((quick, lr, True), (gentle, lr * SLOW, True), (rest, adam_lr, False))
-        groups = [{"params": of, "lr": rate, "base_lr": rate, "muon": muon} for of, rate, muon in rates]
+        # One list of groups and one state for both, so that a schedule and a checkpoint see one optimizer.
+        self.adamw = torch.optim.AdamW([{"params": rest}], adam_lr, betas=(0.9, 0.99), weight_decay=0.0)
+        rates = (
+            ({"params": quick}, lr, True),
+            ({"params": gentle}, lr * SLOW, True),
+            (self.adamw.param_groups[0], adam_lr, False),
+        )
         self.dtype = dtype
-        super().__init__(groups, {"momentum": momentum, "weight_decay": weight_decay, "betas": (0.9, 0.99)})
+        defaults = {"momentum": momentum, "weight_decay": weight_decay}
+        super().__init__([{**group, "lr": rate, "base_lr": rate, "muon": muon} for group, rate, muon in rates], defaults)
+        self.adamw.param_groups, self.adamw.state = self.param_groups[2:], self.state
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update from the gradients."""
-        for group in self.param_groups:
-            touched = [(p, p.grad) for p in group["params"] if p.grad is not None]
-            if group["muon"]:
-                self._muon(touched, group)
-            else:
-                for p, grad in touched:
-                    self._adam(p, grad, group)
+        for group in self.param_groups[:2]:
+            self._muon([(p, p.grad) for p in group["params"] if p.grad is not None], group)
+        self.adamw.step()
 
     def _muon(self, touched: list[tuple[torch.Tensor, torch.Tensor]], group: dict) -> None:
         updates = [self._momentum(p, grad, group["momentum"]) for p, grad in touched]
@@ -94,17 +97,6 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(p)
         buffer = state["momentum"].lerp_(grad, 1 - momentum)
         return grad.lerp(buffer, momentum).flatten(1)
-
-    def _adam(self, p: torch.Tensor, grad: torch.Tensor, group: dict) -> None:
-        state, (b1, b2) = self.state[p], group["betas"]
-        if not state:
-            state.update(step=torch.zeros(()), mean=torch.zeros_like(p), square=torch.zeros_like(p))
-        state["step"] += 1
-        mean = state["mean"].lerp_(grad, 1 - b1)
-        square = state["square"].lerp_(grad.square(), 1 - b2)
-        count = float(state["step"])
-        denominator = (square / (1 - b2**count)).sqrt_().add_(1e-8)
-        p.addcdiv_(mean, denominator, value=-group["lr"] / (1 - b1**count))
 
 
 @torch.no_grad()

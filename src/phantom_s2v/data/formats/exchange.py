@@ -94,7 +94,7 @@ def export_webdataset(triplets: Iterable[Triplet], total: int, folder: Path, for
 
     Raises InputError, before any work, where tars are there already; with `force` those of an earlier export are replaced.
     """
-    from webdataset import TarWriter  # which imports torch
+    from webdataset.writer import TarWriter  # which imports torch
 
     folder.mkdir(parents=True, exist_ok=True)
     tars = [folder / f"{number:06d}.tar" for number in range(-(-total // SHARD))]
