@@ -20,6 +20,15 @@ def test_density_is_logit_normal():
     assert kstest(logits, norm(0.8, 1.3).cdf).pvalue > 0.01
 
 
+def test_more_positions_are_noised_more_by_sd3_equation_23():
+    tokens, base, t = 1792, 256, torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    alpha = (tokens / base) ** 0.5
+    shifted = alpha * t / (1 + (alpha - 1) * t)
+    mean = flow_matching.shift_mean(0.8, tokens, base)
+    torch.testing.assert_close(torch.sigmoid(torch.logit(t) - 0.8 + mean), shifted)
+    assert flow_matching.shift_mean(0.8, base, base) == 0.8
+
+
 def test_loss_leaves_out_frames():
     velocity, target = torch.zeros(2, 4, 3, 2, 2), torch.ones(2, 4, 3, 2, 2)
     target[0, :, 0] = 1000

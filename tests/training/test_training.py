@@ -330,6 +330,10 @@ def test_validation_is_the_error_of_the_clean_latent(sprites, encoder):
     zero = validation(lambda x_t, t, **_: x_t / t[:, None, None, None, None], "raw_")
     expected = (x.square().mean(1, keepdim=True) * weight).sum() / weight.sum()
     assert zero["raw_with_0.7_32px"] == pytest.approx(float(expected), rel=1e-4)
+    clips = Validation(sprites, sprites.subjects[:3], encoder, 32, torch.device("cpu"), 5)
+    assert [len(batch["latents"]) for batch in clips.batches] == [3]
+    assert clips.batches[0]["latents"].shape[2] == 2
+    assert "with_0.9_32px_5f" in clips(lambda x_t, t, **_: x_t)
     seen = []
     validation(lambda x_t, t, **given: seen.append(bool(given["image_seen"].all() and given["references"].any())) or x_t)
     assert seen == [True, False] * 4

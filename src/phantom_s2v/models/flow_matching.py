@@ -5,6 +5,8 @@
 Pure functions of tensors; t has the shape of the batch and is broadcast over what follows.
 """
 
+import math
+
 import torch
 
 
@@ -28,6 +30,14 @@ def sample_t(
 ) -> torch.Tensor:
     """Logit-normal density over (0, 1) (SD3, Esser 2024, equation 19); a positive mean leans toward noise."""
     return torch.sigmoid(mean + scale * torch.randn(count, generator=generator, device=device))
+
+
+def shift_mean(mean: float, tokens: int, base_tokens: int) -> float:
+    """Mean of the logit of t for latents of `tokens` positions, where it is `mean` for `base_tokens` (SD3, equation 23).
+
+    Neighbouring positions show the same things, so that more of them leave as much to be seen only at more noise.
+    """
+    return mean + 0.5 * math.log(tokens / base_tokens)
 
 
 def velocity_loss(

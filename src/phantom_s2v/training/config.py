@@ -73,8 +73,9 @@ class TransformerConfig:
     drop_image: float = 0.1  # null image tokens, latents kept
     subject_weight: float = 2.0  # added weight of latent positions that a subject covers
     first_frame: float = 0.08  # first latent frame clean, of clips with more than one
-    t_mean: float = 0.8  # logit-normal timestep density (SD3), toward noise
+    t_mean: float = 0.8  # logit-normal timestep density (SD3), toward noise, for latents of t_tokens positions
     t_scale: float = 1.0
+    t_tokens: int = 256  # a still of 128 pixels; latents of more positions are noised more (`shift_mean`)
     guidance_range: tuple[float, float] | None = None  # of weights of guidance that a student learns; None: ordinary training
     unguided: float = 0.25  # of a student's samples: share with weights 1 and 1, which alone have null branches
 

@@ -65,7 +65,8 @@ def transformer_run(
     if device.type == "cuda":
         _for_cuda(network, *([teacher] if teacher else []))
     loss: TransformerLoss = partial(distillation_loss, teacher=teacher) if teacher else loss_of
-    side = max(bucket.side for bucket in config.buckets)
+    largest = max(config.buckets, key=lambda bucket: (bucket.side, bucket.frames))
+    lengths = sorted({1, largest.frames})
     return train_transformer(
         config,
         network,
@@ -74,7 +75,7 @@ def transformer_run(
         encoder,
         out,
         facts,
-        Validation(store, shown, encoder, side, device),
+        tuple(Validation(store, shown, encoder, largest.side, device, frames) for frames in lengths),
         parts,
         work,
         loss,

@@ -10,7 +10,7 @@ from torch import nn
 from phantom_s2v.data.synthetic.render import Tensors
 from phantom_s2v.geometry import MAX_SUBJECTS, SPACE_STRIDE, TIME_STRIDE
 from phantom_s2v.models.distributed import is_main
-from phantom_s2v.models.flow_matching import interpolate, sample_t, velocity_loss, velocity_target
+from phantom_s2v.models.flow_matching import interpolate, sample_t, shift_mean, velocity_loss, velocity_target
 from phantom_s2v.models.phantom.conditioning import Conditions, null, without_image_tokens, without_latents, without_text
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.models.tensors import save_part
@@ -65,7 +65,8 @@ def permuted(batch: Tensors) -> Conditions:
 
 def noised(x: torch.Tensor, config: TransformerConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x_t, t [B, T] and the noise of latents; first frames are clean (t = 0) in the config's share of clips."""
-    t = sample_t(len(x), config.t_mean, config.t_scale, device=x.device)[:, None].repeat(1, x.shape[2])
+    mean = shift_mean(config.t_mean, x[0, 0].numel(), config.t_tokens)
+    t = sample_t(len(x), mean, config.t_scale, device=x.device)[:, None].repeat(1, x.shape[2])
     if x.shape[2] > 1:
         t[:, 0] = torch.where(torch.rand(len(x), device=x.device) < config.first_frame, 0, t[:, 0])
     noise = torch.randn(x.shape, device=x.device)
@@ -92,7 +93,7 @@ def train_transformer(
     encoder: TripletEncoder,
     out: Path,
     facts: dict,
-    validation: Validation | None,
+    validations: tuple[Validation, ...],
     parts: Path | None = None,
     work: Work | None = None,
     loss: TransformerLoss = loss_of,
@@ -105,9 +106,10 @@ def train_transformer(
     """
     device = next(model.parameters()).device
     empty = _empty_text(encoder, triplets.pad_text, device)
-    on_validate: Callable[[nn.Module, nn.Module], dict[str, float]] | None = validation and (
-        lambda raw, average: {**validation(raw, "raw_"), **validation(average, "average_")}
-    )
+
+    def validate(raw: nn.Module, average: nn.Module) -> dict[str, float]:
+        networks = (("raw_", raw), ("average_", average))
+        return {name: value for v in validations for prefix, network in networks for name, value in v(network, prefix).items()}
 
     def save(raw: nn.Module, average: nn.Module, decaying: bool) -> None:
         if not is_main():
@@ -126,7 +128,7 @@ def train_transformer(
         out,
         {**facts, "config": asdict(config)},
         prepare=encoder,
-        on_validate=on_validate,
+        on_validate=validate if validations else None,
         on_save=save,
         work=work,
         exclude=ADAM,
