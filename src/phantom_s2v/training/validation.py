@@ -48,7 +48,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, prefix: str = "") -> dict[str, float]:
-        """`with_0.3_128px` (of clips `with_0.3_128px_25f`) and so on, and `without_...`: the reference is the null of both features."""
+        """`with_0.3_128px` (of clips `with_0.3_128px_25f`) and so on, and `without_...` (null references)."""
         figures = {}
         for t in TIMES:
             for name in ("with", "without"):
