@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from phantom_s2v.data.pipeline import report as data_report
 from phantom_s2v.data.pipeline.bank import png
 from phantom_s2v.data.pipeline.config import Config
-from phantom_s2v.data.pipeline import report as data_report
 from phantom_s2v.evaluation.compare import Comparison, write_comparison
 from phantom_s2v.evaluation.kpi import Kpi, Verdict
 from phantom_s2v.evaluation.reports.score import Scored, ScorePage

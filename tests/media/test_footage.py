@@ -500,8 +500,9 @@ def as_rated(path):
     import base64
 
     from phantom_s2v.evaluation.rating import _image
+    from phantom_s2v.media.pages import png
 
-    with Image.open(io.BytesIO(base64.b64decode(_image(path).split(",")[1]))) as image:
+    with Image.open(io.BytesIO(base64.b64decode(png(_image(path)).split(",")[1]))) as image:
         return np.asarray(image)
 
 

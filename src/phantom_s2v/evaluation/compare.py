@@ -1,6 +1,5 @@
 """Systems on the same cases: differences with paired bootstrap intervals, wins and losses, by every metric that both have."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -128,20 +127,7 @@ def lines(found: Sequence[Comparison]) -> list[str]:
 
 def write_comparison(path: Path, found: Sequence[Comparison], notes: Sequence[str]) -> None:
     """The comparison as one HTML file, clear differences marked."""
-    head = "<tr><th>metric<th>by<th>first<th>second<th>cases<th>first<th>second<th>difference<th>95%<th>second better<th>worse"
-    rows = ""
-    for c in found:
-        kind = " class=good" if c.clear else ""
-        cells = (c.metric, c.network, c.first, c.second, c.cases, f"{c.mean_first:.4g}", f"{c.mean_second:.4g}")
-        wins = tuple("" if w is None else w for w in (c.wins_second, c.wins_first))
-        span = f"{c.low:+.4f} to {c.high:+.4f}"
-        rows += "<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in (*cells,))
-        rows += f"<td{kind}>{c.difference:+.4f}<td>{span}<td>{wins[0]}<td>{wins[1]}"
-    said = [f"<p>{html.escape(note)}.</p>" for note in notes]
-    explained = (
-        "<p>Paired bootstrap over cases; green where the interval leaves zero out. Nothing is corrected for many metrics.</p>"
-    )
-    write_page(path, "Comparison", [explained, f"<table>{head}{rows}</table>", *said])
+    write_page(path, "comparison.html", title="Comparison", found=found, notes=notes)
 
 
 def as_rows(found: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -5,11 +5,8 @@ both sides come up and a reload changes nothing. A vote is the system, not the s
 alpha for nominal data (Krippendorff 2011): 1 is full, 0 is chance.
 """
 
-import base64
 import contextlib
 import hashlib
-import html
-import io
 import ipaddress
 import os
 import re
@@ -38,7 +35,7 @@ from phantom_s2v.evaluation.run import SUFFIXES
 from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.reuse import origin_hash
 from phantom_s2v.media.images import read_image
-from phantom_s2v.media.pages import page
+from phantom_s2v.media.pages import render
 from phantom_s2v.media.videos import Video
 
 QUESTIONS = {
@@ -50,9 +47,6 @@ QUESTIONS = {
 }
 NOT_SHOWN = "not shown"
 CHOICES = ("left", "right", "equal", NOT_SHOWN)
-LAYOUT = (
-    "video{width:46%;margin:1%}fieldset{margin:.5em 0;border:1px solid #ddd}label{margin-right:1.2em}img{height:9em;margin:2px}"
-)
 TABLES = (
     """create table if not exists votes (rater text not null, case_id text not null, first text not null,
 second text not null, question text not null, choice text not null, primary key (rater, case_id, first, second, question))""",
@@ -162,13 +156,11 @@ def as_shown(pairs: Sequence[Pair], scratch: Path, told: Callable[[str], None]) 
     return kept
 
 
-def _image(path: Path) -> str:
-    """A reference as a data URL of what we read of it, whatever a browser makes of its format."""
-    target = io.BytesIO()
+def _image(path: Path) -> np.ndarray:
+    """A reference as we read it, whatever a browser makes of its format, uint8 [H, W, 3]."""
     image = Image.fromarray(read_image(path)[0])
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    image.save(target, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(target.getvalue()).decode()}"
+    return np.asarray(image)
 
 
 def _system(folder: Path) -> str:
@@ -239,7 +231,7 @@ def application(pairs: Sequence[Pair], file: Path, host: str = "127.0.0.1") -> F
             done = set(votes.execute("select distinct case_id, first, second from votes where rater = ?", (rater,)))
         left = [i for i in order(pairs, rater) if (pairs[i].case, pairs[i].first, pairs[i].second) not in done]
         if not left:
-            return page("Thank you", [f"<p>All {len(pairs)} comparisons are done. You can close this page.</p>"])
+            return render("rated.html", title="Thank you", total=len(pairs))
         return _ballot(pairs[left[0]], left[0], secret, len(pairs) - len(left), len(pairs))
 
     @app.get("/rate/{secret}/video/{number}/{side}")
@@ -331,26 +323,17 @@ def keep(votes: sqlite3.Connection, pair: Pair, rater: str, said: dict[str, str]
 
 
 def _ballot(pair: Pair, number: int, secret: str, done: int, total: int) -> str:
-    images = "".join(f'<img alt="reference" src="{_image(path)}">' for path in pair.references)
-    videos = "".join(
-        f'<video controls loop muted autoplay src="/rate/{secret}/video/{number}/{side}" aria-label="{word}"></video>'
-        for side, word in ((0, "left"), (1, "right"))
+    return render(
+        "ballot.html",
+        title=f"Comparison {done + 1} of {total}",
+        prompt=pair.prompt,
+        references=[_image(path) for path in pair.references],
+        questions=QUESTIONS,
+        choices=CHOICES,
+        not_shown=NOT_SHOWN,
+        secret=secret,
+        number=number,
     )
-    fields = "".join(_question(question, words) for question, words in QUESTIONS.items())
-    form = f"<form method=post action=/rate/{secret}/vote/{number}>{fields}<button>Next</button></form>"
-    title = f"Comparison {done + 1} of {total}"
-    return page(title, [f"<p>{html.escape(pair.prompt)}</p>{images}<div>{videos}</div>", form], LAYOUT)
-
-
-def _question(question: str, words: str) -> str:
-    """Radio buttons; only whether a video is better as a whole has to be answered."""
-    must = question == "better"
-    marks = "".join(
-        f'<label><input type=radio name={question} value="{c}"{" required" * must}{" checked" * (c == NOT_SHOWN)}> {c}</label>'
-        for c in CHOICES
-        if not (must and c == NOT_SHOWN)
-    )
-    return f"<fieldset><legend>{words}</legend>{marks}</fieldset>"
 
 
 def results(file: Path) -> list[dict[str, Any]]:

@@ -1,39 +1,51 @@
-"""HTML pages that open anywhere: one file each, with their images inside."""
+"""HTML pages that open anywhere: one file each, with their images inside, from the templates of assets/templates."""
 
 import base64
-import html
 import io
-from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from phantom_s2v.files.io import write_text
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd}td.n{text-align:right}
-figure{display:inline-block;margin:4px;text-align:center;font-size:12px}svg{background:#fafafa}.bad{color:#b00}.good{color:#070}"""
+TEMPLATES = Path(__file__).parents[1] / "assets" / "templates"
 
 
-def page(title: str, parts: Iterable[str], style: str = "") -> str:
-    """A page of HTML `parts` below its title, with more `style` where it needs some."""
-    name = html.escape(title)
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title><style>{STYLE}{style}</style><h1>{name}</h1>"
-    return head + "".join(parts)
+def render(template: str, **values: Any) -> str:
+    """A template with its values. Texts are escaped; images, uint8 [H, W, 3], become data URLs by the filters jpeg and png."""
+    return environment().get_template(template).render(values)
 
 
-def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
-    """Write a page of HTML `parts` below its title, to a file that is sealed as ours."""
-    write_text(path, page(title, parts), sealed=True)
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Write a rendered template to a file that is sealed as ours."""
+    write_text(path, render(template, **values), sealed=True)
 
 
-def figure(images: Iterable[np.ndarray], words: str) -> str:
-    """Images, uint8 [H, W, 3], side by side above a line of HTML."""
-    return f"<figure>{''.join(_image(image) for image in images)}<br>{words}</figure>"
+@cache
+def environment() -> Environment:
+    """The one environment of all pages. A value that a template names and nobody gave raises UndefinedError."""
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    found.filters |= {"jpeg": jpeg, "png": png}
+    return found
 
 
-def _image(image: np.ndarray) -> str:
+def jpeg(image: np.ndarray) -> str:
+    """An image as a data URL, small."""
+    return _url(image, "JPEG", quality=85)
+
+
+def png(image: np.ndarray) -> str:
+    """An image as a data URL, exact."""
+    return _url(image, "PNG")
+
+
+def _url(image: np.ndarray, kind: str, **options: Any) -> str:
     target = io.BytesIO()
-    Image.fromarray(image).save(target, "JPEG", quality=85)
-    return f'<img src="data:image/jpeg;base64,{base64.b64encode(target.getvalue()).decode()}" alt="">'
+    Image.fromarray(image).save(target, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(target.getvalue()).decode()}"

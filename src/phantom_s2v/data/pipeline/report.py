@@ -1,10 +1,10 @@
 """The report of a run: one HTML file beside the dataset that opens anywhere."""
 
-import html
 import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from phantom_s2v.data.pipeline.bank import Bank, unpng
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.media.images import evenly_spaced
-from phantom_s2v.media.pages import figure, write_page
+from phantom_s2v.media.pages import write_page
 
 SHEET = 24  # pairs on a sheet
 TILE = 112  # pixels
@@ -68,21 +68,22 @@ def write_report(
             left.append((source_video["path"], source_video["drop"]))
         if source_video["notices"] and len(notices) < LISTED:
             notices.append((source_video["path"], "; ".join(source_video["notices"])))
-    parts = [
-        _table("Counts", _counts(source_videos, clips, subjects, found, triplets)),
-        _table("Why clips were dropped", Counter({k: v for k, v in clips.items() if k}).most_common()),
-        _table("Why pairs were dropped", found.drops.most_common()),
-        "<h2>Similarity of subjects</h2><p>Below the bound it is another subject.</p>",
-        _histogram(found.similar, config.lower),
-        "<h2>Sameness of surroundings</h2><p>Above the bound it is the same image.</p>",
-        _histogram(found.same, config.upper),
-        f"<h2>Pairs kept</h2>{_sheet(bank, _spread(found.sample))}",
-        f"<h2>Pairs just rejected</h2>{_sheet(bank, found.near)}",
-        _table(f"Files left behind (the first {LISTED})", left),
-        _table(f"Notices (the first {LISTED})", notices),
-        _table("Seconds of CPU by stage", [(name, f"{value:.1f}") for name, value in seconds.items()]),
-    ]
-    write_page(path, path.stem, parts)
+    write_page(
+        path,
+        "triplets.html",
+        title=path.stem,
+        counts=_counts(source_videos, clips, subjects, found, triplets),
+        clips_dropped=Counter({k: v for k, v in clips.items() if k}).most_common(),
+        pairs_dropped=found.drops.most_common(),
+        similarity=_histogram(found.similar, config.lower),
+        sameness=_histogram(found.same, config.upper),
+        kept=_sheet(bank, _spread(found.sample)),
+        rejected=_sheet(bank, found.near),
+        listed=LISTED,
+        left_behind=left,
+        notices=notices,
+        seconds=[(name, f"{value:.1f}") for name, value in seconds.items()],
+    )
 
 
 def _beyond(pair: Record, config: Config) -> float:
@@ -111,26 +112,18 @@ def _bin(value: float) -> int:
     return min(BINS - 1, max(0, int((value + 0.2) / 1.2 * BINS)))
 
 
-def _table(title: str, rows: Iterable[tuple[object, object]]) -> str:
-    lines = [f"<tr><td>{html.escape(str(a))}</td><td class=n>{html.escape(str(b))}</td></tr>" for a, b in rows]
-    return f"<h2>{title}</h2><table>{''.join(lines)}</table>" if lines else f"<h2>{title}</h2><p>None.</p>"
-
-
-def _histogram(counts: np.ndarray, bound: float) -> str:
-    """Bars over -0.2 to 1, and the bound as a line; the bars' heights go with the square root of their counts."""
+def _histogram(counts: np.ndarray, bound: float) -> dict[str, Any]:
+    """Places of bars over -0.2 to 1 and of the bound; the bars' heights go with the square root of their counts."""
     width, height = 800, 160
     tallest = float(np.sqrt(max(1, counts.max())))
-    bars = "".join(
-        f'<rect x="{i * width / BINS:.1f}" y="{height * (1 - c**0.5 / tallest):.1f}" width="{width / BINS - 1:.1f}" '
-        f'height="{height * c**0.5 / tallest:.1f}" fill="#69c"><title>{-0.2 + i * 1.2 / BINS:.2f}: {c}</title></rect>'
+    bars = [
+        (f"{i * width / BINS:.1f}", f"{height * (1 - c**0.5 / tallest):.1f}", f"{width / BINS - 1:.1f}",
+         f"{height * c**0.5 / tallest:.1f}", f"{-0.2 + i * 1.2 / BINS:.2f}: {c}")
         for i, c in enumerate(counts.tolist())
-    )
+    ]  # fmt: skip
+    labels = [(f"{(v + 0.2) / 1.2 * width - 8:.0f}", f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]
     x = (bound + 0.2) / 1.2 * width
-    mark = f'<line x1="{x}" x2="{x}" y1="0" y2="{height}" stroke="#c00"/><text x="{x + 4}" y="14" fill="#c00">{bound:g}</text>'
-    labels = "".join(
-        f'<text x="{(v + 0.2) / 1.2 * width - 8:.0f}" y="{height + 14}">{v:g}</text>' for v in (0, 0.25, 0.5, 0.75, 1)
-    )
-    return f'<svg viewBox="0 0 {width} {height + 20}" width="{width}" font-size="12">{bars}{mark}{labels}</svg>'
+    return {"width": width, "height": height, "bars": bars, "x": x, "bound": f"{bound:g}", "labels": labels}
 
 
 def _spread(pairs: list[Record]) -> list[Record]:
@@ -139,18 +132,18 @@ def _spread(pairs: list[Record]) -> list[Record]:
     return [ordered[i] for i in evenly_spaced(len(ordered), SHEET)]
 
 
-def _sheet(bank: Bank, pairs: list[Record]) -> str:
-    """Pairs side by side with their numbers."""
+def _sheet(bank: Bank, pairs: list[Record]) -> list[tuple[list[np.ndarray], str]]:
+    """Pairs, side by side, with their numbers."""
     if not pairs:
-        return "<p>None.</p>"
+        return []
     views = {i: row["views"] for i, row in bank.subjects({p[side] for p in pairs for side in ("subject", "partner")}).items()}
-    return "".join(
-        figure(
+    return [
+        (
             [_small(views[p[side]][len(views[p[side]]) // 2]["image"]) for side in ("subject", "partner")],
-            f"{p['similarity']:.2f}, {p['sameness']:.2f} {html.escape(p['drop'])}",
+            f"{p['similarity']:.2f}, {p['sameness']:.2f} {p['drop']}",
         )
         for p in pairs
-    )
+    ]
 
 
 def _small(content: bytes) -> np.ndarray:

@@ -1,21 +1,24 @@
 """The page of scored videos: one HTML file that opens anywhere, worst videos and worst frames first."""
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from phantom_s2v.evaluation.kpi import Verdict, verdict_of
+from phantom_s2v.evaluation.kpi import Kpi, Verdict, verdict_of
 from phantom_s2v.evaluation.metrics.table import TABLE
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore
 from phantom_s2v.media.images import letterbox
-from phantom_s2v.media.pages import figure, write_page
+from phantom_s2v.media.pages import render, write_page
 
 SIDE = 112  # pixels of an image on the page
 WORST = 6  # frames shown
 SHOWN = 100  # videos shown with images
+PLOT = 480, 90  # width and height of a curve
 Rank = tuple[bool, int, float, int]
+Row = tuple[str, str, str, str, bool]  # name, similarity, faults, KPIs missed, whether it could be read
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class ScorePage:
     """Collects videos one by one; keeps text alone, with images of the worst SHOWN, so that memory hardly grows with them."""
 
     def __init__(self) -> None:
-        self._worst: list[tuple[Rank, str]] = []
-        self._rows: list[tuple[Rank, str]] = []
+        self._worst: list[tuple[Rank, Markup]] = []
+        self._rows: list[tuple[Rank, Row]] = []
 
     def add(self, video: Scored) -> None:
         """Take a video in."""
@@ -46,13 +49,8 @@ class ScorePage:
 
     def write(self, path: Path, notes: list[str]) -> None:
         """Write the page; `notes` say what was measured with, and what was not measured and why."""
-        parts = [f"<p>{html.escape(note)}</p>" for note in notes]
-        if len(self._rows) > 1:
-            head = "<tr><th>video<th>similarity<th>faults<th>KPIs missed"
-            parts.append(f"<table>{head}{''.join(row for _, row in sorted(self._rows))}</table>")
-        if len(self._rows) > SHOWN:
-            parts.append(f"<p>Of {len(self._rows)} videos the worst {SHOWN} are shown below.</p>")
-        write_page(path, "Scores", [*parts, *(section for _, section in self._worst)])
+        rows, sections = ([each for _, each in some] for some in (sorted(self._rows), self._worst))
+        write_page(path, "scores.html", title="Scores", notes=notes, rows=rows, sections=sections)
 
 
 def _rank(each: Scored, number: int) -> Rank:
@@ -62,50 +60,46 @@ def _rank(each: Scored, number: int) -> Rank:
     return not each.unreadable, -found, similarity if similarity == similarity else -1.0, number
 
 
-def _row(each: Scored) -> str:
+def _row(each: Scored) -> Row:
     if each.score is None:
-        return f"<tr><td>{html.escape(each.name)}<td><td class=bad>not measured<td>"
+        return each.name, "", "", "", False
     similarity = f"{each.score.similarity:.3f}" if each.score.similarity == each.score.similarity else "not measured"
     missed = ", ".join(v.kpi.metric for v in each.verdicts if v.met is False)
-    return f"<tr><td>{html.escape(each.name)}<td>{similarity}<td>{', '.join(each.faults) or 'none'}<td>{missed or 'none'}"
+    return each.name, similarity, ", ".join(each.faults) or "none", missed or "none", True
 
 
-def _section(each: Scored) -> str:
-    if each.score is None:
-        return f"<h2>{html.escape(each.name)}</h2><p class=bad>Not measured: {html.escape(each.unreadable)}</p>"
-    found, video = each.score, each.frames
-    said = "; ".join(f"{fault}{': ' + ', '.join(who) if any(who) else ''}" for fault, who in each.faults.items())
-    head = f"<h2>{html.escape(each.name)}</h2><p class={'bad' if said else 'good'}>{html.escape(said) or 'No fault found.'}</p>"
-    subjects = "".join(
-        _subject(s, image, video, found.frames_looked_at) for s, image in zip(found.subjects, each.references, strict=True)
-    )
-    rows = [(m.name, getattr(found, m.name)) for m in TABLE if not m.of_subjects] + [("reconstruction", found.reconstruction)]
-    cells = "".join(f"<tr><td>{name}<td>{value:.4g}" for name, value in rows if value == value)
-    absent = "".join(
-        f"<tr><td>{html.escape(name)}<td>not measured: {html.escape(why)}" for name, why in found.not_measured.items()
-    )
-    notes = "".join(f"<p>{html.escape(note)}.</p>" for note in found.notes)
-    return f"{head}{_verdicts(each.verdicts)}{notes}{subjects}<table>{cells}{absent}</table>"
+def _section(each: Scored) -> Markup:
+    """What the page says of a video, with its images, as HTML."""
+    found, values = each.score, {}
+    if found is not None:
+        rows = [(m.name, getattr(found, m.name)) for m in TABLE if not m.of_subjects] + [("reconstruction", found.reconstruction)]
+        pairs = zip(found.subjects, each.references, strict=True)
+        values = {
+            "faults": "; ".join(f"{fault}{': ' + ', '.join(who) if any(who) else ''}" for fault, who in each.faults.items()),
+            "subjects": [_subject(one, image, each.frames, found.frames_looked_at) for one, image in pairs],
+            "measured": [(name, f"{value:.4g}") for name, value in rows if value == value],
+        }
+    words = {"verdict_of": verdict_of, "bounds_of": _bounds, "plot_width": PLOT[0], "plot_height": PLOT[1]}
+    return Markup(render("scored_video.html", video=each, verdicts=each.verdicts, **values, **words))
 
 
-def _verdicts(verdicts: list[Verdict]) -> str:
-    if not verdicts:
-        return ""
-    rows = ""
-    for v in verdicts:
-        kind = "good" if v.met else "bad"
-        bounds = " ".join(f"{k} {b:g}" for k, b in (("least", v.kpi.least), ("most", v.kpi.most)) if b is not None)
-        value = "" if v.value is None else f"{v.value:.3g}"
-        rows += f"<tr><td>{v.kpi.metric}<td>{value}<td>{bounds}<td class={kind}>{verdict_of(v)}<td>{html.escape(v.kpi.reason)}"
-    return f"<table><tr><th>KPI<th>value<th>bound<th>verdict<th>reason{rows}</table>"
+def _bounds(kpi: Kpi) -> str:
+    return " ".join(f"{name} {bound:g}" for name, bound in (("least", kpi.least), ("most", kpi.most)) if bound is not None)
 
 
-def _subject(found: SubjectScore, reference: np.ndarray, video: dict[int, np.ndarray], frames: list[int]) -> str:
+def _subject(found: SubjectScore, reference: np.ndarray, video: dict[int, np.ndarray], frames: list[int]) -> dict[str, Any]:
     """A reference, its similarity over time, and the frames in which it is least itself."""
     order = np.argsort(found.over_time)[:WORST].tolist()
-    figures = _framed(reference, html.escape(found.name))
-    figures += "".join(_framed(video[frames[i]], f"frame {frames[i]}: {_said(found.over_time[i])}") for i in order)
-    figures += "".join(_framed(video[i], f"frame {i}: the reference itself") for i in found.flash_frames[:2])
+    figures = [(reference, found.name)]
+    figures += [(video[frames[i]], f"frame {frames[i]}: {_said(found.over_time[i])}") for i in order]
+    figures += [(video[i], f"frame {i}: the reference itself") for i in found.flash_frames[:2]]
+    figures = [(letterbox(image, SIDE, SIDE), words) for image, words in figures]
+    line, marks = _plot(found.over_time)
+    return {"name": found.name, "facts": _facts(found), "line": line, "marks": marks, "figures": figures}
+
+
+def _facts(found: SubjectScore) -> list[str]:
+    """What was measured of a subject, in words."""
     region = f"similarity {found.similarity:.3f}, lowest {found.lowest:.3f} in frame {found.lowest_frame}"
     said = [
         region if found.seen else "similarity not measured: it was seen in no frame",
@@ -120,28 +114,17 @@ def _subject(found: SubjectScore, reference: np.ndarray, video: dict[int, np.nda
         **{m.name: getattr(found, m.name) for m in TABLE if m.network in ("clip_i", "dino_i")},
         "reconstruction, dB": found.reconstruction,
     }
-    said += [f"{name} {value:.3f}" for name, value in values.items() if value == value]
-    return f"<h3>{html.escape(found.name)}</h3><p>{'; '.join(said)}</p>{_plot(found.over_time)}<br>{figures}"
+    return said + [f"{name} {value:.3f}" for name, value in values.items() if value == value]
 
 
 def _said(value: float) -> str:
     return "not seen" if value <= -1 else f"{value:.2f}"
 
 
-def _plot(values: list[float]) -> str:
-    """Similarity over the frames looked at, from -0.2 to 1."""
-    width, height = 480, 90
+def _plot(values: list[float]) -> tuple[str, list[tuple[str, str, str]]]:
+    """Points of similarity over the frames looked at, from -0.2 to 1: as a line, and as marks (x, y, words)."""
+    width, height = PLOT
     x = np.linspace(8, width - 8, max(2, len(values)))
     y = [(1 - (max(-0.2, v) + 0.2) / 1.2) * (height - 10) + 5 for v in values]
-    line = " ".join(f"{a:.0f},{b:.0f}" for a, b in zip(x, y, strict=False))
-    marks = "".join(
-        f'<circle cx="{a:.0f}" cy="{b:.0f}" r="3"><title>{_said(v)}</title></circle>'
-        for a, b, v in zip(x, y, values, strict=False)
-    )
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}"><polyline points="{line}" fill="none" stroke="#69c"/>{marks}</svg>'
-    )
-
-
-def _framed(image: np.ndarray, words: str) -> str:
-    return figure([letterbox(image, SIDE, SIDE)], words)
+    places = [(f"{a:.0f}", f"{b:.0f}") for a, b in zip(x, y, strict=False)]
+    return " ".join(f"{a},{b}" for a, b in places), [(a, b, _said(v)) for (a, b), v in zip(places, values, strict=True)]
