@@ -47,7 +47,7 @@ def phantom(monkeypatch, capsys):
     return run
 
 
-def test_generate_writes_video_sheet_and_record(phantom, tiny, image, tmp_path):
+def test_generate_writes_video_sheet_and_metadata(phantom, tiny, image, tmp_path):
     out = tmp_path / "動画.mp4"
     code, said, _ = phantom("generate", "--model", tiny, "--reference", image, "--prompt", "The subject moves up.", "--out", out)
     assert (code, said.strip()) == (0, str(out))
@@ -55,9 +55,9 @@ def test_generate_writes_video_sheet_and_record(phantom, tiny, image, tmp_path):
     assert (frames.shape, fps) == ((9, 32, 32, 3), 8)
     with Image.open(out.with_suffix(".sheet.png")) as sheet:
         assert sheet.height == 128
-    record = json.loads(out.with_suffix(".metadata.json").read_text(encoding="utf-8"))
-    assert record["request"]["prompt"] == "The subject moves up."
-    assert list(record["files"]) == [str(image)]
+    metadata = json.loads(out.with_suffix(".metadata.json").read_text(encoding="utf-8"))
+    assert metadata["request"]["prompt"] == "The subject moves up."
+    assert list(metadata["files"]) == [str(image)]
 
 
 def test_a_seed_gives_the_same_video_and_another_seed_another(phantom, tiny, image, tmp_path):
@@ -69,7 +69,7 @@ def test_a_seed_gives_the_same_video_and_another_seed_another(phantom, tiny, ima
     assert first == same != other
 
 
-def test_from_record_makes_it_again_and_says_what_changed(phantom, tiny, image, tmp_path):
+def test_from_metadata_makes_it_again_and_says_what_changed(phantom, tiny, image, tmp_path):
     phantom("generate", "--model", tiny, "--reference", image, "--prompt", "It moves.", "--out", tmp_path / "a.mp4", "--seed", 5)
     code, _, err = phantom("generate", "--model", tiny, "--from", tmp_path / "a.metadata.json", "--out", tmp_path / "b.mp4")
     assert code == 0
@@ -316,15 +316,15 @@ def test_golden_of_the_tiny_model(tiny_models, image):
     np.testing.assert_allclose([video[4].std(), video[:, 5, 9].mean()], GOLDEN_OTHERS, atol=1.0)
 
 
-def test_the_best_of_candidates_is_kept_and_its_record_makes_it_again(phantom, tiny, image, tmp_path):
+def test_the_best_of_candidates_is_kept_and_its_metadata_makes_it_again(phantom, tiny, image, tmp_path):
     out = tmp_path / "best.mp4"
     ask = ("--model", tiny, "--reference", image, "--prompt", "It moves.")
     code, _, said = phantom("generate", *ask, "--best-of", 3, "--seed", 5, "--out", out)
     assert code == 0, said
-    record = json.loads(out.with_suffix(".metadata.json").read_text(encoding="utf-8"))
-    best = record["best_of"]
+    metadata = json.loads(out.with_suffix(".metadata.json").read_text(encoding="utf-8"))
+    best = metadata["best_of"]
     assert (best["count"], best["by"], set(best["scores"])) == (3, "similarity by efficientnet-lite0", {"5", "6", "7"})
-    assert record["request"]["seed"] == int(max(best["scores"], key=best["scores"].get))
+    assert metadata["request"]["seed"] == int(max(best["scores"], key=best["scores"].get))
     assert (
         phantom("generate", "--from", out.with_suffix(".metadata.json"), "--model", tiny, "--out", tmp_path / "again.mp4")[0] == 0
     )
@@ -367,8 +367,8 @@ def test_names_that_are_not_utf_8_are_read_and_refused_as_outputs(phantom, tiny,
     image.rename(odd)
     code, _, err = phantom("generate", "--model", tiny, "--reference", odd, "--prompt", "a", "--out", tmp_path / "a.mp4")
     assert code == 0, err
-    record = json.loads((tmp_path / "a.metadata.json").read_text(encoding="utf-8"))
-    assert list(record["files"]) == [str(odd)]
+    metadata = json.loads((tmp_path / "a.metadata.json").read_text(encoding="utf-8"))
+    assert list(metadata["files"]) == [str(odd)]
     code, _, err = phantom("generate", "--from", tmp_path / "a.metadata.json", "--model", tiny, "--out", tmp_path / "b.mp4")
     assert (code, "nothing has changed" in err) == (0, True)
     code, _, err = phantom("generate", "--model", tiny, "--prompt", "a", "--out", tmp_path / os.fsdecode(b"v\xff.mp4"))
@@ -450,7 +450,7 @@ def test_an_output_that_is_an_input_is_refused_even_with_force(ask, phantom, tin
     assert "fox.metadata.json is also an input" in " ".join(err.split())
 
 
-@pytest.mark.parametrize("form", ["plain", "requests", "record"])
+@pytest.mark.parametrize("form", ["plain", "requests", "metadata"])
 def test_a_lora_is_an_input(phantom, tmp_path, form):
     wan, lora = tmp_path / "wan" / "transformer", tmp_path / "0001.mp4"
     wan.mkdir(parents=True)
@@ -465,7 +465,7 @@ def test_a_lora_is_an_input(phantom, tmp_path, form):
     asked = {
         "plain": ("--prompt", "one", "--num-frames", 5, "--size", "32x32", "--lora", lora, "--out", lora),
         "requests": ("--requests", tmp_path / "all.jsonl", "--lora", lora, "--out", tmp_path),
-        "record": ("--from", tmp_path / "r.json", "--out", lora),
+        "metadata": ("--from", tmp_path / "r.json", "--out", lora),
     }
     code, _, err = phantom("generate", "--model", wan.parent, "--force", *asked[form])
     assert (code, len(err.splitlines())) == (2, 1)
@@ -547,11 +547,11 @@ def test_options_that_would_be_left_unused_are_refused(phantom, tiny, tmp_path, 
     assert said in " ".join(err.split())
 
 
-def test_a_record_that_was_edited_says_so(phantom, tiny, tmp_path):
+def test_metadata_that_was_edited_says_so(phantom, tiny, tmp_path):
     assert phantom("generate", "--model", tiny, "--prompt", "a", "--out", tmp_path / "a.mp4")[0] == 0
-    record = tmp_path / "a.metadata.json"
-    record.write_text(record.read_text().replace('"num_inference_steps": 3', '"num_inference_steps": 2'))
-    code, _, err = phantom("generate", "--model", tiny, "--from", record, "--out", tmp_path / "b.mp4")
+    metadata = tmp_path / "a.metadata.json"
+    metadata.write_text(metadata.read_text().replace('"num_inference_steps": 3', '"num_inference_steps": 2'))
+    code, _, err = phantom("generate", "--model", tiny, "--from", metadata, "--out", tmp_path / "b.mp4")
     assert (code, "a.metadata.json was modified after it was written" in err) == (0, True)
     assert "nothing has changed" not in err
 

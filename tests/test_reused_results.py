@@ -41,10 +41,10 @@ def made(monkeypatch):
 def test_a_broken_model_does_not_get_the_sound_ones_figures(call_phantom, tiny, zeroed, made, tmp_path, monkeypatch):
     """The issue's own example: emoji --limit 1, then again with a copy whose blocks are zeroed."""
     monkeypatch.setattr(emoji, "TEXTURED_CLIPS", 1)
-    judge = emoji.SubjectClassifier()
-    bank = emoji.reference_bank(judge, held_out())
-    monkeypatch.setattr(emoji, "SubjectClassifier", lambda: judge)
-    monkeypatch.setattr(emoji, "reference_bank", lambda *_: bank)
+    classifier = emoji.SubjectClassifier()
+    reference_features = emoji.embed_references(classifier, held_out())
+    monkeypatch.setattr(emoji, "SubjectClassifier", lambda: classifier)
+    monkeypatch.setattr(emoji, "embed_references", lambda *_: reference_features)
     ask, out = ("evaluate", "run", "emoji", "--limit", "1"), tmp_path / "out"
 
     def run(model):
@@ -80,8 +80,8 @@ def test_requests_are_made_again_where_anything_changed(call_phantom, tiny, zero
         before = len(made)
         code, said = call_phantom("generate", "--model", model, "--requests", file, "--out", folder, *more)
         assert code == 0, said.err
-        record = json.loads((folder / "one.metadata.json").read_text(encoding="utf-8"))
-        assert record["request"]["seed"] == line["seed"]
+        metadata = json.loads((folder / "one.metadata.json").read_text(encoding="utf-8"))
+        assert metadata["request"]["seed"] == line["seed"]
         return made[before:], said.err
 
     one = {"prompt": "one", "reference": [str(image)], "seed": 1, "out": "one.mp4"}
@@ -150,7 +150,7 @@ def test_a_rephraser_counts_and_not_the_words_that_it_found(tmp_path, tiny):
 
     first = origin(request, str(folder))
     assert origin(other, str(folder)) == first
-    assert origin(other, None) != origin(request, None)  # made again of its record: by the words
+    assert origin(other, None) != origin(request, None)  # made again of its metadata: by the words
     (folder / "model.safetensors").write_bytes(b"two")
     assert origin(request, str(folder)) != first
     assert "secret" not in str(origin(request, "https://me:secret@example.org#model"))

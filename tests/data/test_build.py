@@ -20,11 +20,11 @@ import pytest
 from cheap import CONFIG, models, run
 
 from phantom_s2v.data.pipeline import caption, engine, pair, probe, quality, shots, subjects
-from phantom_s2v.data.pipeline.bank import Bank
 from phantom_s2v.data.pipeline.config import Detection
-from phantom_s2v.data.pipeline.engine import bank_of, process
+from phantom_s2v.data.pipeline.engine import index_path, process
 from phantom_s2v.data.pipeline.frames import cut, fit, stream_frames
-from phantom_s2v.data.synthetic.check import check, judge_pairs
+from phantom_s2v.data.pipeline.index import SubjectIndex
+from phantom_s2v.data.synthetic.check import check, pair_metrics
 from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.data.synthetic.source_videos import write_source_videos
 from phantom_s2v.data.triplets import TripletStore
@@ -61,7 +61,7 @@ def through(stages, path, config=CONFIG):
 
 
 def pairs_of(out, summary):
-    return list(Bank(bank_of(out)).pairs(summary.version, CONFIG))
+    return list(SubjectIndex(index_path(out)).pairs(summary.version, CONFIG))
 
 
 def rows(out):
@@ -282,7 +282,7 @@ def test_the_check_counts_what_is_known():
         "a": Known("f", 0, 0, -1, 0), "b": Known("f", 1, 0, -1, 1), "d": Known("f", 2, 1, 0, 2),
         "copy": Known("f", 3, 0, -1, 0), "alone": Known("g", 0, 0, -1, 0),
     }  # fmt: skip
-    found = judge_pairs(
+    found = pair_metrics(
         [{"subject": s, "partner": p} for s, p in (("a", "b"), ("b", "d"), ("a", "copy"), ("b", "alone"))], known, truths
     )
     assert found["pair_precision"] == 0.25
@@ -292,7 +292,7 @@ def test_the_check_counts_what_is_known():
 
 def test_a_run_finds_subjects_and_pairs_and_no_copies(source_videos, built):
     out, summary = built
-    found = check(Bank(bank_of(out)), sorted(source_videos.glob("*.mp4")), pairs_of(out, summary), CONFIG)
+    found = check(SubjectIndex(index_path(out)), sorted(source_videos.glob("*.mp4")), pairs_of(out, summary), CONFIG)
     assert found["shot_f1"] == 1
     assert found["subject_recall"] > 0.8
     assert found["near_duplicates_kept"] == 0
@@ -309,8 +309,8 @@ def test_a_second_run_does_nothing_and_another_bound_pairs_anew(source_videos, b
     again = run(source_videos, out)
     assert (again.new, rows(out)) == (0, before)
     assert [p["subject"] for p in pairs_of(out, again)] == [p["subject"] for p in pairs_of(out, summary)]
-    bank = Bank(bank_of(out))
-    strict = [p for p in pair.run(bank, replace(CONFIG, lower=0.99)) if not p["drop"]]
+    subject_index = SubjectIndex(index_path(out))
+    strict = [p for p in pair.run(subject_index, replace(CONFIG, lower=0.99)) if not p["drop"]]
     assert len(strict) < sum(not p["drop"] for p in pairs_of(out, summary))
 
 
@@ -336,7 +336,7 @@ def test_a_source_video_is_looked_at_again_where_anything_that_made_its_records_
     assert [again(other), again(other)] == [1, 0]
     source_video.write_bytes((source_videos / "video-0001.mp4").read_bytes())
     assert again(other) == 1
-    monkeypatch.setattr("phantom_s2v.data.pipeline.bank.code_version", lambda *a, **k: {"phantom_s2v": "another"})
+    monkeypatch.setattr("phantom_s2v.data.pipeline.index.code_version", lambda *a, **k: {"phantom_s2v": "another"})
     assert [again(other), again(other)] == [1, 0]
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from phantom_s2v.errors import InputError, NotFiniteError
 from phantom_s2v.evaluation import calibration, compare, rating
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
-from phantom_s2v.evaluation.kpi import check_networks, judge, read_kpis
+from phantom_s2v.evaluation.kpi import check_networks, evaluate_kpis, read_kpis
 from phantom_s2v.evaluation.metrics.table import METRICS
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore, check_scores
 from phantom_s2v.media import images
@@ -131,15 +131,15 @@ def test_calibration_finds_what_tells_and_says_how_often_it_errs(tmp_path):
     good = [scored(v, f) for v, f in zip(rng.normal(0.7, 0.05, 30), rng.uniform(0, 1, 30), strict=True)]
     bad = [scored(v, f) for v, f in zip(rng.normal(0.5, 0.05, 30), rng.uniform(0, 1, 30), strict=True)]
     bounds = {b.metric: b for b in calibration.calibrate(good, bad, TOOLS)}
-    assert set(bounds) == {"similarity", "lowest"}  # flicker is the same in both, and the rest never changes
+    assert set(bounds) == {"similarity", "similarity_min"}  # flicker is the same in both, and the rest never changes
     assert bounds["similarity"].low
     assert 0.55 < bounds["similarity"].bound < 0.65
     assert bounds["similarity"].good_refused + bounds["similarity"].bad_passed <= 6
     file = tmp_path / "kpi.toml"
     file.write_text(calibration.as_toml(list(bounds.values())))
     kpis = read_kpis(file)
-    assert [v.met for v in judge(good[0], kpis)] == [True, True]
-    assert [v.met for v in judge(scored(0.4, 0), kpis)] == [False, False]
+    assert [v.met for v in evaluate_kpis(good[0], kpis)] == [True, True]
+    assert [v.met for v in evaluate_kpis(scored(0.4, 0), kpis)] == [False, False]
     check_networks(kpis, TOOLS)
     known = replace(TOOLS, hashes={"similarity": "ab" * 32})
     file.write_text(calibration.as_toml(calibration.calibrate(good, bad, known)))

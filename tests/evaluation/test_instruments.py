@@ -77,14 +77,14 @@ def test_the_hubs_metrics_are_what_their_definitions_say(hub, clip):
     similarity = [float(embed([frame])[0] @ embed([clip.references[0]])[0]) for frame in frames]  # one by one
     subject = found.subjects[0]
     assert subject.clip_i == pytest.approx(np.mean(similarity), abs=1e-5)
-    assert subject.clip_i_lowest == pytest.approx(min(similarity), abs=1e-5)
+    assert subject.clip_i_min == pytest.approx(min(similarity), abs=1e-5)
     assert found.text == pytest.approx(np.mean([embed([f])[0] @ embed.words("a toy") for f in frames]), abs=1e-5)
-    assert all(np.isfinite([subject.clip_i_seg, subject.dino_i, subject.dino_i_seg, subject.dino_i_seg_lowest, found.aesthetic]))
+    assert all(np.isfinite([subject.clip_i_seg, subject.dino_i, subject.dino_i_seg, subject.dino_i_seg_min, found.aesthetic]))
     row = as_json(found, {}, tools)
     assert row["backend"] == "hub"
     assert row["networks"]["clip_i"] == str(hub / "clip")
-    assert network_of("clip_i_seg_lowest", row["networks"]) == str(hub / "clip")
-    assert network_of("lowest", row["networks"]) == "efficientnet-lite0"
+    assert network_of("clip_i_seg_min", row["networks"]) == str(hub / "clip")
+    assert network_of("similarity_min", row["networks"]) == "efficientnet-lite0"
     assert network_of("flicker", row["networks"]) == ""
 
 
@@ -236,7 +236,7 @@ def test_a_portrait_is_found_in_a_video_of_it_and_a_cat_has_no_face():
     person, cat = found.subjects
     assert person.face > 0.7
     assert person.face_seen == 0.75
-    assert person.face_lowest < person.face
+    assert person.face_min < person.face
     assert np.isnan(cat.face)
     assert found.not_measured["face of cat"] == "its reference shows no face"
     none = score(np.full((4, *face.shape), 120, np.uint8), [face], ["person"], "", tools)
@@ -256,7 +256,7 @@ def test_the_table_of_metrics_names_the_fields_of_a_score():
     for metric in METRICS.values():
         assert metric.name in fields[metric.of], metric
         assert metric.better in ("more", "less", "")
-    known = {"name", "lowest_frame", "whole_lowest_frame", "flash_frames", "face_lowest_frame", "reconstruction", "over_time"}
+    known = {"name", "similarity_min_frame", "whole_min_frame", "flash_frames", "face_min_frame", "reconstruction", "over_time"}
     assert set(fields["subject"]) - known == {m.name for m in METRICS.values() if m.of_subjects}
     assert METRICS["doubled"].worst([0.1, 0.4]) == 0.4
     assert METRICS["similarity"].worst([0.1, 0.4]) == 0.1
@@ -266,4 +266,4 @@ def test_a_metric_is_credited_to_its_own_network_alone():
     """By its prefix, "text_legibility" would be CLIP's."""
     names = {"text": "clip", "similarity": "dino", "face": "dlib"}
     assert network_of("text_legibility", names) == ""
-    assert [network_of(name, names) for name in ("text", "seen", "face_lowest", "flicker")] == ["clip", "dino", "dlib", ""]
+    assert [network_of(name, names) for name in ("text", "seen", "face_min", "flicker")] == ["clip", "dino", "dlib", ""]

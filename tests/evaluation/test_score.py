@@ -17,7 +17,7 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import selfcheck
 from phantom_s2v.evaluation.footage import moments, shrunk
 from phantom_s2v.evaluation.instruments import LIMITS, Instruments, Thresholds
-from phantom_s2v.evaluation.kpi import judge, read_kpis
+from phantom_s2v.evaluation.kpi import evaluate_kpis, read_kpis
 from phantom_s2v.evaluation.metrics import measures, subjects
 from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.run import parse_crop
@@ -173,7 +173,7 @@ def test_on_a_photographed_background_a_subject_is_found_in_a_window():
     assert found.in_windows
     assert min(person.over_time[:3]) > 0.9 > 0.6 > max(person.over_time[3:])
     assert min(other.over_time[3:]) > 0.9 > 0.6 > max(other.over_time[:3])
-    assert person.lowest_frame in (3, 4, 5)
+    assert person.similarity_min_frame in (3, 4, 5)
     assert np.isnan(person.doubled)
     assert "doubled" in found.not_measured
     assert any("background is textured" in note for note in found.notes)
@@ -190,12 +190,12 @@ def test_two_subjects_on_a_photographed_background_are_told_by_their_sides():
     assert "swapped" in faults(wrong, tools.limits)
 
 
-def test_the_lowest_frame_is_named():
+def test_the_minimum_frame_is_named():
     video = scene((RED, (36, 20)))
     square(GREEN, (36, 20), video[5:6])
     found = score(video, REFERENCES[:1], NAMES[:1], "", Instruments("color", by_color, Thresholds()))
-    assert found.subjects[0].lowest_frame == 5
-    assert found.subjects[0].lowest < 0.6 < found.subjects[0].similarity
+    assert found.subjects[0].similarity_min_frame == 5
+    assert found.subjects[0].similarity_min < 0.6 < found.subjects[0].similarity
 
 
 def test_a_video_is_fully_like_itself():
@@ -255,16 +255,16 @@ def test_a_planted_clip_follows_from_its_number():
 # KPIs and the command
 
 
-def test_kpis_are_judged_by_the_worst_subject(tmp_path):
+def test_kpis_are_evaluated_on_the_worst_subject(tmp_path):
     file = tmp_path / "kpi.toml"
     file.write_text('[similarity]\nleast = 0.8\nreason = "ours"\n[flicker]\nmost = 0.5\nreason = "eyes"\n')
     found = score(scene((RED, (36, 20)), (GREEN, (36, 84))), REFERENCES, NAMES, "", Instruments("color", by_color, Thresholds()))
-    verdicts = {v.kpi.metric: v for v in judge(found, read_kpis(file))}
+    verdicts = {v.kpi.metric: v for v in evaluate_kpis(found, read_kpis(file))}
     assert verdicts["similarity"].met is False
     assert verdicts["similarity"].value == min(s.similarity for s in found.subjects)
     assert verdicts["flicker"].met is True
     blind = replace(found, subjects=[])
-    assert {v.kpi.metric: v.met for v in judge(blind, read_kpis(file))} == {"similarity": False, "flicker": True}
+    assert {v.kpi.metric: v.met for v in evaluate_kpis(blind, read_kpis(file))} == {"similarity": False, "flicker": True}
 
 
 @pytest.mark.parametrize(

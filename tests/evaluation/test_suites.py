@@ -79,8 +79,8 @@ def test_videos_are_made_once(phantom, own, tmp_path, tiny):
         code, said = phantom("run", folder, "--model", tiny, "--out", out, "--limit", 1)
         assert code == 0, said.err
         made = out / "videos" / "case-0.mp4"
-        record = json.loads(made.with_suffix(".metadata.json").read_text(encoding="utf-8"))
-        assert record["request"]["seed"] == 4
+        metadata = json.loads(made.with_suffix(".metadata.json").read_text(encoding="utf-8"))
+        assert metadata["request"]["seed"] == 4
         stamp = made.stat().st_mtime_ns
     assert made.stat().st_mtime_ns == stamp
     assert [row["id"] for row in own_suites.read_rows(out)] == ["case-0"]

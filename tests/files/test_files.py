@@ -147,7 +147,7 @@ def test_sealed_text_still_says_what_it_said(tmp_path):
     assert rows[1] == {"a": {"b": 2}}
     import tomllib
 
-    assert tomllib.loads(io.read_text(tmp_path / "a.toml")) == {"similarity": {"least": 0.5}}
+    assert tomllib.loads(io.read_text(tmp_path / "a.toml")) == {"similarity": {"min": 0.5}}
 
 
 def test_outputs_are_refused_before_work(tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_a_name_that_is_not_utf_8_can_be_written_down(tmp_path):
 
 
 def test_a_text_that_is_too_large_to_be_read_at_once_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "MOST_WHOLE", 1 << 20)
+    monkeypatch.setattr(io, "MAX_TEXT_FILE_BYTES", 1 << 20)
     with (tmp_path / "big.json").open("wb") as file:
         file.truncate((1 << 20) + (1 << 20))
     with pytest.raises(InputError, match=r"big.json must have at most 1 MiB .got 2 MiB"):

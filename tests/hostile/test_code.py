@@ -223,7 +223,7 @@ def test_every_documented_container_is_read(tmp_path, suffix):
 
 def test_frames_beyond_the_limit_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     video(tmp_path / "a.mp4", 128)
-    monkeypatch.setattr(videos, "MOST_FRAME_PIXELS", 100 * 100)
+    monkeypatch.setattr(videos, "MAX_FRAME_PIXELS", 100 * 100)
     with pytest.raises(InputError, match="is 128x128; at most 10,000 pixels"):
         images.read_video(tmp_path / "a.mp4")
 
@@ -233,7 +233,7 @@ def test_a_size_that_grows_within_the_file_is_refused(tmp_path, monkeypatch):
     video(tmp_path / "a.ts", 64)
     video(tmp_path / "b.ts", 256)
     (tmp_path / "c.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
-    monkeypatch.setattr(videos, "MOST_FRAME_PIXELS", 128 * 128)
+    monkeypatch.setattr(videos, "MAX_FRAME_PIXELS", 128 * 128)
     with videos.open_video(tmp_path / "c.ts") as container:
         sizes = []
         with pytest.raises(av.FFmpegError):
@@ -243,6 +243,6 @@ def test_a_size_that_grows_within_the_file_is_refused(tmp_path, monkeypatch):
 
 def test_a_small_file_does_not_decode_to_any_size(tmp_path, monkeypatch):
     video(tmp_path / "a.mp4", 256, 50)
-    monkeypatch.setattr(images, "MOST_VIDEO_BYTES", 3 * 256 * 256 * 20)
+    monkeypatch.setattr(images, "MAX_VIDEO_BYTES", 3 * 256 * 256 * 20)
     with pytest.raises(InputError, match="decoded, at frame 21"):
         images.read_video(tmp_path / "a.mp4")

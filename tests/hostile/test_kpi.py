@@ -38,13 +38,13 @@ def test_a_subject_in_no_frame_does_not_meet_its_similarity(call_phantom, empty_
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("optional = 1", "must be true or false .got 1"), ("least = true", "must have a number"),
-        ("least = nan", "must have a number"), ("most = inf", "must have a number"), ("optinal = true", "got optinal"),
-        ("least = 1\na = " + "[" * 100_000, "not a valid TOML file"),
+        ("optional = 1", "must be true or false .got 1"), ("min = true", "must have a number"),
+        ("min = nan", "must have a number"), ("max = inf", "must have a number"), ("optinal = true", "got optinal"),
+        ("min = 1\na = " + "[" * 100_000, "not a valid TOML file"),
     ],
 )  # fmt: skip
 def test_what_is_not_legal_in_a_kpi_file(tmp_path, text, said):
-    bound = "" if "least" in text or "most" in text else "least = 0.5\n"
+    bound = "" if "min" in text or "max" in text else "min = 0.5\n"
     (tmp_path / "kpi.toml").write_text(f"[similarity]\nreason = 'a'\n{bound}{text}\n")
     with pytest.raises(InputError, match=said):
         read_kpis(tmp_path / "kpi.toml")

@@ -101,10 +101,10 @@ def test_a_phrase_that_fits_several_places_names_none():
         def to(self, device):
             return {}
 
-    grounder = OpenVocabularyDetector.__new__(OpenVocabularyDetector)
-    grounder.prepare = grounder.model = Fixed("")
-    grounder.threshold = 0.3
-    found = grounder(IMAGES[0], ["red dog", "cat", "bird"])
+    detector = OpenVocabularyDetector.__new__(OpenVocabularyDetector)
+    detector.prepare = detector.model = Fixed("")
+    detector.threshold = 0.3
+    found = detector(IMAGES[0], ["red dog", "cat", "bird"])
     assert [(box, phrase) for box, phrase, _ in found] == [((1, 1, 20, 20), "red dog")]  # two cats; the bird is off the image
 
 
@@ -139,7 +139,7 @@ def vlm(answer):
     return speaks
 
 
-def test_a_talker_captions_lists_and_judges():
+def test_a_vlm_captions_lists_and_compares():
     speaks = vlm("A red dog runs.")
     assert speaks.caption(IMAGES) == "A red dog runs."
     kinds = [part["type"] for part in speaks.model.chat[0]["content"]]

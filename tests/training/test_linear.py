@@ -65,7 +65,7 @@ def test_the_whole_network_begins_as_its_linear_path(linear, clips, frames):
     assert {type(module).__name__ for module in model.modules()} >= {"WanResidualBlock", "WanAttentionBlock", "WanRMS_norm"}
 
 
-def test_latents_of_the_whole_network_have_unit_deviation(linear, clips):
+def test_latents_of_the_whole_network_have_unit_std(linear, clips):
     latents = whole(linear, clips).encode(clips).latent_dist
     torch.testing.assert_close(latents.mean.mean((0, 2, 3, 4)), torch.zeros(48), atol=0.05, rtol=0)
     torch.testing.assert_close(latents.mean.std((0, 2, 3, 4)), torch.ones(48), atol=0.05, rtol=0)

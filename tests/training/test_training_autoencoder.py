@@ -123,9 +123,9 @@ def test_without_weights_to_start_from_the_linear_path_comes_first(tmp_path, spr
         latents = model.encode(pixels).latent_dist.mode()
         error = (model.decode(latents, return_dict=False)[0] - pixels).square().mean()
     assert 10 * torch.log10(4 / error) > 18  # random weights: about 10
-    deviations = torch.tensor(AutoencoderKLWan.from_pretrained(tmp_path / "autoencoder").config["latents_std"])
+    stds = torch.tensor(AutoencoderKLWan.from_pretrained(tmp_path / "autoencoder").config["latents_std"])
     size = channel_weight(model, latents, torch.ones(48)).pow(SPREAD / 2)
-    assert float((deviations * size / size.square().mean().sqrt() - 1).abs().max()) < 0.5
+    assert float((stds * size / size.square().mean().sqrt() - 1).abs().max()) < 0.5
 
 
 @pytest.mark.parametrize(("options", "seed"), [((), 0), (("--decoder-only",), 1), (("--decoder-only", "--seed", "7"), 7)])
@@ -154,12 +154,12 @@ def test_a_channel_weighs_what_its_column_of_a_linear_decoder_does():
     torch.manual_seed(0)
     model = linear_path()
     model.decoder.conv_out.weight.mul_(0.1)  # diffusers cuts what is beyond -1 and 1
-    deviation = torch.linspace(0.1, 1, 48)
+    std = torch.linspace(0.1, 1, 48)
     latents = torch.zeros(2, 48, 3, 8, 8)
     columns = torch.zeros(48, 48, 3, 8, 8)
-    columns[range(48), range(48), 1, 4, 4] = 0.1 * deviation
+    columns[range(48), range(48), 1, 4, 4] = 0.1 * std
     exact = (model.decode(columns).sample - model.decode(columns * 0).sample).square().sum((1, 2, 3, 4))
-    got = channel_weight(model, latents, deviation)
+    got = channel_weight(model, latents, std)
     assert float(got.sum()) == pytest.approx(1)
     assert torch.corrcoef(torch.stack([got, exact / exact.sum()]))[0, 1] > 0.98
     torch.testing.assert_close(got, exact / exact.sum(), rtol=0.4, atol=2e-3)

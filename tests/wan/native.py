@@ -10,7 +10,7 @@ DIM, HEADS, LAYERS, FFN, TEXT, FREQ = 64, 4, 2, 96, 24, 32
 
 
 def transformer(seed: int = 0, dim: int = DIM, layers: int = LAYERS) -> dict[str, torch.Tensor]:
-    """State dict of a WanModel with weights that keep the deviation, and a head whose velocity has a deviation near 1."""
+    """State dict of a WanModel with weights that keep the std, and a head whose velocity has a std near 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, gain: float = 1.0) -> torch.Tensor:

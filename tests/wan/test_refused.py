@@ -1,4 +1,4 @@
-"""What cannot work here is refused in one sentence before anything loads, and what differs from a record is named."""
+"""What cannot work here is refused in one sentence before anything loads, and what differs from the metadata is named."""
 
 import json
 import os
@@ -115,24 +115,24 @@ def test_a_folder_without_vae_names_its_file(converted, tmp_path):
 
 
 def test_what_decides_bits_is_named_where_it_differs(monkeypatch):
-    record = {"weights": "w", "files": {}, "versions": versions()}
-    assert changes(record, "w") == []
-    assert record["versions"]["threads"] == str(torch.get_num_threads())
+    metadata = {"weights": "w", "files": {}, "versions": versions()}
+    assert changes(metadata, "w") == []
+    assert metadata["versions"]["threads"] == str(torch.get_num_threads())
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)
         told = f"threads was {before} and is {before + 1} (OMP_NUM_THREADS={before} gives that number again)"
-        assert changes(record, "w") == [told]
+        assert changes(metadata, "w") == [told]
     finally:
         torch.set_num_threads(before)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    said = changes(record, "w")
+    said = changes(metadata, "w")
     assert len(said) == 1
     assert said[0].startswith("kernels was ")
     assert said[0].endswith("ONEDNN_MAX_CPU_ISA=AVX2")
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    del record["versions"]["threads"]
-    assert changes(record, "w") == [f"the record does not say with which threads it was made; here it is {before}"]
+    del metadata["versions"]["threads"]
+    assert changes(metadata, "w") == [f"the metadata does not say with which threads it was made; here it is {before}"]
 
 
 @pytest.mark.long

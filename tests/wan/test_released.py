@@ -247,16 +247,16 @@ def test_references_do_not_flash_up_in_the_video(pipe):
         assert nearest > 0.3
 
 
-def test_the_record_says_which_behavior_was_used(pipe, image, tmp_path):
+def test_the_metadata_says_which_behavior_was_used(pipe, image, tmp_path):
     from phantom_s2v.pipeline.generate import generate
 
     for released_ in (False, True):
         options = {"prompt": "A dog.", "reference": [str(image)], "size": "32x32", "num_frames": 1, "num_inference_steps": 1}
         request = build_request(options | {"released_behavior": released_}, pipe.preset)
         output = generate(request, pipe)
-        assert output.record["request"]["released_behavior"] is released_
+        assert output.metadata["request"]["released_behavior"] is released_
         assert output.video.shape == (1, 32, 32, 3)
-        json.dumps(output.record)
+        json.dumps(output.metadata)
     assert len(request_images(request)[0]) == 1
 
 

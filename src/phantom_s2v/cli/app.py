@@ -28,9 +28,9 @@ app.add_typer(models, name="models")
 app.add_typer(train, name="train")
 app.add_typer(evaluate, name="evaluate")
 err = Console(stderr=True)
-MOST_VIDEOS, MOST_PROCESSES, MOST_STEPS = 10_000, 1024, 10**9
-MOST_SEED = 10**12  # a training multiplies it by a million, within 64 bits
-MOST_ROW = 2**63 - 1
+MAX_VIDEOS, MAX_PROCESSES, MAX_STEPS = 10_000, 1024, 10**9
+MAX_SEED = 10**12  # a training multiplies it by a million, within 64 bits
+MAX_ROW = 2**63 - 1
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 Force = Annotated[
     bool,

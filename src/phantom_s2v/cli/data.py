@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phantom_s2v.cli.app import (
-    MOST_PROCESSES,
-    MOST_ROW,
-    MOST_SEED,
-    MOST_VIDEOS,
+    MAX_PROCESSES,
+    MAX_ROW,
+    MAX_SEED,
+    MAX_VIDEOS,
     Force,
     by_stage,
     data,
@@ -37,7 +37,7 @@ def data_build(
         Path, typer.Argument(help="Video file or folder. NAME.json or NAME.txt beside a video gives its caption and rights.")
     ],
     out: Annotated[
-        Path, typer.Option(help="Output dataset, NAME.lance. Also writes an index (NAME.bank) and a report (NAME.html).")
+        Path, typer.Option(help="Output dataset, NAME.lance. Also writes an index (NAME.index) and a report (NAME.html).")
     ],
     config: Annotated[Path | None, typer.Option(help="TOML file with pipeline thresholds.")] = None,
     shot_detector: Annotated[str | None, typer.Option(help="Shot detector: scenedetect, transnet or both.")] = None,
@@ -53,7 +53,7 @@ def data_build(
     look_for_people: Annotated[
         bool, typer.Option("--people", help="Also detect people and faces (needs `phantom models fetch`).")
     ] = False,
-    workers: Annotated[int, whole(1, MOST_PROCESSES, "Number of worker processes.")] = 1,
+    workers: Annotated[int, whole(1, MAX_PROCESSES, "Number of worker processes.")] = 1,
     ray: Annotated[str, typer.Option(help="Run on Ray: local, or a cluster address.")] = "",
     source: Annotated[str, typer.Option(help="Origin of the videos.")] = "",
     license: Annotated[str, typer.Option(help="License of the videos.")] = "",
@@ -65,7 +65,7 @@ def data_build(
     Unreadable files are reported and skipped (exit code 3).
     """
     from phantom_s2v.data.pipeline import engine, probe, report
-    from phantom_s2v.data.pipeline.bank import Bank
+    from phantom_s2v.data.pipeline.index import SubjectIndex
     from phantom_s2v.data.triplets import Rights
 
     over = ({"shot_detector": shot_detector} if shot_detector else {}) | ({"people": True} if look_for_people else {})
@@ -79,13 +79,13 @@ def data_build(
     with progress() as bar:
         done = engine.build(paths, out, settings, make, rights, workers, ray, require_license, by_stage(bar))
     page = out.with_suffix(".html")
-    bank = Bank(engine.bank_of(out))
-    report.write_report(page, bank, bank.pairs(done.version, settings), done.triplets, done.seconds, settings)
+    subject_index = SubjectIndex(engine.index_path(out))
+    report.write_report(page, subject_index, subject_index.pairs(done.version, settings), done.triplets, done.seconds, settings)
     for path, reason in done.left_behind.items():
         tell(f"skipped {path}: {reason}")
     if not done.triplets:
         tell(f"no triplets were created; see {page} for why clips were dropped")
-    kept = sum(not p["drop"] for p in bank.pairs(done.version, settings))
+    kept = sum(not p["drop"] for p in subject_index.pairs(done.version, settings))
     facts = {
         "source_videos": done.source_videos,
         "left_behind": len(done.left_behind),
@@ -163,11 +163,11 @@ def check_out(videos: Path, out: Path) -> None:
 @data.command("source-videos")
 def data_source_videos(
     out: Annotated[Path, typer.Option(help="Output folder for the videos and their ground truth.")],
-    videos: Annotated[int, whole(1, MOST_VIDEOS, "Number of videos.")] = 200,
+    videos: Annotated[int, whole(1, MAX_VIDEOS, "Number of videos.")] = 200,
     training: Annotated[
         bool, typer.Option(help="Use the training emoji (phantom data emoji) instead of the held-out ones.")
     ] = False,
-    seed: Annotated[int, whole(0, MOST_SEED, "Random seed.")] = 0,
+    seed: Annotated[int, whole(0, MAX_SEED, "Random seed.")] = 0,
 ) -> None:
     """Render synthetic source videos of emoji with known cuts, subjects and identities."""
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
@@ -184,15 +184,15 @@ def data_source_videos(
 @data.command("check")
 def data_check(
     out: Annotated[Path, typer.Option(help="Output folder for source videos, dataset and report.")],
-    videos: Annotated[int, whole(1, MOST_VIDEOS, "Number of source videos.")] = 200,
+    videos: Annotated[int, whole(1, MAX_VIDEOS, "Number of source videos.")] = 200,
     training: Annotated[bool, typer.Option(help="Use the training emoji, on which the thresholds were set.")] = False,
     shot_detector: Annotated[str, typer.Option(help="Shot detector: scenedetect, transnet or both.")] = "scenedetect",
-    workers: Annotated[int, whole(1, MOST_PROCESSES, "Number of worker processes.")] = 1,
+    workers: Annotated[int, whole(1, MAX_PROCESSES, "Number of worker processes.")] = 1,
     ray: Annotated[str, typer.Option(help="Run on Ray: local, or a cluster address.")] = "",
 ) -> None:
     """Evaluate the data pipeline on synthetic source videos with known ground truth. The last line is JSON."""
     from phantom_s2v.data.pipeline import engine
-    from phantom_s2v.data.pipeline.bank import Bank
+    from phantom_s2v.data.pipeline.index import SubjectIndex
     from phantom_s2v.data.synthetic.check import check
 
     folder, dataset = out / "source_videos", out / "triplets.lance"
@@ -213,10 +213,10 @@ def data_check(
         data_build(folder, dataset, shot_detector=shot_detector, workers=workers, ray=ray, **no_models, **rights)
     except typer.Exit as left:
         raise InputError("synthetic source videos were skipped; see above") from left
-    bank, settings = Bank(engine.bank_of(dataset)), read_config(None, {"shot_detector": shot_detector})
-    subjects = bank.open("subjects")
-    pairs = bank.pairs(subjects.version, settings) if subjects else ()
-    facts = check(bank, paths, pairs, settings)
+    subject_index, settings = SubjectIndex(engine.index_path(dataset)), read_config(None, {"shot_detector": shot_detector})
+    subjects = subject_index.open("subjects")
+    pairs = subject_index.pairs(subjects.version, settings) if subjects else ()
+    facts = check(subject_index, paths, pairs, settings)
     say(json.dumps({name: round(value, 4) for name, value in facts.items()}))
 
 
@@ -241,9 +241,9 @@ def opened(store: "TripletStore") -> "TripletStore":
 @data.command("show")
 def data_show(
     store: Annotated[Path, typer.Argument(help="Triplet dataset, NAME.lance.")],
-    start: Annotated[int, whole(0, MOST_ROW, "First row.")] = 0,
-    limit: Annotated[int, whole(1, MOST_ROW, "Number of rows.")] = 10,
-    version: Annotated[int | None, whole(1, MOST_ROW, "Dataset version; the newest by default.")] = None,
+    start: Annotated[int, whole(0, MAX_ROW, "First row.")] = 0,
+    limit: Annotated[int, whole(1, MAX_ROW, "Number of rows.")] = 10,
+    version: Annotated[int | None, whole(1, MAX_ROW, "Dataset version; the newest by default.")] = None,
 ) -> None:
     """List the rows of a triplet dataset. The last line is JSON."""
     from phantom_s2v.data.triplets import TripletStore

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import MOST_ROW, MOST_VIDEOS, Force, by_stage, evaluate, progress, say, tell, whole
+from phantom_s2v.cli.app import MAX_ROW, MAX_VIDEOS, Force, by_stage, evaluate, progress, say, tell, whole
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import SPACE_STRIDE
-from phantom_s2v.pipeline.request import MOST_SIDE
+from phantom_s2v.pipeline.request import MAX_SIDE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,10 +55,10 @@ def evaluate_run(
         Path | None, typer.Option(help="Folder of existing videos, ID.mp4, to score instead of generating.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder. An existing run is resumed.")] = None,
-    limit: Annotated[int | None, whole(1, MOST_ROW, "Maximum number of subjects or cases.")] = None,
+    limit: Annotated[int | None, whole(1, MAX_ROW, "Maximum number of subjects or cases.")] = None,
     size: Annotated[
         int | None,
-        whole(SPACE_STRIDE, MOST_SIDE, "emoji only: side of the videos in pixels; default: the model's."),
+        whole(SPACE_STRIDE, MAX_SIDE, "emoji only: side of the videos in pixels; default: the model's."),
     ] = None,
     features: Features = "efficientnet-lite0",
     backend: Backend = "packaged",
@@ -112,7 +112,7 @@ def run_cases(options: dict[str, Any], target: Path) -> None:
 
 
 def run_emoji_suite(model: str, out: Path, limit: int | None, size: int | None) -> None:
-    """The emoji suite, with its judge."""
+    """The emoji suite, with its subject classifier."""
     from phantom_s2v.evaluation.reports.table import table
     from phantom_s2v.evaluation.suites.emoji import run_emoji
     from phantom_s2v.geometry import VideoSize
@@ -195,7 +195,7 @@ def finish(found: "Found", said: dict[str, Any]) -> None:
 @evaluate.command("autoencoder")
 def evaluate_autoencoder(
     model: Annotated[str, typer.Option(help="Model name or model folder.")] = "phantom-mini",
-    size: Annotated[int | None, whole(SPACE_STRIDE, MOST_SIDE, "Side of the clips in pixels; default: the model's.")] = None,
+    size: Annotated[int | None, whole(SPACE_STRIDE, MAX_SIDE, "Side of the clips in pixels; default: the model's.")] = None,
 ) -> None:
     """VAE reconstruction PSNR on held-out clips with textured backgrounds. The last line is JSON."""
     from phantom_s2v.evaluation.metrics.measures import bootstrap
@@ -383,7 +383,7 @@ def evaluate_calibrate(
     bounds = calibration.calibrate(scores["good"], scores["bad"], asked.tools)
     write_text(out, calibration.as_toml(bounds), sealed=True)
     for bound in bounds:
-        side = "least" if bound.low else "most"
+        side = "min" if bound.low else "max"
         say(
             f"{bound.metric:18} {side} {bound.bound:.4g}   rejects {bound.good_refused} of {bound.good} good, accepts "
             f"{bound.bad_passed} of {bound.bad} bad"
@@ -395,8 +395,8 @@ def evaluate_calibrate(
 
 @evaluate.command("self-check")
 def evaluate_self_check(
-    each: Annotated[int, whole(1, MOST_VIDEOS, "Number of clips per fault.")] = 200,
-    clean: Annotated[int, whole(1, MOST_VIDEOS, "Number of clips without a fault.")] = 500,
+    each: Annotated[int, whole(1, MAX_VIDEOS, "Number of clips per fault.")] = 200,
+    clean: Annotated[int, whole(1, MAX_VIDEOS, "Number of clips without a fault.")] = 500,
     training: Annotated[bool, typer.Option(help="Use the training emoji, on which the thresholds were set.")] = False,
 ) -> None:
     """Measure detection and false-alarm rates of the metrics on clips with planted faults."""
@@ -411,9 +411,9 @@ def evaluate_self_check(
         found = selfcheck.run(sprites, tools, each, clean, partial(by_stage(bar), "clips"))
     rows = selfcheck.table(found, tools.limits)
     for fault, row in rows.items():
-        (hit, low, high), (alarm, least, most) = row["detection"], row["false_alarm"]
+        (hit, low, high), (alarm, alarm_low, alarm_high) = row["detection"], row["false_alarm"]
         say(
             f"{fault:14} found {100 * hit:5.1f}% [{100 * low:.1f}, {100 * high:.1f}]   "
-            f"false alarms {100 * alarm:4.1f}% [{100 * least:.1f}, {100 * most:.1f}]"
+            f"false alarms {100 * alarm:4.1f}% [{100 * alarm_low:.1f}, {100 * alarm_high:.1f}]"
         )
     say(json.dumps({fault: {name: values[0] for name, values in row.items()} for fault, row in rows.items()}))

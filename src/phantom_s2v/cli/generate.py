@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import MOST_VIDEOS, Force, app, by_stage, progress, say, tell, whole
+from phantom_s2v.cli.app import MAX_VIDEOS, Force, app, by_stage, progress, say, tell, whole
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.untrusted import printable
 
@@ -42,9 +42,9 @@ def generate(
     num_frames: Annotated[int | None, typer.Option(help="Number of frames, 4n+1.")] = None,
     fps: Annotated[int | None, typer.Option(help="Frames per second.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed. The same seed gives the same video on the same machine.")] = 0,
-    seeds: Annotated[int, whole(1, MOST_VIDEOS, "Number of videos; seeds SEED, SEED+1, ...")] = 1,
+    seeds: Annotated[int, whole(1, MAX_VIDEOS, "Number of videos; seeds SEED, SEED+1, ...")] = 1,
     best_of: Annotated[
-        int, whole(1, MOST_VIDEOS, "Generate N candidates and keep the one with the highest subject similarity.")
+        int, whole(1, MAX_VIDEOS, "Generate N candidates and keep the one with the highest subject similarity.")
     ] = 1,
     num_inference_steps: Annotated[int | None, typer.Option(help="Number of denoising steps.")] = None,
     solver: Annotated[str | None, typer.Option(help="Sampler: euler or unipc.")] = None,
@@ -333,9 +333,9 @@ def _many(
 
 
 def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placement", budget: str | None, force: bool) -> None:
-    """Make the video of a record again, and say first what has changed since.
+    """Reproduce a video from its metadata, and report first what has changed since.
 
-    Memory options and LoRAs are the record's, unless others are given.
+    Memory options and LoRAs come from the metadata unless others are given.
     """
     from phantom_s2v.files.io import ours, read_json
     from phantom_s2v.models.memory import Placement, placement_from
@@ -345,16 +345,16 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
     from phantom_s2v.pipeline.metadata import changes, check_files, request_from
     from phantom_s2v.pipeline.request import check
 
-    record = read_json(file)
-    request = request_from(record)
-    placement = placement_from(record) if placement == Placement() else placement
+    metadata = read_json(file)
+    request = request_from(metadata)
+    placement = placement_from(metadata) if placement == Placement() else placement
     check_names([(request, out)], [file, *placement.files()], preview, force)
     folder = model_folder(model)
     check(request, load_preset(folder))
-    check_files(record)
+    check_files(metadata)
     check_job(request, out)
     pipe = load_for([request], folder, placement)
-    said = changes(record, pipe.weights)
+    said = changes(metadata, pipe.weights)
     if not ours(file):
         said.insert(0, f"{file.name} was modified after it was written")
     for line in said or ["nothing has changed; the video will be identical"]:

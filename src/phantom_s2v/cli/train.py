@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from phantom_s2v.cli.app import MOST_PROCESSES, MOST_ROW, MOST_SEED, MOST_STEPS, say, train, whole
+from phantom_s2v.cli.app import MAX_PROCESSES, MAX_ROW, MAX_SEED, MAX_STEPS, say, train, whole
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import SPACE_STRIDE, VideoSize
-from phantom_s2v.pipeline.request import MOST_SIDE
+from phantom_s2v.pipeline.request import MAX_SIDE
 from phantom_s2v.training.config import Bucket
 
 AllowChange = Annotated[
@@ -25,15 +25,15 @@ AllowChange = Annotated[
 @train.command("autoencoder")
 def train_autoencoder(
     out: Annotated[Path, typer.Option(help="Output folder of the run.")],
-    steps: Annotated[int, whole(1, MOST_STEPS, "Number of optimizer steps, after those of the linear path.")] = 2_150,
+    steps: Annotated[int, whole(1, MAX_STEPS, "Number of optimizer steps, after those of the linear path.")] = 2_150,
     decoder_only: Annotated[bool, typer.Option(help="Train the decoder only; latents do not change.")] = False,
-    size: Annotated[int, whole(SPACE_STRIDE, MOST_SIDE, "Side of the clips in pixels.")] = 64,
+    size: Annotated[int, whole(SPACE_STRIDE, MAX_SIDE, "Side of the clips in pixels.")] = 64,
     init_from: Annotated[Path | None, typer.Option(help="Initial weights: autoencoder folder.")] = None,
     seed: Annotated[
         int | None,
-        whole(0, MOST_SEED, "Random seed of the clips; use another one with --init-from."),
+        whole(0, MAX_SEED, "Random seed of the clips; use another one with --init-from."),
     ] = None,
-    threads: Annotated[int, whole(1, MOST_PROCESSES, "Number of CPU threads.")] = 1,
+    threads: Annotated[int, whole(1, MAX_PROCESSES, "Number of CPU threads.")] = 1,
     allow_change: AllowChange = None,
     root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
 ) -> None:
@@ -53,9 +53,9 @@ def train_autoencoder(
 @train.command("image-encoder")
 def train_image_encoder(
     out: Annotated[Path, typer.Option(help="Output folder of the run.")],
-    steps: Annotated[int, whole(1, MOST_STEPS, "Number of optimizer steps.")] = 800,
+    steps: Annotated[int, whole(1, MAX_STEPS, "Number of optimizer steps.")] = 800,
     init_from: Annotated[Path | None, typer.Option(help="Initial weights: image encoder folder.")] = None,
-    threads: Annotated[int, whole(1, MOST_PROCESSES, "Number of CPU threads.")] = 1,
+    threads: Annotated[int, whole(1, MAX_PROCESSES, "Number of CPU threads.")] = 1,
     allow_change: AllowChange = None,
     root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
 ) -> None:
@@ -71,7 +71,7 @@ def train_image_encoder(
 @train.command("transformer")
 def train_transformer(
     out: Annotated[Path, typer.Option(help="Output folder of the run.")],
-    steps: Annotated[int, whole(1, MOST_STEPS, "Number of optimizer steps.")] = 1_000_000,
+    steps: Annotated[int, whole(1, MAX_STEPS, "Number of optimizer steps.")] = 1_000_000,
     minutes: Annotated[float, typer.Option(help="Time limit in minutes; 0: none (stop after --steps).")] = 0.0,
     model: Annotated[str, typer.Option(help="Model that provides the autoencoder and image encoder.")] = "phantom-mini",
     init_from: Annotated[Path | None, typer.Option(help="Initial weights of the transformer (warmup is applied).")] = None,
@@ -95,11 +95,11 @@ def train_transformer(
     decay_minutes: Annotated[float, typer.Option(help="Minutes, of --minutes, for linear learning rate decay.")] = 0.0,
     ema_decay: Annotated[float, typer.Option(help="Decay of the exponential moving average of the weights.")] = 0.9995,
     plain: Annotated[float, typer.Option(help="Fraction of samples with large subjects on a uniform background, 0 to 1.")] = 0.6,
-    seed: Annotated[int, whole(0, MOST_SEED, "Random seed.")] = 0,
+    seed: Annotated[int, whole(0, MAX_SEED, "Random seed.")] = 0,
     validate_minutes: Annotated[float, typer.Option(help="Minutes between validations.")] = 15.0,
     save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
-    workers: Annotated[int, whole(0, MOST_PROCESSES, "Number of data loader processes; 0: load in the main process.")] = 0,
-    threads: Annotated[int, whole(1, MOST_PROCESSES, "Number of CPU threads.")] = 1,
+    workers: Annotated[int, whole(0, MAX_PROCESSES, "Number of data loader processes; 0: load in the main process.")] = 0,
+    threads: Annotated[int, whole(1, MAX_PROCESSES, "Number of CPU threads.")] = 1,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto (bfloat16 if measured to be faster).")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     allow_change: AllowChange = None,
@@ -209,7 +209,7 @@ def train_pack(
     autoencoder: Annotated[Path, typer.Option(help="Autoencoder folder.")],
     image_encoder: Annotated[Path, typer.Option(help="Image encoder folder.")],
     transformer: Annotated[Path | None, typer.Option(help="Transformer folder; default: random weights.")] = None,
-    samples: Annotated[int, whole(0, MOST_ROW, "Number of training samples, for the model's metadata.")] = 0,
+    samples: Annotated[int, whole(0, MAX_ROW, "Number of training samples, for the model's metadata.")] = 0,
     root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
 ) -> None:
     """Assemble trained components into a model folder in float16."""

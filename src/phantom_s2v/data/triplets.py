@@ -85,8 +85,8 @@ def check(triplet: Triplet, require_license: bool = False) -> None:
     if not triplet.video:
         faults.append("has no video")
     if len(triplet.references) > MAX_IMAGES or len(subjects) > MAX_SUBJECTS:
-        most = f"at most {MAX_IMAGES} of {MAX_SUBJECTS} are possible"
-        faults.append(f"has {len(triplet.references)} references of {len(subjects)} subjects; {most}")
+        limit = f"at most {MAX_IMAGES} of {MAX_SUBJECTS} are possible"
+        faults.append(f"has {len(triplet.references)} references of {len(subjects)} subjects; {limit}")
     for number, reference in enumerate(triplet.references, 1):
         if reference.pairing not in PAIRINGS:
             faults.append(f"the pairing of reference {number} must be {' or '.join(PAIRINGS)} (got {reference.pairing!r})")
@@ -255,12 +255,12 @@ class TripletStore:
             self._tidy(COMPACT)
         return done["num_inserted_rows"]
 
-    def _tidy(self, least: int) -> None:
-        """Put fragments together where there are more than `least` small ones, and keep the index of ids up to date: reading and
-        merging get slower with every fragment.
+    def _tidy(self, max_fragments: int) -> None:
+        """Put fragments together where there are more than `max_fragments` small ones, and keep the index of ids up to date:
+        reading and merging get slower with every fragment.
         """
         dataset = lance.dataset(str(self.path))
-        if sum(fragment.count_rows() < FRAGMENT for fragment in dataset.get_fragments()) <= least:
+        if sum(fragment.count_rows() < FRAGMENT for fragment in dataset.get_fragments()) <= max_fragments:
             return
         dataset.optimize.compact_files(target_rows_per_fragment=FRAGMENT)
         dataset = lance.dataset(str(self.path))

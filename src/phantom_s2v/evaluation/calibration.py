@@ -13,7 +13,7 @@ from phantom_s2v.evaluation.kpi import value_of
 from phantom_s2v.evaluation.metrics.table import METRICS, network_of
 from phantom_s2v.evaluation.score import VideoScore
 
-LEAST = 5  # videos of each kind
+MIN_VIDEOS = 5  # videos of each kind
 TELLS = 0.75  # least balanced accuracy, each video left out in turn, of a metric that is kept
 
 
@@ -39,8 +39,8 @@ class Bound:
 
 def calibrate(good: Sequence[VideoScore], bad: Sequence[VideoScore], tools: Instruments) -> list[Bound]:
     """Bounds of the metrics that tell, the best first. Raises InputError for too few videos, or where none tells."""
-    if min(len(good), len(bad)) < LEAST:
-        raise InputError(f"at least {LEAST} good and {LEAST} bad videos are needed (got {len(good)} and {len(bad)})")
+    if min(len(good), len(bad)) < MIN_VIDEOS:
+        raise InputError(f"at least {MIN_VIDEOS} good and {MIN_VIDEOS} bad videos are needed (got {len(good)} and {len(bad)})")
     bounds = []
     for metric in METRICS:
         values = [[value_of(video, metric) for video in some] for some in (good, bad)]
@@ -87,7 +87,7 @@ def as_toml(bounds: Sequence[Bound]) -> str:
         )
         network = f"network = {json.dumps(b.network, ensure_ascii=False)}\n" if b.network else ""
         network += f'weights = "{b.weights}"\n' if b.weights else ""
-        parts.append(f"[{b.metric}]\n{network}{'least' if b.low else 'most'} = {b.bound:.6g}\nreason = {json.dumps(reason)}\n")
+        parts.append(f"[{b.metric}]\n{network}{'min' if b.low else 'max'} = {b.bound:.6g}\nreason = {json.dumps(reason)}\n")
     return "\n".join(parts)
 
 
@@ -97,7 +97,7 @@ def as_rows(bounds: Sequence[Bound]) -> list[dict[str, Any]]:
         {
             "metric": b.metric,
             "network": b.network,
-            "least" if b.low else "most": round(b.bound, 6),
+            "min" if b.low else "max": round(b.bound, 6),
             "good_refused": round(b.good_refused / b.good, 4),
             "bad_passed": round(b.bad_passed / b.bad, 4),
         }

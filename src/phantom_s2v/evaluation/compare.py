@@ -105,8 +105,8 @@ def _compared(
     change = values[:, 1] - values[:, 0]
     mean, low, high = bootstrap(change.tolist())
     better = -change if METRICS[metric].better == "less" else change
-    judged = bool(METRICS[metric].better)
-    wins = [int((better > SAME).sum()), int((better < -SAME).sum())] if judged else [None, None]
+    has_direction = bool(METRICS[metric].better)
+    wins = [int((better > SAME).sum()), int((better < -SAME).sum())] if has_direction else [None, None]
     one, other = values.mean(0)
     return Comparison(metric, network, first, second, len(values), float(one), float(other), mean, low, high, wins[0], wins[1])
 

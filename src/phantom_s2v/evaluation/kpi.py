@@ -2,7 +2,7 @@
 
 [similarity]
 network = "efficientnet-lite0"
-least = 0.6
+min = 0.6
 reason = "below it our brand team no longer knew the bottle"
 
 `network`, which may be left out, is what the threshold was set for: values by another one are not held against it. What could not
@@ -24,11 +24,11 @@ from phantom_s2v.files.untrusted import parse_toml
 
 @dataclass(frozen=True)
 class Kpi:
-    """One threshold: the value has to be at least `least` and at most `most`, where they are given."""
+    """One threshold: the value has to be at least `min` and at most `max`, where they are given."""
 
     metric: str
-    least: float | None
-    most: float | None
+    min: float | None
+    max: float | None
     reason: str
     network: str = ""  # by which the metric has to be measured
     weights: str = ""  # hash of that network's weights, or how it begins
@@ -62,18 +62,18 @@ def _kpi(file: str, name: str, entry: Any) -> Kpi:
         raise InputError(f"unknown metric {name} in {file}; metrics are {', '.join(METRICS)}")
     if not isinstance(entry, dict) or not str(entry.get("reason", "")).strip():
         raise InputError(f"[{name}] in {file} must have a reason")
-    if extra := sorted(set(entry) - {"least", "most", "reason", "network", "weights", "optional"}):
+    if extra := sorted(set(entry) - {"min", "max", "reason", "network", "weights", "optional"}):
         raise InputError(
-            f"keys of [{name}] in {file} must be least, most, reason, network, weights or optional (got {', '.join(extra)})"
+            f"keys of [{name}] in {file} must be min, max, reason, network, weights or optional (got {', '.join(extra)})"
         )
-    least, most, optional = entry.get("least"), entry.get("most"), entry.get("optional", False)
-    bounds = [bound for bound in (least, most) if bound is not None]
+    lower, upper, optional = entry.get("min"), entry.get("max"), entry.get("optional", False)
+    bounds = [bound for bound in (lower, upper) if bound is not None]
     if not bounds or any(type(b) not in (int, float) or not math.isfinite(b) for b in bounds):
-        raise InputError(f"[{name}] in {file} must have a number as least, most or both (got {least} and {most})")
+        raise InputError(f"[{name}] in {file} must have a number as min, max or both (got {lower} and {upper})")
     if not isinstance(optional, bool):
         raise InputError(f"optional of [{name}] in {file} must be true or false (got {optional!r})")
     network, weights = str(entry.get("network", "")), str(entry.get("weights", ""))
-    return Kpi(name, least, most, str(entry["reason"]), network, weights, optional)
+    return Kpi(name, lower, upper, str(entry["reason"]), network, weights, optional)
 
 
 def value_of(found: VideoScore, metric: str) -> float | None:
@@ -86,13 +86,13 @@ def value_of(found: VideoScore, metric: str) -> float | None:
     return None if value != value else float(value)
 
 
-def judge(found: VideoScore, kpis: list[Kpi]) -> list[Verdict]:
+def evaluate_kpis(found: VideoScore, kpis: list[Kpi]) -> list[Verdict]:
     """The verdict on every KPI; one that could not be measured is missed, unless it is optional."""
     verdicts = []
     for kpi in kpis:
         value = value_of(found, kpi.metric)
-        low = kpi.least is None or (value is not None and value >= kpi.least)
-        high = kpi.most is None or (value is not None and value <= kpi.most)
+        low = kpi.min is None or (value is not None and value >= kpi.min)
+        high = kpi.max is None or (value is not None and value <= kpi.max)
         absent = None if kpi.optional else False
         verdicts.append(Verdict(kpi, value, absent if value is None else low and high))
     return verdicts

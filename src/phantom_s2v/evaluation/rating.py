@@ -56,7 +56,7 @@ primary key (case_id, first, second))""",
 )
 LONGEST_NAME = 80  # characters of a rater's name
 SECRET = 24  # random bytes of a rater's link
-MOST_FORM = 16_384  # bytes of a vote
+MAX_FORM_BYTES = 16_384  # bytes of a vote
 SHOWN_SIDE = 512  # pixels of a reference on the page, at most
 TELLING = ("last-modified", "etag")  # made of a file's age and size: whose videos were made on one day belong together
 HEADERS = {
@@ -287,7 +287,7 @@ async def _guard(names: frozenset[str], request: Request, following: Callable[[R
         if origin not in (f"http://{host}", f"https://{host}"):
             return Response("a vote comes from the page itself", 403)
         length = request.headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit()) or int(length) > MOST_FORM:
+        if not (length.isascii() and length.isdigit()) or int(length) > MAX_FORM_BYTES:
             return Response("a vote is short", 413)
     response = await following(request)
     for name in TELLING:

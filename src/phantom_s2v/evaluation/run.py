@@ -10,7 +10,7 @@ from typing import Any
 from phantom_s2v.errors import InputError, NotFiniteError
 from phantom_s2v.evaluation.footage import watch
 from phantom_s2v.evaluation.instruments import Instruments
-from phantom_s2v.evaluation.kpi import Kpi, judge, verdict_of
+from phantom_s2v.evaluation.kpi import Kpi, evaluate_kpis, verdict_of
 from phantom_s2v.evaluation.metrics.table import TABLE, network_of
 from phantom_s2v.evaluation.reports.score import Scored, ScorePage
 from phantom_s2v.evaluation.score import as_json, faults, mean_of, score_footage, stranger_similarity
@@ -186,7 +186,7 @@ def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
         return empty, {**asked.label, "video": path.name, "unreadable": str(error)}
     found = replace(found, notes=[*said, *found.notes])
     wrong = faults(found, asked.tools.limits)
-    verdicts = judge(found, asked.kpis)
+    verdicts = evaluate_kpis(found, asked.kpis)
     row = {**asked.label, "video": path.name, "asked": asked.hash, **as_json(found, wrong, asked.tools), **control}
     row["kpis"] = {v.kpi.metric: v.met for v in verdicts}
     return Scored(path.name, footage.stills, reference_images, found, wrong, verdicts), row
@@ -198,7 +198,11 @@ def _line(each: Scored) -> str:
     assert each.score
     said = [f"{each.name}: {', '.join(each.faults) or 'no fault'}"]
     for s in each.score.subjects:
-        region = f"{s.similarity:.3f} (lowest {s.lowest:.3f} in frame {s.lowest_frame})" if s.seen else "seen in no frame"
+        region = (
+            f"{s.similarity:.3f} (minimum {s.similarity_min:.3f} in frame {s.similarity_min_frame})"
+            if s.seen
+            else "seen in no frame"
+        )
         said.append(f"{s.name} {region}, whole frames {s.whole:.3f}" + (f", face {s.face:.3f}" if s.face == s.face else ""))
     said += [f"{v.kpi.metric} {verdict_of(v)}" for v in each.verdicts if not v.met]
     own = {name: why for name, why in each.score.not_measured.items() if "frame" in why}

@@ -31,27 +31,27 @@ class SubjectScore:
 
     name: str
     similarity: float  # of its region, mean over the frames looked at, -1..1; nan where it was never seen
-    lowest: float
-    lowest_frame: int
+    similarity_min: float
+    similarity_min_frame: int
     whole: float  # the same of whole frames and the whole image
-    whole_lowest: float
-    whole_lowest_frame: int
+    whole_min: float
+    whole_min_frame: int
     seen: float  # share of frames that have a region for it
     doubled: float  # share of frames with a second one; nan in windows
     copy_paste: float
     flash: float
     flash_frames: list[int]
     clip_i: float = NAN
-    clip_i_lowest: float = NAN
+    clip_i_min: float = NAN
     clip_i_seg: float = NAN
-    clip_i_seg_lowest: float = NAN
+    clip_i_seg_min: float = NAN
     dino_i: float = NAN
-    dino_i_lowest: float = NAN
+    dino_i_min: float = NAN
     dino_i_seg: float = NAN
-    dino_i_seg_lowest: float = NAN
+    dino_i_seg_min: float = NAN
     face: float = NAN  # mean over the frames that have a face for it
-    face_lowest: float = NAN
-    face_lowest_frame: int = 0
+    face_min: float = NAN
+    face_min_frame: int = 0
     face_seen: float = NAN  # share of frames that have a face for it
     reconstruction: float = NAN  # dB, of the image through the autoencoder: what detail the model can hold at all
     over_time: list[float] = field(default_factory=list)  # similarity in each frame looked at, -1 where it was not seen
@@ -151,23 +151,23 @@ def ranking_score(video: np.ndarray, references: Sequence[np.ndarray], tools: In
 def stranger_similarity(footage: Footage, image: np.ndarray, tools: Instruments) -> float | None:
     """The subject score of an image that a video was never asked for: what chance gives. None where nothing stands out."""
     stills = dict(zip(footage.looked_at, footage.views, strict=True))
-    mean, _, _ = _lowest(find_subjects(stills, [image], tools.embed).similarity[0])
+    mean, _, _ = _mean_and_min(find_subjects(stills, [image], tools.embed).similarity[0])
     return None if mean != mean else mean
 
 
-def _lowest(values: np.ndarray) -> tuple[float, float, int]:
-    """Mean, least value and its place, of what is not nan; (nan, nan, 0) of nothing."""
+def _mean_and_min(values: np.ndarray) -> tuple[float, float, int]:
+    """Mean, minimum and its index, of what is not nan; (nan, nan, 0) of nothing."""
     if np.isnan(values).all():
         return NAN, NAN, 0
     return float(np.nanmean(values)), float(np.nanmin(values)), int(np.nanargmin(values))
 
 
 def _seen(over_time: np.ndarray, seen: list[Sighting], twice: float) -> dict[str, Any]:
-    mean, low, place = _lowest(over_time)
+    mean, low, place = _mean_and_min(over_time)
     return {
         "similarity": mean,
-        "lowest": low,
-        "lowest_frame": seen[place].frame,
+        "similarity_min": low,
+        "similarity_min_frame": seen[place].frame,
         "seen": float((~np.isnan(over_time)).mean()),
         "doubled": twice,
         "over_time": [round(float(v), 4) for v in np.nan_to_num(over_time, nan=-1.0)],
@@ -188,19 +188,19 @@ def _by_networks(
     image: np.ndarray,
     cut: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Mean and lowest similarity of whole frames by every network, and of the subject's region by those that come beside."""
+    """Mean and minimum similarity of whole frames by every network, and of the subject's region by those that come beside."""
     parts = [s.cutouts[s.given[index]] for s in seen if index in s.given]
     found: dict[str, Any] = {}
     for name, vectors in views.items():
         embed = networks[name]
         assert embed
-        mean, low, place = _lowest(measures.similarity(vectors, embed([image])[0]))
-        found |= {name: mean, f"{name}_lowest": low}
+        mean, low, place = _mean_and_min(measures.similarity(vectors, embed([image])[0]))
+        found |= {name: mean, f"{name}_min": low}
         if name == "whole":
-            found["whole_lowest_frame"] = seen[place].frame
+            found["whole_min_frame"] = seen[place].frame
         elif parts and cut is not None:
-            mean, low, _ = _lowest(measures.similarity(embed(parts), embed([cut])[0]))
-            found |= {f"{name}_seg": mean, f"{name}_seg_lowest": low}
+            mean, low, _ = _mean_and_min(measures.similarity(embed(parts), embed([cut])[0]))
+            found |= {f"{name}_seg": mean, f"{name}_seg_min": low}
     return found
 
 
@@ -217,9 +217,9 @@ def _faces(
 
 
 def _face(values: np.ndarray, seen: list[Sighting]) -> dict[str, Any]:
-    mean, low, place = _lowest(values)
+    mean, low, place = _mean_and_min(values)
     share = float((~np.isnan(values)).mean())
-    return {"face": mean, "face_lowest": low, "face_lowest_frame": seen[place].frame, "face_seen": share or NAN}
+    return {"face": mean, "face_min": low, "face_min_frame": seen[place].frame, "face_seen": share or NAN}
 
 
 def _said(
@@ -260,7 +260,7 @@ def faults(found: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
     A subject is missing where no region is left for it; where there is one that is unlike it, another stands in its place.
     """
     told: dict[str, list[str]] = {}
-    least = limits.in_windows if found.in_windows else limits.similarity
+    min_similarity = limits.in_windows if found.in_windows else limits.similarity
 
     def tell(fault: str, who: str, holds: bool) -> None:
         if holds:
@@ -269,7 +269,7 @@ def faults(found: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
     for subject in found.subjects:
         missing = subject.seen < limits.seen
         tell("missing", subject.name, missing)
-        tell("other subject", subject.name, not missing and subject.similarity < least)
+        tell("other subject", subject.name, not missing and subject.similarity < min_similarity)
         tell("doubled", subject.name, subject.doubled > limits.doubled)
         tell("pasted", subject.name, subject.copy_paste > limits.pasted and not subject.flash_frames)
         tell("flashed", subject.name, subject.flash > limits.flashed)

@@ -43,7 +43,7 @@ REASONS = {
 }
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 ROOM = 1 << 20  # bytes that must be free before any work starts
-MOST_WHOLE = 256 << 20  # bytes of a text that is read at once
+MAX_TEXT_FILE_BYTES = 256 << 20  # bytes of a text that is read at once
 BOMS = (
     (b"\xef\xbb\xbf", "utf-8-sig"),
     (b"\xff\xfe\0\0", "utf-32"),
@@ -313,13 +313,13 @@ def _ends(error: UnicodeDecodeError) -> int:
 
 
 def read_text(path: Path) -> str:
-    """A text file whole, of at most MOST_WHOLE bytes; see `text_lines`."""
+    """A text file whole, of at most MAX_TEXT_FILE_BYTES bytes; see `text_lines`."""
     try:
         size = path.stat().st_size
     except OSError:
         size = 0  # what cannot be read is told below
-    if size > MOST_WHOLE:
-        raise InputError(f"{path} must have at most {MOST_WHOLE >> 20} MiB (got {size >> 20} MiB)")
+    if size > MAX_TEXT_FILE_BYTES:
+        raise InputError(f"{path} must have at most {MAX_TEXT_FILE_BYTES >> 20} MiB (got {size >> 20} MiB)")
     return "\n".join(text_lines(path))
 
 

@@ -21,7 +21,7 @@ from phantom_s2v.errors import InputError
 
 T = TypeVar("T")
 LARGEST_NUMBER = 2**63 - 1
-MOST_TEXT = 1 << 20  # bytes of a small text, such as a caption
+MAX_TEXT_BYTES = 1 << 20  # bytes of a small text, such as a caption
 # Fields of dataclasses that name files: any name there is.
 FILE_FIELDS = ("path", "first_frame", "background", "segmenter", "reference", "img_paths")
 # Control characters (ESC begins a terminal's commands), lone surrogates (names that are not UTF-8), marks that turn the direction
@@ -92,15 +92,15 @@ def read_small(path: Path) -> bytes:
     if not is_file(path):
         raise ValueError(f"{path.name} is not a file")
     with path.open("rb") as file:
-        content = file.read(MOST_TEXT + 1)
-    if len(content) > MOST_TEXT:
-        raise ValueError(f"{path.name} must have at most {MOST_TEXT:,} bytes")
+        content = file.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
+        raise ValueError(f"{path.name} must have at most {MAX_TEXT_BYTES:,} bytes")
     return content
 
 
-def check_regular(path: Path, most: int) -> None:
+def check_regular(path: Path, max_bytes: int) -> None:
     """Raise InputError for a link, a pipe or anything else of a folder that others filled which is no regular file, and for what
-    has more than `most` bytes.
+    has more than `max_bytes` bytes.
     """
     try:
         facts = path.lstat()
@@ -110,12 +110,12 @@ def check_regular(path: Path, most: int) -> None:
         raise InputError(f"{path.name} is a symbolic link (not followed)")
     if not stat.S_ISREG(facts.st_mode):
         raise InputError(f"{path.name} is not a regular file")
-    if facts.st_size > most:
-        raise InputError(f"{path.name} must have at most {most:,} bytes (got {facts.st_size:,})")
+    if facts.st_size > max_bytes:
+        raise InputError(f"{path.name} must have at most {max_bytes:,} bytes (got {facts.st_size:,})")
 
 
-def read_regular(path: Path, most: int) -> bytes:
-    """The content of a file of a folder that others filled, at most `most` bytes.
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """The content of a file of a folder that others filled, at most `max_bytes` bytes.
 
     Raises InputError for a link, which may point anywhere, for a pipe, which may never end, and for what is larger.
     """
@@ -129,10 +129,10 @@ def read_regular(path: Path, most: int) -> bytes:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise InputError(f"{path.name} is not a regular file")
-        if facts.st_size > most:
-            raise InputError(f"{path.name} must have at most {most:,} bytes (got {facts.st_size:,})")
+        if facts.st_size > max_bytes:
+            raise InputError(f"{path.name} must have at most {max_bytes:,} bytes (got {facts.st_size:,})")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(most)
+            return file.read(max_bytes)
     finally:
         os.close(descriptor)
 

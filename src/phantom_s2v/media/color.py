@@ -97,14 +97,14 @@ def _to_xyz(corners: tuple[tuple[float, float], ...]) -> np.ndarray:
 
 def _inside(light: np.ndarray) -> np.ndarray:
     """Light without negative parts: each color mixed with gray of its own luminance as far as needed."""
-    gray, least = (light @ LUMA_709)[..., None], light.min(-1, keepdims=True)
-    share = np.where(least < 0, gray / np.maximum(gray - least, 1e-9), 1)
+    gray, minimum = (light @ LUMA_709)[..., None], light.min(-1, keepdims=True)
+    share = np.where(minimum < 0, gray / np.maximum(gray - minimum, 1e-9), 1)
     return np.maximum(gray + share * (light - gray), 0)
 
 
 def _rolled_off(light: np.ndarray) -> np.ndarray:
     """Light whose largest channel is bent above KNEE, with the same slope there, so that PEAK becomes 1; hues stay."""
     largest = light.max(-1, keepdims=True)
-    above, most = np.maximum(largest - KNEE, 0) / (1 - KNEE), (PEAK - KNEE) / (1 - KNEE)
-    bent = KNEE + (1 - KNEE) * above * (1 + above / most**2) / (1 + above)
+    above, maximum = np.maximum(largest - KNEE, 0) / (1 - KNEE), (PEAK - KNEE) / (1 - KNEE)
+    bent = KNEE + (1 - KNEE) * above * (1 + above / maximum**2) / (1 + above)
     return np.where(largest > KNEE, light * bent / np.maximum(largest, 1e-9), light)

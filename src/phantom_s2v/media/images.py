@@ -25,7 +25,7 @@ BACKGROUND_SHARE = 0.9  # of an image's border that must have it
 SAME_COLOR = 2  # of 255: a profile that changes no more is sRGB's
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # what Pillow may try: others, such as EPS, start programs
 CRF = 12  # of x264: what we write is nearly lossless
-MOST_VIDEO_BYTES = 4 << 30  # of decoded frames that are held at once: 17 s of 1080p at 40 frames a second
+MAX_VIDEO_BYTES = 4 << 30  # of decoded frames that are held at once: 17 s of 1080p at 40 frames a second
 
 
 def open_image(source: Path | BinaryIO, formats: tuple[str, ...] = IMAGE_FORMATS) -> Image.Image:
@@ -153,7 +153,7 @@ def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError("it contains values that are not finite")
     tops = {"F": ((16.0, 1.0), (255.0, 255.0)), "I": ((255.0, 255.0),)}.get(mode, ())  # at most, then white
-    white = next((white for most, white in tops if values.max() <= most), 65535.0)
+    white = next((white for maximum, white in tops if values.max() <= maximum), 65535.0)
     return np.clip(values / white * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -240,14 +240,14 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
 def read_video(source: Path | BinaryIO, name: str = "a video") -> tuple[np.ndarray, float]:
     """All frames, uint8 [F, H, W, 3], and frames a second, as `Video` gives them one by one. Raises InputError where it is none.
 
-    A file of some kilobytes can decode to any size, so more than `MOST_VIDEO_BYTES` are refused.
+    A file of some kilobytes can decode to any size, so more than `MAX_VIDEO_BYTES` are refused.
     """
     video = Video(source, name)
     frames, size = [], 0
     for _, frame in video.frames():
         size += frame.nbytes
-        if size > MOST_VIDEO_BYTES:
-            limit = f"{MOST_VIDEO_BYTES >> 30} GB"
+        if size > MAX_VIDEO_BYTES:
+            limit = f"{MAX_VIDEO_BYTES >> 30} GB"
             raise InputError(f"{video.name} is larger than {limit} decoded, at frame {len(frames) + 1}; shorten or downscale it")
         frames.append(frame)
     return np.stack(frames), video.facts.fps

@@ -24,7 +24,7 @@ from phantom_s2v.geometry import fit_inside
 from phantom_s2v.media import color
 
 CONTAINERS = ("mov", "matroska", "webm", "avi", "mpeg", "mpegts", "gif")  # ffmpeg's names; playlists open other files
-MOST_FRAME_PIXELS = 8192 * 4320  # 8K
+MAX_FRAME_PIXELS = 8192 * 4320  # 8K
 JUMP = 10.0  # seconds: a longer step between two frames is a fault of the timestamps, unless all are as long
 DISORDER = 1.0  # seconds that a timestamp may lie before the last one without being a restart
 UNEVEN = 0.25  # of a frame's time: a step that differs by more is of a variable rate
@@ -83,15 +83,15 @@ def open_video(source: Path | BinaryIO) -> InputContainer:
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": ",".join(CONTAINERS),
-        "max_pixels": str(MOST_FRAME_PIXELS),
+        "max_pixels": str(MAX_FRAME_PIXELS),
     }
     name = f"file:{source}" if isinstance(source, Path) else source
     container = av.open(name, "r", options=options, metadata_errors="replace")
     for stream in container.streams.video:
-        if stream.width * stream.height > MOST_FRAME_PIXELS:
+        if stream.width * stream.height > MAX_FRAME_PIXELS:
             container.close()
-            raise _Unfit(f"{stream.width}x{stream.height}; at most {MOST_FRAME_PIXELS:,} pixels are supported")
-        stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
+            raise _Unfit(f"{stream.width}x{stream.height}; at most {MAX_FRAME_PIXELS:,} pixels are supported")
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     return container
 
 
@@ -130,8 +130,8 @@ class Video:
             look, notices = _Look(first, stream.sample_aspect_ratio), _notices(first, stream.sample_aspect_ratio)
             codec, form = stream.codec_context.name, container.format.name
             origin = _seconds(first) or 0.0
-            if look.shape[0] * look.shape[1] > MOST_FRAME_PIXELS:  # by the shape of its pixels
-                raise _Unfit(f"{look.shape[1]}x{look.shape[0]}; at most {MOST_FRAME_PIXELS:,} pixels are supported")
+            if look.shape[0] * look.shape[1] > MAX_FRAME_PIXELS:  # by the shape of its pixels
+                raise _Unfit(f"{look.shape[1]}x{look.shape[0]}; at most {MAX_FRAME_PIXELS:,} pixels are supported")
         count, fps, steady, ordered = self._timing()
         if not ordered:
             notices.append("discontinuous timestamps; frames are played without gaps")
@@ -189,7 +189,7 @@ def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.Vide
         yield from container.decode(stream)
         return
     decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[stream.codec_context.name], "r")
-    decoder.options = {"max_pixels": str(MOST_FRAME_PIXELS)}
+    decoder.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     for packet in container.demux(stream):
         yield from decoder.decode(packet if packet.size else None)  # type: ignore[attr-defined]
 
@@ -260,8 +260,8 @@ class _Look:
         self.matrix = color.guess_matrix(frame.height, frame.width) if unknown else frame.colorspace
         self.transfer, self.primaries = frame.color_trc, frame.color_primaries
         self.wide = color.needs_conversion(self.transfer, self.primaries)
-        if height * width > MOST_FRAME_PIXELS:
-            raise _Unfit(f"{width}x{height}; at most {MOST_FRAME_PIXELS:,} pixels are supported")
+        if height * width > MAX_FRAME_PIXELS:
+            raise _Unfit(f"{width}x{height}; at most {MAX_FRAME_PIXELS:,} pixels are supported")
         if self.coded and self.matrix not in color.MATRICES:
             raise _Unfit(f"coded with color matrix {self.matrix} of ITU-T H.273, which is not supported")
 

@@ -1,6 +1,6 @@
 """The video autoencoder: diffusers' AutoencoderKLWan, small, with Wan's geometry.
 
-Pixels are float32 in -1..1, [B, 3, F, H, W]; latents are normalized by the config's own means and deviations,
+Pixels are float32 in -1..1, [B, 3, F, H, W]; latents are normalized by the config's own means and standard deviations,
 [B, C, T, h, w] with T = (F - 1) / 4 + 1, h = H / 8, w = W / 8. A still is a clip of one frame.
 """
 
@@ -87,23 +87,23 @@ def encode(autoencoder: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
 
     Raises NotFiniteError, as decoding does.
     """
-    mean, deviation = latent_statistics(autoencoder, pixels)
+    mean, std = latent_statistics(autoencoder, pixels)
     output: Any = autoencoder.encode(pixels)
-    latents = (output.latent_dist.mode() - mean) / deviation
+    latents = (output.latent_dist.mode() - mean) / std
     check_finite(latents, "what the autoencoder encodes")
     return latents
 
 
 def decode(autoencoder: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     """Pixels in -1..1 of normalized latents [B, C, T, h, w]."""
-    mean, deviation = latent_statistics(autoencoder, latents)
-    output: Any = autoencoder.decode(latents * deviation + mean)
+    mean, std = latent_statistics(autoencoder, latents)
+    output: Any = autoencoder.decode(latents * std + mean)
     check_finite(output.sample, "what the autoencoder decodes")
     return output.sample.clamp(-1, 1)
 
 
 def latent_statistics(autoencoder: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, deviation) of the latent channels, [1, C, 1, 1, 1], on the device and in the type of `like`."""
+    """(mean, std) of the latent channels, [1, C, 1, 1, 1], on the device and in the type of `like`."""
     config: Any = autoencoder.config
-    mean, deviation = (torch.tensor(v, device=like.device, dtype=like.dtype) for v in (config.latents_mean, config.latents_std))
-    return mean.view(1, -1, 1, 1, 1), deviation.view(1, -1, 1, 1, 1)
+    mean, std = (torch.tensor(v, device=like.device, dtype=like.dtype) for v in (config.latents_mean, config.latents_std))
+    return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)

@@ -29,7 +29,7 @@ class Preset:
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) that are supported; empty: all within side_range
     negative_prompt: str = ""
     patch: int = 1  # latent positions a token, per side
-    most_images: int = MAX_IMAGES  # reference images of all subjects
+    max_images: int = MAX_IMAGES  # reference images of all subjects
     takes_views: bool = True  # was trained with several images of a subject
     takes_first_frame: bool = True  # was trained to start from a frame
 

@@ -14,10 +14,10 @@ from torch import nn
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.files.untrusted import is_file, parse_json
 
-MOST_CONFIG = 16 << 20  # bytes of a configuration
-MOST_LAYERS = 1024
-MOST_LIST = 1 << 20  # entries of a list, such as tokens that a configuration suppresses
-MOST_NUMBER = 1 << 24  # sizes; Qwen's longest context is 2^20
+MAX_CONFIG_BYTES = 16 << 20  # bytes of a configuration
+MAX_LAYERS = 1024
+MAX_LIST = 1 << 20  # entries of a list, such as tokens that a configuration suppresses
+MAX_NUMBER = 1 << 24  # sizes; Qwen's longest context is 2^20
 SHORT = {  # of which tables and images are made at once
     "rope_max_seq_len": 1 << 14,
     "attention_head_dim": 1 << 12,
@@ -38,8 +38,8 @@ def read_config(file: Path) -> dict[str, Any]:
     try:
         if not file.is_file():
             raise ValueError("not a file")
-        if file.stat().st_size > MOST_CONFIG:
-            raise ValueError(f"it must have at most {MOST_CONFIG:,} bytes (got {file.stat().st_size:,})")
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it must have at most {MAX_CONFIG_BYTES:,} bytes (got {file.stat().st_size:,})")
         values = parse_json(file.read_bytes())
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
@@ -56,8 +56,8 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
         for key, each in value.items():
             yield from _numbers(each, str(key))
     elif isinstance(value, list):
-        if len(value) > MOST_LIST:
-            raise ValueError(f"{name} must have at most {MOST_LIST:,} entries (got {len(value):,})")
+        if len(value) > MAX_LIST:
+            raise ValueError(f"{name} must have at most {MAX_LIST:,} entries (got {len(value):,})")
         for each in value:
             yield from _numbers(each, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -71,9 +71,9 @@ def _check_number(name: str, value: float) -> None:
         return
     if value < 0 and CHOSEN not in name and (name in SHORT or LAYERS.search(name) or COUNTS.search(name)):
         raise ValueError(f"{name} must be at least 0 (got {value})")
-    most = SHORT.get(name) or (MOST_LAYERS if LAYERS.search(name) else 2**63 - 1 if FREE.search(name) else MOST_NUMBER)
-    if abs(value) > most:
-        raise ValueError(f"{name} must be at most {most:,} (got {'a very large number' if abs(value) > 2**63 else value})")
+    maximum = SHORT.get(name) or (MAX_LAYERS if LAYERS.search(name) else 2**63 - 1 if FREE.search(name) else MAX_NUMBER)
+    if abs(value) > maximum:
+        raise ValueError(f"{name} must be at most {maximum:,} (got {'a very large number' if abs(value) > 2**63 else value})")
 
 
 def check_layers(config: dict[str, Any], tensors: int, file: Path) -> None:

@@ -85,10 +85,10 @@ class Placement:
         return torch.float32 if self.torch_device().type == "cpu" else torch.bfloat16
 
 
-def placement_from(record: dict[str, Any]) -> Placement:
-    """The placement in a record; older records have none. Raises InputError where it is damaged."""
+def placement_from(metadata: dict[str, Any]) -> Placement:
+    """The placement in the metadata of a video; older metadata has none. Raises InputError where it is damaged."""
     try:
-        return typed(Placement, record.get("placement", {}), "its placement")
+        return typed(Placement, metadata.get("placement", {}), "its placement")
     except (TypeError, ValueError) as error:
         raise InputError(f"invalid metadata: {error}") from error
 

@@ -191,9 +191,9 @@ def make(
     write: bool = True,
     best_of: BestOf | None = None,
 ) -> list[str]:
-    """Make one video with its sheet and record; returns what was done to its input. `report` is told the steps done.
+    """Make one video with its sheet and metadata; returns what was done to its input. `report` is told the steps done.
 
-    `origin` is what makes it (see `origin_of`); it is noted in the record, by which a later run knows the video.
+    `origin` is what makes it (see `origin_of`); it is noted in the metadata, by which a later run knows the video.
 
     Processes beside the first compute the same and do not `write`.
     """
@@ -214,7 +214,7 @@ def make(
 
 
 def _best(request: Request, pipe: Any, on_step: OnStep, best_of: BestOf) -> Output:
-    """The candidate that ranks highest, the first of equals; its record names the others and how all of them scored."""
+    """The candidate with the highest rank (the first on a tie); its metadata lists the scores of all candidates."""
     reference_images = request_images(request)[0]
     best, scores = None, []
     for seed in range(request.seed, request.seed + best_of.count):
@@ -225,7 +225,7 @@ def _best(request: Request, pipe: Any, on_step: OnStep, best_of: BestOf) -> Outp
     assert best
     seeds = range(request.seed, request.seed + best_of.count)
     told = {"count": best_of.count, "by": best_of.by, "scores": {s: round(v, 4) for s, v in zip(seeds, scores, strict=True)}}
-    return replace(best, record={**best.record, "best_of": told})
+    return replace(best, metadata={**best.metadata, "best_of": told})
 
 
 def _preview(pipe: Any, clean: Any, path: Path) -> None:
@@ -233,12 +233,14 @@ def _preview(pipe: Any, clean: Any, path: Path) -> None:
 
 
 def _write(output: Output, request: Request, target: Path, origin: Origin) -> None:
-    """Sheet and video first, the record last, since it holds the video's hash: where a record fits, all of it is there."""
+    """Sheet and video first, the metadata last, since it holds the video's hash: if the metadata matches, the output is
+    complete.
+    """
     images.write_image(beside(target, SHEET), images.contact_sheet(output.references, output.video))
     images.write_video(target, output.video, request.fps)
-    note_video(target, origin, output.record)
+    note_video(target, origin, output.metadata)
 
 
-def note_video(target: Path, origin: Origin, record: dict[str, Any]) -> None:
-    """Write the record beside a video, with what made it."""
-    write_json(beside(target, METADATA), {**record, "origin": note(target, origin)}, sealed=True)
+def note_video(target: Path, origin: Origin, metadata: dict[str, Any]) -> None:
+    """Write the metadata beside a video, with what made it."""
+    write_json(beside(target, METADATA), {**metadata, "origin": note(target, origin)}, sealed=True)

@@ -14,7 +14,7 @@ from phantom_s2v.models.memory import Placement, split_dtypes
 from phantom_s2v.models.wan.text import PromptFeatures
 from phantom_s2v.pipeline.images import BACKGROUND, Named, read_images
 from phantom_s2v.pipeline.loading import load_models, no_bars
-from phantom_s2v.pipeline.metadata import record_of
+from phantom_s2v.pipeline.metadata import build_metadata
 from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 from phantom_s2v.pipeline.request import Request, check
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
@@ -28,7 +28,7 @@ class Output:
 
     video: np.ndarray
     references: list[np.ndarray]
-    record: dict[str, Any]
+    metadata: dict[str, Any]
     notices: list[str] = field(default_factory=list)
 
 
@@ -78,8 +78,8 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
         callback_on_step_end_tensor_inputs=("clean_latents",) if on_step else (),
     ).frames[0]
     prepared = [images.letterbox(image, request.height, request.width) for image in reference_images]
-    record = record_of(request, pipe.preset.name, pipe.weights, asdict(pipe.placement))
-    return Output((frames * 255).round().astype(np.uint8), prepared, record, prompt_notices(request, pipe) + notices + said)
+    metadata = build_metadata(request, pipe.preset.name, pipe.weights, asdict(pipe.placement))
+    return Output((frames * 255).round().astype(np.uint8), prepared, metadata, prompt_notices(request, pipe) + notices + said)
 
 
 def _views(request: Request, reference_images: list[np.ndarray]) -> dict[str, list[np.ndarray]] | None:

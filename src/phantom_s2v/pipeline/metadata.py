@@ -1,4 +1,4 @@
-"""The record of a video: everything that made it, as JSON, and what has changed since."""
+"""The metadata of a video: everything that made it, as JSON, and what has changed since."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_
 WHERE = ("device", "offload", "text_on_cpu", "parallel", "loras", "transformer")  # of a placement; LoRAs count by content
 
 
-def record_of(request: Request, model: str, weights: str, placement: dict[str, Any]) -> dict[str, Any]:
+def build_metadata(request: Request, model: str, weights: str, placement: dict[str, Any]) -> dict[str, Any]:
     """Everything that made a video: request, weights by hash, how they were held, files by hash, versions."""
     files = [r.path for r in request.images()] + ([request.first_frame] if request.first_frame else [])
     files += [str(each) for file, _ in placement.get("loras", ()) for each in lora_files(Path(file))]
@@ -101,34 +101,34 @@ def _kernels() -> str:
     return ", ".join([str(has.get("cpu_name", "unknown")), *units, f"{onednn} oneDNN", f"float32 {precise}", *limits])
 
 
-def request_from(record: dict[str, Any]) -> Request:
-    """The request in a record. Raises InputError where it is none."""
+def request_from(metadata: dict[str, Any]) -> Request:
+    """The request in the metadata of a video. Raises InputError where it is none."""
     try:
-        return typed(Request, record["request"], "its request")
+        return typed(Request, metadata["request"], "its request")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"invalid metadata: {error}") from error
 
 
-def check_files(record: dict[str, Any]) -> None:
-    """Raise InputError where a file that the record names is missing, or where its own parts are damaged."""
-    files, known = record.get("files", {}), record.get("versions", {})
+def check_files(metadata: dict[str, Any]) -> None:
+    """Raise InputError where a file that the metadata names is missing, or where its own parts are damaged."""
+    files, known = metadata.get("files", {}), metadata.get("versions", {})
     if not isinstance(files, dict) or not isinstance(known, dict):
         raise InputError("invalid metadata: files and versions must be objects")
     if missing := next((path for path in files if not is_file(Path(path))), None):
         raise InputError(f"{missing}, which the metadata lists, is missing")
 
 
-def changes(record: dict[str, Any], weights: str) -> list[str]:
-    """What is no longer as it was when the record was written; `weights` is the hash of those loaded now."""
-    said = [] if record.get("weights") == weights else ["model weights or configuration have changed"]
-    check_files(record)
-    for path, before in record.get("files", {}).items():
+def changes(metadata: dict[str, Any], weights: str) -> list[str]:
+    """What is no longer as it was when the metadata was written; `weights` is the hash of those loaded now."""
+    said = [] if metadata.get("weights") == weights else ["model weights or configuration have changed"]
+    check_files(metadata)
+    for path, before in metadata.get("files", {}).items():
         if content_hash(Path(path)) != before:
             said.append(f"{path} has changed")
     for name, value in versions().items():
-        before = record.get("versions", {}).get(name)
+        before = metadata.get("versions", {}).get(name)
         if before is None:
-            said.append(f"the record does not say with which {name} it was made; here it is {value}")
+            said.append(f"the metadata does not say with which {name} it was made; here it is {value}")
         elif before != value:
             advice = f" (OMP_NUM_THREADS={before} gives that number again)" if name == "threads" else ""
             said.append(f"{name} was {before} and is {value}{advice}")

@@ -30,7 +30,7 @@ INSTRUCTION = (
 )
 KEY = "PHANTOM_REPHRASE_KEY"  # environment variable with the endpoint's key
 PATIENCE = 120  # seconds until an endpoint must have answered in full
-MOST_ANSWER = 1 << 20  # bytes of an answer
+MAX_ANSWER_BYTES = 1 << 20  # bytes of an answer
 LONGEST_PROMPT = 10_000  # characters of a rewritten prompt; 400 tokens are some 2,000
 ANSWER_TOKENS = 400
 ARTICLES = r"a|an|the|one|another|this|that|his|her|its|their|my|our|two|three|four"
@@ -147,7 +147,7 @@ def _shown(url: str) -> str | None:
 
 
 def _post(url: str, body: bytes, headers: dict[str, str], place: str) -> bytes:
-    """What a server answers, within `PATIENCE` seconds from its name to the last byte, and at most `MOST_ANSWER` bytes.
+    """What a server answers, within `PATIENCE` seconds from its name to the last byte, and at most `MAX_ANSWER_BYTES` bytes.
 
     Redirects are not followed: the key belongs to the host that was named. Raises InputError, which calls the server `place`.
     """
@@ -192,8 +192,8 @@ def _exchange(client: httpx.Client, url: str, body: bytes, headers: dict[str, st
         answer = bytearray()
         for part in response.iter_raw():
             answer += part
-            if len(answer) > MOST_ANSWER:
-                raise InputError(f"the endpoint {place} returned more than {MOST_ANSWER >> 20} MB")
+            if len(answer) > MAX_ANSWER_BYTES:
+                raise InputError(f"the endpoint {place} returned more than {MAX_ANSWER_BYTES >> 20} MB")
     return bytes(answer)
 
 

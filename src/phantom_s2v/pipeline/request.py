@@ -10,8 +10,8 @@ from phantom_s2v.geometry import MAX_IMAGES, MAX_SUBJECTS, VideoSize
 from phantom_s2v.models.base import Preset
 
 SOLVERS = ("euler", "unipc")
-MOST_FRAMES, MOST_SIDE = 10_001, 8192
-MOST_PIXELS = 1 << 31  # of all frames: 121 frames of 1280x720 are 5% of it
+MAX_FRAMES, MAX_SIDE = 10_001, 8192
+MAX_PIXELS = 1 << 31  # of all frames: 121 frames of 1280x720 are 5% of it
 LONGEST_PROMPT = 100_000  # characters; encoders read some hundred tokens
 
 
@@ -95,12 +95,12 @@ def check(request: Request, preset: Preset) -> None:
 
 def _check_bounds(request: Request) -> None:
     """Raise InputError for what no machine could hold."""
-    for name, most in (("num_frames", MOST_FRAMES), ("height", MOST_SIDE), ("width", MOST_SIDE)):
-        if not 1 <= getattr(request, name) <= most:
-            raise InputError(f"{name} must be between 1 and {most:,} (got {getattr(request, name)})")
-    if (pixels := request.num_frames * request.height * request.width) > MOST_PIXELS:
+    for name, maximum in (("num_frames", MAX_FRAMES), ("height", MAX_SIDE), ("width", MAX_SIDE)):
+        if not 1 <= getattr(request, name) <= maximum:
+            raise InputError(f"{name} must be between 1 and {maximum:,} (got {getattr(request, name)})")
+    if (pixels := request.num_frames * request.height * request.width) > MAX_PIXELS:
         raise InputError(
-            f"the video must have at most {MOST_PIXELS:,} pixels (got {pixels:,}: {request.num_frames} frames of "
+            f"the video must have at most {MAX_PIXELS:,} pixels (got {pixels:,}: {request.num_frames} frames of "
             f"{request.width}x{request.height})"
         )
     if not 0 < request.shift <= 1000:
@@ -127,8 +127,8 @@ def _check_trained(request: Request, preset: Preset) -> None:
     """What a model was never trained for."""
     if request.first_frame and not preset.takes_first_frame:
         raise InputError(f"{preset.name} does not support a first frame (not trained for it; phantom-mini is)")
-    if len(request.images()) > preset.most_images:
-        raise InputError(f"number of images must be at most {preset.most_images} for {preset.name} (got {len(request.images())})")
+    if len(request.images()) > preset.max_images:
+        raise InputError(f"number of images must be at most {preset.max_images} for {preset.name} (got {len(request.images())})")
     if len(request.references) > len(request.subjects()) and not (preset.takes_views or request.several_views):
         raise InputError(
             f"{preset.name} takes one image per subject (got {len(request.references)} images of {len(request.subjects())} "

@@ -14,7 +14,7 @@ from phantom_s2v.models.autoencoder import encode
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.training.autoencoder.linear import ridge
 
-RIDGE = 1e-6  # of the mean squared deviation
+RIDGE = 1e-6  # of the variance of the inputs
 
 
 @torch.no_grad()
@@ -48,9 +48,9 @@ def affine_fit(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tenso
     Also the share of the targets' variance that they explain.
     """
     x, y = inputs.double(), targets.double()
-    deviation, aim = x - x.mean(0), y - y.mean(0)
-    weight = ridge(deviation, aim, RIDGE).double()
-    share = 1 - (aim - deviation @ weight.T).square().sum() / aim.square().sum()
+    centered, aim = x - x.mean(0), y - y.mean(0)
+    weight = ridge(centered, aim, RIDGE).double()
+    share = 1 - (aim - centered @ weight.T).square().sum() / aim.square().sum()
     return weight.float(), (y.mean(0) - weight @ x.mean(0)).float(), float(share)
 
 

@@ -54,9 +54,9 @@ def teach(
 def draw_weights(count: int, config: TransformerConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights of image and text guidance [B, 2], each uniform in the config's range, and which samples are guided, bool [B]."""
     assert config.guidance_range is not None
-    lowest, highest = config.guidance_range
+    min_weight, max_weight = config.guidance_range
     guided = torch.rand(count, device=device) >= config.unguided
-    weights = lowest + (highest - lowest) * torch.rand(count, 2, device=device)
+    weights = min_weight + (max_weight - min_weight) * torch.rand(count, 2, device=device)
     return torch.where(guided[:, None], weights, 1.0), guided
 
 

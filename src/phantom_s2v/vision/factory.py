@@ -42,7 +42,7 @@ def embed_mini(images: list[np.ndarray]) -> np.ndarray:
 
 @torch.no_grad()
 def texture_mini(image: np.ndarray) -> np.ndarray:
-    """Mean and deviation of the autoencoder's latent channels over a cutout, float32 [2 C], of length one."""
+    """Mean and std of the autoencoder's latent channels over a cutout, float32 [2 C], of length one."""
     latent = encode(_mini()[1], _pixels([image]))[0].flatten(1)
     return nn.functional.normalize(torch.cat([latent.mean(1), latent.std(1)]), dim=0).numpy()
 

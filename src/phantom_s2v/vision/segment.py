@@ -14,7 +14,7 @@ from phantom_s2v.models.bounds import loading
 from phantom_s2v.models.finite import check_finite, check_weights
 from phantom_s2v.models.tensors import align
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which SAM2 was trained with
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which SAM2 was trained with
 MARGIN = 0.02  # share of the image that is left outside the box
 
 
@@ -39,7 +39,7 @@ def subject_mask(folder: Path, image: np.ndarray) -> np.ndarray:
     side = model.config.prompt_encoder_config.image_size
     height, width = image.shape[:2]
     small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
-    pixels = torch.from_numpy((small - MEAN) / DEVIATION).float().permute(2, 0, 1)[None]
+    pixels = torch.from_numpy((small - MEAN) / STD).float().permute(2, 0, 1)[None]
     box = torch.tensor([[[MARGIN, MARGIN, 1 - MARGIN, 1 - MARGIN]]]) * side
     out = model(pixel_values=pixels, input_boxes=box)
     check_finite(out.pred_masks, "the mask of SAM2")

@@ -32,14 +32,14 @@ class VisionLanguageModel:
         self.prepare, self.model = load_transformers("AutoModelForImageTextToText", folder)
 
     @torch.no_grad()
-    def ask(self, images: list[np.ndarray], question: str, most: int = ANSWER) -> str:
-        """What the model says, greedily, in at most `most` tokens."""
+    def ask(self, images: list[np.ndarray], question: str, max_new_tokens: int = ANSWER) -> str:
+        """What the model says, greedily, in at most `max_new_tokens` tokens."""
         content: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(p)} for p in images]
         chat = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         inputs = self.prepare.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         ).to(self.model.device)
-        out = self.model.generate(**inputs, max_new_tokens=most, do_sample=False)
+        out = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         return self.prepare.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
 
     def caption(self, stills: list[np.ndarray]) -> str:

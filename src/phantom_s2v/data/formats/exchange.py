@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 
 from phantom_s2v.data.clips import image_suffix, store_image, store_video
-from phantom_s2v.data.formats.intake import MOST_BYTES, Files, groups_of_folder, groups_of_tars
+from phantom_s2v.data.formats.intake import MAX_BYTES, Files, groups_of_folder, groups_of_tars
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.io import check_folder, check_outputs, read_text, writing
-from phantom_s2v.files.untrusted import MOST_TEXT, check_regular, parse_json, typed
+from phantom_s2v.files.untrusted import MAX_TEXT_BYTES, check_regular, parse_json, typed
 from phantom_s2v.geometry import MAX_IMAGES
 
 SHARD = 1000  # triplets a tar
@@ -134,7 +134,7 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
 
 
 def _stored(image: Path, told: Callable[[str], None]) -> bytes:
-    check_regular(image, MOST_BYTES)
+    check_regular(image, MAX_BYTES)
     return store_image(image, told)
 
 
@@ -157,8 +157,8 @@ def read_captioned(
     for name in videos:
         video = folder / name
         try:
-            check_regular(video, MOST_BYTES)
-            check_regular(video.with_suffix(".txt"), MOST_TEXT)
+            check_regular(video, MAX_BYTES)
+            check_regular(video.with_suffix(".txt"), MAX_TEXT_BYTES)
             caption = read_text(video.with_suffix(".txt")).strip()
             references = tuple(
                 TripletReference(_stored(folder / image, told), subject, "cross-pair", rights=rights)

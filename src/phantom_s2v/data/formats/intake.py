@@ -21,9 +21,9 @@ from phantom_s2v.files.untrusted import read_regular
 from phantom_s2v.media.images import open_image
 from phantom_s2v.media.videos import Video
 
-MOST_BYTES = 1 << 30  # of all files of a triplet
-MOST_FRAMES = 100_000  # of a clip
-MOST_HEADER = 1 << 20  # bytes that are read of a tar at once
+MAX_BYTES = 1 << 30  # of all files of a triplet
+MAX_FRAMES = 100_000  # of a clip
+MAX_HEADER_BYTES = 1 << 20  # bytes that are read of a tar at once
 BLOCK = 512  # bytes of a tar's headers
 OWN = re.compile(r"json|mp4|(reference|mask)-\d{1,3}\.[a-z]{1,5}")  # what a name has after the id and its dot
 Files = dict[str, bytes]  # name after the id and its dot -> content
@@ -38,7 +38,7 @@ def groups_of_folder(folder: Path) -> Iterator[tuple[str, Files | str]]:
         files: Files = {}
         try:
             for _, rest in group:
-                files[rest] = read_regular(folder / f"{key}.{rest}", MOST_BYTES - sum(map(len, files.values())))
+                files[rest] = read_regular(folder / f"{key}.{rest}", MAX_BYTES - sum(map(len, files.values())))
         except InputError as error:
             yield key, str(error)
             continue
@@ -53,7 +53,7 @@ class _Bounded:
         self.file, self.tell, self.seek = file, file.tell, file.seek
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MOST_HEADER:
+        if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"it requests {size} bytes at once")
         return self.file.read(size)
 
@@ -89,7 +89,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, Files | str]]:
                     yield name, reason or files
                 name, files, reason = key, Files(), ""
             if not reason and OWN.fullmatch(rest):
-                room = MOST_BYTES - sum(map(len, files.values()))
+                room = MAX_BYTES - sum(map(len, files.values()))
                 reason = _unfit(entry, room)
                 if not reason:
                     files[rest] = _content(tar, entry)
@@ -111,7 +111,7 @@ def _unfit(entry: tarfile.TarInfo, room: int) -> str:
 def _content(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
     content, handle = bytearray(), tar.extractfile(entry)
     assert handle is not None
-    while part := handle.read(MOST_HEADER):
+    while part := handle.read(MAX_HEADER_BYTES):
         content += part
     if len(content) != entry.size:
         raise tarfile.ReadError(f"it ends within {entry.name!r}")
@@ -149,7 +149,7 @@ def _check_video(triplet: Triplet) -> None:
     facts = video.facts
     count = 0
     for count, _ in enumerate(video.frames(size=(16, 16)), 1):
-        if count > min(triplet.frames, MOST_FRAMES):
+        if count > min(triplet.frames, MAX_FRAMES):
             break
     got, said = (count, facts.height, facts.width), (triplet.frames, triplet.height, triplet.width)
     if got != said:

@@ -21,20 +21,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from phantom_s2v.data.clips import StoredClip, Told, encoded, store_video
-from phantom_s2v.data.pipeline.bank import png
+from phantom_s2v.data.pipeline.index import png
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.io import read_json
 from phantom_s2v.files.untrusted import is_file, parse_json
 from phantom_s2v.geometry import MAX_SUBJECTS
-from phantom_s2v.media.videos import MOST_FRAME_PIXELS, Video
+from phantom_s2v.media.videos import MAX_FRAME_PIXELS, Video
 
 CANVAS = 768.0  # the longer side of Phantom-Data's boxes
 ROWS = 64  # of Parquet, in memory at once
 SLACK = 1.01  # by how much a box may leave the frame and be cut to it
 COLUMNS = ("video_caption", "cross_pair")
 LONGEST_TEXT = 1 << 20  # bytes of a caption or of a row's pairs
-MOST_SIGNS = 1 << 20  # of a mask's run lengths
+MAX_RLE_CHARACTERS = 1 << 20  # of a mask's run lengths
 BAD = (  # what an item of another layout raises
     DataError, InputError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, OSError, RecursionError
 )  # fmt: skip
@@ -188,10 +188,10 @@ def decode_mask(coded: dict[str, Any]) -> np.ndarray:
     Not by pycocotools, which gives memory that nobody wrote for runs that are too short (docs/architecture.md). Raises DataError.
     """
     (height, width), signs = coded["size"], coded["counts"]
-    if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width > MOST_FRAME_PIXELS:
-        raise DataError(f"a mask must have at most {MOST_FRAME_PIXELS:,} pixels (got {str((width, height))[:60]})")
-    if not isinstance(signs, str) or len(signs) > MOST_SIGNS:
-        raise DataError(f"the run lengths of a mask must be a text of at most {MOST_SIGNS:,} characters")
+    if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width > MAX_FRAME_PIXELS:
+        raise DataError(f"a mask must have at most {MAX_FRAME_PIXELS:,} pixels (got {str((width, height))[:60]})")
+    if not isinstance(signs, str) or len(signs) > MAX_RLE_CHARACTERS:
+        raise DataError(f"the run lengths of a mask must be a text of at most {MAX_RLE_CHARACTERS:,} characters")
     runs: list[int] = []
     value = shift = total = 0
     for sign in signs.encode():

@@ -48,7 +48,7 @@ class Config:
     largest_box: float = 0.9
     smallest_side: int = 128  # of a box, in pixels, at an image height of 720; scaled with it
     overlap: float = 0.8  # IoU above which the weaker of two boxes goes
-    most_subjects: int = 4
+    max_subjects: int = 4
     longest_side: int = 1280  # of the clips that are written
     # pairs; bounds set on source videos of the training emoji (dev/LOG.md)
     lower: float = 0.85  # similarity below which it is another subject

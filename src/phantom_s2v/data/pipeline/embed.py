@@ -1,4 +1,4 @@
-"""Embed: what a subject looks like, as a vector for the bank, and what surrounds it."""
+"""Embed: what a subject looks like, as a vector for the index, and what surrounds it."""
 
 from collections.abc import Iterable, Iterator
 

@@ -15,8 +15,8 @@ from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
 from phantom_s2v.data.pipeline import caption, embed, pair, probe, quality, shots, subjects, verify, write
-from phantom_s2v.data.pipeline.bank import Bank, mark
 from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.data.pipeline.index import SubjectIndex, mark
 from phantom_s2v.data.triplets import Rights, Triplet, TripletStore
 from phantom_s2v.errors import DataError
 from phantom_s2v.files.io import locked
@@ -36,7 +36,7 @@ class Summary:
     left_behind: dict[str, str] = field(default_factory=dict)  # file -> reason
     triplets: int = 0
     new: int = 0
-    version: int = 0  # of the bank's subjects, at which their pairs were judged
+    version: int = 0  # of the index's subjects, at which their pairs were judged
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -196,28 +196,28 @@ def build(
     require_license: bool = False,
     report: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Summary:
-    """From video files to triplets in `out`; the bank lies beside it. `report` is told stage, done and total.
+    """From video files to triplets in `out`; the index lies beside it. `report` is told stage, done and total.
 
     What was done before with the same content, networks, thresholds and code is not done again. Raises DataError where nothing
     could be read at all.
     """
-    bank, own = Bank(bank_of(out)), cache(make)  # the models of this process
-    with locked(bank.folder, lambda: report("waiting for another process", 0, 1)):
-        _look(bank, paths, config, make if ray or workers > 1 else own, workers, ray, report)
-        summary = _counted(bank, paths)
+    subject_index, own = SubjectIndex(index_path(out)), cache(make)  # the models of this process
+    with locked(subject_index.folder, lambda: report("waiting for another process", 0, 1)):
+        _look(subject_index, paths, config, make if ray or workers > 1 else own, workers, ray, report)
+        summary = _counted(subject_index, paths)
         start = time.process_time()
-        repeated = pair.repeats(bank, config)
-        summary.version = judge(bank, config, own, repeated, report)
+        repeated = pair.repeats(subject_index, config)
+        summary.version = find_pairs(subject_index, config, own, repeated, report)
         summary.seconds["pair, verify"] = time.process_time() - start
         start = time.process_time()
-        triplets = write.run(partial(bank.pairs, summary.version, config), repeated, bank, rights)
-        summary.new, summary.triplets = _replace(TripletStore.create(out), bank, triplets, require_license)
+        triplets = write.run(partial(subject_index.pairs, summary.version, config), repeated, subject_index, rights)
+        summary.new, summary.triplets = _replace(TripletStore.create(out), subject_index, triplets, require_license)
         summary.seconds["write"] = time.process_time() - start
         return summary
 
 
 def _look(
-    bank: Bank,
+    subject_index: SubjectIndex,
     paths: list[Path],
     config: Config,
     make: MakeModels,
@@ -225,8 +225,8 @@ def _look(
     ray: str,
     report: Callable[[str, int, int], None],
 ) -> None:
-    """Fill the bank with what it lacks of these files."""
-    done, looked = bank.done(), mark(before_pairing(config), tuple(name for name, _ in (*LOOK, *KNOW)))
+    """Fill the index with what it lacks of these files."""
+    done, looked = subject_index.done(), mark(before_pairing(config), tuple(name for name, _ in (*LOOK, *KNOW)))
     todo = [str(path) for path in paths if str(path) not in done or done[str(path)] != (_source(path), looked)]
     if ray:
         records = on_ray(todo, config, make, workers, ray)
@@ -240,14 +240,14 @@ def _look(
         if record["kind"] == "source_video":
             record["config"], number = looked, number + 1
             report("source videos", number, len(paths))
-        bank.add(record)
-    bank.flush()
+        subject_index.add(record)
+    subject_index.flush()
 
 
-def _counted(bank: Bank, paths: list[Path]) -> Summary:
-    """What the bank knows of these source videos. Raises DataError where none of them could be read."""
+def _counted(subject_index: SubjectIndex, paths: list[Path]) -> Summary:
+    """What the index knows of these source videos. Raises DataError where none of them could be read."""
     summary, wanted = Summary(), {str(path) for path in paths}
-    for row in (source_video for source_video in bank.source_videos() if source_video["path"] in wanted):
+    for row in (source_video for source_video in subject_index.source_videos() if source_video["path"] in wanted):
         summary.source_videos += 1
         if row["drop"]:
             summary.left_behind[row["path"]] = row["drop"]
@@ -259,12 +259,14 @@ def _counted(bank: Bank, paths: list[Path]) -> Summary:
     return summary
 
 
-def _replace(store: TripletStore, bank: Bank, triplets: Iterable[Triplet], require_license: bool) -> tuple[int, int]:
+def _replace(
+    store: TripletStore, subject_index: SubjectIndex, triplets: Iterable[Triplet], require_license: bool
+) -> tuple[int, int]:
     """Write triplets, and remove those of earlier runs that are not among them; how many are new, and how many there are."""
-    before, now = bank.written(), set[str]()
+    before, now = subject_index.written(), set[str]()
     new = store.write(_noted(triplets, now), require_license)
     store.remove(sorted(before - now))
-    bank.note_written(now)
+    subject_index.note_written(now)
     return new, len(store)
 
 
@@ -275,9 +277,9 @@ def _noted(triplets: Iterable[Triplet], ids: set[str]) -> Iterator[Triplet]:
         yield triplet
 
 
-def bank_of(out: Path) -> Path:
-    """The folder of the bank of a triplet store."""
-    return out.with_suffix(".bank")
+def index_path(out: Path) -> Path:
+    """The folder of the index of a triplet store."""
+    return out.with_suffix(".index")
 
 
 def before_pairing(config: Config) -> Config:
@@ -292,20 +294,28 @@ def _source(path: Path) -> str:
         return ""
 
 
-def judge(bank: Bank, config: Config, make: MakeModels, repeated: Container[str], report: Callable[[str, int, int], None]) -> int:
-    """Look at the pairs that the bank does not know yet, and keep them there; returns the version of the subjects they are of."""
-    dataset = bank.open("subjects")
+def find_pairs(
+    subject_index: SubjectIndex,
+    config: Config,
+    make: MakeModels,
+    repeated: Container[str],
+    report: Callable[[str, int, int], None],
+) -> int:
+    """Look at the pairs that the index does not know yet, and keep them there; returns the version of the subjects they are
+    of.
+    """
+    dataset = subject_index.open("subjects")
     if dataset is None:
         return 0
     version, total = dataset.version, dataset.count_rows()
-    known = bank.judged(version, config)
+    known = subject_index.paired(version, config)
     held: dict[str, list[Record]] = {}
-    fresh = verify.run(pair.run(bank, config, known, repeated), config, make(), bank)
+    fresh = verify.run(pair.run(subject_index, config, known, repeated), config, make(), subject_index)
     for number, (subject, found) in enumerate(groupby(fresh, key=lambda p: p["subject"]), len(known) + 1):
         held[subject] = list(found)
         report("pairs", number, total)
         if len(held) == KEPT_AT_ONCE:
-            bank.keep_pairs(held, version, config)
+            subject_index.keep_pairs(held, version, config)
             held = {}
-    bank.keep_pairs(held, version, config)
+    subject_index.keep_pairs(held, version, config)
     return version

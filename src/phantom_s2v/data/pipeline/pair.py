@@ -13,31 +13,33 @@ from typing import Any
 
 import numpy as np
 
-from phantom_s2v.data.pipeline.bank import Bank
 from phantom_s2v.data.pipeline.config import Config, Record
+from phantom_s2v.data.pipeline.index import SubjectIndex
 
 COLUMNS = ["clip", "source_video", "name", "has_logo", "vector", "face", "context"]
 SAME_FACE = 0.6  # Euclidean distance of dlib's face features within which it is one person
 
 
-def run(bank: Bank, config: Config, done: Container[str] = (), repeated: Container[str] | None = None) -> Iterator[Record]:
+def run(
+    subject_index: SubjectIndex, config: Config, done: Container[str] = (), repeated: Container[str] | None = None
+) -> Iterator[Record]:
     """Pair records: subject, partner, similarity, sameness, and "drop" with the reason for those that were rejected.
 
     Those of one subject follow each other. Subjects in `done` are passed over, and those of `repeated` clips, which are looked
     for where they are not given.
     """
-    repeated = repeats(bank, config) if repeated is None else repeated
-    dataset = bank.open("subjects")
+    repeated = repeats(subject_index, config) if repeated is None else repeated
+    dataset = subject_index.open("subjects")
     if dataset is None:
         return
-    for row in bank.rows("subjects", COLUMNS):
+    for row in subject_index.rows("subjects", COLUMNS):
         if row["clip"] in repeated or row["id"] in done:
             continue
         kept = 0
         for candidate in _neighbors(dataset, row, config):
             if candidate["clip"] in repeated:
                 continue
-            pair = _judged(row, candidate, config)
+            pair = _compared(row, candidate, config)
             kept += not pair["drop"]
             yield pair
             if kept == config.partners:
@@ -56,7 +58,7 @@ def _product(a: list[float], b: list[float]) -> float:
     return float(np.asarray(a, np.float32) @ np.asarray(b, np.float32))
 
 
-def _judged(row: Record, other: Record, config: Config) -> Record:
+def _compared(row: Record, other: Record, config: Config) -> Record:
     similarity = _product(row["vector"], other["vector"])
     sameness = float((np.asarray(row["context"], np.float32) @ np.asarray(other["context"], np.float32).T).max())
     apart = row["face"] and other["face"] and np.linalg.norm(np.subtract(row["face"], other["face"])) > SAME_FACE
@@ -72,12 +74,12 @@ def _judged(row: Record, other: Record, config: Config) -> Record:
     }
 
 
-def repeats(bank: Bank, config: Config) -> dict[str, str]:
+def repeats(subject_index: SubjectIndex, config: Config) -> dict[str, str]:
     """Clips that repeat another clip -> that clip: of those alike the one with the least id stays."""
-    dataset, found = bank.open("clips"), dict[str, str]()
+    dataset, found = subject_index.open("clips"), dict[str, str]()
     if dataset is None:
         return found
-    for row in bank.rows("clips", ["signature", "facts"], "`drop` = ''"):
+    for row in subject_index.rows("clips", ["signature", "facts"], "`drop` = ''"):
         if row["id"] in found:
             continue
         query = {"column": "signature", "q": np.asarray(row["signature"], np.float32), "k": config.neighbors, "metric": "dot"}

@@ -8,7 +8,7 @@ from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.hashes import combined_hash, content_hash
 from phantom_s2v.files.io import read_json, read_text
-from phantom_s2v.files.untrusted import MOST_TEXT, check_regular
+from phantom_s2v.files.untrusted import MAX_TEXT_BYTES, check_regular
 from phantom_s2v.media.videos import UnreadableVideoError, Video
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
@@ -90,7 +90,7 @@ def _beside(path: Path) -> Record:
     text, facts = path.with_suffix(".txt"), path.with_suffix(".json")
     for each in (text, facts):
         if os.path.lexists(each):
-            check_regular(each, MOST_TEXT)
+            check_regular(each, MAX_TEXT_BYTES)
     if facts.is_file():
         try:
             given = read_json(facts)

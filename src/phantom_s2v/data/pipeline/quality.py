@@ -14,7 +14,7 @@ from phantom_s2v.media.images import evenly_spaced
 LOOKED_AT = 8  # frames of a clip
 CHANGED = 14  # of 255: what counts as a changed pixel
 BLACK = 20  # of 255
-TALLEST, LOWEST = 0.12, 0.035  # letters, as shares of the image's height
+MAX_LETTER_HEIGHT, MIN_LETTER_HEIGHT = 0.12, 0.035  # letters, as shares of the image's height
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
@@ -90,7 +90,7 @@ def letters_in_a_row(gray: np.ndarray) -> int:
         shapes = []
         for place in ndimage.find_objects(labels):
             tall, wide = place[0].stop - place[0].start, place[1].stop - place[1].start
-            if LOWEST * height <= tall <= TALLEST * height and wide <= 1.6 * tall:
+            if MIN_LETTER_HEIGHT * height <= tall <= MAX_LETTER_HEIGHT * height and wide <= 1.6 * tall:
                 shapes.append((place[0].stop, tall))
         rows = [
             sum(abs(bottom - b) <= 1 + tall // 4 and abs(tall - t) <= 1 + tall // 2 for b, t in shapes) for bottom, tall in shapes

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from phantom_s2v.data.pipeline.bank import Bank, unpng
+from phantom_s2v.data.pipeline.index import SubjectIndex, unpng
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.media.images import evenly_spaced
 from phantom_s2v.media.pages import write_page
@@ -52,17 +52,17 @@ class _Pairs:
 
 
 def write_report(
-    path: Path, bank: Bank, pairs: Iterable[Record], triplets: int, seconds: dict[str, float], config: Config
+    path: Path, subject_index: SubjectIndex, pairs: Iterable[Record], triplets: int, seconds: dict[str, float], config: Config
 ) -> None:
     """Counts by stage, reasons for drops, histograms with their bounds, sheets of pairs, files left behind, seconds by stage."""
     found, clips, source_videos = _Pairs(config), Counter[str](), Counter[str]()
     subjects, left, notices = 0, list[tuple[str, str]](), list[tuple[str, str]]()
     for pair in pairs:
         found.add(pair)
-    for row in bank.rows("clips", ["drop", "facts"]):
+    for row in subject_index.rows("clips", ["drop", "facts"]):
         clips[row["drop"]] += 1
         subjects += 0 if row["drop"] else len(json.loads(row["facts"])["subjects"])
-    for source_video in bank.source_videos():
+    for source_video in subject_index.source_videos():
         source_videos[source_video["drop"]] += 1
         if source_video["drop"] and len(left) < LISTED:
             left.append((source_video["path"], source_video["drop"]))
@@ -77,8 +77,8 @@ def write_report(
         pairs_dropped=found.drops.most_common(),
         similarity=_histogram(found.similar, config.lower),
         sameness=_histogram(found.same, config.upper),
-        kept=_sheet(bank, _spread(found.sample)),
-        rejected=_sheet(bank, found.near),
+        kept=_sheet(subject_index, _spread(found.sample)),
+        rejected=_sheet(subject_index, found.near),
         listed=LISTED,
         left_behind=left,
         notices=notices,
@@ -132,11 +132,11 @@ def _spread(pairs: list[Record]) -> list[Record]:
     return [ordered[i] for i in evenly_spaced(len(ordered), SHEET)]
 
 
-def _sheet(bank: Bank, pairs: list[Record]) -> list[tuple[list[np.ndarray], str]]:
+def _sheet(subject_index: SubjectIndex, pairs: list[Record]) -> list[tuple[list[np.ndarray], str]]:
     """Pairs, side by side, with their numbers."""
     if not pairs:
         return []
-    views = {i: row["views"] for i, row in bank.subjects({p[side] for p in pairs for side in ("subject", "partner")}).items()}
+    views = {i: row["views"] for i, row in subject_index.subjects({p[side] for p in pairs for side in ("subject", "partner")}).items()}
     return [
         (
             [_small(views[p[side]][len(views[p[side]]) // 2]["image"]) for side in ("subject", "partner")],

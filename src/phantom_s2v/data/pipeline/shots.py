@@ -38,11 +38,11 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
 
 def _clips(source_video: Record, config: Config, models: Models) -> Iterator[Record]:
     """The clips of a source video, cut at its cuts and where they would be too long."""
-    most, step = max(2, int(config.longest * source_video["fps"])), 1 / source_video["fps"]
+    max_frames, step = max(2, int(config.longest * source_video["fps"])), 1 / source_video["fps"]
     shot: list[Timed] = []
     start = number = 0
     for number, (timed, is_cut) in enumerate(_with_cuts(stream_frames(source_video, config.work_side), config, models)):
-        full = len(shot) == most or (shot and timed[0] - shot[0][0] > config.longest - step / 2)
+        full = len(shot) == max_frames or (shot and timed[0] - shot[0][0] > config.longest - step / 2)
         if shot and (is_cut or full):
             yield _record(source_video, start, shot, timed[0], config)
             shot, start = [], number
@@ -110,7 +110,7 @@ def _by_network(frames: Iterator[tuple[Timed, bool]], config: Config, models: Mo
     small: list[np.ndarray] = []
     above = False  # whether the chance stood above the threshold
 
-    def judge(last: bool) -> Iterator[tuple[Timed, bool]]:
+    def classify(last: bool) -> Iterator[tuple[Timed, bool]]:
         nonlocal held, small, above
         while held and (last or len(small) >= WINDOW):
             window = small[:WINDOW] + [small[-1]] * max(0, WINDOW - len(small))
@@ -124,5 +124,5 @@ def _by_network(frames: Iterator[tuple[Timed, bool]], config: Config, models: Mo
         tiny = cv2.resize(timed[1], (48, 27), interpolation=cv2.INTER_AREA)
         small += [tiny] * (1 if number else CONTEXT + 1)
         held.append((timed, known))
-        yield from judge(last=False)
-    yield from judge(last=True)
+        yield from classify(last=False)
+    yield from classify(last=True)

@@ -35,7 +35,7 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             for each, still in zip(models.detect(stills, record["phrases"]), stills, strict=True)
         ]
         frames = sorted({round(instant * (record["frames"] - 1)) for instant in config.instants})
-        subjects = [_subject(record, track, stills, frames) for track in follow(found, stills)[: config.most_subjects]]
+        subjects = [_subject(record, track, stills, frames) for track in follow(found, stills)[: config.max_subjects]]
         rest = {k: v for k, v in record.items() if k not in ("work", "stills")}
         if not subjects:
             yield {**rest, "subjects": [], "drop": "no subject found"}
@@ -48,13 +48,13 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
 def sift(found: list[Detection], size: tuple[int, ...], config: Config) -> list[Detection]:
     """Detections that are neither too small nor too large, not cut off by the frame, and not the same as a surer one."""
     height, width = size[:2]
-    least = config.smallest_side * min(height, width) / REFERENCE_HEIGHT
+    min_side = config.smallest_side * min(height, width) / REFERENCE_HEIGHT
     kept: list[Detection] = []
     for each in sorted(found, key=lambda d: (-d.score, d.box)):
         left, top, right, bottom = each.box
         share = (right - left) * (bottom - top) / (height * width)
         whole = left > EDGE * width and top > EDGE * height and right < width * (1 - EDGE) and bottom < height * (1 - EDGE)
-        fits = config.smallest_box <= share <= config.largest_box and min(right - left, bottom - top) >= least
+        fits = config.smallest_box <= share <= config.largest_box and min(right - left, bottom - top) >= min_side
         if fits and whole and all(iou(each.box, other.box) <= config.overlap for other in kept):
             kept.append(each)
     return kept

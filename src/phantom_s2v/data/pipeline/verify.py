@@ -5,14 +5,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from phantom_s2v.data.pipeline.bank import Bank, unpng
 from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.data.pipeline.index import SubjectIndex, unpng
 from phantom_s2v.data.pipeline.subjects import WHITE, colors
 
 
-def run(records: Iterable[Record], config: Config, models: Models, bank: Bank) -> Iterator[Record]:
+def run(records: Iterable[Record], config: Config, models: Models, subject_index: SubjectIndex) -> Iterator[Record]:
     """Adds colors and texture to pairs, and the reason to drop those that fail."""
-    dataset = bank.open("subjects")
+    dataset = subject_index.open("subjects")
 
     @lru_cache(maxsize=512)
     def seen(subject: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,21 +5,23 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import islice
 
-from phantom_s2v.data.pipeline.bank import Bank
 from phantom_s2v.data.pipeline.config import Record
+from phantom_s2v.data.pipeline.index import SubjectIndex
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference
 from phantom_s2v.geometry import MAX_IMAGES
 
 BATCH = 32  # clips that are in memory at once, with their videos and images
 
 
-def run(pairs: Callable[[set[str]], Iterable[Record]], repeated: Container[str], bank: Bank, rights: Rights) -> Iterator[Triplet]:
+def run(
+    pairs: Callable[[set[str]], Iterable[Record]], repeated: Container[str], subject_index: SubjectIndex, rights: Rights
+) -> Iterator[Triplet]:
     """Triplets of every clip that stays: each subject by its partners (cross-pair), else by another moment of the clip (in-pair).
 
     `pairs` gives those of some subjects; clips that are `repeated` are left out. `rights` hold where a source video came
     without its own.
     """
-    kept = (clip for clip in bank.rows("clips", ["video", "facts"], "`drop` = ''") if clip["id"] not in repeated)
+    kept = (clip for clip in subject_index.rows("clips", ["video", "facts"], "`drop` = ''") if clip["id"] not in repeated)
     while batch := list(islice(kept, BATCH)):
         clips = [(json.loads(clip["facts"]), clip["video"]) for clip in batch]
         wanted = {subject for facts, _ in clips for subject in facts["subjects"]}
@@ -28,8 +30,8 @@ def run(pairs: Callable[[set[str]], Iterable[Record]], repeated: Container[str],
             if not pair["drop"]:
                 partners[pair["subject"]].append(pair)
         others = [pair for found in partners.values() for pair in found]
-        views = bank.subjects(wanted | {pair["partner"] for pair in others})
-        sources = bank.clip_facts({pair["partner_clip"] for pair in others})
+        views = subject_index.subjects(wanted | {pair["partner"] for pair in others})
+        sources = subject_index.clip_facts({pair["partner_clip"] for pair in others})
         for facts, video in clips:
             yield _triplet(facts, video, partners, views, sources, rights)
 

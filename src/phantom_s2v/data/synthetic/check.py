@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from phantom_s2v.data.pipeline.bank import Bank
 from phantom_s2v.data.pipeline.config import Config, Record
+from phantom_s2v.data.pipeline.index import SubjectIndex
 from phantom_s2v.data.pipeline.pair import repeats
 from phantom_s2v.geometry import iou
 
@@ -29,7 +29,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Known:
-    """A subject of the bank as the truth knows it."""
+    """A subject of the index as the truth knows it."""
 
     source_video: str
     shot: int
@@ -38,16 +38,16 @@ class Known:
     original: int  # the shot that a duplicate repeats, else the shot itself
 
 
-def check(bank: Bank, source_videos: list[Path], pairs: Iterable[Record], config: Config) -> dict[str, float]:
+def check(subject_index: SubjectIndex, source_videos: list[Path], pairs: Iterable[Record], config: Config) -> dict[str, float]:
     """shot_f1, subject_recall, pair_precision, pair_recall, near_duplicates_kept, decoys_kept, and what they are counted over."""
     truths = {str(path): json.loads(path.with_suffix(".truth.json").read_text()) for path in source_videos}
     clips: dict[str, list[Record]] = {path: [] for path in truths}
-    names = {row["source_video"]: row["path"] for row in bank.source_videos()}
-    for row in bank.rows("clips", ["facts"]):
+    names = {row["source_video"]: row["path"] for row in subject_index.source_videos()}
+    for row in subject_index.rows("clips", ["facts"]):
         facts = json.loads(row["facts"])
         if names.get(facts["source_video"]) in clips:
             clips[names[facts["source_video"]]].append(facts)
-    found, known, repeated = Found(), {}, repeats(bank, config)
+    found, known, repeated = Found(), {}, repeats(subject_index, config)
     for path, truth in truths.items():
         count_cuts(clips[path], truth, found.cuts)
         for clip in clips[path]:
@@ -61,7 +61,7 @@ def check(bank: Bank, source_videos: list[Path], pairs: Iterable[Record], config
     return {
         "shot_f1": 2 * right / max(1, 2 * right + invented + missed),
         "subject_recall": found.seen / max(1, found.shown),
-        **judge_pairs((p for p in pairs if not p["drop"]), known, truths),
+        **pair_metrics((p for p in pairs if not p["drop"]), known, truths),
         "shots": sum(len(t["shots"]) for t in truths.values()),
         "subjects": found.shown,
         "faults_found": faults_found(found.drops),
@@ -112,7 +112,7 @@ def _overlap(views: list[Record], boxes: list[list[int] | None], frames: list[in
     return float(np.mean(values)) if values else 0.0
 
 
-def judge_pairs(pairs: Iterable[Record], known: dict[str, Known], truths: dict[str, Record]) -> dict[str, float]:
+def pair_metrics(pairs: Iterable[Record], known: dict[str, Known], truths: dict[str, Record]) -> dict[str, float]:
     """Precision and recall of cross-pairs, and what was planted and kept."""
     right: set[str] = set()
     count = correct = duplicates = decoys = 0

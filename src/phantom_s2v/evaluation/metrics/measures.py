@@ -15,7 +15,7 @@ from phantom_s2v.evaluation.metrics.regions import border_color, regions
 
 FLAT = 32  # pixels a side of whole frames that are held against a reference image
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-LEAST_TRAVEL = 0.05  # of the side: less is no direction
+MIN_TRAVEL = 0.05  # of the side: less is no direction
 
 
 def direction(video: np.ndarray) -> str | None:
@@ -28,7 +28,7 @@ def direction(video: np.ndarray) -> str | None:
         return None
     quarter = max(1, len(centers) // 4)
     dy, dx = np.mean(centers[-quarter:], 0) - np.mean(centers[:quarter], 0)
-    if max(abs(dy), abs(dx)) < LEAST_TRAVEL * video.shape[1]:
+    if max(abs(dy), abs(dx)) < MIN_TRAVEL * video.shape[1]:
         return None
     return ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("down" if dy > 0 else "up")
 

@@ -130,13 +130,13 @@ def _centers(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return (boxes[:, :2] + boxes[:, 2:]) / 2 / [shape[1], shape[0]]
 
 
-def doubled(sightings: list[Sighting], reference: int, least: float) -> float:
-    """Share of frames in which a second region is as like a reference as `least`, and liker than to any other."""
+def doubled(sightings: list[Sighting], reference: int, min_similarity: float) -> float:
+    """Share of frames in which a second region is as like a reference as `min_similarity`, and liker than to any other."""
     hits = []
     for s in sightings:
         own = s.given.get(reference)
         others = [i for i in range(len(s.similarity)) if i != own and i not in s.given.values()]
-        hits.append(any(s.similarity[i, reference] >= least and s.similarity[i].argmax() == reference for i in others))
+        hits.append(any(s.similarity[i, reference] >= min_similarity and s.similarity[i].argmax() == reference for i in others))
     return float(np.mean(hits)) if hits else 0.0
 
 
@@ -154,13 +154,13 @@ def places_asked(prompt: str, names: Sequence[str]) -> list[str]:
     return found
 
 
-def misplaced(sightings: list[Sighting], places: Sequence[str], least: float) -> float:
+def misplaced(sightings: list[Sighting], places: Sequence[str], min_similarity: float) -> float:
     """Share of frames in which two subjects that are there stand on each other's side: mixed up."""
     axis = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
     asked = [(i, axis[place]) for i, place in enumerate(places) if place]
     wrong = []
     for s in sightings:
-        here = [(i, a, sign) for i, (a, sign) in asked if i in s.given and s.similarity[s.given[i], i] >= least]
+        here = [(i, a, sign) for i, (a, sign) in asked if i in s.given and s.similarity[s.given[i], i] >= min_similarity]
         for i, a, sign in here:
             for j, b, other in here:
                 if i < j and a == b and sign != other:

@@ -28,22 +28,22 @@ class Metric:
 
 
 def _image_similarity(name: str) -> tuple[Metric, ...]:
-    """A network's cosine of reference and frames, whole (_i) and of the subject's region alone (_i_seg), mean and lowest."""
+    """A network's cosine of reference and frames, whole (_i) and of the subject's region alone (_i_seg), mean and minimum."""
     return tuple(
         Metric(f"{name}_i{part}{low}", "subject", "more", f"{name}_i", in_summary=not low)
         for part in ("", "_seg")
-        for low in ("", "_lowest")
+        for low in ("", "_min")
     )
 
 
 TABLE = (
     Metric("similarity", "subject", "more", "similarity", in_summary=True),
-    Metric("lowest", "subject", "more", "similarity"),
+    Metric("similarity_min", "subject", "more", "similarity"),
     Metric("whole", "subject", "more", "similarity", in_summary=True),
-    Metric("whole_lowest", "subject", "more", "similarity"),
+    Metric("whole_min", "subject", "more", "similarity"),
     Metric("seen", "subject", "more", "similarity"),
     Metric("face", "subject", "more", "face", in_summary=True),
-    Metric("face_lowest", "subject", "more", "face"),
+    Metric("face_min", "subject", "more", "face"),
     Metric("face_seen", "subject", "more", "face"),
     *_image_similarity("clip"),
     *_image_similarity("dino"),

@@ -84,7 +84,7 @@ def _section(each: Scored) -> Markup:
 
 
 def _bounds(kpi: Kpi) -> str:
-    return " ".join(f"{name} {bound:g}" for name, bound in (("least", kpi.least), ("most", kpi.most)) if bound is not None)
+    return " ".join(f"{name} {bound:g}" for name, bound in (("min", kpi.min), ("max", kpi.max)) if bound is not None)
 
 
 def _subject(found: SubjectScore, reference: np.ndarray, video: dict[int, np.ndarray], frames: list[int]) -> dict[str, Any]:
@@ -100,16 +100,16 @@ def _subject(found: SubjectScore, reference: np.ndarray, video: dict[int, np.nda
 
 def _facts(found: SubjectScore) -> list[str]:
     """What was measured of a subject, in words."""
-    region = f"similarity {found.similarity:.3f}, lowest {found.lowest:.3f} in frame {found.lowest_frame}"
+    region = f"similarity {found.similarity:.3f}, minimum {found.similarity_min:.3f} in frame {found.similarity_min_frame}"
     said = [
         region if found.seen else "similarity not measured: it was seen in no frame",
-        f"whole frames {found.whole:.3f}, lowest {found.whole_lowest:.3f} in frame {found.whole_lowest_frame}",
+        f"whole frames {found.whole:.3f}, minimum {found.whole_min:.3f} in frame {found.whole_min_frame}",
         f"seen in {100 * found.seen:.0f}% of frames",
         f"pasted {found.copy_paste:.2f}",
     ]
     if found.face == found.face:
-        lowest = f"lowest {found.face_lowest:.3f} in frame {found.face_lowest_frame}"
-        said.append(f"face {found.face:.3f}, {lowest}, seen in {100 * found.face_seen:.0f}% of frames")
+        minimum = f"minimum {found.face_min:.3f} in frame {found.face_min_frame}"
+        said.append(f"face {found.face:.3f}, {minimum}, seen in {100 * found.face_seen:.0f}% of frames")
     values = {
         **{m.name: getattr(found, m.name) for m in TABLE if m.network in ("clip_i", "dino_i")},
         "reconstruction, dB": found.reconstruction,

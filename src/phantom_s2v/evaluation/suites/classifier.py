@@ -19,19 +19,20 @@ class SubjectClassifier(EfficientNetLite0):
         found = regions(image, 1)
         return self.features([cut_out(image, found[0]) if found else image])[0]
 
-    def rank(self, video: np.ndarray, bank: np.ndarray, right: Sequence[int]) -> list[int | None]:
-        """Rank (0 is first) of each right reference among `bank` [N, 1280] by its region's mean features in a video.
+    def rank(self, video: np.ndarray, reference_features: np.ndarray, right: Sequence[int]) -> list[int | None]:
+        """Rank (0 is first) of each right reference among `reference_features` [N, 1280] by its region's mean features in a
+        video.
 
         With several subjects the regions of a frame are assigned to the right references by similarity. None: not found.
         """
-        sums, seen = np.zeros((len(right), bank.shape[1])), np.zeros(len(right), int)
+        sums, seen = np.zeros((len(right), reference_features.shape[1])), np.zeros(len(right), int)
         for index in np.linspace(0, len(video) - 1, FRAMES).round().astype(int):
             found = regions(video[index], len(right))
             if not found:
                 continue
             features = self.features([cut_out(video[index], r) for r in found])
-            for region, subject in zip(*linear_sum_assignment(-features @ bank[list(right)].T), strict=True):
+            for region, subject in zip(*linear_sum_assignment(-features @ reference_features[list(right)].T), strict=True):
                 sums[subject] += features[region]
                 seen[subject] += 1
-        scores = sums @ bank.T
+        scores = sums @ reference_features.T
         return [int((scores[i] > scores[i, r]).sum()) if seen[i] else None for i, r in enumerate(right)]

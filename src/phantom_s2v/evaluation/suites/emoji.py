@@ -34,8 +34,8 @@ from phantom_s2v.vision.efficientnet import weights_file
 DIRECTIONS = ("left", "right", "up", "down")
 PAIRS = 50
 TEXTURED_CLIPS = 32
-COARSE = 64  # pixels a side of a video up to which references are judged at BANK_SIDES[0]
-BANK_SIDES = (40, 64)  # pixels a side of the judge's references: sharper or coarser ones than the video are named worse
+COARSE = 64  # pixels a side of a video up to which references are embedded at REFERENCE_SIDES[0]
+REFERENCE_SIDES = (40, 64)  # pixels a side of the classifier's references: sharper or coarser ones than the video are named worse
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,16 @@ def request_of(case: Case, sprites: Sprites, pipe: Any) -> Request:
 
 
 def run_emoji(pipe: Any, out: Path, limit: int | None, report: Callable[[int, int], None], side: int | None = None) -> dict:
-    """Make and judge the cases of which `out`/cases.jsonl has no row of the same origin, then summarize. Returns the figures.
+    """Generate and score the cases of which `out`/cases.jsonl has no row of the same origin, then summarize. Returns the figures.
 
     Videos are of `side` pixels, by default the model's. Rows of another origin, or whose frames are gone, are made again.
     """
-    sprites, judge = held_out(), SubjectClassifier()
+    sprites, classifier = held_out(), SubjectClassifier()
     frames = out / "frames"
     with naming(frames):
         frames.mkdir(parents=True, exist_ok=True)
     side = side or int(pipe.preset.height)
-    bank = reference_bank(judge, sprites, side)
+    reference_features = embed_references(classifier, sprites, side)
     file = out / "cases.jsonl"
     cases = emoji_cases(sprites, limit, side)
     check_outputs([out / "sheet.png", *(frames / f"{case.id}.png" for case in cases)], force=True)
@@ -122,19 +122,19 @@ def run_emoji(pipe: Any, out: Path, limit: int | None, report: Callable[[int, in
         if case.id not in done:
             video = generate(request_of(case, sprites, pipe), pipe).video
             shown = _keep_frames(frames / f"{case.id}.png", video)
-            row = judge_case(case, video, judge, bank, sprites)
+            row = score_case(case, video, classifier, reference_features, sprites)
             done[case.id] = {**row, "frames": shown, "origin": origins[case.id]}
             append(file, json.dumps(done[case.id]) + "\n")
         report(number + 1, len(cases))
     rows = [done[case.id] for case in cases]
     write_sheet(out, cases, sprites)
-    return summarize(rows, true_rows(cases, judge, bank, sprites), autoencoder_psnr(pipe, sprites, side))
+    return summarize(rows, true_rows(cases, classifier, reference_features, sprites), autoencoder_psnr(pipe, sprites, side))
 
 
 def case_origins(cases: list[Case], sprites: Sprites, pipe: Any) -> dict[str, str]:
-    """Hash of all that makes a case's row: its video, what is asked of it, the judge and the references that it ranks."""
+    """Hash of all that makes a case's row: its video, what is asked of it, the classifier and the references that it ranks."""
     shared = {
-        "judge": content_hash(weights_file()),
+        "classifier": content_hash(weights_file()),
         "subjects": folder_hash(ASSETS, (".json", ".webp")),
         "code": code_version("evaluation.suites.emoji"),
     }
@@ -174,17 +174,19 @@ def _row(line: str, file: Path) -> dict | None:
     raise InputError(f"{file} exists and was not written by phantom; choose another --out")
 
 
-def reference_bank(judge: SubjectClassifier, sprites: Sprites, side: int = COARSE) -> np.ndarray:
+def embed_references(classifier: SubjectClassifier, sprites: Sprites, side: int = COARSE) -> np.ndarray:
     """Features [100, 1280] of the evaluated subjects' references, about as coarse as subjects are in videos of `side` pixels."""
-    coarse = BANK_SIDES[side > COARSE]
+    coarse = REFERENCE_SIDES[side > COARSE]
     stills = (read_image(still_path(s.key))[0] for s in evaluated(sprites))
-    return np.stack([judge.reference(letterbox(still, coarse, coarse)) for still in stills])
+    return np.stack([classifier.reference(letterbox(still, coarse, coarse)) for still in stills])
 
 
-def judge_case(case: Case, video: np.ndarray, judge: SubjectClassifier, bank: np.ndarray, sprites: Sprites) -> dict:
+def score_case(
+    case: Case, video: np.ndarray, classifier: SubjectClassifier, reference_features: np.ndarray, sprites: Sprites
+) -> dict:
     """Ranks of the right references, and whether direction and background are as asked."""
     keys = [s.key for s in evaluated(sprites)]
-    ranks = judge.rank(video, bank, [keys.index(s.key) for s in case.subjects])
+    ranks = classifier.rank(video, reference_features, [keys.index(s.key) for s in case.subjects])
     return {
         "id": case.id,
         "kind": case.kind,
@@ -194,10 +196,10 @@ def judge_case(case: Case, video: np.ndarray, judge: SubjectClassifier, bank: np
     }
 
 
-def true_rows(cases: list[Case], judge: SubjectClassifier, bank: np.ndarray, sprites: Sprites) -> list[dict]:
-    """The same judgment of the true clips: the upper bound."""
+def true_rows(cases: list[Case], classifier: SubjectClassifier, reference_features: np.ndarray, sprites: Sprites) -> list[dict]:
+    """The same scores of the true clips: the upper bound."""
     wanted = [c for c in cases if c.kind in ("unnamed", "pair")]
-    return [judge_case(c, compose(c.spec, sprites).video, judge, bank, sprites) for c in wanted]
+    return [score_case(c, compose(c.spec, sprites).video, classifier, reference_features, sprites) for c in wanted]
 
 
 @torch.no_grad()

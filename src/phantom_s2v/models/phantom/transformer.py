@@ -127,9 +127,11 @@ class PhantomTransformer(ModelMixin, ConfigMixin):
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.subject.weight, std=0.02)
         if guidance_range is not None:
-            lowest, highest = guidance_range
-            if not 0 <= lowest <= 1 <= highest:
-                raise InputError(f"guidance_range must include 1, where guidance has no effect (got {lowest} to {highest})")
+            min_weight, max_weight = guidance_range
+            if not 0 <= min_weight <= 1 <= max_weight:
+                raise InputError(
+                    f"guidance_range must include 1, where guidance has no effect (got {min_weight} to {max_weight})"
+                )
             self.guidance = GuidanceEmbedding(dim)
 
     def forward(

@@ -73,7 +73,7 @@ class WanModel(VideoModel):
             sizes={"phantom-wan-1.3b": ((480, 832),), "phantom-wan-14b": ((480, 832), (720, 1280))}.get(name, ()),
             negative_prompt=NEGATIVE,
             patch=2,
-            most_images=MAX_SUBJECTS,
+            max_images=MAX_SUBJECTS,
             takes_views=False,
             takes_first_frame=False,
         )

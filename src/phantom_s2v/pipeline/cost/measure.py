@@ -88,12 +88,12 @@ def within(
     limit: tuple[str, float], found: e.Estimate, request: Request, videos: int, preset: Preset, folder: Path, placement: Placement
 ) -> None:
     """Raise InputError where `videos` of an estimate exceed a budget; the sentence names what would fit."""
-    kind, most = limit
+    kind, budget = limit
 
     def cost(each: e.Estimate) -> float:
         return each.seconds * videos if kind == "seconds" else each.peak
 
-    if cost(found) <= most:
+    if cost(found) <= budget:
         return
 
     def said(amount: float) -> str:
@@ -105,9 +105,9 @@ def within(
         options: list[dict[str, str]] = [{"offload": "model"}, {"offload": "model", "quantization": "fp8"}, {"offload": "group"}]
         held = [(" ".join(f"--{k} {v}" for k, v in each.items()), request, replace(placement, **each)) for each in options]
         ways = held + ways
-    fits = [way for way, other, place in ways if cost(estimate(other, preset, folder, place)) <= most]
+    fits = [way for way, other, place in ways if cost(estimate(other, preset, folder, place)) <= budget]
     advice = f"{fits[0]} would fit" if fits else "fewer steps or frames alone would not fit either"
-    raise InputError(f"estimated at {said(cost(found))}, which exceeds the budget of {said(most)}; {advice}")
+    raise InputError(f"estimated at {said(cost(found))}, which exceeds the budget of {said(budget)}; {advice}")
 
 
 def card_speed(name: str) -> e.Speed:

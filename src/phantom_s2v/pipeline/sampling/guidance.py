@@ -37,5 +37,5 @@ def is_distilled(
     """
     if guidance_range is None or negated:
         return False
-    lowest, highest = guidance_range
-    return all(lowest <= weight <= highest for weight in (image_guidance_scale, guidance_scale))
+    min_weight, max_weight = guidance_range
+    return all(min_weight <= weight <= max_weight for weight in (image_guidance_scale, guidance_scale))

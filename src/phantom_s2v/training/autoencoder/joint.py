@@ -22,7 +22,7 @@ from phantom_s2v.training.guard import facts_of
 from phantom_s2v.training.loop import Loss, train
 
 SMALLEST_ERROR = 1e-4  # 46 dB: what is better counts no more
-NUDGE = 0.3  # of a latent channel's deviation
+NUDGE = 0.3  # of a latent channel's std
 SPREAD = 0.5  # power of a channel's weight in its variance: 0 makes all variances 1
 LINEAR = ("resample", "time_conv", "conv_shortcut", "decoder.conv_in")  # layers that carry the linear path: they move slowly
 HEADS = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_out", "quant_conv", "post_quant_conv")  # AdamW takes them
@@ -129,7 +129,7 @@ def composed(sprites: Sprites, seed: int, count: int = 40, side: int = STANDARD)
 
 @torch.no_grad()
 def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprites: Sprites, out: Path) -> None:
-    """Measure means and deviations of the latent channels on fresh scenes and save with them.
+    """Measure means and standard deviations of the latent channels on fresh scenes and save with them.
 
     What the image hangs on is left larger than the rest (SPREAD of its weight): noise then hides it last, as in coarse to fine.
     """
@@ -137,23 +137,23 @@ def export_autoencoder(model: AutoencoderKLWan, config: AutoencoderConfig, sprit
         network: Any = model
         clips = composed(sprites, config.train.seed, side=config.side)
         latents = torch.cat([network.encode(p[None]).latent_dist.mode() for p in clips])
-        mean, deviation = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-        size = channel_weight(model, latents[:3], deviation).pow(SPREAD / 2)
+        mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+        size = channel_weight(model, latents[:3], std).pow(SPREAD / 2)
         size /= size.square().mean().sqrt()
-        model.register_to_config(latents_mean=mean.tolist(), latents_std=(deviation / size).tolist())
+        model.register_to_config(latents_mean=mean.tolist(), latents_std=(std / size).tolist())
     save_part(model, out)
 
 
 @torch.no_grad()
-def channel_weight(model: AutoencoderKLWan, latents: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+def channel_weight(model: AutoencoderKLWan, latents: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """How much of the image hangs on each latent channel, [C] with sum 1: the pixels' mean squared change where noise of NUDGE
-    of a channel's deviation is added to it in `latents` [N, C, T, h, w].
+    of a channel's std is added to it in `latents` [N, C, T, h, w].
     """
     network: Any = model
     generator = torch.Generator().manual_seed(0)
     noise = NUDGE * torch.randn(latents[:, 0].shape, generator=generator)
     before, changes = network.decode(latents).sample, []
-    for channel, size in enumerate(deviation):
+    for channel, size in enumerate(std):
         moved = latents.clone()
         moved[:, channel] += size * noise
         changes.append((network.decode(moved).sample - before).square().mean())

@@ -71,7 +71,7 @@ def _leave_out_branches(module: nn.Module) -> None:
 
 @torch.no_grad()
 def whole(linear: AutoencoderKLWan, pixels: torch.Tensor) -> AutoencoderKLWan:
-    """The full network that computes what a linear path does (tests hold them equal), with latents of unit deviation on `pixels`.
+    """The full network that computes what a linear path does (tests hold them equal), with latents of unit std on `pixels`.
 
     Before either head stand every feature, its negative, and a constant: silu(x) - silu(-x) = x, and beside a constant that is
     large the norm divides by hardly more than that constant.
@@ -142,12 +142,12 @@ def _double(source: Any, part: Any, layers: tuple[Any, Any], rows: torch.Tensor,
 
 
 def _normalize(model: Any, latents: torch.Tensor) -> None:
-    """Latents of mean 0 and deviation 1, and a narrow posterior, by the 1x1 convolutions on either side of them."""
-    mean, deviation = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+    """Latents of mean 0 and std 1, and a narrow posterior, by the 1x1 convolutions on either side of them."""
+    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     count = len(mean)
     for convolution, scale, shift in (
-        (model.quant_conv, 1 / deviation, -mean / deviation),
-        (model.post_quant_conv, deviation, mean),
+        (model.quant_conv, 1 / std, -mean / std),
+        (model.post_quant_conv, std, mean),
     ):
         nn.init.zeros_(convolution.weight)
         convolution.weight[:count, :count, 0, 0, 0] = scale.diag()

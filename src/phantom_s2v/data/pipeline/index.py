@@ -1,4 +1,4 @@
-"""The bank: what the stages before pairing found, on disk, as Lance datasets that are merged into by id.
+"""The index: what the stages before pairing found, on disk, as Lance datasets that are merged into by id.
 
 source_videos  one row for every file that is done: its record and the seconds that each stage took
 clips     one row for every clip, kept or dropped; the video of those kept
@@ -67,7 +67,7 @@ def subjects_schema(width: int) -> pa.Schema:
     )
 
 
-class Bank:
+class SubjectIndex:
     """The datasets below a folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ class Bank:
         for row in self.rows("source_videos", ["facts"]):
             yield json.loads(row["facts"])
 
-    def judged(self, version: int, config: Config) -> set[str]:
+    def paired(self, version: int, config: Config) -> set[str]:
         """Subjects whose pairs were judged at this version of the subjects, with these thresholds."""
         return {row["id"] for row in self.rows("pairs", [], _of(version, config))}
 
