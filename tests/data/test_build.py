@@ -24,7 +24,7 @@ from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.data.pipeline.engine import index_path, process
 from phantom_s2v.data.pipeline.frames import cut, fit, stream_frames
 from phantom_s2v.data.pipeline.index import SubjectIndex
-from phantom_s2v.data.synthetic.check import check, pair_metrics
+from phantom_s2v.data.synthetic.check import evaluate_pipeline, pair_metrics
 from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.data.synthetic.source_videos import write_source_videos
 from phantom_s2v.data.triplets import TripletStore
@@ -292,7 +292,7 @@ def test_the_check_counts_what_is_known():
 
 def test_a_run_finds_subjects_and_pairs_and_no_copies(source_videos, built):
     out, summary = built
-    found = check(SubjectIndex(index_path(out)), sorted(source_videos.glob("*.mp4")), pairs_of(out, summary), CONFIG)
+    found = evaluate_pipeline(SubjectIndex(index_path(out)), sorted(source_videos.glob("*.mp4")), pairs_of(out, summary), CONFIG)
     assert found["shot_f1"] == 1
     assert found["subject_recall"] > 0.8
     assert found["near_duplicates_kept"] == 0

@@ -14,7 +14,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from phantom_s2v.data.formats.exchange import export_folder, export_webdataset, read_captioned, read_export, to_files
 from phantom_s2v.data.loader import TripletLoader
-from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore, check
+from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore, check_triplet
 from phantom_s2v.errors import DataError, InputError, OutputError
 from phantom_s2v.media import images
 
@@ -88,17 +88,17 @@ def test_the_id_is_of_the_content_alone(clip):
 )
 def test_what_no_training_could_use_is_refused(clip, change, said):
     with pytest.raises(DataError, match=said):
-        check(replace(triplets(clip)[0], **change))
+        check_triplet(replace(triplets(clip)[0], **change))
 
 
 def test_a_license_is_required_of_clip_and_images_where_that_is_asked(store, clip):
     bare = replace(triplets(clip)[0], caption="new", rights=Rights("web"))
-    check(bare)
+    check_triplet(bare)
     with pytest.raises(DataError, match="has no license for the clip"):
         store.write([bare], require_license=True)
     bare = replace(triplets(clip)[0], references=(replace(triplets(clip)[0].references[0], rights=Rights()),))
     with pytest.raises(DataError, match="has no license for reference 1"):
-        check(bare, require_license=True)
+        check_triplet(bare, require_license=True)
     assert len(store) == 7
 
 

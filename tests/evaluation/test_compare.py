@@ -130,7 +130,7 @@ def test_calibration_finds_what_tells_and_says_how_often_it_errs(tmp_path):
     rng = np.random.default_rng(0)
     good = [scored(v, f) for v, f in zip(rng.normal(0.7, 0.05, 30), rng.uniform(0, 1, 30), strict=True)]
     bad = [scored(v, f) for v, f in zip(rng.normal(0.5, 0.05, 30), rng.uniform(0, 1, 30), strict=True)]
-    bounds = {b.metric: b for b in calibration.calibrate(good, bad, TOOLS)}
+    bounds = {b.metric: b for b in calibration.calibrate_thresholds(good, bad, TOOLS)}
     assert set(bounds) == {"similarity", "similarity_min"}  # flicker is the same in both, and the rest never changes
     assert bounds["similarity"].low
     assert 0.55 < bounds["similarity"].bound < 0.65
@@ -142,7 +142,7 @@ def test_calibration_finds_what_tells_and_says_how_often_it_errs(tmp_path):
     assert [v.met for v in evaluate_kpis(scored(0.4, 0), kpis)] == [False, False]
     check_networks(kpis, TOOLS)
     known = replace(TOOLS, hashes={"similarity": "ab" * 32})
-    file.write_text(calibration.as_toml(calibration.calibrate(good, bad, known)))
+    file.write_text(calibration.as_toml(calibration.calibrate_thresholds(good, bad, known)))
     check_networks(read_kpis(file), known)
     with pytest.raises(InputError, match=f"set for other weights of color .{'ab' * 8}, not {'cd' * 8}"):
         check_networks(read_kpis(file), replace(TOOLS, hashes={"similarity": "cd" * 32}))
@@ -154,9 +154,9 @@ def test_calibration_refuses_what_cannot_be_told():
     rng = np.random.default_rng(3)
     same = [scored(v, 0) for v in rng.normal(0.6, 0.1, 40)]
     with pytest.raises(InputError, match="no metric separates"):
-        calibration.calibrate(same[:20], same[20:], TOOLS)
+        calibration.calibrate_thresholds(same[:20], same[20:], TOOLS)
     with pytest.raises(InputError, match="at least 5"):
-        calibration.calibrate(same[:2], same[2:], TOOLS)
+        calibration.calibrate_thresholds(same[:2], same[2:], TOOLS)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.lists(st.floats(0, 1), min_size=2, max_size=12))

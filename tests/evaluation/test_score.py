@@ -257,7 +257,7 @@ def test_a_planted_clip_follows_from_its_number():
 
 def test_kpis_are_evaluated_on_the_worst_subject(tmp_path):
     file = tmp_path / "kpi.toml"
-    file.write_text('[similarity]\nleast = 0.8\nreason = "ours"\n[flicker]\nmost = 0.5\nreason = "eyes"\n')
+    file.write_text('[similarity]\nmin = 0.8\nreason = "ours"\n[flicker]\nmax = 0.5\nreason = "eyes"\n')
     found = score(scene((RED, (36, 20)), (GREEN, (36, 84))), REFERENCES, NAMES, "", Instruments("color", by_color, Thresholds()))
     verdicts = {v.kpi.metric: v for v in evaluate_kpis(found, read_kpis(file))}
     assert verdicts["similarity"].met is False
@@ -272,10 +272,10 @@ def test_kpis_are_evaluated_on_the_worst_subject(tmp_path):
     [
         ("", "contains no KPI"),
         ("= 1", "not a valid TOML"),
-        ('[beauty]\nleast=1\nreason="x"', "unknown metric beauty"),
-        ("[similarity]\nleast=1", "must have a reason"),
+        ('[beauty]\nmin = 1\nreason="x"', "unknown metric beauty"),
+        ("[similarity]\nmin = 1", "must have a reason"),
         ('[similarity]\nreason="x"', "must have a number"),
-        ('[similarity]\nleast="much"\nreason="x"', "must have a number"),
+        ('[similarity]\nmin="much"\nreason="x"', "must have a number"),
     ],
 )
 def test_a_bad_kpi_file_is_one_sentence(tmp_path, text, said):
@@ -317,7 +317,7 @@ def test_score_as_a_user_calls_it(phantom, tmp_path):
     assert "not measured" in page
     assert "http" not in re.sub(r'data:image/[^"]+', "", page)
     kpi = tmp_path / "kpi.toml"
-    kpi.write_text('[frozen]\nmost = 0.5\nreason = "it has to move"\n')
+    kpi.write_text('[frozen]\nmax = 0.5\nreason = "it has to move"\n')
     assert phantom("score", folder, *ask, "--kpi", kpi)[0] == 1
     (folder / "broken.mp4").write_bytes(b"no source video")
     code, said = phantom("score", folder, *ask, "--out", tmp_path / "page.html", "--force")

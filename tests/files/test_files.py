@@ -109,7 +109,7 @@ def test_long_names_are_told_before_work_and_the_longest_can_be_written(tmp_path
 
 
 CONTENTS = {
-    "a.html": "<!doctype html><p>x", "a.toml": "[similarity]\nleast = 0.5\n", "a.json": '{"a": {"b": 1}}',
+    "a.html": "<!doctype html><p>x", "a.toml": "[similarity]\nmin = 0.5\n", "a.json": '{"a": {"b": 1}}',
     "a.jsonl": '{"a": 1}\n{"a": {"b": 2}}\n', "a.png": "x" * 500, "a.mp4": "y" * 500, "a.tar": "", "a.MP4": "y" * 500,
     "a.JSON": '{"a": 1}',
 }  # fmt: skip

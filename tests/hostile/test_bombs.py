@@ -21,7 +21,7 @@ from phantom_s2v.models.registry import load_preset, model_folder
 from phantom_s2v.models.tensors import Tensors
 from phantom_s2v.models.weights import check_part
 from phantom_s2v.pipeline.loading import check_models
-from phantom_s2v.pipeline.request import check, with_defaults
+from phantom_s2v.pipeline.request import check_request, with_defaults
 
 MINI = model_folder("phantom-mini")
 
@@ -147,11 +147,11 @@ def test_the_packaged_model_passes():
 def test_a_request_is_bounded_whatever_it_lets_pass(changes):
     preset = load_preset(MINI)
     request = with_defaults(preset, prompt="a", references=(), **{"untrained_size": True})
-    check(request, preset)
+    check_request(request, preset)
     from dataclasses import replace
 
     with pytest.raises(InputError):
-        check(replace(request, **{"prompt": "a", **changes}), preset)
+        check_request(replace(request, **{"prompt": "a", **changes}), preset)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def empty_video(tmp_path):
     ("more", "code", "verdict"), [("", 1, False), ("optional = true\n", 0, None), ("optional = false\n", 1, False)]
 )
 def test_a_subject_in_no_frame_does_not_meet_its_similarity(call_phantom, empty_video, more, code, verdict):
-    (empty_video / "kpi.toml").write_text(f"[similarity]\nleast = 0.9\nreason = 'ours'\n{more}")
+    (empty_video / "kpi.toml").write_text(f"[similarity]\nmin = 0.9\nreason = 'ours'\n{more}")
     page = empty_video / "page.html"
     options = ("--reference", empty_video / "r.png", "--kpi", empty_video / "kpi.toml", "--reconstruct", "none", "--out", page)
     found, said = call_phantom("evaluate", "score", empty_video / "v.mp4", *options)

@@ -32,7 +32,7 @@ TWO = ["subject 1", "subject 2"]
     ],
 )
 def test_what_the_checker_says(prompt, names, said):
-    found = prompts.check(prompt, names)
+    found = prompts.check_prompt(prompt, names)
     assert len(found) == len(said), found
     for sentence, part in zip(found, said, strict=True):
         assert part in sentence

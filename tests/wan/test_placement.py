@@ -160,7 +160,7 @@ def test_the_estimate_counts_what_a_cache_keeps(with_ratios, cache, request):
 
 @pytest.mark.threads
 def test_magcache_measures_the_growth_of_the_residual(converted):
-    pipe = load_models(converted, Placement(cache="magcache"), calibrate=True)
+    pipe = load_models(converted, Placement(cache="magcache"), calibrate_magcache=True)
     blocks, seen = pipe.transformer.blocks, []
     first = blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     last = blocks[-1].register_forward_hook(lambda *a: seen.append(a[-1]))

@@ -114,7 +114,7 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
         raise InputError(
             "--people needs models that are not installed; run pip install 'phantom-s2v[people]' and phantom models fetch"
         )
-    larger = {name: source_path(given) if given else None for name, given in named.items()}
+    larger = {name: source_path(path) if path else None for name, path in named.items()}
     for name, place in larger.items():
         if place and not place.is_dir():
             raise InputError(f"{name} must be a model folder in the transformers layout or OWNER/MODEL on a hub (got {place})")
@@ -132,16 +132,16 @@ def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
     from phantom_s2v.files.untrusted import parse_toml
 
     try:
-        given = parse_toml(read_text(file)) if file else {}
+        table = parse_toml(read_text(file)) if file else {}
     except ValueError as error:
         raise InputError(f"{file} is not a valid TOML file ({error})") from error
-    legal = {f.name: type(getattr(Config(), f.name)) for f in fields(Config)}
-    for name, value in (given | over).items():
-        if name not in legal:
-            raise InputError(f"unknown threshold {name}; thresholds are {', '.join(legal)}")
-        if not isinstance(value, (float, int) if legal[name] is float else list if legal[name] is tuple else legal[name]):
+    types = {f.name: type(getattr(Config(), f.name)) for f in fields(Config)}
+    for name, value in (table | over).items():
+        if name not in types:
+            raise InputError(f"unknown threshold {name}; thresholds are {', '.join(types)}")
+        if not isinstance(value, (float, int) if types[name] is float else list if types[name] is tuple else types[name]):
             raise InputError(f"{name} must be a value like {getattr(Config(), name)!r} (got {value!r})")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (given | over).items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (table | over).items()}
     if values.get("shot_detector", "scenedetect") not in DETECTORS:
         raise InputError(
             f"shot_detector must be {', '.join(DETECTORS[:-1])} or {DETECTORS[-1]} (got {values['shot_detector']!r})"
@@ -193,7 +193,7 @@ def data_check(
     """Evaluate the data pipeline on synthetic source videos with known ground truth. The last line is JSON."""
     from phantom_s2v.data.pipeline import engine
     from phantom_s2v.data.pipeline.index import SubjectIndex
-    from phantom_s2v.data.synthetic.check import check
+    from phantom_s2v.data.synthetic.check import evaluate_pipeline
 
     folder, dataset = out / "source_videos", out / "triplets.lance"
     if not out.parent.is_dir():
@@ -216,7 +216,7 @@ def data_check(
     subject_index, settings = SubjectIndex(engine.index_path(dataset)), read_config(None, {"shot_detector": shot_detector})
     subjects = subject_index.open("subjects")
     pairs = subject_index.pairs(subjects.version, settings) if subjects else ()
-    facts = check(subject_index, paths, pairs, settings)
+    facts = evaluate_pipeline(subject_index, paths, pairs, settings)
     say(json.dumps({name: round(value, 4) for name, value in facts.items()}))
 
 
@@ -312,14 +312,14 @@ def data_import(
     if published and (published not in readers or clips is None or not clips.is_dir()):
         raise InputError(f"published must be {' or '.join(readers)}, with the folder of its clips as --clips (got {published!r})")
     if published and clips:
-        found = readers[published](folder, clips, rights, left_out, tell)
+        triplets = readers[published](folder, clips, rights, left_out, tell)
     else:
-        found = read_captioned(folder, rights, left_out, tell) if captioned else read_export(folder, left_out)
-    first = next(found, None)  # what cannot be read at all shows before a store is made
+        triplets = read_captioned(folder, rights, left_out, tell) if captioned else read_export(folder, left_out)
+    first = next(triplets, None)  # what cannot be read at all shows before a store is made
     if first is None and not left:
         raise InputError(f"{folder} contains no triplets")
     store = opened(TripletStore.create(out))
-    new = store.write(accepted(chain([first] if first else [], found), require_license, left_out))
+    new = store.write(accepted(chain([first] if first else [], triplets), require_license, left_out))
     say(json.dumps({"new": new, "triplets": len(store), "left_out": left}))
     if left:
         raise typer.Exit(3)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from phantom_s2v.evaluation.instruments import Instruments
-    from phantom_s2v.evaluation.run import Found
+    from phantom_s2v.evaluation.run import SuiteResult
     from phantom_s2v.evaluation.suites.own import Case
 
 
@@ -103,12 +103,12 @@ def run_cases(options: dict[str, Any], target: Path) -> None:
     made = videos or target / "videos"
     make = None if videos else maker(model, cases, clips, made)
     with progress() as bar:
-        found = own.run_suite(cases, made, make, tools, kpis, target, by_stage(bar))
+        result = own.run_suite(cases, made, make, tools, kpis, target, by_stage(bar))
     if suite == "opens2v":
         written = own.write_opens2v(cases, made, tools, results)
-        found.lines += [f"wrote {file}" for file in written]
-    say(*found.lines, *own.kind_lines(found.summary["by_kind"]))
-    finish(found, {"suite": suite, "model": None if videos else model})
+        result.lines += [f"wrote {file}" for file in written]
+    say(*result.lines, *own.kind_lines(result.summary["by_kind"]))
+    finish(result, {"suite": suite, "model": None if videos else model})
 
 
 def run_emoji_suite(model: str, out: Path, limit: int | None, size: int | None) -> None:
@@ -183,12 +183,12 @@ def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], video
     return run
 
 
-def finish(found: "Found", said: dict[str, Any]) -> None:
+def finish(result: "SuiteResult", fields: dict[str, Any]) -> None:
     """The last line, and the exit code."""
-    say(json.dumps({**said, **found.summary}, ensure_ascii=False))
-    if found.missed:
+    say(json.dumps({**fields, **result.summary}, ensure_ascii=False))
+    if result.missed:
         raise typer.Exit(1)
-    if found.unreadable:
+    if result.unreadable:
         raise typer.Exit(3)
 
 
@@ -246,9 +246,9 @@ def evaluate_score(
     check_networks(kpis, tools)
     asked = Asked(named, prompt, tools, box, kpis)
     with progress() as bar:
-        found = score_all([(path, asked) for path in paths], out, partial(by_stage(bar), "videos"))
-    say(*found.lines)
-    finish(found, {})
+        result = score_all([(path, asked) for path in paths], out, partial(by_stage(bar), "videos"))
+    say(*result.lines)
+    finish(result, {})
 
 
 @evaluate.command("compare")
@@ -269,11 +269,11 @@ def evaluate_compare(
         names = [f"{name} {number}" for number, name in enumerate(names, 1)]
     if out:
         check_outputs([out], force=force, suffix=".html")
-    found, notes = compare.compare(dict(zip(names, map(read_rows, systems), strict=True)))
+    comparisons, notes = compare.compare(dict(zip(names, map(read_rows, systems), strict=True)))
     if out:
-        compare.write_comparison(out, found, notes)
-    say(*compare.lines(found), *notes)
-    say(json.dumps({"comparisons": compare.as_rows(found), "notes": notes}, ensure_ascii=False))
+        compare.write_comparison(out, comparisons, notes)
+    say(*compare.lines(comparisons), *notes)
+    say(json.dumps({"comparisons": compare.as_rows(comparisons), "notes": notes}, ensure_ascii=False))
 
 
 @evaluate.command("rate")
@@ -312,9 +312,11 @@ def evaluate_rate(
         )
 
     check_folder(votes.parent)
-    told = {case.id: (case.prompt, tuple(path for _, path in case.references)) for case in (read_own(suite) if suite else [])}
+    descriptions = {
+        case.id: (case.prompt, tuple(path for _, path in case.references)) for case in (read_own(suite) if suite else [])
+    }
     with TemporaryDirectory() as scratch:
-        pairs = as_shown(find_pairs(systems, told), Path(scratch), tell)
+        pairs = as_shown(find_pairs(systems, descriptions), Path(scratch), tell)
         app = application(pairs, votes, host)
         shown = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         say(f"{len(pairs)} comparisons (stop with Ctrl-C; votes are saved in {votes}). Secret link of each rater:")
@@ -370,7 +372,7 @@ def evaluate_calibrate(
     scores: dict[str, list[Any]] = {"good": [], "bad": []}
     unreadable = 0
     with progress() as bar:
-        told = by_stage(bar)
+        report = by_stage(bar)
         for kind, files in paths.items():
             for number, path in enumerate(files, 1):
                 scored, _ = score_one(path, asked)
@@ -379,8 +381,8 @@ def evaluate_calibrate(
                 else:
                     unreadable += 1
                     tell(f"skipped: {scored.unreadable}")
-                told(kind, number, len(files))
-    bounds = calibration.calibrate(scores["good"], scores["bad"], asked.tools)
+                report(kind, number, len(files))
+    bounds = calibration.calibrate_thresholds(scores["good"], scores["bad"], asked.tools)
     write_text(out, calibration.as_toml(bounds), sealed=True)
     for bound in bounds:
         side = "min" if bound.low else "max"
@@ -408,8 +410,8 @@ def evaluate_self_check(
     sprites = load_store(default_root()) if training else held_out()
     tools = replace(instruments(Wanted(features="phantom-mini")), faces=None)  # drawn things have none that dlib knows
     with progress() as bar:
-        found = selfcheck.run(sprites, tools, each, clean, partial(by_stage(bar), "clips"))
-    rows = selfcheck.table(found, tools.limits)
+        scores = selfcheck.run(sprites, tools, each, clean, partial(by_stage(bar), "clips"))
+    rows = selfcheck.table(scores, tools.limits)
     for fault, row in rows.items():
         (hit, low, high), (alarm, alarm_low, alarm_high) = row["detection"], row["false_alarm"]
         say(

@@ -117,10 +117,10 @@ def refuse_unused(options: dict[str, Any]) -> None:
         return
     mine = [*sorted(OPTIONS - {"out"}), "seeds", *(["requests", "rephrase"] if options["from_"] else [])]
     usual = inspect.signature(generate).parameters
-    given = [name for name in mine if options[name] != usual[name].default]
-    if given:
+    used = [name for name in mine if options[name] != usual[name].default]
+    if used:
         kind = "--from takes the options from the metadata" if options["from_"] else "--requests takes the options from each line"
-        raise InputError(f"{kind}; {', '.join('--' + name.replace('_', '-') for name in given)} cannot be combined with it")
+        raise InputError(f"{kind}; {', '.join('--' + name.replace('_', '-') for name in used)} cannot be combined with it")
 
 
 def estimate(card: str | None, **options: Any) -> None:
@@ -134,9 +134,9 @@ def estimate(card: str | None, **options: Any) -> None:
     placement, preset = prepare(options | ({"device": "cpu"} if card else {}))  # what is offloaded from is not here
     jobs = requested(options, preset)
     count = len(jobs) * options["best_of"]
-    found = calculate(jobs[0][0], preset, model_folder(options["model"]), placement, card)
-    say(found.sentence() + (f", for each of {count} videos" if count > 1 else ""))
-    say(json.dumps(asdict(found)))
+    estimated = calculate(jobs[0][0], preset, model_folder(options["model"]), placement, card)
+    say(estimated.sentence() + (f", for each of {count} videos" if count > 1 else ""))
+    say(json.dumps(asdict(estimated)))
 
 
 CARD = Annotated[str | None, typer.Option(help="Estimate for a known GPU (e.g. rtx-4090) instead of this machine.")]
@@ -205,7 +205,7 @@ def worded(jobs: list["Job"], rephrase: str | None, model: str) -> list["Job"]:
 
     if not rephrase:
         for request, _ in jobs[:1] if video_model(model_folder(model)).checks_prompts else []:
-            for line in prompts.check(request.prompt, request.subjects()):
+            for line in prompts.check_prompt(request.prompt, request.subjects()):
                 tell(line)
         return jobs
     done = []
@@ -227,12 +227,12 @@ def head(jobs: list["Job"], model: str, placement: "Placement", budget: str | No
     limit = parse_budget(budget) if budget else None
     folder = model_folder(model)
     preset = load_preset(folder)
-    found = calculate(jobs[0][0], preset, folder, placement)
+    estimated = calculate(jobs[0][0], preset, folder, placement)
     count = len(jobs) * candidates
     if is_main():
-        tell(f"{found.sentence()}" + (f", for each of {count} videos" if count > 1 else ""))
+        tell(f"{estimated.sentence()}" + (f", for each of {count} videos" if count > 1 else ""))
     if limit:
-        within(limit, found, jobs[0][0], count, preset, folder, placement)
+        within(limit, estimated, jobs[0][0], count, preset, folder, placement)
 
 
 def run_jobs(
@@ -268,8 +268,8 @@ def run_jobs(
             task = bar.add_task(printable(target.name), total=request.num_inference_steps * candidates)
             ratios = pipe.step_cache.ratios if pipe.step_cache else None
             origin = origin_of(request, pipe.weights, asdict(placement), ratios, best and best.origin, rephrase)
-            told = make(request, pipe, target, preview, lambda _, task=task: bar.advance(task), origin, main_process, best)
-            for notice in told if main_process else []:
+            notices = make(request, pipe, target, preview, lambda _, task=task: bar.advance(task), origin, main_process, best)
+            for notice in notices if main_process else []:
                 tell(notice)
     for _, target in jobs if main_process else []:
         say(target)
@@ -343,21 +343,21 @@ def _again(file: Path, out: Path, model: str, preview: bool, placement: "Placeme
     from phantom_s2v.pipeline.batch import check_job, check_names
     from phantom_s2v.pipeline.generate import load_for
     from phantom_s2v.pipeline.metadata import changes, check_files, request_from
-    from phantom_s2v.pipeline.request import check
+    from phantom_s2v.pipeline.request import check_request
 
     metadata = read_json(file)
     request = request_from(metadata)
     placement = placement_from(metadata) if placement == Placement() else placement
     check_names([(request, out)], [file, *placement.files()], preview, force)
     folder = model_folder(model)
-    check(request, load_preset(folder))
+    check_request(request, load_preset(folder))
     check_files(metadata)
     check_job(request, out)
     pipe = load_for([request], folder, placement)
-    said = changes(metadata, pipe.weights)
+    changed = changes(metadata, pipe.weights)
     if not ours(file):
-        said.insert(0, f"{file.name} was modified after it was written")
-    for line in said or ["nothing has changed; the video will be identical"]:
+        changed.insert(0, f"{file.name} was modified after it was written")
+    for line in changed or ["nothing has changed; the video will be identical"]:
         tell(line)
     run_jobs([(request, out)], model, preview, placement, pipe, budget)
 
@@ -376,10 +376,10 @@ def convert(
     from phantom_s2v.pipeline.loading import model_hash
 
     with progress() as bar:
-        told = by_stage(bar)
+        report_stage = by_stage(bar)
 
         def report(part: str, done: int, total: int) -> None:
-            told(f"{part}, MB", done >> 20, total >> 20)
+            report_stage(f"{part}, MB", done >> 20, total >> 20)
 
         run(source_path(wan), source_path(phantom), out, report)
     say(json.dumps({"out": str(out), "weights": model_hash(out)}))
@@ -425,7 +425,7 @@ def calibrate_magcache(
         raise InputError(f"{preset.name} has no step caches; MagCache is for Phantom-Wan only")
     check_outputs([folder / RATIOS], force=True)
     placement = Placement(device=device, dtype=dtype, offload=offload, cache="magcache")
-    pipe = load_for([request], folder, placement, calibrate=True)
+    pipe = load_for([request], folder, placement, calibrate_magcache=True)
     with progress() as bar:
         task = bar.add_task("steps", total=request.num_inference_steps)
         make_video(request, pipe, lambda done, *_: bar.update(task, completed=done))

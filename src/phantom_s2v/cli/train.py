@@ -196,9 +196,9 @@ def train_adapt_latents(
     parts = {name: folder / name for name in ("transformer", "image_encoder")}
     network, old = load_part(PhantomTransformer, parts["transformer"]), load_autoencoder(folder / "vae")
     pixels = composed(load_store(root or default_root()), 0, clips)
-    moved, shares = move_transformer(network, old, load_autoencoder(autoencoder), pixels)
+    adapted, shares = move_transformer(network, old, load_autoencoder(autoencoder), pixels)
     with tempfile.TemporaryDirectory() as scratch:
-        save_part(moved, Path(scratch))
+        save_part(adapted, Path(scratch))
         pack({**parts, "transformer": Path(scratch), "vae": autoencoder}, preset, facts, out)
     say(json.dumps(shares))
 

@@ -15,7 +15,7 @@ from phantom_s2v.media.videos import Video, encode, resampled
 CRF = 14  # of what is converted: nearly lossless
 SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # an MPO is a JPEG with more behind it, and Pillow opens it as one
-Told = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,17 @@ class StoredClip:
     width: int
 
 
-def store_video(path: Path, told: Told) -> StoredClip:
+def store_video(path: Path, notify: Notify) -> StoredClip:
     """A video file as it is where it is H.264 in MP4 with nothing to convert, else encoded as it is shown, at its mean rate.
 
-    What is converted is `told` in one sentence. Every frame is decoded: raises UnreadableVideoError for what is broken.
+    What is converted is `notify` in one sentence. Every frame is decoded: raises UnreadableVideoError for what is broken.
     """
     video = Video(path)
     facts = video.facts
     if facts.playable:
         count = sum(1 for _ in video.frames(size=(facts.height // 8 + 2, facts.width // 8 + 2)))
         return StoredClip(path.read_bytes(), facts.fps, count, facts.height, facts.width)
-    told(f"{path.name}: {'; '.join([*facts.notices, 're-encoded as H.264 MP4'])}")
+    notify(f"{path.name}: {'; '.join([*facts.notices, 're-encoded as H.264 MP4'])}")
     frames = (image for _, image in video.frames())
     even = facts.steady and facts.ordered
     return encoded(frames if even else resampled(video.frames(), 0.0, facts.count, facts.fps), facts.fps)
@@ -61,13 +61,13 @@ def encoded(frames: Iterator[np.ndarray], fps: float) -> StoredClip:
     return StoredClip(target.getvalue(), fps, count, shape[0] // 2 * 2, shape[1] // 2 * 2)
 
 
-def store_image(path: Path, told: Told) -> bytes:
+def store_image(path: Path, notify: Notify) -> bytes:
     """An image file as it is where it is PNG, JPEG or WebP with nothing to convert, else as the PNG of what it shows."""
     image, notices = images.read_image(path)
     content = path.read_bytes()
     if not notices and image_suffix(content):
         return content
-    told("; ".join(notices) or f"{path.name}: stored as PNG")
+    notify("; ".join(notices) or f"{path.name}: stored as PNG")
     target = io.BytesIO()
     Image.fromarray(image).save(target, "PNG")
     return target.getvalue()

@@ -77,7 +77,7 @@ class Triplet:
         return digest.hexdigest()[:32]
 
 
-def check(triplet: Triplet, require_license: bool = False) -> None:
+def check_triplet(triplet: Triplet, require_license: bool = False) -> None:
     """Raise DataError for a triplet that no training could use, or whose rights are not shown where that is required."""
     _check_text(triplet)
     subjects = {r.subject for r in triplet.references}
@@ -166,7 +166,7 @@ def _from_row(row: dict[str, Any]) -> Triplet:
         raise DataError(f"row {row.get('id')!r} of the dataset is not a triplet ({error})") from error
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of what Lance says, without the places in its source."""
     return re.sub(r",? ?\S+\.rs:\d+(:\d+)?", "", str(error).splitlines()[0])
 
@@ -190,7 +190,7 @@ class TripletStore:
             if version is not None:
                 self.dataset = self.dataset.checkout_version(version)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is not a Lance dataset ({_said(error)})") from error
+            raise DataError(f"{path} is not a Lance dataset ({_first_line(error)})") from error
         if missing := set(SCHEMA.names) - set(self.dataset.schema.names):
             raise DataError(f"{path} is not a triplet dataset; missing columns: {', '.join(sorted(missing))}")
         if odd := [name for name in SCHEMA.names if self.dataset.schema.field(name).type != SCHEMA.field(name).type]:
@@ -216,7 +216,7 @@ class TripletStore:
         """Merge triplets in; returns how many were new. A batch is written whole or not at all."""
         new, batch = 0, []
         for triplet in triplets:
-            check(triplet, require_license)
+            check_triplet(triplet, require_license)
             batch.append(_to_row(triplet))
             if len(batch) == BATCH:
                 new += self._merge(batch)
@@ -245,7 +245,9 @@ class TripletStore:
                 yield
                 self.dataset = lance.dataset(str(self.path))
             except (OSError, RuntimeError) as error:
-                raise OutputError(f"{self.path} cannot be written: {_said(error)}; the existing data is unchanged") from error
+                raise OutputError(
+                    f"{self.path} cannot be written: {_first_line(error)}; the existing data is unchanged"
+                ) from error
 
     def _merge(self, rows: list[dict[str, Any]]) -> int:
         unique = list({row["id"]: row for row in rows}.values())
@@ -319,7 +321,7 @@ class TripletStore:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.path} is damaged ({_said(error)})") from error
+            raise DataError(f"{self.path} is damaged ({_first_line(error)})") from error
 
 
 def _repeat(dataset: Any) -> bool:

@@ -37,7 +37,7 @@ class Bound:
         return 1 - (self.good_refused / self.good + self.bad_passed / self.bad) / 2
 
 
-def calibrate(good: Sequence[VideoScore], bad: Sequence[VideoScore], tools: Instruments) -> list[Bound]:
+def calibrate_thresholds(good: Sequence[VideoScore], bad: Sequence[VideoScore], tools: Instruments) -> list[Bound]:
     """Bounds of the metrics that tell, the best first. Raises InputError for too few videos, or where none tells."""
     if min(len(good), len(bad)) < MIN_VIDEOS:
         raise InputError(f"at least {MIN_VIDEOS} good and {MIN_VIDEOS} bad videos are needed (got {len(good)} and {len(bad)})")

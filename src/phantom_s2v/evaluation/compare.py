@@ -46,22 +46,22 @@ def compare(systems: dict[str, list[dict[str, Any]]]) -> tuple[list[Comparison],
     """
     if len(systems) < 2:
         raise InputError(f"a comparison needs at least two systems (got {len(systems)})")
-    found, notes = [], []
+    comparisons, notes = [], []
     for (first, one), (second, other) in combinations(systems.items(), 2):
         pairs = _common(first, one, second, other, notes)
         for metric in METRICS:
             networks = {network_of(metric, row["networks"]) for pair in pairs for row in pair}
             weights = {network_of(metric, row.get("weights") or {}) for pair in pairs for row in pair} - {""}
             if len(networks) == 1 and len(weights) > 1:
-                told = " and ".join(each[:12] for each in sorted(weights))
-                notes.append(f"{metric} of {first} and {second} is not compared: the weights of {networks.pop()} differ ({told})")
+                hashes = " and ".join(each[:12] for each in sorted(weights))
+                notes.append(f"{metric} of {first} and {second} is not compared: the weights of {networks.pop()} differ ({hashes})")
             elif len(networks) > 1:
                 notes.append(
                     f"{metric} of {first} and {second} is not compared: it was measured by {' and by '.join(sorted(networks))}"
                 )
             elif row := _compared(metric, networks.pop(), first, second, pairs):
-                found.append(row)
-    return found, list(dict.fromkeys(notes))
+                comparisons.append(row)
+    return comparisons, list(dict.fromkeys(notes))
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -111,25 +111,25 @@ def _compared(
     return Comparison(metric, network, first, second, len(values), float(one), float(other), mean, low, high, wins[0], wins[1])
 
 
-def lines(found: Sequence[Comparison]) -> list[str]:
+def lines(comparisons: Sequence[Comparison]) -> list[str]:
     """The comparison as text, a line a metric."""
-    told = []
-    for c in found:
+    rows = []
+    for c in comparisons:
         name = f"{c.metric} ({c.network})" if c.network else c.metric
         wins = f"; better in {c.wins_second}, worse in {c.wins_first} of {c.cases}" if c.wins_second is not None else ""
         verdict = "" if c.clear else "; no clear difference"
-        told.append(
+        rows.append(
             f"{name:40} {c.first} {c.mean_first:.4f}   {c.second} {c.mean_second:.4f}   "
             f"difference {c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]{wins}{verdict}"
         )
-    return told
+    return rows
 
 
-def write_comparison(path: Path, found: Sequence[Comparison], notes: Sequence[str]) -> None:
+def write_comparison(path: Path, comparisons: Sequence[Comparison], notes: Sequence[str]) -> None:
     """The comparison as one HTML file, clear differences marked."""
-    write_page(path, "comparison.html", title="Comparison", found=found, notes=notes)
+    write_page(path, "comparison.html", title="Comparison", found=comparisons, notes=notes)
 
 
-def as_rows(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+def as_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """The comparison as JSON."""
-    return [asdict(c) for c in found]
+    return [asdict(c) for c in comparisons]

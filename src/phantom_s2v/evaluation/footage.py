@@ -106,9 +106,9 @@ class _Through:
             self._measure()
 
     def _measure(self) -> None:
-        given, came = self.reconstruct(np.stack(self.held))
-        self.error += float(((given.astype(float) - came) ** 2).sum())
-        self.values, self.held = self.values + given.size, []
+        original, decoded = self.reconstruct(np.stack(self.held))
+        self.error += float(((original.astype(float) - decoded) ** 2).sum())
+        self.values, self.held = self.values + original.size, []
 
     @property
     def psnr(self) -> float:

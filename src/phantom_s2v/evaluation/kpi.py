@@ -47,10 +47,10 @@ class Verdict:
 def read_kpis(file: Path) -> list[Kpi]:
     """KPIs of a TOML file. Raises InputError for invalid contents."""
     try:
-        given: dict[str, Any] = parse_toml(read_text(file))
+        tables: dict[str, Any] = parse_toml(read_text(file))
     except ValueError as error:
         raise InputError(f"{file} is not a valid TOML file ({error})") from error
-    kpis = [_kpi(file.name, name, entry) for name, entry in given.items()]
+    kpis = [_kpi(file.name, name, entry) for name, entry in tables.items()]
     if not kpis:
         raise InputError(f"{file.name} contains no KPIs; metrics are {', '.join(METRICS)}")
     return kpis
@@ -76,21 +76,21 @@ def _kpi(file: str, name: str, entry: Any) -> Kpi:
     return Kpi(name, lower, upper, str(entry["reason"]), network, weights, optional)
 
 
-def value_of(found: VideoScore, metric: str) -> float | None:
+def value_of(score: VideoScore, metric: str) -> float | None:
     """A metric of a video: of its worst subject, where it is one of subjects. None where it was not measured."""
     if METRICS[metric].of_subjects:
-        values = [getattr(subject, metric) for subject in found.subjects]
+        values = [getattr(subject, metric) for subject in score.subjects]
         value = METRICS[metric].worst(values) if values and all(v == v for v in values) else float("nan")
     else:
-        value = getattr(found, metric)
+        value = getattr(score, metric)
     return None if value != value else float(value)
 
 
-def evaluate_kpis(found: VideoScore, kpis: list[Kpi]) -> list[Verdict]:
+def evaluate_kpis(score: VideoScore, kpis: list[Kpi]) -> list[Verdict]:
     """The verdict on every KPI; one that could not be measured is missed, unless it is optional."""
     verdicts = []
     for kpi in kpis:
-        value = value_of(found, kpi.metric)
+        value = value_of(score, kpi.metric)
         low = kpi.min is None or (value is not None and value >= kpi.min)
         high = kpi.max is None or (value is not None and value <= kpi.max)
         absent = None if kpi.optional else False

@@ -40,9 +40,13 @@ class Wanted:
 
 def instruments(wanted: Wanted) -> Instruments:
     """What was wanted, loaded. Raises InputError for invalid names, CheckpointError for missing models."""
-    for name, legal in (("features", tuple(FEATURES)), ("backend", BACKENDS), ("reconstruct", ("none", "references", "videos"))):
-        if getattr(wanted, name) not in legal:
-            raise InputError(f"{name} must be {', '.join(legal[:-1])} or {legal[-1]} (got {getattr(wanted, name)!r})")
+    for name, allowed in (
+        ("features", tuple(FEATURES)),
+        ("backend", BACKENDS),
+        ("reconstruct", ("none", "references", "videos")),
+    ):
+        if getattr(wanted, name) not in allowed:
+            raise InputError(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]} (got {getattr(wanted, name)!r})")
     if wanted.backend == "packaged" and any((wanted.clip, wanted.dino, wanted.aesthetic)):
         raise InputError("--clip, --dino and --aesthetic need --backend hub")
     tools = Instruments(wanted.features, FEATURES[wanted.features](), LIMITS[wanted.features], wanted.backend)
@@ -78,11 +82,15 @@ def _with_faces(tools: Instruments, arcface: str) -> Instruments:
     if not faces.fetched():
         why = "phantom-s2v[people] is not installed, or phantom models fetch was not run"
         return replace(tools, absent={**tools.absent, "face": why})
-    found, weights = Faces("dlib", faces.face_features, faces.dlib_alike), faces.dlib_hash()
+    faces_network, weights = Faces("dlib", faces.face_features, faces.dlib_alike), faces.dlib_hash()
     if arcface:
         weights = content_hash(Path(arcface))
-        found = Faces(f"arcface {Path(arcface).name}", faces.ArcFace(Path(arcface)), lambda one, other: float(one @ other))
-    return replace(tools, faces=found, names={**tools.names, "face": found.name}, hashes={**tools.hashes, "face": weights})
+        faces_network = Faces(
+            f"arcface {Path(arcface).name}", faces.ArcFace(Path(arcface)), lambda one, other: float(one @ other)
+        )
+    return replace(
+        tools, faces=faces_network, names={**tools.names, "face": faces_network.name}, hashes={**tools.hashes, "face": weights}
+    )
 
 
 def _autoencoder_folder(model: str) -> Path:
@@ -99,7 +107,7 @@ def _reconstruction(model: str) -> Callable[[np.ndarray], tuple[np.ndarray, np.n
         width, height = fit_inside(video.shape[2], video.shape[1], preset.width, preset.height)
         size = [max(preset.multiple, side // preset.multiple * preset.multiple) for side in (width, height)]
         frames = video[: (len(video) - 1) // 4 * 4 + 1]
-        given = np.stack([np.asarray(Image.fromarray(f).resize((size[0], size[1]), Image.Resampling.LANCZOS)) for f in frames])
-        return given, to_video(decode(autoencoder, encode(autoencoder, to_pixels(given)[None]))[0])
+        resized = np.stack([np.asarray(Image.fromarray(f).resize((size[0], size[1]), Image.Resampling.LANCZOS)) for f in frames])
+        return resized, to_video(decode(autoencoder, encode(autoencoder, to_pixels(resized)[None]))[0])
 
     return reconstruct

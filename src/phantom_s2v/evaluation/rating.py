@@ -112,8 +112,8 @@ def bind(file: Path, pairs: Sequence[Pair]) -> None:
             votes.execute("insert or replace into shown values (?, ?, ?, ?)", (*key, now))
 
 
-def find_pairs(folders: Sequence[Path], told: dict[str, tuple[str, tuple[Path, ...]]]) -> list[Pair]:
-    """All pairs of systems on every case that both have; `told` has prompt and references by case. Raises InputError."""
+def find_pairs(folders: Sequence[Path], descriptions: dict[str, tuple[str, tuple[Path, ...]]]) -> list[Pair]:
+    """All pairs of systems on every case that both have; `descriptions` has prompt and references by case. Raises InputError."""
     systems: dict[str, dict[str, Path]] = {}
     for folder in folders:
         name = _system(folder)
@@ -126,14 +126,14 @@ def find_pairs(folders: Sequence[Path], told: dict[str, tuple[str, tuple[Path, .
     pairs = []
     for (first, one), (second, other) in combinations(systems.items(), 2):
         shared = [case for case in one if case in other]
-        pairs += [Pair(c, first, second, (one[c], other[c]), *told.get(c, ("", ()))) for c in shared]
+        pairs += [Pair(c, first, second, (one[c], other[c]), *descriptions.get(c, ("", ()))) for c in shared]
     if not pairs:
         raise InputError(f"{' and '.join(systems)} have no videos with the same name")
     return pairs
 
 
-def as_shown(pairs: Sequence[Pair], scratch: Path, told: Callable[[str], None]) -> list[Pair]:
-    """The pairs with videos that every browser shows as we read them: others are converted into `scratch`, which is `told`.
+def as_shown(pairs: Sequence[Pair], scratch: Path, notify: Callable[[str], None]) -> list[Pair]:
+    """The pairs with videos that every browser shows as we read them: others are converted into `scratch`, which is `notify`.
 
     Pairs with a video that cannot be read are named and left out. Raises InputError where none is left.
     """
@@ -142,10 +142,10 @@ def as_shown(pairs: Sequence[Pair], scratch: Path, told: Callable[[str], None]) 
         try:
             ready[path] = path if Video(path).facts.playable else scratch / f"{len(ready)}.mp4"
             if ready[path] != path:
-                (scratch / f"{len(ready) - 1}.mp4").write_bytes(store_video(path, told).video)
+                (scratch / f"{len(ready) - 1}.mp4").write_bytes(store_video(path, notify).video)
         except InputError as error:
             ready[path] = None
-            told(f"skipped: {error}")
+            notify(f"skipped: {error}")
     kept = [
         replace(pair, videos=(first, second))
         for pair in pairs
@@ -168,13 +168,13 @@ def _system(folder: Path) -> str:
 
 
 def _videos(folder: Path) -> dict[str, Path]:
-    place, found = folder / "videos" if (folder / "videos").is_dir() else folder, dict[str, Path]()
+    place, paths = folder / "videos" if (folder / "videos").is_dir() else folder, dict[str, Path]()
     for path in sorted(place.glob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file() and found.setdefault(path.stem, path) != path:
+        if path.suffix.lower() in SUFFIXES and path.is_file() and paths.setdefault(path.stem, path) != path:
             raise InputError(
-                f"{place} contains two videos of case {path.stem}: {found[path.stem].name} and {path.name}; remove one"
+                f"{place} contains two videos of case {path.stem}: {paths[path.stem].name} and {path.name}; remove one"
             )
-    return found
+    return paths
 
 
 def open_votes(file: Path) -> sqlite3.Connection:
@@ -252,11 +252,11 @@ def application(pairs: Sequence[Pair], file: Path, host: str = "127.0.0.1") -> F
         logo: Annotated[str, Form()] = NOT_SHOWN,
     ) -> RedirectResponse:
         rater = known(secret)
-        said = {"better": better, "face": face, "expression": expression, "clothes": clothes, "logo": logo}
-        if not 0 <= number < len(pairs) or any(choice not in CHOICES for choice in said.values()):
+        answers = {"better": better, "face": face, "expression": expression, "clothes": clothes, "logo": logo}
+        if not 0 <= number < len(pairs) or any(choice not in CHOICES for choice in answers.values()):
             raise HTTPException(422, f"the answer must be one of {', '.join(CHOICES)}")
         with closing(open_votes(file)) as votes, votes:
-            keep(votes, pairs[number], rater, said)
+            keep(votes, pairs[number], rater, answers)
         return RedirectResponse(f"/rate/{secret}", status_code=303)
 
     return app
@@ -313,12 +313,12 @@ def order(pairs: Sequence[Pair], rater: str) -> list[int]:
     return np.random.default_rng(seed).permutation(len(pairs)).tolist()
 
 
-def keep(votes: sqlite3.Connection, pair: Pair, rater: str, said: dict[str, str]) -> None:
+def keep(votes: sqlite3.Connection, pair: Pair, rater: str, answers: dict[str, str]) -> None:
     """Keep a rater's answers to the questions, as systems and not as sides; an answer given again replaces the former one."""
     names = (pair.first, pair.second)
     left, right = pair.sides(rater)
     systems = {"left": names[left], "right": names[right]}
-    rows = [(rater, pair.case, *names, question, systems.get(choice, choice)) for question, choice in said.items()]
+    rows = [(rater, pair.case, *names, question, systems.get(choice, choice)) for question, choice in answers.items()]
     votes.executemany("insert or replace into votes values (?, ?, ?, ?, ?, ?)", rows)
 
 

@@ -16,8 +16,7 @@ from phantom_s2v.data.synthetic.emoji import Sprites
 from phantom_s2v.data.synthetic.heldout import evaluated, held_out, still_path
 from phantom_s2v.evaluation.instruments import Embed
 from phantom_s2v.evaluation.metrics.subjects import cut_reference
-from phantom_s2v.evaluation.suites.emoji import Case as EmojiCase
-from phantom_s2v.evaluation.suites.emoji import emoji_cases, pair_case
+from phantom_s2v.evaluation.suites.emoji import EmojiCase, emoji_cases, pair_case
 from phantom_s2v.evaluation.suites.own import Case
 from phantom_s2v.files.reuse import Origin, code_version
 from phantom_s2v.media import images

@@ -28,7 +28,7 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass
-class Found:
+class SuiteResult:
     """What became of the videos."""
 
     lines: list[str] = field(default_factory=list)
@@ -104,37 +104,37 @@ def find_videos(place: Path) -> list[Path]:
     return paths
 
 
-def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Callable[[int, int], None]) -> Found:
+def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Callable[[int, int], None]) -> SuiteResult:
     """Score every video against what is asked of it, one after the other; write the page where it is asked for, and sum up.
 
     Raises InputError where none can be read.
     """
     if out:
         check_outputs([out, out.with_suffix(".jsonl")], force=True)
-    found, page, tools = Found(), ScorePage(), todo[0][1].tools
+    result, page, tools = SuiteResult(), ScorePage(), todo[0][1].tools
     with writing(out.with_suffix(".jsonl"), sealed=True) if out else nullcontext() as file:
         for number, (path, asked) in enumerate(todo, 1):
             each, row = score_one(path, asked)
-            found.add(each)
+            result.add(each)
             page.add(each)
             if file:
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
             report(number, len(todo))
-        if found.unreadable == len(todo):
-            raise InputError(f"none of {len(todo)} videos could be read; {found.lines[0]}")
+        if result.unreadable == len(todo):
+            raise InputError(f"none of {len(todo)} videos could be read; {result.lines[0]}")
     if out:
         page.write(out, _measured_by(tools))
-    found.summary = {
+    result.summary = {
         "videos": len(todo),
-        "unreadable": found.unreadable,
+        "unreadable": result.unreadable,
         "backend": tools.backend,
         "networks": tools.all_names(),
-        **found.means(tools),
-        "with_faults": found.with_faults,
-        "kpis_missed": found.missed,
+        **result.means(tools),
+        "with_faults": result.with_faults,
+        "kpis_missed": result.missed,
         "limits": asdict(tools.limits),
     }
-    return found
+    return result
 
 
 def _measured_by(tools: Instruments) -> list[str]:
@@ -178,18 +178,18 @@ def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
     other = images.read_image(asked.stranger)[0] if asked.stranger else None
     video = Video(path)
     try:
-        footage, said = watch(Cropped(video, asked.crop), reference_images, asked.tools), list(video.facts.notices)
-        found = score_footage(footage, reference_images, names, asked.prompt, asked.tools)
+        footage, notices = watch(Cropped(video, asked.crop), reference_images, asked.tools), list(video.facts.notices)
+        score = score_footage(footage, reference_images, names, asked.prompt, asked.tools)
         control = {} if other is None else {"control": stranger_similarity(footage, other, asked.tools)}
     except (InputError, NotFiniteError) as error:
         empty = Scored(path.name, {}, [], None, {}, [], str(error))
         return empty, {**asked.label, "video": path.name, "unreadable": str(error)}
-    found = replace(found, notes=[*said, *found.notes])
-    wrong = faults(found, asked.tools.limits)
-    verdicts = evaluate_kpis(found, asked.kpis)
-    row = {**asked.label, "video": path.name, "asked": asked.hash, **as_json(found, wrong, asked.tools), **control}
+    score = replace(score, notes=[*notices, *score.notes])
+    wrong = faults(score, asked.tools.limits)
+    verdicts = evaluate_kpis(score, asked.kpis)
+    row = {**asked.label, "video": path.name, "asked": asked.hash, **as_json(score, wrong, asked.tools), **control}
     row["kpis"] = {v.kpi.metric: v.met for v in verdicts}
-    return Scored(path.name, footage.stills, reference_images, found, wrong, verdicts), row
+    return Scored(path.name, footage.stills, reference_images, score, wrong, verdicts), row
 
 
 def _line(each: Scored) -> str:

@@ -11,8 +11,8 @@ from phantom_s2v.evaluation.footage import FRAMES, Footage, shrunk, watch
 from phantom_s2v.evaluation.instruments import Embed, Instruments, Thresholds
 from phantom_s2v.evaluation.metrics import measures
 from phantom_s2v.evaluation.metrics.subjects import (
-    Found,
     Sighting,
+    SubjectRegions,
     doubled,
     find_subjects,
     misplaced,
@@ -113,7 +113,7 @@ def score_footage(
         )
         for i, name in enumerate(names)
     ]
-    absent, notes = _said(footage.count, names, looked, known, subjects, tools)
+    absent, notes = _notes(footage.count, names, looked, known, subjects, tools)
     scores = VideoScore(
         subjects=subjects,
         swapped=misplaced(seen, places_asked(prompt, names), there),
@@ -134,9 +134,9 @@ def score_footage(
     return scores
 
 
-def check_scores(found: VideoScore) -> None:
+def check_scores(score: VideoScore) -> None:
     """Raise NotFiniteError that names a score that is infinite; nan says that it was not measured."""
-    for part in (found, *found.subjects):
+    for part in (score, *score.subjects):
         for name, value in vars(part).items():
             if isinstance(value, float) and np.isinf(value):
                 raise NotFiniteError(f"the score {name} is infinite")
@@ -189,19 +189,19 @@ def _by_networks(
     cut: np.ndarray | None,
 ) -> dict[str, Any]:
     """Mean and minimum similarity of whole frames by every network, and of the subject's region by those that come beside."""
-    parts = [s.cutouts[s.given[index]] for s in seen if index in s.given]
-    found: dict[str, Any] = {}
+    parts = [s.cutouts[s.assigned[index]] for s in seen if index in s.assigned]
+    scores: dict[str, Any] = {}
     for name, vectors in views.items():
         embed = networks[name]
         assert embed
         mean, low, place = _mean_and_min(measures.similarity(vectors, embed([image])[0]))
-        found |= {name: mean, f"{name}_min": low}
+        scores |= {name: mean, f"{name}_min": low}
         if name == "whole":
-            found["whole_min_frame"] = seen[place].frame
+            scores["whole_min_frame"] = seen[place].frame
         elif parts and cut is not None:
             mean, low, _ = _mean_and_min(measures.similarity(embed(parts), embed([cut])[0]))
-            found |= {f"{name}_seg": mean, f"{name}_seg_min": low}
-    return found
+            scores |= {f"{name}_seg": mean, f"{name}_seg_min": low}
+    return scores
 
 
 def _faces(
@@ -210,8 +210,8 @@ def _faces(
     """Similarity of faces [frames, references], and the references' own; all absent where faces are not looked for."""
     if not tools.faces:
         return np.full((len(frames), len(references)), NAN), [None] * len(references)
-    found = [tools.faces.find(image) for image in references]
-    known = [each[0] if each else None for each in found]
+    reference_faces = [tools.faces.find(image) for image in references]
+    known = [each[0] if each else None for each in reference_faces]
     looked = [tools.faces.find(frame) for frame in frames] if any(k is not None for k in known) else [[] for _ in frames]
     return measures.face_similarity(looked, known, tools.faces.alike), known
 
@@ -222,10 +222,10 @@ def _face(values: np.ndarray, seen: list[Sighting]) -> dict[str, Any]:
     return {"face": mean, "face_min": low, "face_min_frame": seen[place].frame, "face_seen": share or NAN}
 
 
-def _said(
+def _notes(
     count: int,
     names: Sequence[str],
-    looked: Found,
+    looked: SubjectRegions,
     faces: Sequence[np.ndarray | None],
     subjects: Sequence[SubjectScore],
     tools: Instruments,
@@ -254,42 +254,42 @@ def _said(
     return absent, notes
 
 
-def faults(found: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
+def faults(score: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
     """Fault -> which subjects have it (the empty string: the video), in the order of FAULTS. Empty for a sound video.
 
     A subject is missing where no region is left for it; where there is one that is unlike it, another stands in its place.
     """
-    told: dict[str, list[str]] = {}
-    min_similarity = limits.in_windows if found.in_windows else limits.similarity
+    named: dict[str, list[str]] = {}
+    min_similarity = limits.in_windows if score.in_windows else limits.similarity
 
     def tell(fault: str, who: str, holds: bool) -> None:
         if holds:
-            told.setdefault(fault, []).append(who)
+            named.setdefault(fault, []).append(who)
 
-    for subject in found.subjects:
+    for subject in score.subjects:
         missing = subject.seen < limits.seen
         tell("missing", subject.name, missing)
         tell("other subject", subject.name, not missing and subject.similarity < min_similarity)
         tell("doubled", subject.name, subject.doubled > limits.doubled)
         tell("pasted", subject.name, subject.copy_paste > limits.pasted and not subject.flash_frames)
         tell("flashed", subject.name, subject.flash > limits.flashed)
-    tell("swapped", "", found.swapped > limits.swapped)
-    tell("frozen", "", found.frozen > limits.frozen)
-    tell("flicker", "", found.flicker > limits.flicker)
-    return {fault: told[fault] for fault in FAULTS if fault in told}
+    tell("swapped", "", score.swapped > limits.swapped)
+    tell("frozen", "", score.frozen > limits.frozen)
+    tell("flicker", "", score.flicker > limits.flicker)
+    return {fault: named[fault] for fault in FAULTS if fault in named}
 
 
-def mean_of(found: VideoScore, metric: str) -> float:
+def mean_of(score: VideoScore, metric: str) -> float:
     """A metric of a video, of its subjects the mean; nan where it was not measured of each."""
-    if hasattr(found, metric) and metric != "reconstruction":
-        return float(getattr(found, metric))
-    return float(np.mean([getattr(subject, metric) for subject in found.subjects])) if found.subjects else NAN
+    if hasattr(score, metric) and metric != "reconstruction":
+        return float(getattr(score, metric))
+    return float(np.mean([getattr(subject, metric) for subject in score.subjects])) if score.subjects else NAN
 
 
-def as_json(found: VideoScore, told: dict[str, list[str]], tools: Instruments) -> dict[str, Any]:
+def as_json(score: VideoScore, fault_names: dict[str, list[str]], tools: Instruments) -> dict[str, Any]:
     """A score and its faults as JSON, under the names of what measured it; what could not be measured is null."""
     by = {"backend": tools.backend, "networks": tools.all_names(), "weights": tools.hashes}
-    return _without_nan({**by, "similarity": found.similarity, **asdict(found), "faults": told})
+    return _without_nan({**by, "similarity": score.similarity, **asdict(score), "faults": fault_names})
 
 
 def _without_nan(value: Any) -> Any:

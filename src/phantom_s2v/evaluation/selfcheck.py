@@ -101,20 +101,20 @@ def run(
 ) -> list[tuple[str, VideoScore]]:
     """(fault, score) of `each` clips with every fault, and of `clean` ones without."""
     todo = [(fault, n) for fault in FAULTS for n in range(each)] + [("", n) for n in range(clean)]
-    found = []
+    scores = []
     for number, (fault, n) in enumerate(todo, 1):
         made = planted(fault, n, sprites)
-        found.append((fault, score(made.video, made.references, NAMES[: len(made.references)], made.prompt, tools)))
+        scores.append((fault, score(made.video, made.references, NAMES[: len(made.references)], made.prompt, tools)))
         report(number, len(todo))
-    return found
+    return scores
 
 
-def table(found: list[tuple[str, VideoScore]], limits: Thresholds) -> dict[str, dict[str, list[float]]]:
+def table(scores: list[tuple[str, VideoScore]], limits: Thresholds) -> dict[str, dict[str, list[float]]]:
     """Fault -> detection and false alarm, each a share with its 95% interval."""
     rows = {}
     for fault in FAULTS:
-        hits = list(_told(found, fault, fault, limits))
-        alarms = list(_told(found, "", fault, limits))
+        hits = list(_rates(scores, fault, fault, limits))
+        alarms = list(_rates(scores, "", fault, limits))
         rows[fault] = {
             "detection": [round(v, 4) for v in bootstrap(hits)],
             "false_alarm": [round(v, 4) for v in bootstrap(alarms)],
@@ -122,5 +122,5 @@ def table(found: list[tuple[str, VideoScore]], limits: Thresholds) -> dict[str, 
     return rows
 
 
-def _told(found: list[tuple[str, VideoScore]], planted_fault: str, told: str, limits: Thresholds) -> Iterator[float]:
-    return (float(told in faults(each, limits)) for fault, each in found if fault == planted_fault)
+def _rates(scores: list[tuple[str, VideoScore]], planted_fault: str, detected_fault: str, limits: Thresholds) -> Iterator[float]:
+    return (float(detected_fault in faults(each, limits)) for fault, each in scores if fault == planted_fault)

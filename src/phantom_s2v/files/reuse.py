@@ -38,17 +38,17 @@ def origin_hash(origin: Origin) -> str:
 def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     """(part, value before, value now) of all parts that differ, nested ones as "config.seed"; `MISSING` stands for none."""
     if isinstance(before, dict) and isinstance(now, dict):
-        found = []
+        changed = []
         for key in dict.fromkeys([*before, *now]):
             inner = f"{name}.{key}" if name else str(key)
-            found += differences(before.get(key, MISSING), now.get(key, MISSING), inner)
-        return found
+            changed += differences(before.get(key, MISSING), now.get(key, MISSING), inner)
+        return changed
     return [] if before == now else [(name, before, now)]
 
 
-def spelled(found: Collection[tuple[str, Any, Any]]) -> str:
+def spelled(changed: Collection[tuple[str, Any, Any]]) -> str:
     """Differences in words."""
-    return "; ".join(f"{name} was {_short(before)} and is {_short(now)}" for name, before, now in found)
+    return "; ".join(f"{name} was {_short(before)} and is {_short(now)}" for name, before, now in changed)
 
 
 def _short(value: Any) -> str:
@@ -67,8 +67,8 @@ def why_not(file: Path, noted: Any, origin: Origin) -> str:
     """Why the result in a file cannot stand for `origin`, by the note beside it; empty where it can."""
     if not isinstance(noted, dict) or not isinstance(noted.get("made_by"), dict):
         return "it is not recorded how it was made"
-    if found := differences(noted["made_by"], as_json(origin)):
-        return spelled(found)
+    if changed := differences(noted["made_by"], as_json(origin)):
+        return spelled(changed)
     return "" if noted.get("content") == content_hash(file) else "the file itself has changed since"
 
 
@@ -83,9 +83,9 @@ def claim(folder: Path, origin: Origin, pattern: str, what: str) -> None:
         if any(folder.glob(pattern)):
             raise DataError(f"{folder} contains {what} but no {file.name}; choose another folder")
         write_json(file, {"hash": origin_hash(origin), "made_by": as_json(origin)}, sealed=True)
-    if found := differences(read_origin(folder), as_json(origin)):
+    if changed := differences(read_origin(folder), as_json(origin)):
         raise DataError(
-            f"{folder} contains {what} made with other settings: {spelled(found)}; choose another folder, or remove this one"
+            f"{folder} contains {what} made with other settings: {spelled(changed)}; choose another folder, or remove this one"
         )
 
 

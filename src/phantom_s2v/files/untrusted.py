@@ -123,8 +123,8 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
         link = getattr(error, "errno", None) == errno.ELOOP
-        said = "is a link, which is not followed" if link else f"cannot be read ({getattr(error, 'strerror', error)})"
-        raise InputError(f"{path.name} {said}") from error
+        reason = "is a link, which is not followed" if link else f"cannot be read ({getattr(error, 'strerror', error)})"
+        raise InputError(f"{path.name} {reason}") from error
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
@@ -137,8 +137,8 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         os.close(descriptor)
 
 
-def typed(kind: type[T], values: Any, what: str = "it", **given: Any) -> T:
-    """A dataclass of values that others wrote, each of the type of its field; `given` are our own.
+def typed(kind: type[T], values: Any, what: str = "it", **own: Any) -> T:
+    """A dataclass of values that others wrote, each of the type of its field; `own` are our own.
 
     Lists become tuples, whole numbers floats. Raises ValueError that names the field, what was got and what is allowed.
     """
@@ -147,11 +147,11 @@ def typed(kind: type[T], values: Any, what: str = "it", **given: Any) -> T:
     hints = get_type_hints(kind)
     if extra := sorted(set(map(str, values)) - set(hints)):
         raise ValueError(f"{what} has an unknown key {_brief(extra[0])}; keys are {', '.join(hints)}")
-    found = {name: _of_type(value, hints[name], name) for name, value in values.items() if name not in given}
+    checked = {name: _of_type(value, hints[name], name) for name, value in values.items() if name not in own}
     try:
-        return kind(**found, **given)
+        return kind(**checked, **own)
     except TypeError as error:
-        lacking = [f.name for f in fields(kind) if f.name not in found and f.name not in given]  # type: ignore[arg-type]
+        lacking = [f.name for f in fields(kind) if f.name not in checked and f.name not in own]  # type: ignore[arg-type]
         raise ValueError(f"{what} is missing {', '.join(lacking)}") from error
 
 

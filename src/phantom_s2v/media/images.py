@@ -89,8 +89,8 @@ def _decoded(
         if released:
             image = np.asarray(opened.convert("RGB")).copy()
         else:
-            image, said = _to_rgb(opened)
-            notices += said
+            image, color_notices = _to_rgb(opened)
+            notices += color_notices
         if cutout:
             image, how = _cut_out(opened, image, segment)
             notices.append(how)
@@ -114,8 +114,8 @@ def _open_float_tiff(file: Path | BinaryIO) -> tuple[Image.Image, list[str]]:
     turn, mirrored = orientation(frame)
     values = _to_bytes(frame.to_ndarray(), "F")
     upright = np.rot90(values[:, ::-1] if mirrored else values, turn)
-    said = ["rotated according to EXIF"] if turn or mirrored else []
-    return Image.fromarray(np.ascontiguousarray(upright)), ["reduced to 8 bits", *said]
+    notices = ["rotated according to EXIF"] if turn or mirrored else []
+    return Image.fromarray(np.ascontiguousarray(upright)), ["reduced to 8 bits", *notices]
 
 
 def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
@@ -137,8 +137,8 @@ def _to_rgb(image: Image.Image) -> tuple[np.ndarray, list[str]]:
     if upright.mode == "CMYK":
         notices.append("CMYK, converted to RGB")
     alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
-    opaque, said = _in_srgb(upright)
-    notices += said
+    opaque, profile_notices = _in_srgb(upright)
+    notices += profile_notices
     if alpha:
         opaque.paste(Image.new("RGB", opaque.size, WHITE), mask=ImageChops.invert(alpha))
         notices.append("transparency composited on white")

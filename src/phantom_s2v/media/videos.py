@@ -118,7 +118,7 @@ class Video:
         except _Unfit as error:
             raise UnreadableVideoError(self.name, str(error)) from error
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise UnreadableVideoError(self.name, f"not a readable video ({_said(error)})") from error
+            raise UnreadableVideoError(self.name, f"not a readable video ({_first_line(error)})") from error
 
     @cached_property
     def facts(self) -> VideoFacts:
@@ -176,10 +176,10 @@ class Video:
                     if clock.at(_seconds(frame)) >= begins - 1e-4:
                         yield clock.now, painter(frame)
             except av.FFmpegError as error:
-                raise _Unfit(f"truncated after {clock.now:.1f} s ({_said(error)})") from error
+                raise _Unfit(f"truncated after {clock.now:.1f} s ({_first_line(error)})") from error
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -270,7 +270,7 @@ def _notices(frame: av.VideoFrame, pixel: Fraction | None) -> list[str]:
     """What is converted in frames like this one."""
     look, bits = _Look(frame, pixel), max(c.bits for c in frame.format.components)
     ratio = f"{pixel.numerator}:{pixel.denominator}" if pixel else ""
-    said = [
+    notices = [
         TURNS[look.turn],
         "mirrored" if look.mirrored else "",
         f"pixels of {ratio} made square" if look.pixel != 1 else "",
@@ -279,7 +279,7 @@ def _notices(frame: av.VideoFrame, pixel: Fraction | None) -> list[str]:
         f"{bits} bits reduced to 8" if bits > 8 else "",
         "transparency composited on white" if look.alpha and _transparent(frame) else "",
     ]
-    return [each for each in said if each]
+    return [each for each in notices if each]
 
 
 def _transparent(frame: av.VideoFrame) -> bool:

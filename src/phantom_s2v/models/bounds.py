@@ -97,8 +97,8 @@ def loading(folder: Path, what: str, build: Callable[[Path], nn.Module] | None =
     except CheckpointError:
         raise
     except Exception as error:  # what odd files make transformers raise has no base of its own
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder} is not a valid {what}: {said}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder} is not a valid {what}: {reason}") from error
 
 
 def _check_folder(folder: Path, build: Callable[[Path], nn.Module] | None) -> None:

@@ -40,13 +40,13 @@ def check_weights(model: nn.Module, where: str) -> nn.Module:
 
 def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str:
     """The name of the innermost module of `model` that gives values that are not finite while `run` runs; empty for none."""
-    found: list[str] = []
+    names: list[str] = []
 
     def looking(name: str) -> Callable[..., None]:
-        def look(module: nn.Module, given: Any, out: Any) -> None:
+        def look(module: nn.Module, inputs: Any, out: Any) -> None:
             parts = out if isinstance(out, tuple | list) else [out]
-            if not found and not all(all_finite(part) for part in parts if isinstance(part, torch.Tensor)):
-                found.append(name)
+            if not names and not all(all_finite(part) for part in parts if isinstance(part, torch.Tensor)):
+                names.append(name)
 
         return look
 
@@ -56,4 +56,4 @@ def first_not_finite(model: nn.Module, run: Callable[[], Any]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else ""
+    return names[0] if names else ""

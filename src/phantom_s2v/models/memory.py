@@ -16,7 +16,7 @@ from phantom_s2v.models.quantization import check_method
 from phantom_s2v.models.wan.lora import add_lora, lora_files
 from phantom_s2v.models.wan.step_cache import CACHES, StepCache
 
-LEGAL = {
+CHOICES = {
     "offload": ("none", "model", "group"),
     "quantization": ("none", "fp8", "int8"),
     "cache": CACHES,
@@ -43,9 +43,9 @@ class Placement:
     parallel: str = "none"  # over the processes of torchrun: the sequence (ulysses, ring) or the weights (fsdp)
 
     def __post_init__(self) -> None:
-        for name, legal in LEGAL.items():
-            if getattr(self, name) not in legal:
-                raise InputError(f"{name} must be {', '.join(legal[:-1])} or {legal[-1]} (got {getattr(self, name)!r})")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]} (got {getattr(self, name)!r})")
         try:
             device = self.torch_device()
         except RuntimeError as error:

@@ -92,10 +92,10 @@ class Tensors:
         self.path = files[0] if len(files) == 1 else files[0].parent
         self.entries: dict[str, Entry] = {}
         for file in files:
-            found = _entries(file)
-            if twice := sorted(set(found) & set(self.entries)):
+            entries = _entries(file)
+            if twice := sorted(set(entries) & set(self.entries)):
                 raise CheckpointError(f"{file} repeats {len(twice)} tensors of another shard ({', '.join(twice[:3])})")
-            self.entries |= found
+            self.entries |= entries
         self.mapped: tuple[Path, dict[str, torch.Tensor]] | None = None
         self.used = 0
         self.scales = {f"{k[: -len(end)]}.weight": k for k in self.entries for end in SCALES if k.endswith(end)}
@@ -204,12 +204,12 @@ class Tensors:
 
 def _entries(file: Path) -> dict[str, Entry]:
     if file.suffix != ".safetensors":
-        found = {}
+        entries = {}
         for name, value in _load_pickle(file).items():
             if not value.is_floating_point() or value.dtype not in TORCH:
                 raise CheckpointError(f"weights must be floating point (got {value.dtype} for {name} in {file})")
-            found[name] = Entry(file, name, TORCH[value.dtype], tuple(value.shape))
-        return found
+            entries[name] = Entry(file, name, TORCH[value.dtype], tuple(value.shape))
+        return entries
     try:
         with safe_open(file, "pt"):  # checks that header and length agree
             pass
@@ -344,10 +344,10 @@ def write_sharded(
     for file, shard in zip(files, shards, strict=True):
         before = done
 
-        def told(written: int, before: int = before) -> None:
+        def report_shard(written: int, before: int = before) -> None:
             report(before + written, total)
 
-        hashes[file] = _write_file(folder / file, shard, read, told)
+        hashes[file] = _write_file(folder / file, shard, read, report_shard)
         done += sum(sizes[e[0]] for e in shard)
     if len(shards) > 1:
         where = {entry[0]: file for file, shard in zip(files, shards, strict=True) for entry in shard}

@@ -113,11 +113,11 @@ def check_shapes(source: Path, got: dict[str, tuple[int, ...]], wanted: dict[str
         "extra": [k for k in got if k not in wanted],
         "of another shape": [k for k in wanted if k in got and got[k] != wanted[k]],
     }
-    said = [
+    problems = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for what, keys in faults.items() if keys
     ]
-    if said:
-        raise CheckpointError(f"{source} does not match its configuration: {'; '.join(said)}")
+    if problems:
+        raise CheckpointError(f"{source} does not match its configuration: {'; '.join(problems)}")
 
 
 def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], out: Path) -> None:

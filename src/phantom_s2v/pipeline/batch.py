@@ -16,7 +16,7 @@ from phantom_s2v.media import images
 from phantom_s2v.models.autoencoder import to_video
 from phantom_s2v.models.registry import Preset
 from phantom_s2v.pipeline.generate import OnStep, Output, generate, request_images
-from phantom_s2v.pipeline.request import Reference, Request, check, split_reference, with_defaults
+from phantom_s2v.pipeline.request import Reference, Request, check_request, split_reference, with_defaults
 
 DEFAULTED = (
     "num_frames",
@@ -50,7 +50,7 @@ def build_request(options: dict[str, Any], preset: Preset) -> Request:
         **{name: options.get(name) for name in (*DEFAULTED, *FILES)},
         **{name: bool(options.get(name)) for name in SWITCHES},
     )
-    check(request, preset)
+    check_request(request, preset)
     return request
 
 
@@ -224,8 +224,12 @@ def _best(request: Request, pipe: Any, on_step: OnStep, best_of: BestOf) -> Outp
             best = output
     assert best
     seeds = range(request.seed, request.seed + best_of.count)
-    told = {"count": best_of.count, "by": best_of.by, "scores": {s: round(v, 4) for s, v in zip(seeds, scores, strict=True)}}
-    return replace(best, metadata={**best.metadata, "best_of": told})
+    best_of_metadata = {
+        "count": best_of.count,
+        "by": best_of.by,
+        "scores": {s: round(v, 4) for s, v in zip(seeds, scores, strict=True)},
+    }
+    return replace(best, metadata={**best.metadata, "best_of": best_of_metadata})
 
 
 def _preview(pipe: Any, clean: Any, path: Path) -> None:

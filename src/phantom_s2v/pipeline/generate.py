@@ -16,7 +16,7 @@ from phantom_s2v.pipeline.images import BACKGROUND, Named, read_images
 from phantom_s2v.pipeline.loading import load_models, no_bars
 from phantom_s2v.pipeline.metadata import build_metadata
 from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
-from phantom_s2v.pipeline.request import Request, check
+from phantom_s2v.pipeline.request import Request, check_request
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
 
 OnStep = Callable[[int, int, torch.Tensor], None]  # steps done, steps in all, predicted clean latent [1, C, T, h, w]
@@ -48,15 +48,15 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
     `pipe` is of `load_for`, or any PhantomPipeline. Raises NotFiniteError where values that are not finite first arise, and names
     the step and the block, or the embedding.
     """
-    check(request, pipe.preset)
+    check_request(request, pipe.preset)
     reference_images, notices = request_images(request)
-    first, said = images.read_image(Path(request.first_frame)) if request.first_frame else (None, [])
+    first, first_notices = images.read_image(Path(request.first_frame)) if request.first_frame else (None, [])
     place = pipe.vae.device if request.released_behavior else torch.device("cpu")
     pipe.scheduler = build_scheduler(request.solver, request.shift)
 
-    def callback(_: Any, step: int, __: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def callback(_: Any, step: int, __: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         assert on_step
-        on_step(step + 1, request.num_inference_steps, given["clean_latents"])
+        on_step(step + 1, request.num_inference_steps, tensors["clean_latents"])
         return {}
 
     frames = pipe(
@@ -79,7 +79,9 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
     ).frames[0]
     prepared = [images.letterbox(image, request.height, request.width) for image in reference_images]
     metadata = build_metadata(request, pipe.preset.name, pipe.weights, asdict(pipe.placement))
-    return Output((frames * 255).round().astype(np.uint8), prepared, metadata, prompt_notices(request, pipe) + notices + said)
+    return Output(
+        (frames * 255).round().astype(np.uint8), prepared, metadata, prompt_notices(request, pipe) + notices + first_notices
+    )
 
 
 def _views(request: Request, reference_images: list[np.ndarray]) -> dict[str, list[np.ndarray]] | None:
@@ -98,7 +100,7 @@ def _texts(request: Request, pipe: Any) -> dict[str, Any]:
     return {"prompt_embeds": features[request.prompt], "negative_prompt_embeds": features[request.negative_prompt]}
 
 
-def load_for(requests: list[Request], folder: Path, placement: Placement | None = None, calibrate: bool = False) -> Any:
+def load_for(requests: list[Request], folder: Path, placement: Placement | None = None, calibrate_magcache: bool = False) -> Any:
     """The pipeline of a model folder, for the prompts of `requests`.
 
     A text encoder of gigabytes (umT5 has 11) reads all of them first and is gone before the transformer is loaded, so that memory
@@ -106,7 +108,7 @@ def load_for(requests: list[Request], folder: Path, placement: Placement | None 
     """
     placement = placement or Placement()
     if not (folder / "text_encoder").is_dir():
-        return load_models(folder, placement, calibrate)
+        return load_models(folder, placement, calibrate_magcache)
     features = PromptFeatures()
     with no_bars():
         reader = PhantomPipeline.from_pretrained(folder, dtype=split_dtypes(placement), transformer=None, vae=None)
@@ -115,7 +117,7 @@ def load_for(requests: list[Request], folder: Path, placement: Placement | None 
         features.keep(prompt, reader.encode_text(prompt))
     tokenizer = reader.tokenizer
     del reader
-    pipe = load_models(folder, placement, calibrate, text_encoder=None, tokenizer=tokenizer)
+    pipe = load_models(folder, placement, calibrate_magcache, text_encoder=None, tokenizer=tokenizer)
     pipe.features = features
     return pipe
 

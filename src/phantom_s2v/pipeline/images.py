@@ -30,48 +30,48 @@ class Named:
         return str(self.image) if isinstance(self.image, str | Path) else f"the image of {self.subject}"
 
 
-def is_image(given: Any) -> bool:
+def is_image(value: Any) -> bool:
     """Whether a value is one image and not several: a path, a PIL image, an array [H, W, C] or a tensor [C, H, W]."""
-    return isinstance(given, str | Path | Image.Image) or (isinstance(given, np.ndarray | torch.Tensor) and given.ndim == 3)
+    return isinstance(value, str | Path | Image.Image) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 3)
 
 
-def name_images(given: Any) -> tuple[Named, ...]:
+def name_images(value: Any) -> tuple[Named, ...]:
     """The images of one prompt in the order of their reference places.
 
     One image, a sequence of images (each a subject of its own), or a mapping from the subject's name to its image or its views.
     """
-    if given is None:
+    if value is None:
         return ()
-    if is_image(given):
-        return (Named(given, "subject 1"),)
-    if isinstance(given, Mapping):
-        views = [(str(name), [views] if is_image(views) else views) for name, views in given.items()]
+    if is_image(value):
+        return (Named(value, "subject 1"),)
+    if isinstance(value, Mapping):
+        views = [(str(name), [views] if is_image(views) else views) for name, views in value.items()]
         return tuple(Named(view, name) for name, many in views for view in _sequence(many))
-    return tuple(Named(image, f"subject {i + 1}") for i, image in enumerate(_sequence(given)))
+    return tuple(Named(image, f"subject {i + 1}") for i, image in enumerate(_sequence(value)))
 
 
-def per_prompt(given: Any, prompts: int) -> list[tuple[Named, ...]]:
+def per_prompt(value: Any, prompts: int) -> list[tuple[Named, ...]]:
     """The images of each of several prompts: a sequence of one entry a prompt, or else the same images for all of them."""
-    nested = isinstance(given, list | tuple) and any(each is None or not is_image(each) for each in given)
+    nested = isinstance(value, list | tuple) and any(each is None or not is_image(each) for each in value)
     if prompts == 1 and not nested:
-        return [name_images(given)]
+        return [name_images(value)]
     if not nested:
-        return [name_images(given)] * prompts
-    if len(given) != prompts:
-        raise InputError(f"reference_images must have one entry per prompt (got {len(given)} for {prompts} prompts)")
-    return [name_images(each) for each in given]
+        return [name_images(value)] * prompts
+    if len(value) != prompts:
+        raise InputError(f"reference_images must have one entry per prompt (got {len(value)} for {prompts} prompts)")
+    return [name_images(each) for each in value]
 
 
-def _sequence(given: Any) -> Sequence[Any]:
-    if isinstance(given, np.ndarray | torch.Tensor) and given.ndim == 4:
-        return list(given)
-    if not isinstance(given, list | tuple) or not all(is_image(each) for each in given):
-        what = getattr(given, "shape", None) or type(given).__name__
+def _sequence(value: Any) -> Sequence[Any]:
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 4:
+        return list(value)
+    if not isinstance(value, list | tuple) or not all(is_image(each) for each in value):
+        what = getattr(value, "shape", None) or type(value).__name__
         raise InputError(
             f"reference_images must be images (path, PIL image, array [H, W, 3], tensor [3, H, W]), a list of them, or a dict "
             f"of a name to its images (got {what})"
         )
-    return given
+    return value
 
 
 def read_images(
@@ -84,9 +84,9 @@ def read_images(
     segment = partial(subject_mask, Path(segmenter)) if segmenter else None
     read, notices = [], []
     for each in images:
-        array, said = read_image(_source(each), released, cutout and each.subject != BACKGROUND, segment, each.label)
+        array, image_notices = read_image(_source(each), released, cutout and each.subject != BACKGROUND, segment, each.label)
         read.append(array)
-        notices += said
+        notices += image_notices
     return read, notices
 
 

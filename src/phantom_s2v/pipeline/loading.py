@@ -89,8 +89,8 @@ def _one_sentence(folder: Path) -> Iterator[None]:
     except (PhantomError, NotImplementedError):
         raise
     except Exception as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder} cannot be loaded: {said}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder} cannot be loaded: {reason}") from error
 
 
 @contextmanager
@@ -113,19 +113,19 @@ def model_hash(folder: Path) -> str:
     return weights_hash(*own, *(more if (folder / "text_encoder").is_dir() else [text_encoder_folder()]))
 
 
-def load_models(folder: Path, placement: Placement | None = None, calibrate: bool = False, **parts: Any) -> Any:
+def load_models(folder: Path, placement: Placement | None = None, calibrate_magcache: bool = False, **parts: Any) -> Any:
     """The pipeline of a model folder, placed as `placement` says, with the hash of its weights; `parts` replace the folder's.
 
     For commands, which have progress bars of their own: its bars are off.
 
-    To `calibrate`, MagCache measures its ratios instead of reading them. Raises CheckpointError.
+    If `calibrate_magcache`, MagCache measures its ratios instead of reading them. Raises CheckpointError.
     """
     from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 
     placement = placement or Placement()
     placement.check_installed()
     weights = model_hash(folder)
-    ratios = read_ratios(folder, weights) if placement.cache == "magcache" and not calibrate else None
+    ratios = read_ratios(folder, weights) if placement.cache == "magcache" and not calibrate_magcache else None
     if placement.transformer:
         parts["transformer"] = load_gguf(Path(placement.transformer), folder / "transformer", placement.torch_dtype())
     with no_bars():

@@ -120,16 +120,16 @@ def check_files(metadata: dict[str, Any]) -> None:
 
 def changes(metadata: dict[str, Any], weights: str) -> list[str]:
     """What is no longer as it was when the metadata was written; `weights` is the hash of those loaded now."""
-    said = [] if metadata.get("weights") == weights else ["model weights or configuration have changed"]
+    changed = [] if metadata.get("weights") == weights else ["model weights or configuration have changed"]
     check_files(metadata)
     for path, before in metadata.get("files", {}).items():
         if content_hash(Path(path)) != before:
-            said.append(f"{path} has changed")
+            changed.append(f"{path} has changed")
     for name, value in versions().items():
         before = metadata.get("versions", {}).get(name)
         if before is None:
-            said.append(f"the metadata does not say with which {name} it was made; here it is {value}")
+            changed.append(f"the metadata does not say with which {name} it was made; here it is {value}")
         elif before != value:
             advice = f" (OMP_NUM_THREADS={before} gives that number again)" if name == "threads" else ""
-            said.append(f"{name} was {before} and is {value}{advice}")
-    return said
+            changed.append(f"{name} was {before} and is {value}{advice}")
+    return changed

@@ -113,11 +113,11 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         scales = (self._image_guidance_scale, self._guidance_scale)
         if not is_distilled(self.transformer.config.guidance_range, *scales, conditions.negated):
             return super().guided(conditions, latents)
-        dtype, given = self.transformer.dtype, torch.tensor([scales], device=latents.device).expand(len(latents), -1)
+        dtype, embedding = self.transformer.dtype, torch.tensor([scales], device=latents.device).expand(len(latents), -1)
         inputs = _cast(self._inputs(conditions, latents), dtype)
 
         def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
-            return self.transformer(x, self._times(conditions, x, step), **inputs, guidance=given)
+            return self.transformer(x, self._times(conditions, x, step), **inputs, guidance=embedding)
 
         return velocity
 

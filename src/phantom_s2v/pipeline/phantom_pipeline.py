@@ -25,7 +25,7 @@ from phantom_s2v.models.base import Preset
 from phantom_s2v.models.finite import all_finite, check_finite, first_not_finite
 from phantom_s2v.pipeline.images import BACKGROUND, Named, per_prompt, read_images
 from phantom_s2v.pipeline.loading import load_pipeline
-from phantom_s2v.pipeline.request import Reference, Request, check, with_defaults
+from phantom_s2v.pipeline.request import Reference, Request, check_request, with_defaults
 from phantom_s2v.pipeline.sampling.guidance import combine, weights
 from phantom_s2v.pipeline.sampling.schedulers import restore_state, set_timesteps, shift_of, solver_of, state_of
 
@@ -214,7 +214,7 @@ class PhantomPipeline(DiffusionPipeline):
             if value is not None:
                 check_finite(value, name, InputError)
         placeholder = tensors["prompt_embeds"] is not None or tensors["reference_latents"] is not None
-        check(replace(request, prompt=request.prompt or "given as features") if placeholder else request, self.preset)
+        check_request(replace(request, prompt=request.prompt or "given as features") if placeholder else request, self.preset)
 
     def prepare_latents(
         self,
@@ -462,10 +462,10 @@ class PhantomPipeline(DiffusionPipeline):
         v = guided(x, step)
         if not all_finite(v):
             block = first_not_finite(self.transformer, lambda: guided(x, step))
-            found = f"first in {block} of the transformer" if block else "and no block of the transformer shows it again"
+            place = f"first in {block} of the transformer" if block else "and no block of the transformer shows it again"
             narrow = self.transformer.dtype == torch.float16
             advice = "; float16 may be too narrow for this model, bfloat16 is not" if narrow else ""
-            raise NotFiniteError(f"{where}: the velocity is not finite, {found}; no video was written{advice}")
+            raise NotFiniteError(f"{where}: the velocity is not finite, {place}; no video was written{advice}")
         return v
 
 

@@ -43,35 +43,35 @@ STOP = re.compile(  # what ends a noun phrase: verbs of being and doing that are
 VAGUE = re.compile("subject|person|man|woman|boy|girl|child|people|animal|object|thing|character|product|item")
 
 
-def check(prompt: str, names: list[str]) -> list[str]:
+def check_prompt(prompt: str, names: list[str]) -> list[str]:
     """What the prompt leaves open about the references, one sentence each; `names` are the subjects' in their order.
 
     It reads English noun phrases by a rule and no more; of other languages it checks that given names occur.
     """
-    said = [
+    notices = [
         f"the prompt does not mention {name!r}; describe it by its looks"
         for name in names
         if not _numbered(name) and name.casefold() not in prompt.casefold()
     ]
     if re.search(r"[^\x00-\u024f\u2000-\u206f]", prompt):
-        return said
+        return notices
     phrases = noun_phrases(prompt)
     open_ = sum(_numbered(name) for name in names)
     if open_ and len(set(phrases)) < len(names):
         first = len(set(phrases)) + 1
         left = ", ".join(str(i) for i in range(first, len(names) + 1))
-        said.append(
+        notices.append(
             f"the prompt describes {len(set(phrases))} things for {len(names)} references; reference {left} is not described"
         )
     for phrase in dict.fromkeys(phrases):
         *look, head = phrase
         if VAGUE.fullmatch(head) and not look:
-            said.append(f"the prompt only says {head!r}; describe its appearance")
+            notices.append(f"the prompt only says {head!r}; describe its appearance")
     for i, first in enumerate(phrases):
         for second in phrases[i + 1 :]:
             if first[-1] == second[-1] and len(names) > 1 and set(first) == set(second) and phrases.count(first) > 1:
-                said.append(f"two subjects have the same description ({' '.join(first)!r}); describe the appearance of each")
-    return list(dict.fromkeys(said))
+                notices.append(f"two subjects have the same description ({' '.join(first)!r}); describe the appearance of each")
+    return list(dict.fromkeys(notices))
 
 
 def _numbered(name: str) -> bool:
@@ -102,11 +102,11 @@ def rephrase(prompt: str, images: list[np.ndarray], where: str) -> str:
     `where` is URL#MODEL of an endpoint that speaks OpenAI's chat completions (its key in PHANTOM_REPHRASE_KEY), or the folder
     of a transformers model for images and text. Nothing is sent anywhere else. Raises InputError where no prompt comes back.
     """
-    answer = _ask_endpoint(prompt, images, where) if "://" in where else _ask_model(prompt, images, Path(where))
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", answer).strip().strip('"')
+    reply = _ask_endpoint(prompt, images, where) if "://" in where else _ask_model(prompt, images, Path(where))
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", reply).strip().strip('"')
     if not text or len(text) > LONGEST_PROMPT:
-        said = f"a prompt of {len(text):,} characters" if text else "no prompt"
-        raise InputError(f"{without_credentials(where)} returned {said}; use the prompt as it is, or another rephraser")
+        shown = f"a prompt of {len(text):,} characters" if text else "no prompt"
+        raise InputError(f"{without_credentials(where)} returned {shown}; use the prompt as it is, or another rephraser")
     return text
 
 

@@ -58,13 +58,13 @@ class Request:
         return self.references + ((Reference(self.background, "background"),) if self.background else ())
 
 
-def with_defaults(preset: Preset, **given: Any) -> Request:
+def with_defaults(preset: Preset, **options: Any) -> Request:
     """A request with the preset's defaults and seed 0; what is given as None takes the default."""
     shared = {name: getattr(preset, name) for name in Request.__dataclass_fields__ if hasattr(preset, name)}
-    return Request(**{"seed": 0, **shared, **{name: value for name, value in given.items() if value is not None}})
+    return Request(**{"seed": 0, **shared, **{name: value for name, value in options.items() if value is not None}})
 
 
-def check(request: Request, preset: Preset) -> None:
+def check_request(request: Request, preset: Preset) -> None:
     """Raise InputError for what cannot be made, before anything loads."""
     try:
         typed(Request, asdict(request), "the request")
@@ -117,9 +117,9 @@ def _check_size(request: Request, preset: Preset) -> None:
     low, high = preset.side_range
     fits = size in preset.sizes if preset.sizes else all(low <= side <= high for side in size)
     if not fits and not request.untrained_size:
-        legal = " or ".join(f"{w}x{h}" for h, w in preset.sizes) or (f"{low} to {high} pixels per side")
+        allowed = " or ".join(f"{w}x{h}" for h, w in preset.sizes) or (f"{low} to {high} pixels per side")
         raise InputError(
-            f"size must be {legal} for {preset.name} (got {request.width}x{request.height}; use --untrained-size to override)"
+            f"size must be {allowed} for {preset.name} (got {request.width}x{request.height}; use --untrained-size to override)"
         )
 
 

@@ -65,12 +65,12 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
 
         `hotswap` and the other arguments are those of WanLoraLoaderMixin.
         """
-        given: Any = pretrained_model_name_or_path_or_dict
-        if kwargs or not isinstance(given, str | Path) or not Path(given).is_file():
-            WanLoraLoaderMixin.load_lora_weights(self, given, adapter_name=adapter_name, **kwargs)  # type: ignore[arg-type]
+        path_or_dict: Any = pretrained_model_name_or_path_or_dict
+        if kwargs or not isinstance(path_or_dict, str | Path) or not Path(path_or_dict).is_file():
+            WanLoraLoaderMixin.load_lora_weights(self, path_or_dict, adapter_name=adapter_name, **kwargs)  # type: ignore[arg-type]
             return
         known = getattr(self.transformer, "peft_config", {})
-        add_lora(self.transformer, Path(given), adapter_name or f"default_{len(known)}")
+        add_lora(self.transformer, Path(path_or_dict), adapter_name or f"default_{len(known)}")
 
     @property
     def preset(self) -> Preset:

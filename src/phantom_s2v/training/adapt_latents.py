@@ -29,17 +29,17 @@ def move_transformer(
     before, after = (_patches(encode(autoencoder, pixels), patch) for autoencoder in (old, new))
     read, read_shift, read_share = affine_fit(after, before)
     write, write_shift, write_share = affine_fit(before, after)
-    moved: Any = PhantomTransformer.from_config({**transformer.config, "latent_channels": after.shape[1] // patch**2})
+    adapted: Any = PhantomTransformer.from_config({**transformer.config, "latent_channels": after.shape[1] // patch**2})
     same = {k: v for k, v in transformer.state_dict().items() if not k.startswith(("patch_in.", "head."))}
     first, last = transformer.patch_in, transformer.head
-    moved.load_state_dict({
+    adapted.load_state_dict({
         **same,
         "patch_in.weight": first.weight @ read,
         "patch_in.bias": first.bias + first.weight @ read_shift,
         "head.weight": write @ last.weight,
         "head.bias": write @ last.bias + write_shift,
     })  # fmt: skip
-    return moved, {"old_from_new": read_share, "new_from_old": write_share}
+    return adapted, {"old_from_new": read_share, "new_from_old": write_share}
 
 
 def affine_fit(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:

@@ -30,10 +30,10 @@ def check_same_run(path: Path, before: dict[str, Any], now: dict[str, Any], may_
     What says only how long a run is, what it writes when, and on how many processes, may differ (FREE), and what `may_change`
     names, by the last part of its name or the whole. What only one of both tells is told on stderr and passes.
     """
-    told = [(name, a, b) for name, a, b in differences(before, as_json(now)) if name.split(".")[0] not in LEFT_OUT]
-    told = [each for each in told if each[0].split(".")[-1] not in FREE]
-    unknown = [each for each in told if MISSING in each[1:]]
-    changed = [each for each in told if each not in unknown]
+    changes = [(name, a, b) for name, a, b in differences(before, as_json(now)) if name.split(".")[0] not in LEFT_OUT]
+    changes = [each for each in changes if each[0].split(".")[-1] not in FREE]
+    unknown = [each for each in changes if MISSING in each[1:]]
+    changed = [each for each in changes if each not in unknown]
     allowed = [each for each in changed if {each[0], each[0].split(".")[-1], each[0].split(".")[0]} & set(may_change)]
     refused = [each for each in changed if each not in allowed]
     if refused:

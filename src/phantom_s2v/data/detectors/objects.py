@@ -31,12 +31,12 @@ def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[De
     small = _small(stills)
     palette = _palette(small)
     parts = moved(small) if palette is None else [foreground(image, palette) for image in small]
-    found = []
+    detections = []
     for still, some in zip(stills, parts, strict=True):
         masks = [_enlarged(mask, still.shape) for mask in some]
         name = phrases[0] if len(phrases) == len(masks) == 1 else ""
-        found.append([Detection(box_of(mask), mask, name, float(mask.mean())) for mask in masks])
-    return found
+        detections.append([Detection(box_of(mask), mask, name, float(mask.mean())) for mask in masks])
+    return detections
 
 
 def plain_background(stills: list[np.ndarray]) -> bool:
@@ -114,14 +114,14 @@ def moved(images: list[np.ndarray]) -> list[list[np.ndarray]]:
     """Masks bool [H, W] of what is at one moment where it is at no other; none where the camera moves, or only one image is."""
     soft = [cv2.GaussianBlur(cv2.cvtColor(p, cv2.COLOR_RGB2LAB), (0, 0), 2).astype(np.float32) for p in images]
     k = max(1, round(min(images[0].shape[:2]) / 64))
-    found: list[list[np.ndarray]] = []
+    detections: list[list[np.ndarray]] = []
     for i, own in enumerate(soft):
         distances = [np.linalg.norm(own - other, axis=-1) for j, other in enumerate(soft) if j != i]
         mask = (np.min(distances, 0) > MOVED) if distances else np.zeros(own.shape[:2], bool)
         clean = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(k + 1))
         solid = cv2.morphologyEx(np.pad(clean, 4 * k), cv2.MORPH_CLOSE, _disc(4 * k + 1))[4 * k : -4 * k, 4 * k : -4 * k]
-        found.append(_parts(solid, MOVING[0]) if MOVING[0] < mask.mean() < MOVING[1] else [])
-    return found
+        detections.append(_parts(solid, MOVING[0]) if MOVING[0] < mask.mean() < MOVING[1] else [])
+    return detections
 
 
 def joined(masks: list[np.ndarray]) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from phantom_s2v.data.clips import image_suffix, store_image, store_video
 from phantom_s2v.data.formats.intake import MAX_BYTES, Files, groups_of_folder, groups_of_tars
-from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
+from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check_triplet
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.io import check_folder, check_outputs, read_text, writing
 from phantom_s2v.files.untrusted import MAX_TEXT_BYTES, check_regular, parse_json, typed
@@ -58,7 +58,7 @@ def from_files(name: str, files: Files) -> Triplet:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{name} is not a complete triplet ({said})") from error
-    check(triplet)
+    check_triplet(triplet)
     return triplet
 
 
@@ -133,18 +133,18 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
         )
 
 
-def _stored(image: Path, told: Callable[[str], None]) -> bytes:
+def _stored(image: Path, notify: Callable[[str], None]) -> bytes:
     check_regular(image, MAX_BYTES)
-    return store_image(image, told)
+    return store_image(image, notify)
 
 
 def read_captioned(
-    folder: Path, rights: Rights, left_out: Callable[[str], None], told: Callable[[str], None] = lambda _: None
+    folder: Path, rights: Rights, left_out: Callable[[str], None], notify: Callable[[str], None] = lambda _: None
 ) -> Iterator[Triplet]:
     """Triplets of a folder of videos with a caption beside each, `NAME.mp4` and `NAME.txt`.
 
     Images `NAME.SUBJECT.png` beside them become cross-pair references of that subject, whose name has no dot. Videos and
-    images are kept as they are where they need no conversion, which is `told` otherwise. What cannot be read, and images
+    images are kept as they are where they need no conversion, which is `notify` otherwise. What cannot be read, and images
     that belong to no video, are named to `left_out`.
     """
     if not folder.is_dir():
@@ -161,12 +161,12 @@ def read_captioned(
             check_regular(video.with_suffix(".txt"), MAX_TEXT_BYTES)
             caption = read_text(video.with_suffix(".txt")).strip()
             references = tuple(
-                TripletReference(_stored(folder / image, told), subject, "cross-pair", rights=rights)
+                TripletReference(_stored(folder / image, notify), subject, "cross-pair", rights=rights)
                 for image, subject in images.get(video.stem, ())
             )
-            clip = store_video(video, told)
+            clip = store_video(video, notify)
             triplet = Triplet(clip.video, caption, references, clip.fps, clip.count, clip.height, clip.width, rights=rights)
-            check(triplet)
+            check_triplet(triplet)
             yield triplet
         except (InputError, DataError, OSError, UnicodeDecodeError) as error:
             left_out(f"{video.name}: {error}")

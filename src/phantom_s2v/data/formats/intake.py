@@ -15,7 +15,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from phantom_s2v.data.clips import IMAGE_FORMATS
-from phantom_s2v.data.triplets import Triplet, check
+from phantom_s2v.data.triplets import Triplet, check_triplet
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.untrusted import read_regular
 from phantom_s2v.media.images import open_image
@@ -122,7 +122,7 @@ def accepted(triplets: Iterable[Triplet], require_license: bool, left_out: LeftO
     """Those that a training can use: checked, decoded, and licensed where that is required; the others go to `left_out`."""
     for triplet in triplets:
         try:
-            check(triplet, require_license)
+            check_triplet(triplet, require_license)
             check_contents(triplet)
             yield triplet
         except DataError as error:

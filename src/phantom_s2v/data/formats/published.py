@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from phantom_s2v.data.clips import StoredClip, Told, encoded, store_video
+from phantom_s2v.data.clips import Notify, StoredClip, encoded, store_video
 from phantom_s2v.data.pipeline.index import png
-from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check
+from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check_triplet
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.io import read_json
 from phantom_s2v.files.untrusted import is_file, parse_json
@@ -40,21 +40,23 @@ BAD = (  # what an item of another layout raises
 )  # fmt: skip
 
 
-def read_phantom_data(file: Path, clips: Path, rights: Rights, left_out: Told, told: Told = lambda _: None) -> Iterator[Triplet]:
+def read_phantom_data(
+    file: Path, clips: Path, rights: Rights, left_out: Notify, notify: Notify = lambda _: None
+) -> Iterator[Triplet]:
     """Triplets of koala36M_multi_ref_merged_filtered.parquet whose clips are in `clips`; the rest is named to `left_out`.
 
-    What is converted is `told`. Raises DataError where the file is not of that layout.
+    What is converted is `notify`. Raises DataError where the file is not of that layout.
     """
     if not is_file(file):
         raise DataError(f"{file} is not a file")
     for vid, caption, pairs in _rows(file, left_out):
         try:
-            yield _from_cross_pair(vid, caption, parse_json(pairs), clips, rights, left_out, told)
+            yield _from_cross_pair(vid, caption, parse_json(pairs), clips, rights, left_out, notify)
         except BAD as error:
             left_out(f"{vid}: {_reason(error)}")
 
 
-def _rows(file: Path, left_out: Told) -> Iterator[tuple[str, str, str]]:
+def _rows(file: Path, left_out: Notify) -> Iterator[tuple[str, str, str]]:
     """(video_id, caption, pairs as JSON) of a Parquet file. Raises DataError where it is not of that layout.
 
     Texts stay in their dictionaries until their length is known: a file of some kilobytes can repeat a long one.
@@ -94,7 +96,7 @@ def _reason(error: Exception) -> str:
 
 
 def _from_cross_pair(
-    vid: str, caption: str, pairs: dict[str, Any], clips: Path, rights: Rights, left_out: Told, told: Told
+    vid: str, caption: str, pairs: dict[str, Any], clips: Path, rights: Rights, left_out: Notify, notify: Notify
 ) -> Triplet:
     path = _clip(clips, f"{vid}.mp4")
     references: list[TripletReference] = []
@@ -107,10 +109,10 @@ def _from_cross_pair(
                 left_out(f"{vid}, a reference of {phrase}: {_reason(error)}")
     if not references:
         raise DataError("no references are left")
-    clip = store_video(path, told)
+    clip = store_video(path, notify)
     own = _named(rights, f"Koala-36M {vid}")
     triplet = Triplet(clip.video, caption, tuple(references), clip.fps, clip.count, clip.height, clip.width, rights=own)
-    check(triplet)
+    check_triplet(triplet)
     return triplet
 
 
@@ -138,29 +140,29 @@ def _cropped(
     return TripletReference(png(frame[top:bottom, left:right]), name, pairing, (0.0, 0.0, 1.0, 1.0), covered, score, rights)
 
 
-def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: Told, told: Told = lambda _: None) -> Iterator[Triplet]:
+def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: Notify, notify: Notify = lambda _: None) -> Iterator[Triplet]:
     """In-pair triplets of one of OpenS2V's JSON files whose clips are in `clips`; the rest is named to `left_out`.
 
-    What is converted is `told`. Raises DataError where the file is not of that layout.
+    What is converted is `notify`. Raises DataError where the file is not of that layout.
     """
     try:
-        given = read_json(file)
-        entries = list(given.items())
+        annotations = read_json(file)
+        entries = list(annotations.items())
     except AttributeError as error:
         raise DataError(f"{file} must be a JSON object that maps names to metadata and annotation ({error})") from error
     for name, entry in entries:
         try:
-            yield _from_annotation(name, entry, clips, rights, told)
+            yield _from_annotation(name, entry, clips, rights, notify)
         except BAD as error:
             left_out(f"{name}: {_reason(error)}")
 
 
-def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Rights, told: Told) -> Triplet:
+def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Rights, notify: Notify) -> Triplet:
     facts, annotation = entry["metadata"], entry["annotation"]
     path = _clip(clips, facts["path"])
     shown = annotation["ann_frame_data"]
     index = int(shown["ann_frame_idx"])
-    clip, still = _part(path, facts, index, told)
+    clip, still = _part(path, facts, index, notify)
     masks = annotation.get("mask_annotation", {}).get(str(index), {})
     best: dict[str, tuple[float, TripletReference]] = {}
     for number, each in enumerate(shown["annotations"], 1):
@@ -178,7 +180,7 @@ def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Righ
     triplet = Triplet(
         clip.video, str(caption), references, clip.fps, clip.count, clip.height, clip.width, scores=scores, rights=own
     )
-    check(triplet)
+    check_triplet(triplet)
     return triplet
 
 
@@ -223,7 +225,7 @@ def _clip(folder: Path, name: str) -> Path:
     return path
 
 
-def _part(path: Path, facts: dict[str, Any], index: int, told: Told) -> tuple[StoredClip, np.ndarray]:
+def _part(path: Path, facts: dict[str, Any], index: int, notify: Notify) -> tuple[StoredClip, np.ndarray]:
     """The part of a clip that OpenS2V cut out, and frame `index` of it. Raises DataError where nothing is left."""
     video = Video(path)
     whole = video.facts
@@ -245,7 +247,7 @@ def _part(path: Path, facts: dict[str, Any], index: int, told: Told) -> tuple[St
                 yield image
 
     if (start, left, top) == (0, 0, 0) and stop >= whole.count and right >= whole.width and bottom >= whole.height:
-        clip = store_video(path, told)
+        clip = store_video(path, notify)
         next(islice(parts(), index, None), None)
     else:
         clip = encoded(parts(), whole.fps)

@@ -57,17 +57,17 @@ def noun_phrases(caption: str) -> list[str]:
     >>> noun_phrases("A small white dog walks on the grass beside a girl in a red coat.")
     ['small white dog', 'grass', 'girl', 'red coat']
     """
-    found: list[str] = []
+    phrases: list[str] = []
     words = re.findall(r"[\w'-]+|[.,;:!?]", caption.lower())
     opened: list[str] | None = None
     for word in [*words, "."]:
         closing = not word[0].isalnum() or word in _CLOSERS or word in _OPENERS or (word.endswith("ing") and bool(opened))
         if opened is not None and (closing or len(opened) == LONGEST_PHRASE):
             if opened and opened[-1] not in _PLACES:
-                found.append(" ".join(opened))
+                phrases.append(" ".join(opened))
             opened = None
         if word in _OPENERS:
             opened = []
         elif opened is not None:
             opened.append(word)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(phrases))

@@ -109,7 +109,7 @@ class SubjectIndex:
     def keep_pairs(self, pairs: dict[str, list[Record]], version: int, config: Config) -> None:
         """Write the judged pairs of some subjects."""
         same = {"version": version, "config": mark(config, PAIRING)}
-        rows = [{"id": subject, "facts": json.dumps(found), **same} for subject, found in pairs.items()]
+        rows = [{"id": subject, "facts": json.dumps(subject_pairs), **same} for subject, subject_pairs in pairs.items()]
         if rows:
             self._merge("pairs", rows, PAIRS)
 

@@ -50,8 +50,8 @@ def _neighbors(dataset: Any, row: Record, config: Config) -> list[Record]:
     """The nearest subjects of other clips, nearest first; ties by id, so that the order of rows does not matter."""
     where = f"clip != '{row['clip']}'" + ("" if row["has_logo"] else f" AND source_video = '{row['source_video']}'")
     query = {"column": "vector", "q": np.asarray(row["vector"], np.float32), "k": config.neighbors, "metric": "dot"}
-    found = dataset.to_table(columns=["id", *COLUMNS, "_distance"], nearest=query, filter=where, prefilter=True).to_pylist()
-    return sorted(found, key=lambda other: (-round(_product(row["vector"], other["vector"]), 5), other["id"]))
+    neighbors = dataset.to_table(columns=["id", *COLUMNS, "_distance"], nearest=query, filter=where, prefilter=True).to_pylist()
+    return sorted(neighbors, key=lambda other: (-round(_product(row["vector"], other["vector"]), 5), other["id"]))
 
 
 def _product(a: list[float], b: list[float]) -> float:
@@ -76,11 +76,11 @@ def _compared(row: Record, other: Record, config: Config) -> Record:
 
 def repeats(subject_index: SubjectIndex, config: Config) -> dict[str, str]:
     """Clips that repeat another clip -> that clip: of those alike the one with the least id stays."""
-    dataset, found = subject_index.open("clips"), dict[str, str]()
+    dataset, repeated = subject_index.open("clips"), dict[str, str]()
     if dataset is None:
-        return found
+        return repeated
     for row in subject_index.rows("clips", ["signature", "facts"], "`drop` = ''"):
-        if row["id"] in found:
+        if row["id"] in repeated:
             continue
         query = {"column": "signature", "q": np.asarray(row["signature"], np.float32), "k": config.neighbors, "metric": "dot"}
         near = dataset.to_table(
@@ -90,9 +90,9 @@ def repeats(subject_index: SubjectIndex, config: Config) -> dict[str, str]:
             prefilter=True,
         )
         for other in near.to_pylist():
-            if other["id"] not in found and _repeats(row, other, config):
-                found[other["id"]] = row["id"]
-    return found
+            if other["id"] not in repeated and _repeats(row, other, config):
+                repeated[other["id"]] = row["id"]
+    return repeated
 
 
 def _repeats(row: Record, other: Record, config: Config) -> bool:

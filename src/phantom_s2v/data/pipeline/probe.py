@@ -74,31 +74,31 @@ def _look(path: Path) -> Record:
         notices.append(f"clips use its mean frame rate, {facts.fps:.3g}")
     if max(facts.height, facts.width) >= LARGE:
         notices.append(f"{facts.width}x{facts.height}: scaled down")
-    found: Record = {
+    metadata: Record = {
         "source_video": content_hash(path)[:32],
         "fps": facts.fps,
         "height": facts.height,
         "width": facts.width,
         "notices": notices,
     }
-    return found | _beside(path)
+    return metadata | _beside(path)
 
 
 def _beside(path: Path) -> Record:
     """Caption and rights out of NAME.json (caption, source, license, consent) or, the caption alone, NAME.txt."""
-    said: Record = {"caption": ""}
+    metadata: Record = {"caption": ""}
     text, facts = path.with_suffix(".txt"), path.with_suffix(".json")
     for each in (text, facts):
         if os.path.lexists(each):
             check_regular(each, MAX_TEXT_BYTES)
     if facts.is_file():
         try:
-            given = read_json(facts)
-            said = {"caption": str(given.get("caption", ""))}
-            if any(name in given for name in RIGHTS):
-                said["rights"] = {name: str(given.get(name, "")) for name in RIGHTS}
+            values = read_json(facts)
+            metadata = {"caption": str(values.get("caption", ""))}
+            if any(name in values for name in RIGHTS):
+                metadata["rights"] = {name: str(values.get(name, "")) for name in RIGHTS}
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{facts.name} is not a JSON object ({error})") from error
     elif text.is_file():
-        said["caption"] = read_text(text).strip()
-    return said
+        metadata["caption"] = read_text(text).strip()
+    return metadata

@@ -55,10 +55,10 @@ def write_report(
     path: Path, subject_index: SubjectIndex, pairs: Iterable[Record], triplets: int, seconds: dict[str, float], config: Config
 ) -> None:
     """Counts by stage, reasons for drops, histograms with their bounds, sheets of pairs, files left behind, seconds by stage."""
-    found, clips, source_videos = _Pairs(config), Counter[str](), Counter[str]()
+    pair_statistics, clips, source_videos = _Pairs(config), Counter[str](), Counter[str]()
     subjects, left, notices = 0, list[tuple[str, str]](), list[tuple[str, str]]()
     for pair in pairs:
-        found.add(pair)
+        pair_statistics.add(pair)
     for row in subject_index.rows("clips", ["drop", "facts"]):
         clips[row["drop"]] += 1
         subjects += 0 if row["drop"] else len(json.loads(row["facts"])["subjects"])
@@ -72,13 +72,13 @@ def write_report(
         path,
         "triplets.html",
         title=path.stem,
-        counts=_counts(source_videos, clips, subjects, found, triplets),
+        counts=_counts(source_videos, clips, subjects, pair_statistics, triplets),
         clips_dropped=Counter({k: v for k, v in clips.items() if k}).most_common(),
-        pairs_dropped=found.drops.most_common(),
-        similarity=_histogram(found.similar, config.lower),
-        sameness=_histogram(found.same, config.upper),
-        kept=_sheet(subject_index, _spread(found.sample)),
-        rejected=_sheet(subject_index, found.near),
+        pairs_dropped=pair_statistics.drops.most_common(),
+        similarity=_histogram(pair_statistics.similar, config.lower),
+        sameness=_histogram(pair_statistics.same, config.upper),
+        kept=_sheet(subject_index, _spread(pair_statistics.sample)),
+        rejected=_sheet(subject_index, pair_statistics.near),
         listed=LISTED,
         left_behind=left,
         notices=notices,

@@ -30,12 +30,12 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             yield record
             continue
         stills: list[np.ndarray] = record["stills"]
-        found = [
+        detections = [
             sift(each, still.shape[:2], config)
             for each, still in zip(models.detect(stills, record["phrases"]), stills, strict=True)
         ]
         frames = sorted({round(instant * (record["frames"] - 1)) for instant in config.instants})
-        subjects = [_subject(record, track, stills, frames) for track in follow(found, stills)[: config.max_subjects]]
+        subjects = [_subject(record, track, stills, frames) for track in follow(detections, stills)[: config.max_subjects]]
         rest = {k: v for k, v in record.items() if k not in ("work", "stills")}
         if not subjects:
             yield {**rest, "subjects": [], "drop": "no subject found"}
@@ -45,12 +45,12 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         yield {**rest, "subjects": subjects, "caption": caption, "drop": "" if told_apart else "subjects not told apart"}
 
 
-def sift(found: list[Detection], size: tuple[int, ...], config: Config) -> list[Detection]:
+def sift(detections: list[Detection], size: tuple[int, ...], config: Config) -> list[Detection]:
     """Detections that are neither too small nor too large, not cut off by the frame, and not the same as a surer one."""
     height, width = size[:2]
     min_side = config.smallest_side * min(height, width) / REFERENCE_HEIGHT
     kept: list[Detection] = []
-    for each in sorted(found, key=lambda d: (-d.score, d.box)):
+    for each in sorted(detections, key=lambda d: (-d.score, d.box)):
         left, top, right, bottom = each.box
         share = (right - left) * (bottom - top) / (height * width)
         whole = left > EDGE * width and top > EDGE * height and right < width * (1 - EDGE) and bottom < height * (1 - EDGE)
@@ -60,13 +60,13 @@ def sift(found: list[Detection], size: tuple[int, ...], config: Config) -> list[
     return kept
 
 
-def follow(found: list[list[Detection]], stills: list[np.ndarray]) -> list[list[tuple[int, Detection]]]:
+def follow(detections: list[list[Detection]], stills: list[np.ndarray]) -> list[list[tuple[int, Detection]]]:
     """Detections of several stills -> tracks of (still, detection), the longest and surest first.
 
     A detection goes to the track whose last colors and place are likest; one that is unlike all of them begins another.
     """
     tracks: list[list[tuple[int, Detection]]] = []
-    for number, each in enumerate(found):
+    for number, each in enumerate(detections):
         free = list(range(len(tracks)))
         for detection in each:
             similarity = {

@@ -29,7 +29,7 @@ def run(
         for pair in pairs(wanted):
             if not pair["drop"]:
                 partners[pair["subject"]].append(pair)
-        others = [pair for found in partners.values() for pair in found]
+        others = [pair for group in partners.values() for pair in group]
         views = subject_index.subjects(wanted | {pair["partner"] for pair in others})
         sources = subject_index.clip_facts({pair["partner_clip"] for pair in others})
         for facts, video in clips:
@@ -74,6 +74,8 @@ def _reference(view: Record, name: str, pairing: str, score: float, rights: Righ
 
 
 def _own(facts: Record, rights: Rights) -> Rights:
-    """Rights of a source video as they were found beside it, else those given for all; the source is at least the file's name."""
-    given = Rights(**facts["rights"]) if facts.get("rights") else rights
-    return given if given.source else Rights(facts["name"], given.license, given.consent)
+    """Rights of a source video as they were found beside it, else those of the whole run; the source is at least the file's
+    name.
+    """
+    rights_beside = Rights(**facts["rights"]) if facts.get("rights") else rights
+    return rights_beside if rights_beside.source else Rights(facts["name"], rights_beside.license, rights_beside.consent)

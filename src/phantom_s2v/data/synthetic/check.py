@@ -18,7 +18,7 @@ NEAR = 1  # frames by which a cut may be off
 
 
 @dataclass
-class Found:
+class Counts:
     """Counts over source videos."""
 
     cuts: list[int] = field(default_factory=lambda: [0, 0, 0])  # right, invented, missed
@@ -38,7 +38,9 @@ class Known:
     original: int  # the shot that a duplicate repeats, else the shot itself
 
 
-def check(subject_index: SubjectIndex, source_videos: list[Path], pairs: Iterable[Record], config: Config) -> dict[str, float]:
+def evaluate_pipeline(
+    subject_index: SubjectIndex, source_videos: list[Path], pairs: Iterable[Record], config: Config
+) -> dict[str, float]:
     """shot_f1, subject_recall, pair_precision, pair_recall, near_duplicates_kept, decoys_kept, and what they are counted over."""
     truths = {str(path): json.loads(path.with_suffix(".truth.json").read_text()) for path in source_videos}
     clips: dict[str, list[Record]] = {path: [] for path in truths}
@@ -47,25 +49,25 @@ def check(subject_index: SubjectIndex, source_videos: list[Path], pairs: Iterabl
         facts = json.loads(row["facts"])
         if names.get(facts["source_video"]) in clips:
             clips[names[facts["source_video"]]].append(facts)
-    found, known, repeated = Found(), {}, repeats(subject_index, config)
+    counts, known, repeated = Counts(), {}, repeats(subject_index, config)
     for path, truth in truths.items():
-        count_cuts(clips[path], truth, found.cuts)
+        count_cuts(clips[path], truth, counts.cuts)
         for clip in clips[path]:
             number = shot_of(clip, truth)
             if number is not None:
-                found.drops[truth["shots"][number]["kind"], clip["drop"]] += 1
-                who = _identified(clip, truth, number, found, config)
+                counts.drops[truth["shots"][number]["kind"], clip["drop"]] += 1
+                who = _identified(clip, truth, number, counts, config)
                 if not clip["drop"] and clip["clip"] not in repeated:
                     known |= {subject: Known(path, number, *each) for subject, each in who.items()}
-    right, invented, missed = found.cuts
+    right, invented, missed = counts.cuts
     return {
         "shot_f1": 2 * right / max(1, 2 * right + invented + missed),
-        "subject_recall": found.seen / max(1, found.shown),
+        "subject_recall": counts.seen / max(1, counts.shown),
         **pair_metrics((p for p in pairs if not p["drop"]), known, truths),
         "shots": sum(len(t["shots"]) for t in truths.values()),
-        "subjects": found.shown,
-        "faults_found": faults_found(found.drops),
-        "good_dropped": good_dropped(found.drops),
+        "subjects": counts.shown,
+        "faults_found": faults_found(counts.drops),
+        "good_dropped": good_dropped(counts.drops),
     }
 
 
@@ -83,7 +85,7 @@ def shot_of(clip: Record, truth: Record) -> int | None:
     return next((i for i, s in enumerate(truth["shots"]) if abs(s["start"] - clip["start"]) <= NEAR), None)
 
 
-def _identified(clip: Record, truth: Record, number: int, found: Found, config: Config) -> dict[str, tuple[int, int, int]]:
+def _identified(clip: Record, truth: Record, number: int, counts: Counts, config: Config) -> dict[str, tuple[int, int, int]]:
     """(identity, whose decoy, original shot) of each subject found in a clip; counts what plain shots that stayed had to show."""
     shot = truth["shots"][number]
     count = shot["stop"] - shot["start"]
@@ -94,8 +96,8 @@ def _identified(clip: Record, truth: Record, number: int, found: Found, config: 
             for instant, frame in enumerate(frames):
                 box = subject["boxes"][frame]
                 if box:
-                    found.shown += 1
-                    found.seen += any(v["instant"] == instant and iou(tuple(v["box"]), tuple(box)) >= IOU for v in views)
+                    counts.shown += 1
+                    counts.seen += any(v["instant"] == instant and iou(tuple(v["box"]), tuple(box)) >= IOU for v in views)
     original = shot["of"] if shot["kind"] == "duplicate" else number
     who: dict[str, tuple[int, int, int]] = {}
     for name in clip["subjects"]:

