@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from phantom_s2v.data.pipeline import report as data_report
-from phantom_s2v.data.pipeline.bank import png
 from phantom_s2v.data.pipeline.config import Config
+from phantom_s2v.data.pipeline.index import png
 from phantom_s2v.evaluation.compare import Comparison, write_comparison
 from phantom_s2v.evaluation.kpi import Kpi, Verdict
 from phantom_s2v.evaluation.reports.score import Scored, ScorePage
@@ -49,8 +49,8 @@ def seen(page: str) -> str:
 
 
 def scores(path):
-    subject = SubjectScore(ODD, 0.5, 0.1, 4, 0.6, 0.2, 8, 0.75, 0.0, 0.3, 0.0, [8], clip_i=0.7, face=0.4, face_lowest=0.3,
-                           face_lowest_frame=4, face_seen=0.5, reconstruction=28.5, over_time=[0.5, 0.1, -1.0])  # fmt: skip
+    subject = SubjectScore(ODD, 0.5, 0.1, 4, 0.6, 0.2, 8, 0.75, 0.0, 0.3, 0.0, [8], clip_i=0.7, face=0.4, face_min=0.3,
+                           face_min_frame=4, face_seen=0.5, reconstruction=28.5, over_time=[0.5, 0.1, -1.0])  # fmt: skip
     never = SubjectScore("cat", float("nan"), 0, 0, 0.1, 0, 0, 0.0, 0, 0, 0, [], over_time=[-1, -1, -1])
     frames = {i: np.full((20, 30, 3), 9 * i, np.uint8) for i in (0, 4, 8)}
     found = VideoScore([subject, never], 0.0, 1.5, 0.0, 0.01, 0.99, 120.0, [0, 4, 8], text=0.3, notes=[f"looked at {ODD}"],

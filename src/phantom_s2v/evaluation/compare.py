@@ -54,7 +54,9 @@ def compare(systems: dict[str, list[dict[str, Any]]]) -> tuple[list[Comparison],
             weights = {network_of(metric, row.get("weights") or {}) for pair in pairs for row in pair} - {""}
             if len(networks) == 1 and len(weights) > 1:
                 hashes = " and ".join(each[:12] for each in sorted(weights))
-                notes.append(f"{metric} of {first} and {second} is not compared: the weights of {networks.pop()} differ ({hashes})")
+                notes.append(
+                    f"{metric} of {first} and {second} is not compared: the weights of {networks.pop()} differ ({hashes})"
+                )
             elif len(networks) > 1:
                 notes.append(
                     f"{metric} of {first} and {second} is not compared: it was measured by {' and by '.join(sorted(networks))}"

@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from phantom_s2v.data.pipeline.index import SubjectIndex, unpng
 from phantom_s2v.data.pipeline.config import Config, Record
+from phantom_s2v.data.pipeline.index import SubjectIndex, unpng
 from phantom_s2v.media.images import evenly_spaced
 from phantom_s2v.media.pages import write_page
 
@@ -136,7 +136,9 @@ def _sheet(subject_index: SubjectIndex, pairs: list[Record]) -> list[tuple[list[
     """Pairs, side by side, with their numbers."""
     if not pairs:
         return []
-    views = {i: row["views"] for i, row in subject_index.subjects({p[side] for p in pairs for side in ("subject", "partner")}).items()}
+    views = {
+        i: row["views"] for i, row in subject_index.subjects({p[side] for p in pairs for side in ("subject", "partner")}).items()
+    }
     return [
         (
             [_small(views[p[side]][len(views[p[side]]) // 2]["image"]) for side in ("subject", "partner")],
