@@ -217,6 +217,14 @@ def test_no_whole_number_below_zero_is_taken(phantom, tiny, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_estimate_is_held_against_a_budget(phantom, tiny):
+    code, said, err = phantom("estimate", "--model", tiny, "--prompt", "a", "--budget", "0.001GB")
+    assert code == 2
+    assert "tokens" in said
+    assert re.fullmatch(r"phantom: estimated at .* exceeds the budget of 0.001 GB; not even .* would fit\n", err)
+    assert phantom("estimate", "--model", tiny, "--prompt", "a", "--budget", "100GB")[0] == 0
+
+
 def test_unknown_option_is_one_word_of_usage(phantom):
     code, _, err = phantom("generate", "--nonsense")
     assert code == 2

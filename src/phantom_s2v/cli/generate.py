@@ -129,14 +129,19 @@ def estimate(card: str | None, **options: Any) -> None:
     Without --card, this machine is benchmarked for two seconds on one transformer block.
     """
     from phantom_s2v.models.registry import model_folder
+    from phantom_s2v.pipeline.cost.estimate import parse_budget
     from phantom_s2v.pipeline.cost.measure import estimate as calculate
+    from phantom_s2v.pipeline.cost.measure import within
 
     placement, preset = prepare(options | ({"device": "cpu"} if card else {}))  # what is offloaded from is not here
     jobs = requested(options, preset)
-    count = len(jobs) * options["best_of"]
-    estimated = calculate(jobs[0][0], preset, model_folder(options["model"]), placement, card)
+    count, folder = len(jobs) * options["best_of"], model_folder(options["model"])
+    limit = parse_budget(options["budget"]) if options["budget"] else None
+    estimated = calculate(jobs[0][0], preset, folder, placement, card)
     say(estimated.sentence() + (f", for each of {count} videos" if count > 1 else ""))
     say(json.dumps(asdict(estimated)))
+    if limit:
+        within(limit, estimated, jobs[0][0], count, preset, folder, placement)
 
 
 CARD = Annotated[str | None, typer.Option(help="Estimate for a known GPU (e.g. rtx-4090) instead of this machine.")]

@@ -5,6 +5,8 @@ of the MLP, L text places, n images.
 """
 
 import re
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,13 +64,13 @@ class Estimate:
     weights: float  # bytes, of transformer and autoencoder as they are held
     peak: float  # bytes on the device beside what the program itself needs
     seconds: float
-    name: str  # of the machine or card
+    speed: Speed  # of the machine or card
 
     def sentence(self) -> str:
         """One line for people."""
         return (
             f"{self.tokens:,} tokens, {self.forwards} forwards, {(self.flops + self.autoencoder_flops) / 1e12:.3g} TFLOP, "
-            f"about {self.peak / 1e9:.2g} GB and {spell(self.seconds)} on {self.name}"
+            f"about {self.peak / 1e9:.2g} GB and {spell(self.seconds)} on {self.speed.name}"
         )
 
 
@@ -116,16 +118,27 @@ def parse_budget(text: str) -> tuple[str, float]:
     return ("bytes" if match[2].endswith("B") else "seconds"), float(match[1]) * scale
 
 
-def smaller(request: Request, preset: Preset) -> list[tuple[str, Request]]:
-    """What a request could give up, mildest first: steps, then length, then both."""
-    few = max(4, request.num_inference_steps // 2)
-    short = max(5, (request.num_frames // 2 - 1) // 4 * 4 + 1)
-    ways = [
-        (f"--num-inference-steps {few}", replace(request, num_inference_steps=few)),
-        (f"--num-frames {short}", replace(request, num_frames=short)),
-        (f"--num-inference-steps {few} --num-frames {short}", replace(request, num_inference_steps=few, num_frames=short)),
-    ]
+MIN_STEPS, MIN_FRAMES = 4, 5  # fewer give no video worth having
+
+
+def smaller(request: Request, preset: Preset, fits: Callable[[Request], bool]) -> str:
+    """The mildest change of a request that `fits`, as options: fewer steps, the lowest size, fewer frames, or all of them.
+
+    A sentence fragment, which says so where not even MIN_STEPS steps of MIN_FRAMES frames do.
+    """
     low = preset.sizes[0] if preset.sizes else (preset.height, preset.width)
-    if request.height * request.width > low[0] * low[1]:
-        ways.insert(2, (f"--size {low[1]}x{low[0]}", replace(request, height=low[0], width=low[1])))
-    return ways
+    at_low = request if request.height * request.width <= low[0] * low[1] else replace(request, height=low[0], width=low[1])
+    size = "" if at_low is request else f"--size {low[1]}x{low[0]} "
+    few = min(MIN_STEPS, request.num_inference_steps)
+    fewest = replace(at_low, num_inference_steps=few)
+    steps = [
+        (f"--num-inference-steps {n}", replace(request, num_inference_steps=n)) for n in range(few, request.num_inference_steps)
+    ]
+    lengths = range(MIN_FRAMES, request.num_frames, 4)
+    shorter = [(f"--num-frames {n}", replace(request, num_frames=n)) for n in lengths]
+    all_less = [(f"{size}--num-inference-steps {few} --num-frames {n}", replace(fewest, num_frames=n)) for n in lengths]
+    for ways in (steps, [(size.strip(), at_low)] if size else [], shorter, all_less):
+        count = bisect_left(ways, True, key=lambda way: not fits(way[1]))  # what is asked for grows along each list
+        if count:
+            return f"{ways[count - 1][0]} would fit"
+    return f"not even {size}--num-inference-steps {few} --num-frames {min(MIN_FRAMES, request.num_frames)} would fit"

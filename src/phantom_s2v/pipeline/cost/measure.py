@@ -39,14 +39,17 @@ def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return tuple({k: v for k, v in each.items() if not k.startswith("_")} for each in (first, second))  # type: ignore[return-value]
 
 
-def estimate(request: Request, preset: Preset, folder: Path, placement: Placement, card: str | None = None) -> e.Estimate:
-    """What a request takes with the model in `folder`, on this machine or on a card of the table."""
+def estimate(
+    request: Request, preset: Preset, folder: Path, placement: Placement, card: str | None = None, speed: e.Speed | None = None
+) -> e.Estimate:
+    """What a request takes with the model in `folder`, on this machine, on a card of the table or at a known speed."""
     transformer, autoencoder = read_configs(folder)
     model, clip = video_model(folder), clip_of(request)
     tokens, branches = model.tokens(preset, clip), branch_count(request, transformer)
     flops = float(model.flops(transformer, clip) * branches * request.num_inference_steps)
     coder = autoencoder_flops(autoencoder, request)
-    speed = card_speed(card) if card else measure(model, transformer, autoencoder, request, placement)
+    if speed is None:
+        speed = card_speed(card) if card else measure(model, transformer, autoencoder, request, placement)
     width = 2 if card else placement.torch_dtype().itemsize
     sizes = weight_bytes(folder, model, transformer, autoencoder, placement, width)
     running = e.activation_bytes(model.widths(transformer), tokens, width)
@@ -56,9 +59,7 @@ def estimate(request: Request, preset: Preset, folder: Path, placement: Placemen
     decoding = e.autoencoder_bytes(autoencoder.get("decoder_base_dim") or autoencoder["base_dim"], request)
     peak = RUNTIME_BYTES + peak_bytes(sizes, running, decoding, placement.offload, model.own_text_encoder)
     seconds = flops / speed.blocks + coder / speed.convolutions
-    return e.Estimate(
-        tokens, branches * request.num_inference_steps, flops, coder, sum(sizes.values()), peak, seconds, speed.name
-    )
+    return e.Estimate(tokens, branches * request.num_inference_steps, flops, coder, sum(sizes.values()), peak, seconds, speed)
 
 
 def clip_of(request: Request) -> Clip:
@@ -105,14 +106,18 @@ def within(
     def as_text(amount: float) -> str:
         return e.spell(amount) if kind == "seconds" else f"{amount / 1e9:.3g} GB"
 
-    ways = [(way, other, placement) for way, other in e.smaller(request, preset)]
+    def fits(other: Request, place: Placement = placement) -> bool:
+        return cost(estimate(other, preset, folder, place, speed=estimated.speed)) <= budget
+
     gpu = placement.device != "auto" or placement.torch_device().type == "cuda"
+    options: list[dict[str, str]] = []
     if kind == "bytes" and gpu and "quantization" in video_model(folder).placed:
-        options: list[dict[str, str]] = [{"offload": "model"}, {"offload": "model", "quantization": "fp8"}, {"offload": "group"}]
-        held = [(" ".join(f"--{k} {v}" for k, v in each.items()), request, replace(placement, **each)) for each in options]
-        ways = held + ways
-    fits = [way for way, other, place in ways if cost(estimate(other, preset, folder, place)) <= budget]
-    advice = f"{fits[0]} would fit" if fits else "fewer steps or frames alone would not fit either"
+        options = [{"offload": "model"}, {"offload": "model", "quantization": "fp8"}, {"offload": "group"}]
+    placed = next((each for each in options if fits(request, replace(placement, **each))), None)
+    if placed:
+        advice = " ".join(f"--{name} {value}" for name, value in placed.items()) + " would fit"
+    else:
+        advice = e.smaller(request, preset, fits)
     raise InputError(f"estimated at {as_text(cost(estimated))}, which exceeds the budget of {as_text(budget)}; {advice}")
 
 
