@@ -50,7 +50,7 @@ def test_source_videos_are_made_checked_and_built_again(phantom, tmp_path):
         (("build", ".", "--out", "t.lance", "--workers", "0"), "workers must be between 1 and 1,024 (got 0"),
         (("build", ".", "--out", "t.lance", "--shot-detector", "eye"), "scenedetect, transnet or both"),
         (("build", ".", "--out", "t.lance", "--config", "a.toml"), "not a valid TOML"),
-        (("build", ".", "--out", "t.lance", "--config", "b.toml"), "unknown threshold blurr"),
+        (("build", ".", "--out", "t.lance", "--config", "b.toml"), "b.toml has an unknown key 'blurr' (did you mean blur?)"),
         (("build", ".", "--out", "t.lance", "--config", "c.toml"), "(got 'much')"),
         (("build", ".", "--out", "t.lance", "--embedder", "a/b/c"), "a/b/c"),
         (("check", "--out", "no/c"), "does not exist"),

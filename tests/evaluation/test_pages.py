@@ -56,9 +56,9 @@ def scores(path):
     found = VideoScore([subject, never], 0.0, 1.5, 0.0, 0.01, 0.99, 120.0, [0, 4, 8], text=0.3, notes=[f"looked at {ODD}"],
                        not_measured={"aesthetic": f"no {ODD}"})  # fmt: skip
     verdicts = [
-        Verdict(Kpi("similarity", 0.6, None, ODD), 0.5, False),
-        Verdict(Kpi("flicker", 0.0, 0.1, "steady"), 0.01, True),
-        Verdict(Kpi("text", 0.2, None, "asked"), None, None),
+        Verdict(Kpi("similarity", ODD, 0.6), 0.5, False),
+        Verdict(Kpi("flicker", "steady", 0.0, 0.1), 0.01, True),
+        Verdict(Kpi("text", "asked", 0.2), None, None),
     ]
     references = [np.full((8, 9, 3), 200, np.uint8)] * 2
     page = ScorePage()

@@ -272,10 +272,11 @@ def test_kpis_are_evaluated_on_the_worst_subject(tmp_path):
     [
         ("", "contains no KPI"),
         ("= 1", "not a valid TOML"),
-        ('[beauty]\nmin = 1\nreason="x"', "unknown metric beauty"),
-        ("[similarity]\nmin = 1", "must have a reason"),
+        ('[beauty]\nmin=1\nreason="x"', "unknown metric beauty"),
+        ("[similarity]\nmin=1", "is missing reason"),
         ('[similarity]\nreason="x"', "must have a number"),
-        ('[similarity]\nmin="much"\nreason="x"', "must have a number"),
+        ('[similarity]\nmin="much"\nreason="x"', "min must be a number .got 'much'"),
+        ('[similarity]\nmin=1\nreason=" "', "reason of .similarity. in k.toml must not be empty"),
     ],
 )
 def test_a_bad_kpi_file_is_one_sentence(tmp_path, text, said):

@@ -38,8 +38,9 @@ def test_a_subject_in_no_frame_does_not_meet_its_similarity(call_phantom, empty_
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("optional = 1", "must be true or false .got 1"), ("min = true", "must have a number"),
-        ("min = nan", "must have a number"), ("max = inf", "must have a number"), ("optinal = true", "got optinal"),
+        ("optional = 1", "optional must be true or false .got 1"), ("min = true", "min must be a number .got True"),
+        ("min = nan", "min must be a number .got nan"), ("max = inf", "max must be a number .got inf"),
+        ("optinal = true", "an unknown key 'optinal' .did you mean optional"), ("metric = 'flicker'", "unknown key 'metric'"),
         ("min = 1\na = " + "[" * 100_000, "not a valid TOML file"),
     ],
 )  # fmt: skip

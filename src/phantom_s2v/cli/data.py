@@ -1,7 +1,7 @@
 """phantom data, phantom models: build training data, and download auxiliary models."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -129,24 +129,19 @@ def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
     from phantom_s2v.data.pipeline.config import Config
     from phantom_s2v.data.pipeline.shots import DETECTORS
     from phantom_s2v.files.io import read_text
-    from phantom_s2v.files.untrusted import parse_toml
+    from phantom_s2v.files.untrusted import parse_toml, typed
 
     try:
         table = parse_toml(read_text(file)) if file else {}
     except ValueError as error:
         raise InputError(f"{file} is not a valid TOML file ({error})") from error
-    types = {f.name: type(getattr(Config(), f.name)) for f in fields(Config)}
-    for name, value in (table | over).items():
-        if name not in types:
-            raise InputError(f"unknown threshold {name}; thresholds are {', '.join(types)}")
-        if not isinstance(value, (float, int) if types[name] is float else list if types[name] is tuple else types[name]):
-            raise InputError(f"{name} must be a value like {getattr(Config(), name)!r} (got {value!r})")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (table | over).items()}
-    if values.get("shot_detector", "scenedetect") not in DETECTORS:
-        raise InputError(
-            f"shot_detector must be {', '.join(DETECTORS[:-1])} or {DETECTORS[-1]} (got {values['shot_detector']!r})"
-        )
-    return Config(**values)
+    try:
+        config = typed(Config, table | over, str(file) if file else "the config")
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if config.shot_detector not in DETECTORS:
+        raise InputError(f"shot_detector must be {', '.join(DETECTORS[:-1])} or {DETECTORS[-1]} (got {config.shot_detector!r})")
+    return config
 
 
 def check_out(videos: Path, out: Path) -> None:

@@ -9,7 +9,6 @@ reason = "below it our brand team no longer knew the bottle"
 be measured is missed, such as the similarity of a subject that is in no frame; with `optional = true` it is passed over.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.metrics.table import METRICS, network_of
 from phantom_s2v.evaluation.score import VideoScore
 from phantom_s2v.files.io import read_text
-from phantom_s2v.files.untrusted import parse_toml
+from phantom_s2v.files.untrusted import parse_toml, typed
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class Kpi:
     """One threshold: the value has to be at least `min` and at most `max`, where they are given."""
 
     metric: str
-    min: float | None
-    max: float | None
     reason: str
+    min: float | None = None
+    max: float | None = None
     network: str = ""  # by which the metric has to be measured
     weights: str = ""  # hash of that network's weights, or how it begins
     optional: bool = False  # whether a video passes in which it cannot be measured
@@ -60,20 +59,15 @@ def _kpi(file: str, name: str, entry: Any) -> Kpi:
     """One table of a KPI file."""
     if name not in METRICS:
         raise InputError(f"unknown metric {name} in {file}; metrics are {', '.join(METRICS)}")
-    if not isinstance(entry, dict) or not str(entry.get("reason", "")).strip():
-        raise InputError(f"[{name}] in {file} must have a reason")
-    if extra := sorted(set(entry) - {"min", "max", "reason", "network", "weights", "optional"}):
-        raise InputError(
-            f"keys of [{name}] in {file} must be min, max, reason, network, weights or optional (got {', '.join(extra)})"
-        )
-    lower, upper, optional = entry.get("min"), entry.get("max"), entry.get("optional", False)
-    bounds = [bound for bound in (lower, upper) if bound is not None]
-    if not bounds or any(type(b) not in (int, float) or not math.isfinite(b) for b in bounds):
-        raise InputError(f"[{name}] in {file} must have a number as min, max or both (got {lower} and {upper})")
-    if not isinstance(optional, bool):
-        raise InputError(f"optional of [{name}] in {file} must be true or false (got {optional!r})")
-    network, weights = str(entry.get("network", "")), str(entry.get("weights", ""))
-    return Kpi(name, lower, upper, str(entry["reason"]), network, weights, optional)
+    try:
+        kpi = typed(Kpi, entry, f"[{name}] in {file}", metric=name)
+    except ValueError as error:
+        raise InputError(f"{error} ([{name}] in {file})" if f"[{name}]" not in str(error) else str(error)) from error
+    if not kpi.reason.strip():
+        raise InputError(f"reason of [{name}] in {file} must not be empty")
+    if kpi.min is None and kpi.max is None:
+        raise InputError(f"[{name}] in {file} must have a number as min, max or both")
+    return kpi
 
 
 def value_of(score: VideoScore, metric: str) -> float | None:

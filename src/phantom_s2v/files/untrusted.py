@@ -12,7 +12,8 @@ import stat
 import tomllib
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -145,13 +146,17 @@ def typed(kind: type[T], values: Any, what: str = "it", **own: Any) -> T:
     if not isinstance(values, Mapping):
         raise ValueError(f"{what} must be an object (got {_brief(values)})")
     hints = get_type_hints(kind)
-    if extra := sorted(set(map(str, values)) - set(hints)):
-        raise ValueError(f"{what} has an unknown key {_brief(extra[0])}; keys are {', '.join(hints)}")
-    checked = {name: _of_type(value, hints[name], name) for name, value in values.items() if name not in own}
+    legal = [name for name in hints if name not in own]
+    if extra := sorted(set(map(str, values)) - set(legal)):
+        near = get_close_matches(extra[0], legal, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{what} has an unknown key {_brief(extra[0])}{meant}; keys are {', '.join(legal)}")
+    checked = {name: _of_type(value, hints[name], name) for name, value in values.items()}
     try:
         return kind(**checked, **own)
     except TypeError as error:
-        lacking = [f.name for f in fields(kind) if f.name not in checked and f.name not in own]  # type: ignore[arg-type]
+        needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]  # type: ignore[arg-type]
+        lacking = [name for name in needed if name not in checked and name not in own]
         raise ValueError(f"{what} is missing {', '.join(lacking)}") from error
 
 
