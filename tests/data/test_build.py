@@ -255,7 +255,7 @@ def test_a_subject_is_followed_by_its_colors():
 
 def test_names_tell_subjects_apart_or_the_clip_is_dropped():
     def named(name, left, given=False):
-        return {"name": name, "given": given, "views": [{"share": (left, 0.2, left + 0.2, 0.5)}]}
+        return {"name": name, "has_caption_name": given, "views": [{"share": (left, 0.2, left + 0.2, 0.5)}]}
 
     pair_of = [named("red object", 0.6), named("red object", 0.1), named("blue object", 0.4)]
     assert subjects.tell_apart(pair_of)

@@ -24,7 +24,7 @@ def test_source_videos_are_made_checked_and_built_again(phantom, tmp_path):
     assert found["shot_f1"] > 0.9
     assert found["subject_recall"] > 0.7
     page = (tmp_path / "c" / "triplets.html").read_text()
-    for word in ("Why clips were dropped", "Similarity of subjects", "Pairs kept", "Seconds of CPU by stage", "<svg"):
+    for word in ("Dropped clips by reason", "Similarity of subjects", "Pairs kept", "CPU seconds per stage", "<svg"):
         assert word in page
     assert "http" not in re.sub(r"data:image/[^\"]+", "", page)  # it opens anywhere
     videos = tmp_path / "犬 と 猫"

@@ -151,12 +151,12 @@ def by_stage(bar: Progress) -> Callable[[str, int, int], None]:
     """What tells a bar of the stages of a work: stage, done, total."""
     tasks: dict[str, TaskID] = {}
 
-    def told(stage: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int) -> None:
         if stage not in tasks:
             tasks[stage] = bar.add_task(stage, total=total)
         bar.update(tasks[stage], completed=done)
 
-    return told
+    return report
 
 
 @app.callback(invoke_without_command=True)

@@ -125,7 +125,7 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
 
 
 def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
-    """The pipeline's thresholds out of a TOML file and `over`. Raises InputError for names and values that are not legal."""
+    """The pipeline's thresholds out of a TOML file and `over`. Raises InputError for unknown names and invalid values."""
     from phantom_s2v.data.pipeline.config import Config
     from phantom_s2v.data.pipeline.shots import DETECTORS
     from phantom_s2v.files.io import read_text

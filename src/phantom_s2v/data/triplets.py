@@ -1,4 +1,4 @@
-"""Text-image-video triplets: the record, its checks, and the Lance store.
+"""Text-image-video triplets: the data class, its checks, and the Lance store.
 
 One row a triplet: the video as it was encoded, its caption, and its references, each with its image, subject, box, mask,
 pairing, score and rights. The id is a hash of content, so that writing the same triplet again changes nothing.

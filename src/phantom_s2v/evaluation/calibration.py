@@ -14,7 +14,7 @@ from phantom_s2v.evaluation.metrics.table import METRICS, network_of
 from phantom_s2v.evaluation.score import VideoScore
 
 MIN_VIDEOS = 5  # videos of each kind
-TELLS = 0.75  # least balanced accuracy, each video left out in turn, of a metric that is kept
+TELLS = 0.75  # min balanced accuracy, each video left out in turn, of a metric that is kept
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ class Comparison:
     difference: float
     low: float
     high: float
-    wins_second: int | None  # cases in which the second is better; None where better is not said
+    wins_second: int | None  # cases in which the second is better; None if the metric has no direction
     wins_first: int | None
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -129,7 +129,7 @@ def lines(comparisons: Sequence[Comparison]) -> list[str]:
 
 def write_comparison(path: Path, comparisons: Sequence[Comparison], notes: Sequence[str]) -> None:
     """The comparison as one HTML file, clear differences marked."""
-    write_page(path, "comparison.html", title="Comparison", found=comparisons, notes=notes)
+    write_page(path, "comparison.html", title="Comparison", comparisons=comparisons, notes=notes)
 
 
 def as_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:

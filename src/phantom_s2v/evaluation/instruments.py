@@ -16,7 +16,7 @@ class Thresholds:
     similarity: float = 0.52  # mean below which a region is another subject
     there: float = 0.45  # similarity from which a subject counts as there, in one frame
     in_windows: float = 0.5  # both, where regions are windows of a photographed frame
-    seen: float = 0.4  # least share of frames with a region for a subject that is there
+    seen: float = 0.4  # min share of frames with a region for a subject that is there
     doubled: float = 0.25  # share of frames
     swapped: float = 0.5  # share of frames
     pasted: float = 0.945

@@ -139,13 +139,13 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
 
 def _measured_by(tools: Instruments) -> list[str]:
     others = ", ".join(f"{metric} by {name}" for metric, name in tools.names.items())
-    said = [f"Similarity is measured by {tools.features}, on what stands out in ten frames{'; ' + others if others else ''}."]
+    notes = [f"Similarity is measured by {tools.features}, on what stands out in ten frames{'; ' + others if others else ''}."]
     limits = tools.limits
-    said.append(
+    notes.append(
         f"An image counts as pasted from {limits.pasted:g} on, above which {100 * limits.pasted_alarms:.1f}% of true cross-pair "
         "clips of emoji lie."
     )
-    return said + [f"{metric} was not measured: {why}." for metric, why in tools.absent.items()]
+    return notes + [f"{metric} was not measured: {why}." for metric, why in tools.absent.items()]
 
 
 @dataclass(frozen=True)
@@ -196,15 +196,15 @@ def _line(each: Scored) -> str:
     if each.unreadable:
         return f"{each.name}: not measured: {each.unreadable}"
     assert each.score
-    said = [f"{each.name}: {', '.join(each.faults) or 'no fault'}"]
+    parts = [f"{each.name}: {', '.join(each.faults) or 'no fault'}"]
     for s in each.score.subjects:
         region = (
             f"{s.similarity:.3f} (minimum {s.similarity_min:.3f} in frame {s.similarity_min_frame})"
             if s.seen
             else "seen in no frame"
         )
-        said.append(f"{s.name} {region}, whole frames {s.whole:.3f}" + (f", face {s.face:.3f}" if s.face == s.face else ""))
-    said += [f"{v.kpi.metric} {verdict_of(v)}" for v in each.verdicts if not v.met]
+        parts.append(f"{s.name} {region}, whole frames {s.whole:.3f}" + (f", face {s.face:.3f}" if s.face == s.face else ""))
+    parts += [f"{v.kpi.metric} {verdict_of(v)}" for v in each.verdicts if not v.met]
     own = {name: why for name, why in each.score.not_measured.items() if "frame" in why}
-    said += [f"{name} not measured: {why}" for name, why in own.items()]
-    return "; ".join([*said, *each.score.notes])
+    parts += [f"{name} not measured: {why}" for name, why in own.items()]
+    return "; ".join([*parts, *each.score.notes])

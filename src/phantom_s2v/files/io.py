@@ -184,9 +184,9 @@ def ours(path: Path) -> bool:
             return False
         with path.open("rb") as file:
             body = file.seek(-length, os.SEEK_END)
-            found = re.fullmatch(re.escape(before + MARK) + rb"([0-9a-f]{64})" + re.escape(after), file.read())
+            match = re.fullmatch(re.escape(before + MARK) + rb"([0-9a-f]{64})" + re.escape(after), file.read())
             file.seek(0)
-            return bool(found) and _digest(file, body) == found[1].decode()
+            return bool(match) and _digest(file, body) == match[1].decode()
     except OSError:
         return False
 
@@ -204,7 +204,7 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = (), force: b
 
     With `force` those that are `ours` may exist. `inputs` that do not exist are passed over. With `suffix` names must end in it.
     """
-    read = {(found.st_dev, found.st_ino) for found in (path.stat() for path in inputs if path.exists())}
+    read = {(status.st_dev, status.st_ino) for status in (path.stat() for path in inputs if path.exists())}
     folders: set[Path] = set()
     seen: set[Path] = set()
     for path in outputs:
@@ -290,14 +290,14 @@ def text_lines(path: Path) -> Iterator[str]:
     """Lines of a text file, without their ends, one in memory at a time. Raises InputError where it cannot be read.
 
     UTF-8, UTF-16 and UTF-32, with and without a byte order mark. Lines end as JSON Lines has it, in LF or CR LF (or CR): other
-    Unicode separators are legal inside JSON strings and end nothing.
+    Unicode separators are allowed inside JSON strings and end nothing.
     """
     number = 0
     try:
         with path.open("rb") as file:
             encoding = _encoding(file.read(4))
         with path.open(encoding=encoding) as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 - told where decoding fails
+            for number, line in enumerate(file, 1):  # noqa: B007 - named if decoding fails
                 yield line.rstrip("\n")
     except UnicodeDecodeError as error:
         raise InputError(
@@ -317,7 +317,7 @@ def read_text(path: Path) -> str:
     try:
         size = path.stat().st_size
     except OSError:
-        size = 0  # what cannot be read is told below
+        size = 0  # unreadable files are reported below
     if size > MAX_TEXT_FILE_BYTES:
         raise InputError(f"{path} must have at most {MAX_TEXT_FILE_BYTES >> 20} MiB (got {size >> 20} MiB)")
     return "\n".join(text_lines(path))

@@ -40,7 +40,7 @@ def printable(text: object) -> str:
     >>> printable("a\\x1b[2J\\n")
     'a\\\\u001b[2J\\\\n'
     """
-    return _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], str(text))
+    return _UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], str(text))
 
 
 def without_credentials(text: str) -> str:

@@ -28,11 +28,11 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 @cache
 def environment() -> Environment:
     """The one environment of all pages. A value that a template names and nobody gave raises UndefinedError."""
-    found = Environment(
+    jinja = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    found.filters |= {"jpeg": jpeg, "png": png}
-    return found
+    jinja.filters |= {"jpeg": jpeg, "png": png}
+    return jinja
 
 
 def jpeg(image: np.ndarray) -> str:

@@ -225,7 +225,7 @@ class _Steps:
 
     def __init__(self) -> None:
         self.count, self.before = 0, 0.0
-        self.lengths: dict[int, int] = {}  # milliseconds -> how many steps; at most a thousand lengths are told apart
+        self.lengths: dict[int, int] = {}  # milliseconds -> how many steps; at most a thousand different lengths are counted
 
     def add(self, now: float) -> None:
         """Take in the time of a frame."""
@@ -236,7 +236,7 @@ class _Steps:
         self.count, self.before = self.count + 1, now
 
     def steady(self, fps: float, base: float) -> bool:
-        """Whether steps are as long as a frame of this rate; `base` is the least difference of two timestamps, seconds."""
+        """Whether steps are as long as a frame of this rate; `base` is the minimum difference of two timestamps, seconds."""
         if not fps:
             return True
         slack = 1000 * max(UNEVEN / fps, base) + 0.5
@@ -356,17 +356,17 @@ def _on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def resampled(frames: Iterable[Timed], begins: float, count: int, fps: float) -> Iterator[np.ndarray]:
     """The frame that is on the screen at each of `count` moments from `begins` on, 1 / fps seconds apart; the last one stays."""
-    given, shown = 0, None
+    yielded, shown = 0, None
     for time, image in frames:
-        while shown is not None and given < count and time - begins > (given + 0.5) / fps:
+        while shown is not None and yielded < count and time - begins > (yielded + 0.5) / fps:
             yield shown
-            given += 1
-        if given == count:
+            yielded += 1
+        if yielded == count:
             return
         shown = image
-    while shown is not None and given < count:
+    while shown is not None and yielded < count:
         yield shown
-        given += 1
+        yielded += 1
 
 
 def encode(target: Path | BinaryIO, frames: Iterable[np.ndarray], fps: float, crf: int) -> None:

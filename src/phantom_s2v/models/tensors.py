@@ -328,7 +328,7 @@ def write_sharded(
 ) -> dict[str, str]:
     """Write tensors (name, stored type, shape) to one file `name`, or to shards with an index as diffusers names them.
 
-    Returns SHA-256 by file name. `report` is told bytes done and in all.
+    Returns SHA-256 by file name. `report` gets the bytes done and in total.
     """
     sizes = {entry[0]: _size(entry) for entry in entries}
     shards: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]

@@ -142,6 +142,6 @@ def pack(parts: dict[str, Path], preset: dict[str, Any], facts: dict[str, Any], 
 def weights_hash(*folders: Path) -> str:
     """SHA-256 over the contents of all weights and configurations in the folders of a model's parts, and in theirs.
 
-    What is measured of the weights or told of them (magcache.json, facts.json) and diffusers' own index are no part of it.
+    Measurements and metadata of the weights (magcache.json, facts.json) and diffusers' own index are no part of it.
     """
     return combined_hash((folder.name, folder_hash(folder, MADE_OF)) for folder in folders)

@@ -191,7 +191,7 @@ def make(
     write: bool = True,
     best_of: BestOf | None = None,
 ) -> list[str]:
-    """Make one video with its sheet and metadata; returns what was done to its input. `report` is told the steps done.
+    """Make one video with its sheet and metadata; returns what was done to its input. `report` gets the steps done.
 
     `origin` is what makes it (see `origin_of`); it is noted in the metadata, by which a later run knows the video.
 

@@ -117,8 +117,8 @@ class PhantomPipeline(DiffusionPipeline):
         device: torch.device | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features [N, L, D] of prompts and negative prompts, zero beyond a prompt's own length; given ones are passed on."""
-        given = (prompt_embeds, prompt), (negative_prompt_embeds, negative_prompt)
-        first, second = (self.encode_texts(_texts(text), max_sequence_length) if e is None else e for e, text in given)
+        sources = (prompt_embeds, prompt), (negative_prompt_embeds, negative_prompt)
+        first, second = (self.encode_texts(_texts(text), max_sequence_length) if e is None else e for e, text in sources)
         if len(second) not in (1, len(first)):
             raise InputError(f"number of negative prompts must be {len(first)}, as of prompts (got {len(second)})")
         both = (self.pad_features(each) for each in (first, second.expand(len(first), -1, -1)))

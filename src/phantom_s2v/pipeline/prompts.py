@@ -1,4 +1,4 @@
-"""Prompts: the check that every subject is described and told apart, and the rephraser.
+"""Prompts: the check that every subject has a distinct description, and the rephraser.
 
 Phantom was trained on captions that describe every subject distinctly (Phantom 4, "confusing subjects"), and its authors
 rewrite user prompts in that manner at inference; they ship no rephraser.
@@ -49,7 +49,7 @@ def check_prompt(prompt: str, names: list[str]) -> list[str]:
     It reads English noun phrases by a rule and no more; of other languages it checks that given names occur.
     """
     notices = [
-        f"the prompt does not mention {name!r}; describe it by its looks"
+        f"the prompt does not mention {name!r}; describe its appearance"
         for name in names
         if not _numbered(name) and name.casefold() not in prompt.casefold()
     ]
@@ -156,7 +156,7 @@ def _post(url: str, body: bytes, headers: dict[str, str], place: str) -> bytes:
     def ask() -> None:
         try:
             answers.put(_exchange(client, url, body, headers, place))
-        except Exception as error:  # told in the thread that waits
+        except Exception as error:  # re-raised in the waiting thread
             answers.put(error)
 
     with httpx.Client(timeout=PATIENCE, follow_redirects=False) as client:  # its end closes what still waits

@@ -42,10 +42,10 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class ImageEncoderConfig:
-    """Image encoder: contrast with captions of looks, and between two renderings of one look."""
+    """Image encoder: contrast with captions of appearances, and between two renderings of one appearance."""
 
     train: TrainConfig
-    batch: int = 64  # looks a batch
+    batch: int = 64  # appearances per batch
     instance_weight: float = 1.0
 
 

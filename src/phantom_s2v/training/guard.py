@@ -19,16 +19,16 @@ def facts_of(stage: str, sprites: Sprites, init_from: Path | None) -> dict[str, 
     """What a run's state says of its making, beside its configuration: subjects and their images, the weights that it started
     from, and the code, whose first module is `stage`.
     """
-    given = {"init_from": folder_hash(init_from, MADE_OF)} if init_from else {}
+    start = {"init_from": folder_hash(init_from, MADE_OF)} if init_from else {}
     subjects, image_hash = subjects_hash(sprites.subjects), sprites_hash(sprites)
-    return {"subjects": subjects, "pictures": image_hash, **given, "code": code_version(stage)}
+    return {"subjects": subjects, "pictures": image_hash, **start, "code": code_version(stage)}
 
 
 def check_same_run(path: Path, before: dict[str, Any], now: dict[str, Any], may_change: tuple[str, ...]) -> None:
     """Raise CheckpointError where a state was made by another configuration, data, weights or code than those of this run.
 
     What says only how long a run is, what it writes when, and on how many processes, may differ (FREE), and what `may_change`
-    names, by the last part of its name or the whole. What only one of both tells is told on stderr and passes.
+    names, by the last part of its name or the whole. What only one of both contains is reported on stderr and accepted.
     """
     changes = [(name, a, b) for name, a, b in differences(before, as_json(now)) if name.split(".")[0] not in LEFT_OUT]
     changes = [each for each in changes if each[0].split(".")[-1] not in FREE]

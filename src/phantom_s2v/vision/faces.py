@@ -32,9 +32,9 @@ FILES = {
 PATIENCE = 600  # seconds that pip may take
 LARGEST = 4 << 20  # bytes of a file that is kept
 FACE_SIDE, MASK_SIDE = 128, 256  # pixels that the networks see
-SURE = 0.6  # least score of a face in the whole image
+SURE = 0.6  # min score of a face in the whole image
 SURE_WITHIN = 0.75  # in a part of it, where more is tried and so more is mistaken
-PERSON = 0.5  # least chance that a pixel is a person's
+PERSON = 0.5  # min probability that a pixel is a person's
 DLIB_SIDE = 200  # pixels of a face with its surroundings
 ARC_SIDE = 112  # pixels that ArcFace sees
 # Eyes, nose and the middle of the mouth, (x, y), as InsightFace aligns faces for ArcFace (the mouth's corners joined).

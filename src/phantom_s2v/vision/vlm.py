@@ -10,10 +10,11 @@ from PIL import Image
 from phantom_s2v.vision.transformers import load_transformers
 
 CAPTION = (
-    "These are frames of one clip, in order. Describe in one or two sentences what happens. Name every subject with its looks, "
+    "These are frames of one clip, in order. Describe in one or two sentences what happens. "
+    "Name every subject with its appearance, "
     "so that no two can be mistaken for each other."
 )
-PHRASES = "List the subjects of this caption with their looks, one noun phrase on a line and nothing else:\n"
+PHRASES = "List the subjects of this caption with their appearance, one noun phrase on a line and nothing else:\n"
 SAME = (
     "Do these two images show the very same subject (for a product its color, packaging and text, for a person the face and, "
     "where it shows, the clothing), and in different surroundings? Answer yes or no."

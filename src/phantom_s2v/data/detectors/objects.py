@@ -1,4 +1,4 @@
-"""A detector without a network: what has another color than the image's border or, where that is of many colors, what moved.
+"""A detector without a network: what has another color than the image's border or, where that is of many colors, what moves.
 
 It finds things that stand apart from a background which the border shows: plain, graded, patterned. It misses what shares its
 colors with the background and joins what touches. In photographed scenes it finds roughly what moves in front of a camera that
@@ -23,14 +23,14 @@ WORKING_SIDE = 256  # the shorter side of the image that is looked at
 COLORS = 180  # bins from which on a border is of many colors
 MOVED = 14.0  # distance in Lab that is no noise
 MOVING = 0.02, 0.5  # shares of the image that may move: less is noise, more is the camera
-BACKGROUND = 0.35  # least share of the image that the background has to cover; else the border does not show it
+MIN_BACKGROUND_SHARE = 0.35  # min share of the image covered by background; below it the border does not show the background
 
 
 def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:
     """Detections in every still, uint8 [H, W, 3]; phrases name them only where there is one phrase and one object."""
     small = _small(stills)
     palette = _palette(small)
-    parts = moved(small) if palette is None else [foreground(image, palette) for image in small]
+    parts = moving_regions(small) if palette is None else [foreground(image, palette) for image in small]
     detections = []
     for still, some in zip(stills, parts, strict=True):
         masks = [_enlarged(mask, still.shape) for mask in some]
@@ -40,7 +40,7 @@ def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[De
 
 
 def plain_background(stills: list[np.ndarray]) -> bool:
-    """Whether the borders of stills are of few colors, so that what stands out can be told; photographed source video is not."""
+    """Whether the borders of stills are of few colors, so that regions can be segmented; photographed source video is not."""
     return _palette(_small(stills)) is not None
 
 
@@ -51,7 +51,7 @@ def fills(still: np.ndarray) -> bool:
     if palette is None:
         return False
     different = _different(small[0], palette)
-    return bool(_ring(different[..., None]).mean() < 0.5 and different.mean() > 1 - BACKGROUND)
+    return bool(_ring(different[..., None]).mean() < 0.5 and different.mean() > 1 - MIN_BACKGROUND_SHARE)
 
 
 def _small(stills: list[np.ndarray]) -> list[np.ndarray]:
@@ -92,7 +92,7 @@ def background_colors(images: list[np.ndarray]) -> np.ndarray:
 def foreground(image: np.ndarray, palette: np.ndarray) -> list[np.ndarray]:
     """Masks bool [H, W] of what is not background; none where the background covers too little to be trusted."""
     different = _different(image, palette)
-    if different.mean() > 1 - BACKGROUND:
+    if different.mean() > 1 - MIN_BACKGROUND_SHARE:
         return []
     height, width = different.shape
     k = max(1, round(min(height, width) / 64))
@@ -110,7 +110,7 @@ def _parts(mask: np.ndarray, smallest: float) -> list[np.ndarray]:
     return [part for part in (labels == i for i in range(1, count + 1)) if part.sum() >= smallest * part.size]
 
 
-def moved(images: list[np.ndarray]) -> list[list[np.ndarray]]:
+def moving_regions(images: list[np.ndarray]) -> list[list[np.ndarray]]:
     """Masks bool [H, W] of what is at one moment where it is at no other; none where the camera moves, or only one image is."""
     soft = [cv2.GaussianBlur(cv2.cvtColor(p, cv2.COLOR_RGB2LAB), (0, 0), 2).astype(np.float32) for p in images]
     k = max(1, round(min(images[0].shape[:2]) / 64))

@@ -56,8 +56,8 @@ def from_files(name: str, files: Files) -> Triplet:
         )
         triplet = typed(Triplet, rest, "its JSON", video=files["mp4"], references=references)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{name} is not a complete triplet ({said})") from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{name} is not a complete triplet ({reason})") from error
     check_triplet(triplet)
     return triplet
 
@@ -118,16 +118,16 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
     if not folder.is_dir():
         raise DataError(f"folder {folder} does not exist")
     groups = groups_of_tars(folder, left_out) if any(folder.glob("*.tar")) else groups_of_folder(folder)
-    found = False
+    any_read = False
     for name, files in groups:
-        found = True
+        any_read = True
         try:
             if isinstance(files, str):
                 raise DataError(f"{name} was skipped: {files}")
             yield from_files(name, files)
         except DataError as error:
             left_out(str(error))
-    if not found:
+    if not any_read:
         raise DataError(
             f"{folder} contains no triplets; a triplet is ID.mp4, ID.json and its images, as files or in WebDataset shards"
         )
@@ -174,14 +174,14 @@ def read_captioned(
 
 def _by_video(stems: set[str], names: list[str], left_out: Callable[[str], None]) -> dict[str, list[tuple[str, str]]]:
     """Stem of a video -> (image, subject) of those named STEM.SUBJECT.png; one named like a video is no reference."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    by_video: dict[str, list[tuple[str, str]]] = {}
     for name in names:
         whole = Path(name)
         if whole.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         stem, _, subject = whole.stem.rpartition(".")
         if stem in stems and subject and whole.stem not in stems:
-            found.setdefault(stem, []).append((name, subject))
+            by_video.setdefault(stem, []).append((name, subject))
         else:
             left_out(f"{name}: no video for it; references of NAME.mp4 must be NAME.SUBJECT.png, without a dot in SUBJECT")
-    return found
+    return by_video

@@ -32,8 +32,8 @@ LeftOut = Callable[[str], None]
 
 def groups_of_folder(folder: Path) -> Iterator[tuple[str, Files | str]]:
     """(id, files, or why they cannot be read) of every triplet of a folder. Links and pipes are not read."""
-    found = (re.fullmatch(rf"(.+?)\.({OWN.pattern})", path.name) for path in folder.iterdir())
-    named = sorted((match[1], match[2]) for match in found if match)
+    matches = (re.fullmatch(rf"(.+?)\.({OWN.pattern})", path.name) for path in folder.iterdir())
+    named = sorted((match[1], match[2]) for match in matches if match)
     for key, group in groupby(named, key=lambda pair: pair[0]):
         files: Files = {}
         try:
@@ -151,11 +151,11 @@ def _check_video(triplet: Triplet) -> None:
     for count, _ in enumerate(video.frames(size=(16, 16)), 1):
         if count > min(triplet.frames, MAX_FRAMES):
             break
-    got, said = (count, facts.height, facts.width), (triplet.frames, triplet.height, triplet.width)
-    if got != said:
+    decoded_shape, declared = (count, facts.height, facts.width), (triplet.frames, triplet.height, triplet.width)
+    if decoded_shape != declared:
         raise DataError(
-            f"its video has {'more frames' if count > said[0] else f'{count} frames'} of {facts.width}x{facts.height}, but "
-            f"its metadata says {said[0]} of {said[2]}x{said[1]}"
+            f"its video has {'more frames' if count > declared[0] else f'{count} frames'} of {facts.width}x{facts.height}, but "
+            f"its metadata says {declared[0]} of {declared[2]}x{declared[1]}"
         )
 
 

@@ -100,8 +100,8 @@ def _from_cross_pair(
 ) -> Triplet:
     path = _clip(clips, f"{vid}.mp4")
     references: list[TripletReference] = []
-    for phrase, found in list(pairs.items())[:MAX_SUBJECTS]:
-        for each in [r for group in found.get("refer_result", []) for r in group][:2]:
+    for phrase, group_of in list(pairs.items())[:MAX_SUBJECTS]:
+        for each in [r for group in group_of.get("refer_result", []) for r in group][:2]:
             try:
                 box = each["bbox_loc"][0] if isinstance(each["bbox_loc"][0], list) else each["bbox_loc"]
                 references.append(_from_frame(clips, each, box, phrase, rights))

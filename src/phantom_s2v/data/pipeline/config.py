@@ -27,17 +27,17 @@ class Config:
     # shots
     shot_detector: str = "scenedetect"  # scenedetect, transnet or both
     content: float = 8.0  # scenedetect's adaptive detector: least change of HSV
-    transnet: float = 0.35  # least probability of a cut
+    transnet: float = 0.35  # min probability of a cut
     shortest: float = 0.75
     longest: float = 10.0  # a longer shot is cut into pieces
     work_side: int = 128  # shorter side of the frames that shots and quality look at
     # quality
     border: float = 0.03  # share of a side that may be black
-    blur: float = 12.0  # least variance of the Laplacian
+    blur: float = 12.0  # min variance of the Laplacian
     dark: float = 8.0
     bright: float = 250.0
-    still: float = 0.003  # least share of pixels that change within half a second
-    shaking: float = 0.95  # most of it
+    still: float = 0.003  # min share of pixels that change within half a second
+    shaking: float = 0.95  # max share of it
     letters: int = 6  # shapes of one height in a row that count as a line of text
     same_clip: float = 0.985  # correlation of signatures from which on a clip repeats another
     # subjects (Phantom-Data, section 4)
@@ -53,8 +53,8 @@ class Config:
     # pairs; bounds set on source videos of the training emoji (dev/LOG.md)
     lower: float = 0.85  # similarity below which it is another subject
     upper: float = 0.96  # sameness of the surroundings above which it is a copy
-    colors: float = 0.62  # least overlap of colors
-    texture: float = 0.9  # least similarity of the autoencoder's features
+    colors: float = 0.62  # min overlap of colors
+    texture: float = 0.9  # min similarity of the autoencoder's features
     neighbors: int = 16  # looked at for each subject
     partners: int = 2  # cross-pair references kept of each subject
 
@@ -80,6 +80,6 @@ class Models:
     features: Callable[[np.ndarray], np.ndarray]  # a cutout -> its texture, float32 [k], of length one
     cuts: Callable[[np.ndarray], np.ndarray] | None = None  # uint8 [100, 27, 48, 3] -> chance of a cut after each frame
     caption: Callable[[list[np.ndarray]], str] | None = None
-    phrases: Callable[[str], list[str]] | None = None  # a caption's subjects, with their looks
+    phrases: Callable[[str], list[str]] | None = None  # a caption's subjects, with their appearance
     face: Callable[[np.ndarray], np.ndarray | None] | None = None  # a crop -> float32 [128], None without a face
     same: Callable[[np.ndarray, np.ndarray], bool] | None = None  # do two crops show one subject in different places

@@ -196,7 +196,7 @@ def build(
     require_license: bool = False,
     report: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Summary:
-    """From video files to triplets in `out`; the index lies beside it. `report` is told stage, done and total.
+    """From video files to triplets in `out`; the index lies beside it. `report` gets stage, done and total.
 
     What was done before with the same content, networks, thresholds and code is not done again. Raises DataError where nothing
     could be read at all.
@@ -311,8 +311,8 @@ def find_pairs(
     known = subject_index.paired(version, config)
     held: dict[str, list[Record]] = {}
     fresh = verify.run(pair.run(subject_index, config, known, repeated), config, make(), subject_index)
-    for number, (subject, found) in enumerate(groupby(fresh, key=lambda p: p["subject"]), len(known) + 1):
-        held[subject] = list(found)
+    for number, (subject, subject_pairs) in enumerate(groupby(fresh, key=lambda p: p["subject"]), len(known) + 1):
+        held[subject] = list(subject_pairs)
         report("pairs", number, total)
         if len(held) == KEPT_AT_ONCE:
             subject_index.keep_pairs(held, version, config)

@@ -190,8 +190,8 @@ class SubjectIndex:
         dataset = self.open(name)
         if dataset is None:
             return
-        found = dataset.to_table(columns=["id"], filter=where, with_row_id=True)
-        order = sorted(zip(found["id"].to_pylist(), found["_rowid"].to_pylist(), strict=True))
+        table = dataset.to_table(columns=["id"], filter=where, with_row_id=True)
+        order = sorted(zip(table["id"].to_pylist(), table["_rowid"].to_pylist(), strict=True))
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
             taken = dataset._take_rows([row for _, row in part], columns=["id", *columns])

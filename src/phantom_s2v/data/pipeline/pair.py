@@ -75,7 +75,7 @@ def _compared(row: Record, other: Record, config: Config) -> Record:
 
 
 def repeats(subject_index: SubjectIndex, config: Config) -> dict[str, str]:
-    """Clips that repeat another clip -> that clip: of those alike the one with the least id stays."""
+    """Clips that repeat another clip -> that clip: of those alike the one with the smallest id is kept."""
     dataset, repeated = subject_index.open("clips"), dict[str, str]()
     if dataset is None:
         return repeated

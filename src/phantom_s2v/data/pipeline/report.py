@@ -28,7 +28,7 @@ class _Pairs:
         self.config, self.looked_at, self.kept, self.paired = config, 0, 0, 0
         self.drops: Counter[str] = Counter()
         self.similar, self.same = np.zeros(BINS, int), np.zeros(BINS, int)
-        self.near: list[Record] = []  # rejected, the least beyond a bound first
+        self.near: list[Record] = []  # rejected, closest to the threshold first
         self.sample: list[Record] = []  # of those kept
         self.rng, self.last = np.random.default_rng(0), ""
 
@@ -127,7 +127,7 @@ def _histogram(counts: np.ndarray, bound: float) -> dict[str, Any]:
 
 
 def _spread(pairs: list[Record]) -> list[Record]:
-    """As many pairs as a sheet holds, from the least alike to the most."""
+    """As many pairs as a sheet holds, by increasing similarity."""
     ordered = sorted(pairs, key=lambda p: p["similarity"])
     return [ordered[i] for i in evenly_spaced(len(ordered), SHEET)]
 

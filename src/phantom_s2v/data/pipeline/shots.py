@@ -89,18 +89,18 @@ def _by_content(frames: Iterator[Timed], config: Config) -> Iterator[tuple[Timed
 
     detector = AdaptiveDetector(min_content_val=config.content, min_scene_len=2)
     held: list[Timed] = []
-    begun = given = 0
+    begun = yielded = 0
     cuts: set[int] = set()
     for begun, timed in enumerate(frames, 1):
         held.append(timed)
         found = detector.process_frame(FrameTimecode(begun - 1, 25.0), np.ascontiguousarray(timed[1][..., ::-1]))
         cuts |= {cut.frame_num for cut in found}
         if len(held) > 3:
-            yield held.pop(0), given in cuts
-            given += 1
+            yield held.pop(0), yielded in cuts
+            yielded += 1
     for timed in held:
-        yield timed, given in cuts
-        given += 1
+        yield timed, yielded in cuts
+        yielded += 1
 
 
 def _by_network(frames: Iterator[tuple[Timed, bool]], config: Config, models: Models) -> Iterator[tuple[Timed, bool]]:

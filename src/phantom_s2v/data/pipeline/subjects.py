@@ -40,9 +40,9 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         if not subjects:
             yield {**rest, "subjects": [], "drop": "no subject found"}
             continue
-        told_apart = tell_apart(subjects)
-        caption = record["caption"] or (describe(subjects, stills[len(stills) // 2]) if told_apart else "")
-        yield {**rest, "subjects": subjects, "caption": caption, "drop": "" if told_apart else "subjects not told apart"}
+        has_unique_names = tell_apart(subjects)
+        caption = record["caption"] or (describe(subjects, stills[len(stills) // 2]) if has_unique_names else "")
+        yield {**rest, "subjects": subjects, "caption": caption, "drop": "" if has_unique_names else "ambiguous subject names"}
 
 
 def sift(detections: list[Detection], size: tuple[int, ...], config: Config) -> list[Detection]:
@@ -107,7 +107,7 @@ def _subject(record: Record, track: list[tuple[int, Detection]], stills: list[np
         "subject": hashlib.sha256(place.encode()).hexdigest()[:32],
         "name": name,
         "has_logo": all(detection.has_logo and not detection.is_person for _, detection in track),
-        "given": bool(first.name),
+        "has_caption_name": bool(first.name),
         "views": views,
     }
 
@@ -168,7 +168,7 @@ def tell_apart(subjects: list[dict[str, Any]]) -> bool:
     """
     for name in {s["name"] for s in subjects}:
         alike = [s for s in subjects if s["name"] == name]
-        if len(alike) == 2 and not any(s["given"] for s in alike):
+        if len(alike) == 2 and not any(s["has_caption_name"] for s in alike):
             alike.sort(key=lambda s: s["views"][0]["share"][0])
             for subject, side in zip(alike, ("left", "right"), strict=True):
                 subject["name"] = f"{name} on the {side}"

@@ -91,7 +91,7 @@ def _identified(clip: Record, truth: Record, number: int, counts: Counts, config
     count = shot["stop"] - shot["start"]
     frames = [round(instant * (count - 1)) for instant in config.instants]
     views = clip.get("views", [])
-    if shot["kind"] == "plain" and clip["drop"] in ("", "no subject found", "subjects not told apart"):
+    if shot["kind"] == "plain" and clip["drop"] in ("", "no subject found", "ambiguous subject names"):
         for subject in shot["subjects"]:
             for instant, frame in enumerate(frames):
                 box = subject["boxes"][frame]

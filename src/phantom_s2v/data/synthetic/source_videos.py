@@ -25,7 +25,7 @@ from phantom_s2v.media import images
 SIDE = 128  # pixels
 FPS = 12
 MOTIONS = ("left", "right", "up", "down", "bounce", "sway", "circle", "grow", "shrink")
-VISIBLE = 30.0  # of 255: least mean difference of color between a subject and its decoy
+VISIBLE = 30.0  # of 255: min mean difference of color between a subject and its decoy
 WORDS = ("Breaking News at Nine", "Subscribe for more", "The End of Part One", "www.example.org", "Two weeks later")
 
 

@@ -239,8 +239,8 @@ def bootstrap(hits: Sequence[float], seed: int = 0, draws: int = 2000) -> tuple[
     if len(values) == 1:  # scipy refuses to resample a single case
         return mean, mean, mean
     rng = np.random.default_rng(seed)
-    found = stats.bootstrap((values,), np.mean, n_resamples=draws, method="percentile", rng=rng).confidence_interval
-    return mean, float(found.low), float(found.high)
+    interval = stats.bootstrap((values,), np.mean, n_resamples=draws, method="percentile", rng=rng).confidence_interval
+    return mean, float(interval.low), float(interval.high)
 
 
 def share(hits: Sequence[float]) -> tuple[float, float, float]:

@@ -33,8 +33,8 @@ def regions(frame: np.ndarray, count: int) -> list[Region]:
     different = np.abs(frame.astype(float) - border_color(frame)).max(-1) > DIFFERENCE
     closed = ndimage.binary_closing(np.pad(different, 2), iterations=1)[2:-2, 2:-2]
     filled = ndimage.binary_fill_holes(closed | different)
-    labels, found = cast(tuple[np.ndarray, int], ndimage.label(filled))
-    sizes = ndimage.sum_labels(np.ones_like(labels), labels, np.arange(1, found + 1))
+    labels, label_count = cast(tuple[np.ndarray, int], ndimage.label(filled))
+    sizes = ndimage.sum_labels(np.ones_like(labels), labels, np.arange(1, label_count + 1))
     chosen = [i for i in np.argsort(-sizes)[:count] if sizes[i] >= SMALLEST * labels.size]
     return [Region(labels == i + 1, tuple(map(float, ndimage.center_of_mass(labels == i + 1)))) for i in chosen]  # type: ignore[arg-type]
 

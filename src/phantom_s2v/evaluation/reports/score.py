@@ -88,7 +88,7 @@ def _bounds(kpi: Kpi) -> str:
 
 
 def _subject(score: SubjectScore, reference: np.ndarray, video: dict[int, np.ndarray], frames: list[int]) -> dict[str, Any]:
-    """A reference, its similarity over time, and the frames in which it is least itself."""
+    """A reference, its similarity over time, and the frames with the lowest similarity."""
     order = np.argsort(score.over_time)[:WORST].tolist()
     figures = [(reference, score.name)]
     figures += [(video[frames[i]], f"frame {frames[i]}: {_format_score(score.over_time[i])}") for i in order]

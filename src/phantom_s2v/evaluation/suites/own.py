@@ -214,8 +214,8 @@ def kind_lines(table: dict[str, dict[str, list[float]]]) -> list[str]:
     """The table by kind, a line each."""
     lines = []
     for kind, values in table.items():
-        said = [f"{name} {mean:.3f} [{low:.3f}, {high:.3f}]" for name, (mean, low, high) in values.items()]
-        lines.append(f"{kind:14} {'   '.join(said)}")
+        metrics = [f"{name} {mean:.3f} [{low:.3f}, {high:.3f}]" for name, (mean, low, high) in values.items()]
+        lines.append(f"{kind:14} {'   '.join(metrics)}")
     return lines
 
 

@@ -86,7 +86,7 @@ def fetch(
 ) -> Path:
     """Fetch and convert a model by its name; returns its folder, `out` or the one in the user's cache that `--model NAME` finds.
 
-    `tell` is told sizes, licenses and places before anything is fetched, `report` the progress. What was fetched before is kept.
+    `tell` gets sizes, licenses and paths before anything is fetched, `report` the progress. What was fetched before is kept.
     Raises InputError for another name, where something is in `out` or the disk has too little room, CheckpointError where the
     hub cannot be reached, lacks a file, or a file is damaged.
     """
@@ -170,9 +170,9 @@ def _download(file: Remote, report: Report) -> Path:
 
     path, part = file.place(), file.partial()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_file() and (found := file.cached()):
+    if not path.is_file() and (cached := file.cached()):
         path.unlink(missing_ok=True)
-        path.symlink_to(found)
+        path.symlink_to(cached)
     if path.is_file():
         file.check(path)
     else:

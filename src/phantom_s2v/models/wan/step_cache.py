@@ -31,7 +31,7 @@ RATIOS = "magcache.json"  # in a model folder: what `phantom calibrate-magcache`
 
 
 class StepCache:
-    """A cache on a transformer: told when a video begins and, by its contexts, which step and branch is computed.
+    """A cache on a transformer; it is notified when a video begins and, by its contexts, which step and branch is computed.
 
     `threshold` None is the cache's default. `ratios`, of MagCache, are the growths of the blocks' residual from step to step;
     without them its state is measured instead of used.

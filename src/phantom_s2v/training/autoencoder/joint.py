@@ -154,7 +154,7 @@ def channel_weight(model: AutoencoderKLWan, latents: torch.Tensor, std: torch.Te
     noise = NUDGE * torch.randn(latents[:, 0].shape, generator=generator)
     before, changes = network.decode(latents).sample, []
     for channel, size in enumerate(std):
-        moved = latents.clone()
-        moved[:, channel] += size * noise
-        changes.append((network.decode(moved).sample - before).square().mean())
+        perturbed = latents.clone()
+        perturbed[:, channel] += size * noise
+        changes.append((network.decode(perturbed).sample - before).square().mean())
     return torch.stack(changes) / torch.stack(changes).sum()
