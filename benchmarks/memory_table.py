@@ -32,7 +32,7 @@ T5 = {
     "feed_forward_proj": "gated-gelu",
 }
 OPTIONS = {
-    "as it is": {},
+    "default": {},
     "--quantization fp8": {"quantization": "fp8"},
     "--text-on-cpu": {"text_on_cpu": True},
     "--text-on-cpu --offload model": {"text_on_cpu": True, "offload": "model"},
@@ -58,7 +58,7 @@ def configured(folder: Path, config: dict) -> Path:
 def main() -> None:
     result: dict = {}
     with tempfile.TemporaryDirectory() as root:
-        print("| model, 832x480, two references | option | GB on the card | " + " | ".join(CARDS) + " |")
+        print("| model, 832x480, two references | option | peak GB | " + " | ".join(CARDS) + " |")
         print("|---" * (3 + len(CARDS)) + "|")
         for name, config in MODELS.items():
             folder = configured(Path(root) / name, config)

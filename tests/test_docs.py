@@ -1,4 +1,4 @@
-"""Every command of README and docs is one that the command line takes, and every request in them one that can be made."""
+"""Every command of README and docs is accepted by the command line; text and names use the terms of the field."""
 
 import re
 import shlex
@@ -55,3 +55,31 @@ def test_a_command_of_the_docs_is_taken(page, words):
         config = {"_class_name": "WanTransformer3DModel", "num_attention_heads": heads, "attention_head_dim": 128}
         preset = WanModel().preset(config) if heads else load_preset(model_folder(model))
         assert requested(options, preset)
+
+
+TERMS = {  # a word of our own, or British spelling -> the term of diffusers and PyTorch
+    "pictures?": "image", "likeness(es)?": "similarity", "(?<!back)(?<!fore)grounds?(?![ -]truth|$)": "background",
+    "films?": "source video", "looks(?= a batch)|apply_look|random_look": "appearance", "living": "is_person", "banks?": "index",
+    "talker|grounder": "VisionLanguageModel, OpenVocabularyDetector", "judge": "classifier", "(?<!standard )deviations?": "std",
+    "least_[a-z]+|[a-z]+_least|lowest_[a-z]+|[a-z]+_lowest": "min_", "most_(?!common)[a-z]+|highest_[a-z]+": "max_",
+    "quantis[a-z]+": "quantization", "licen(ce|ces|ced)": "license", "(re)?colour(s|ed)?": "color", "grey": "gray",
+    "behaviours?": "behavior", "centr(e|es|ed)": "center", "neighbour[a-z]*": "neighbor", "normalis[a-z]+": "normalize",
+    "(summ?ar|paralle?l|orthogonal|util|initial|recogn|optim)is(e|ed|es|ing|ation)": "-ize", "told": "report, notify",
+}  # fmt: skip
+ALLOWED = {("training/guard.py", "pictures")}  # a key in the state of trainings that go on
+
+
+@pytest.mark.parametrize("word", TERMS)
+def test_the_terms_are_those_of_the_field(word):
+    """In names (by their parts), text and docs; see CONTRIBUTING.md."""
+    pattern = re.compile(rf"(?<![a-z])({word})(?![a-z])", re.IGNORECASE)
+    package = ROOT / "src" / "phantom_s2v"
+    files = [*PAGES, *(file for suffix in ("py", "html", "md") for file in package.rglob(f"*.{suffix}"))]
+    used = [
+        f"{file.name}:{number}: {match[0]}"
+        for file in files
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        for match in pattern.finditer(line)
+        if not any(str(file).endswith(end) and match[0] == allowed for end, allowed in ALLOWED)
+    ]
+    assert not used, f"say {TERMS[word]}: {used[:5]}"

@@ -358,9 +358,9 @@ def models_fetch(
     from phantom_s2v.models.wan.fetch import REVISION, fetch
 
     with progress() as bar:
-        told = by_stage(bar)
+        report_stage = by_stage(bar)
 
         def report(part: str, done: int, total: int) -> None:
-            told(f"{part}, MB", done >> 20, total >> 20)
+            report_stage(f"{part}, MB", done >> 20, total >> 20)
 
         say(fetch(name, out, tell, report, revision or REVISION, wan_revision or REVISION))

@@ -35,7 +35,7 @@ def sample_t(
 def shift_mean(mean: float, tokens: int, base_tokens: int) -> float:
     """Mean of the logit of t for latents of `tokens` positions, where it is `mean` for `base_tokens` (SD3, equation 23).
 
-    Neighbouring positions show the same things, so that more of them leave as much to be seen only at more noise.
+    Neighboring positions show the same things, so that more of them leave as much to be seen only at more noise.
     """
     return mean + 0.5 * math.log(tokens / base_tokens)
 

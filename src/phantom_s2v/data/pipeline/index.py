@@ -28,7 +28,7 @@ from phantom_s2v.files.reuse import code_version
 
 BUFFER, BUFFER_BYTES = 64, 64 << 20  # records, and bytes of their videos and images, that are held before they are written
 BATCH = 64  # rows that are read at once, with their videos
-PAIRING = ("pair", "verify")  # stages that judge pairs
+PAIRING = ("pair", "verify")  # stages that decide pairs
 COMPACT = 32  # fragments from which on a dataset is put together again
 
 
