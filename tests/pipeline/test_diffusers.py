@@ -1,5 +1,7 @@
 """What users of diffusers expect of a pipeline, of both of ours: the checks of diffusers' own PipelineTesterMixin, and more."""
 
+import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from diffusers.utils import export_to_video
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from phantom_s2v import PhantomPipeline
+from phantom_s2v import PhantomPipeline, PhantomWanPipeline
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.media.videos import Video
 
@@ -301,3 +303,21 @@ def test_what_cannot_be_made_is_one_sentence(pipe, changes, said):
     with pytest.raises(InputError, match=said) as error:
         pipe(**asked)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_docs_compare_all_of_wan_pipeline_with_ours():
+    """Every argument of its call, every component and every public name that it defines stands in a row that is not empty."""
+    text = (Path(__file__).parents[2] / "docs" / "phantom-wan.md").read_text()
+    table = text.split("| WanPipeline | PhantomWanPipeline |\n")[1].split("\n\n")[0].splitlines()[1:]
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+    assert all(len(row) == 2 and all(row) for row in rows), rows
+    documented = set(re.findall(r"[a-z_0-9]+", " ".join(name for row in rows for name in re.findall(r"`([^`]+)`", row[0]))))
+    call, init = (set(inspect.signature(f).parameters) - {"self"} for f in (WanPipeline.__call__, WanPipeline.__init__))
+    public = {name for name in vars(WanPipeline) if not name.startswith("_")} - {"model_cpu_offload_seq"}
+    assert not (call | init | public) - documented
+    ours = set(inspect.signature(PhantomWanPipeline.__call__).parameters)
+    for name in call - {"self"} - ours:
+        row = next(row for row in rows if f"`{name}`" in row[0])
+        assert row[1].startswith("none"), f"{name} is not an argument of ours, and the docs say: {row[1]}"
+    for name in public:
+        assert hasattr(PhantomWanPipeline, name) or next(row for row in rows if f"`{name}`" in row[0])[1].startswith("none")

@@ -15,7 +15,7 @@ from huggingface_hub import constants, hf_hub_download
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.models.registry import load_preset, model_folder
 from phantom_s2v.models.wan import fetch as module
-from phantom_s2v.models.wan.fetch import PHANTOM, WAN, fetch
+from phantom_s2v.models.wan.fetch import PHANTOM, WAN, fetch, look_up
 
 T5, DIT = "models_t5_umt5-xxl-enc-bf16.pth", "Phantom-Wan-1.3B.pth"
 
@@ -97,6 +97,24 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(served, tmp_path, small_p
     assert starts(served, DIT, before) == [500_000]
     assert sum(method == "GET" and "/resolve/" in path for method, path, _ in served.asked[before:]) == 1  # the rest is there
     assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_an_interrupted_fetch_goes_on_with_the_commit_that_it_began_with(served, tmp_path, small_parts, monkeypatch):
+    """Though `main` is another one by now."""
+
+    def interrupt(part, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch("phantom-wan-1.3b", None, quiet, interrupt)
+    asked = []
+    monkeypatch.setattr(module, "look_up", lambda repo, revision, files: asked.append(revision) or look_up(repo, revision, files))
+    fetch("phantom-wan-1.3b", None, quiet, quiet)
+    assert asked == [hub.COMMIT, hub.COMMIT]
+    assert not list((tmp_path / "cache" / "phantom-s2v" / "downloads").glob("*.json"))
+    asked.clear()
+    fetch("phantom-wan-1.3b", tmp_path / "again", quiet, quiet)  # a fetch that is not begun asks for main
+    assert asked == ["main", "main"]
 
 
 def test_a_connection_that_breaks_is_taken_up_again(served, tmp_path, small_parts):

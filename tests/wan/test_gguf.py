@@ -73,6 +73,18 @@ def test_what_is_no_transformer_in_gguf_is_one_sentence(converted, tmp_path, mon
         load_gguf(sound, converted / "transformer", torch.float32)
 
 
+def test_an_estimate_counts_a_file_with_its_own_size(converted, tmp_path):
+    from phantom_s2v.models.memory import Placement
+    from phantom_s2v.models.registry import video_model
+    from phantom_s2v.pipeline.cost.measure import read_configs, weight_bytes
+
+    file = write(tmp_path / "model.gguf", STATE, KINDS.Q4_0)
+    transformer, autoencoder = read_configs(converted)
+    for placement, expected in ((Placement(transformer=str(file)), file.stat().st_size), (Placement(), None)):
+        sizes = weight_bytes(converted, video_model(converted), transformer, autoencoder, placement, 4)
+        assert (sizes["transformer"] == pytest.approx(file.stat().st_size)) == (expected is not None)
+
+
 def test_kinds_that_diffusers_does_not_read_are_named(converted, tmp_path, monkeypatch):
     file = write(tmp_path / "model.gguf", STATE, KINDS.Q8_0)
     monkeypatch.setattr("diffusers.quantizers.gguf.utils.SUPPORTED_GGUF_QUANT_TYPES", [KINDS.Q4_0])

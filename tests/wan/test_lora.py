@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.models.wan.lora import add_lora, lora_files, native_name, read_lora
+from phantom_s2v.models.wan.transformer import PhantomWanTransformer
 from phantom_s2v.models.weights import load_part
 
 RANK, ALPHA = 3, 6.0
@@ -174,6 +175,37 @@ def test_a_file_of_differences_alone(model, plain, tmp_path):
     change = torch.full((native.DIM,), 0.3)
     save_file({"diffusion_model.blocks.0.norm3.diff": change}, tmp_path / "lora.safetensors")
     check(model, plain, tmp_path / "lora.safetensors", {"blocks.0.norm2.weight": change})
+
+
+def test_differences_of_norms_go_on_and_off_with_their_adapter(converted, tmp_path):
+    """Bit for bit, with factors beside them and alone; two adapters at strengths of their own."""
+    down, up = factors()
+    base = PhantomWanTransformer.of(load_part(WanTransformer3DModel, converted / "transformer"))
+    norm, before = base.get_parameter("blocks.0.norm2.weight"), base.get_parameter("blocks.0.norm2.weight").detach().clone()
+    one, other = torch.full((native.DIM,), 0.3), torch.full((native.DIM,), 0.7)
+    state = {"diffusion_model.blocks.0.norm3.diff": one}
+    save_file(state, tmp_path / "alone.safetensors")
+    layer = "diffusion_model.blocks.0.self_attn.q.lora_"
+    state = {"diffusion_model.blocks.0.norm3.diff": other, f"{layer}down.weight": down, f"{layer}up.weight": up}
+    save_file(state, tmp_path / "both.safetensors")
+    add_lora(base, tmp_path / "alone.safetensors", "alone", 1.0)
+    assert torch.equal(norm, before + one)
+    add_lora(base, tmp_path / "both.safetensors", "both", 1.0)
+    torch.testing.assert_close(norm, before + one + other)
+    base.disable_lora()
+    assert torch.equal(norm, before)
+    base.enable_lora()
+    torch.testing.assert_close(norm, before + one + other)
+    base.set_adapters(["both"], [0.5])
+    torch.testing.assert_close(norm, before + 0.5 * other)
+    base.set_adapters(["alone", "both"], [2.0, 0.0])
+    torch.testing.assert_close(norm, before + 2 * one)
+    base.delete_adapters("alone")
+    assert torch.equal(norm, before)
+    base.set_adapters("both")
+    assert not torch.equal(norm, before)
+    base.unload_lora()
+    assert torch.equal(norm, before)
 
 
 def test_two_files_lie_over_each_other(model, plain, tmp_path):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import native
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phantom_s2v.errors import CheckpointError, InputError
-from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.memory import Placement, placement_from
 from phantom_s2v.models.wan.step_cache import ONE_BATCH, RATIOS
 from phantom_s2v.pipeline.batch import parse_loras
 from phantom_s2v.pipeline.cost.estimate import KEPT, cache_bytes
@@ -51,6 +52,12 @@ def test_exact_options_change_no_bit(converted, plain, options):
     pipe = placed(converted, **options)
     assert torch.equal(latents(pipe), plain)
     assert torch.equal(latents(pipe), plain)
+
+
+def test_metadata_have_the_type_that_auto_stands_for():
+    assert Placement(device="cpu").resolved()["dtype"] == "float32"
+    assert Placement(device="cpu", dtype="bfloat16").resolved() == asdict(Placement(device="cpu", dtype="bfloat16"))
+    assert placement_from({"placement": Placement(device="cpu").resolved()}).dtype == "float32"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -272,7 +272,7 @@ def run_jobs(
         for request, target in jobs:
             task = bar.add_task(printable(target.name), total=request.num_inference_steps * candidates)
             ratios = pipe.step_cache.ratios if pipe.step_cache else None
-            origin = origin_of(request, pipe.weights, asdict(placement), ratios, best and best.origin, rephrase)
+            origin = origin_of(request, pipe.weights, placement.resolved(), ratios, best and best.origin, rephrase)
             notices = make(request, pipe, target, preview, lambda _, task=task: bar.advance(task), origin, main_process, best)
             for notice in notices if main_process else []:
                 tell(notice)
@@ -320,7 +320,7 @@ def _many(
     weights = model_hash(place)
     ratios = read_ratios(place, weights) if placement.cache == "magcache" else None
     chosen = best and best.origin
-    origins = [origin_of(request, weights, asdict(placement), ratios, chosen, rephrase) for request, _ in jobs]
+    origins = [origin_of(request, weights, placement.resolved(), ratios, chosen, rephrase) for request, _ in jobs]
     whys = [remade_because(target, origin) for (_, target), origin in zip(jobs, origins, strict=True)]
     for (_, target), why in zip(jobs, whys, strict=True):
         if why:

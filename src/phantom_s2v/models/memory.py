@@ -1,7 +1,7 @@
 """How Phantom-Wan is held in memory: devices, offloading, casting, tiling, caches, LoRA. All of it diffusers' and torch's own."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,10 @@ class Placement:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return own_device(torch.device(name))
 
+    def resolved(self) -> dict[str, Any]:
+        """Its fields, with the type of products that "auto" stands for here: as metadata have them."""
+        return {**asdict(self), "dtype": str(self.torch_dtype()).removeprefix("torch.")}
+
     def torch_dtype(self) -> torch.dtype:
         """The type of products."""
         if self.dtype != "auto":
@@ -109,8 +113,8 @@ def place(pipe: Any, placement: Placement, ratios: list[float] | None = None) ->
     adapters = {f"lora{number}": lora for number, lora in enumerate(placement.loras)}
     for name, (file, scale) in adapters.items():
         add_lora(transformer, Path(file), name, scale)
-    if held := {name: scale for name, (_, scale) in adapters.items() if name in getattr(transformer, "peft_config", {})}:
-        transformer.set_adapters(list(held), list(held.values()))
+    if adapters:
+        transformer.set_adapters(list(adapters), [scale for _, scale in adapters.values()])
     if placement.quantization == "fp8":
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=placement.torch_dtype())
     if placement.quantization == "int8":

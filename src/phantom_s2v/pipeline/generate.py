@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
         callback_on_step_end_tensor_inputs=("clean_latents",) if on_step else (),
     ).frames[0]
     prepared = [images.letterbox(image, request.height, request.width) for image in reference_images]
-    metadata = build_metadata(request, pipe.preset.name, pipe.weights, asdict(pipe.placement))
+    metadata = build_metadata(request, pipe.preset.name, pipe.weights, pipe.placement.resolved())
     return Output(
         (frames * 255).round().astype(np.uint8), prepared, metadata, prompt_notices(request, pipe) + notices + first_notices
     )

@@ -48,7 +48,8 @@ def transformer_run(
     device = _device(device_name)
     teacher = _on(_teacher(teacher_folder), device) if teacher_folder else None
     store = load_store(root or default_root())
-    encoder = load_encoder(folder, store, device)
+    text = TextEncoder(_text_folder(folder))
+    encoder = load_encoder(folder, store, device, text)
     apart = validation_families(store.subjects)
     learned = replace(store, subjects=tuple(s for s in store.subjects if s.family not in apart))
     shown = tuple(s for s in store.subjects if s.family in apart and s.animated)
@@ -70,8 +71,8 @@ def transformer_run(
     return train_transformer(
         config,
         network,
-        # a text encoder of its own: worker processes hold nothing that lies on the GPU
-        Triplets(learned, config, TextEncoder(_text_folder(folder)), pad_text=device.type == "cuda"),
+        # the text encoder of the CPU: worker processes hold nothing that lies on the GPU
+        Triplets(learned, config, text, pad_text=device.type == "cuda"),
         encoder,
         out,
         facts,
@@ -95,10 +96,11 @@ def _text_folder(folder: Path) -> Path | None:
     return folder / "text_encoder" if (folder / "text_encoder").is_dir() else None
 
 
-def load_encoder(folder: Path, store: Sprites, device: torch.device) -> TripletEncoder:
-    """The frozen networks of the model in `folder` on a device, with the store's sprites beside them."""
-    text = TextEncoder(_text_folder(folder))
-    text.model.to(device)
+def load_encoder(folder: Path, store: Sprites, device: torch.device, text: TextEncoder) -> TripletEncoder:
+    """The frozen networks of the model in `folder` on a device, with the store's sprites beside them. `text` stays."""
+    if device.type != "cpu":
+        text = deepcopy(text)
+        text.model.to(device)
     return TripletEncoder(
         store.pixels if device.type == "cpu" else torch.from_numpy(store.pixels[:]).to(device),
         _on(load_autoencoder(folder / "vae"), device),

@@ -6,7 +6,7 @@ without references; 50 pairs ask for two subjects. True clips, composed from the
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def case_origins(cases: list[EmojiCase], sprites: Sprites, pipe: Any) -> dict[st
         "code": code_version("evaluation.suites.emoji"),
     }
     ratios = pipe.step_cache.ratios if pipe.step_cache else None
-    held = asdict(pipe.placement)
+    held = pipe.placement.resolved()
     videos = {case.id: origin_of(request_of(case, sprites, pipe), pipe.weights, held, ratios) for case in cases}
     return {case.id: origin_hash({**shared, "case": repr(case), "video": videos[case.id]}) for case in cases}
 

@@ -19,7 +19,7 @@ from huggingface_hub.utils import build_hf_headers, tqdm
 
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.files.hashes import cache_folder, content_hash, remember_hash
-from phantom_s2v.files.io import check_new_folder, locked
+from phantom_s2v.files.io import check_new_folder, locked, read_json, write_json
 from phantom_s2v.models.registry import FETCHED, fetched_folder
 from phantom_s2v.models.wan.convert import T5_FILE, VAE_FILE, Report, convert
 
@@ -99,6 +99,11 @@ def fetch(
             tell(f"{name} is there already: {target}")
             return target
     check_new_folder(target)
+    begun = _begun(name)
+    if revision == REVISION and PHANTOM in begun:
+        revision = begun[PHANTOM]
+    if wan_revision == REVISION and WAN in begun:
+        wan_revision = begun[WAN]
     with _hub_errors():
         phantom, license = look_up(PHANTOM, revision, PHANTOM_FILES[name])
         wan, wan_license = look_up(WAN, wan_revision, WAN_FILES)
@@ -106,17 +111,30 @@ def fetch(
     for remotes, terms in ((wan, wan_license), (phantom, license)):
         tell(f"{remotes[0].repository} at {remotes[0].commit[:12]}: {_gigabytes(sum(f.size for f in remotes))}, license {terms}")
     _check_room(files, target, tell)
+    commits = {repository: remotes[0].commit for repository, remotes in ((WAN, wan), (PHANTOM, phantom))}
+    write_json(downloads() / f"{name}.json", commits)
     with locked(downloads(), lambda: tell("another fetch is running; waiting for its end")):
         paths = {file: _download(file, report) for file in files}
     source = next(path for file, path in paths.items() if file.repository == PHANTOM)
     folder = next(path for file, path in paths.items() if file.name.endswith(VAE_FILE)).parent
-    commits = {repository: remotes[0].commit for repository, remotes in ((WAN, wan), (PHANTOM, phantom))}
     convert(folder, source if source.suffix == ".pth" else source.parent, target, report, origin={"commits": commits})
     for file, path in paths.items():
         if file.repository == PHANTOM:  # the rest is needed again for the other size
             path.unlink()
+    (downloads() / f"{name}.json").unlink(missing_ok=True)
     tell(f"{downloads()} keeps the encoder and autoencoder for the other size; it can be removed")
     return target
+
+
+def _begun(name: str) -> dict[str, str]:
+    """The commit of each repository with which a fetch of this model began and was interrupted: the same one goes on, and what
+    came is not mixed with a newer one nor fetched again.
+    """
+    file = downloads() / f"{name}.json"
+    try:
+        return {key: value for key, value in read_json(file).items() if isinstance(value, str)} if file.is_file() else {}
+    except (InputError, AttributeError):
+        return {}
 
 
 def downloads() -> Path:

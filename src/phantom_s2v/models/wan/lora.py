@@ -68,7 +68,8 @@ Parts = dict[str, torch.Tensor]  # of one layer, by kind
 
 def add_lora(transformer: Any, file: Path, name: str, scale: float = 1.0) -> None:
     """Add a LoRA as the adapter `name`. The adapter itself stays at strength 1, which `set_adapters` changes; differences of
-    norms and modulations, which no adapter holds, are added to the weights times `scale`.
+    norms and modulations, which no adapter of peft holds, are added to the weights times `scale`, and a transformer of ours
+    switches them with the adapter (`Differences`).
 
     Raises CheckpointError as `read_lora` does, and then leaves the transformer as it was.
     """
@@ -81,9 +82,50 @@ def add_lora(transformer: Any, file: Path, name: str, scale: float = 1.0) -> Non
                 transformer.load_lora_adapter(state, prefix="transformer", adapter_name=name, metadata=metadata)
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"{file} does not fit this transformer: {str(error).splitlines()[-1].strip()}") from error
-    for key, value in differences.items():
-        parameter = transformer.get_parameter(key.removeprefix("transformer.").removesuffix(".diff"))
-        parameter.data.add_(scale * value.to(parameter.device))
+    if differences:
+        places = {key.removeprefix("transformer.").removesuffix(".diff"): value for key, value in differences.items()}
+        if getattr(transformer, "lora_differences", None) is None:
+            transformer.lora_differences = Differences()
+        transformer.lora_differences.add(transformer, name, places, scale)
+
+
+class Differences:
+    """What LoRA files add to norms and modulations, by adapter. The weights are always the untouched ones plus the differences of
+    the adapters that are on, each times its strength: switching off gives back the same bits.
+    """
+
+    def __init__(self) -> None:
+        self.untouched: Parts = {}
+        self.by_adapter: dict[str, Parts] = {}
+        self.strengths: dict[str, float] = {}
+
+    def add(self, transformer: nn.Module, adapter: str, values: Parts, strength: float) -> None:
+        """Take in an adapter's differences and switch them on."""
+        for name in values:
+            self.untouched.setdefault(name, transformer.get_parameter(name).detach().clone())
+        self.by_adapter[adapter] = values
+        self.switch(transformer, {**self.strengths, adapter: strength})
+
+    def switch(self, transformer: nn.Module, strengths: dict[str, float]) -> None:
+        """Let the adapters of `strengths` be on, and the others off."""
+        self.strengths = {name: strengths[name] for name in self.by_adapter if strengths.get(name)}
+        self.apply(transformer, True)
+
+    def apply(self, transformer: nn.Module, on: bool) -> None:
+        """Write the weights, with the differences of the adapters that are on or, if not `on`, without any."""
+        for place, before in self.untouched.items():
+            parameter = transformer.get_parameter(place)
+            now = before.to(parameter.device, copy=True)
+            for adapter, strength in self.strengths.items() if on else ():
+                if place in self.by_adapter[adapter]:
+                    now += strength * self.by_adapter[adapter][place].to(now)
+            parameter.data.copy_(now)
+
+    def forget(self, transformer: nn.Module, adapters: Iterable[str]) -> None:
+        """Take adapters out for good."""
+        gone = set(adapters)
+        self.by_adapter = {name: values for name, values in self.by_adapter.items() if name not in gone}
+        self.switch(transformer, self.strengths)
 
 
 def lora_files(file: Path) -> list[Path]:

@@ -40,6 +40,50 @@ class PhantomWanTransformer(WanTransformer3DModel):
         super().__init__(*args, **kwargs)
         _make_exact(self)
 
+    lora_differences: Any = None  # models.wan.lora.Differences, which go on and off with the adapters
+
+    def set_adapters(self, adapter_names: list[str] | str, weights: Any = None) -> None:
+        """As diffusers does; what a LoRA file has for norms goes with its adapter, at the same strength."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        strengths = weights if isinstance(weights, list) else [weights] * len(names)
+        known = getattr(self, "peft_config", {})
+        apart = self.lora_differences.by_adapter if self.lora_differences else {}
+        held = [(name, value) for name, value in zip(names, strengths, strict=True) if name in known or name not in apart]
+        if held:
+            super().set_adapters([name for name, _ in held], [value for _, value in held])
+        if self.lora_differences:
+            scales = (1.0 if value is None or isinstance(value, dict) else float(value) for value in strengths)
+            self.lora_differences.switch(self, dict(zip(names, scales, strict=True)))
+
+    def disable_lora(self) -> None:
+        """Switch all adapters off, with their differences of norms."""
+        self._switch_lora(False)
+
+    def enable_lora(self) -> None:
+        """Switch the adapters on again."""
+        self._switch_lora(True)
+
+    def _switch_lora(self, on: bool) -> None:
+        if getattr(self, "peft_config", None) or not self.lora_differences:
+            super().enable_lora() if on else super().disable_lora()
+        if self.lora_differences:
+            self.lora_differences.apply(self, on)
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Take adapters out, with their differences of norms."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        apart = self.lora_differences.by_adapter if self.lora_differences else {}
+        if held := [name for name in names if name in getattr(self, "peft_config", {}) or name not in apart]:
+            super().delete_adapters(held)
+        if self.lora_differences:
+            self.lora_differences.forget(self, names)
+
+    def unload_lora(self) -> None:
+        """Take all adapters out, with their differences of norms."""
+        super().unload_lora()
+        if self.lora_differences:
+            self.lora_differences.forget(self, list(self.lora_differences.by_adapter))
+
     @classmethod
     def of(cls, transformer: WanTransformer3DModel) -> "PhantomWanTransformer":
         """A transformer that is loaded already: a copy that shares its weights. The given one stays as it is, but for tensors

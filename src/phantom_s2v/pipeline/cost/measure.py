@@ -142,6 +142,8 @@ def weight_bytes(
     if placement.offload == "group":
         whole = 2 * (whole - parameters(kind, transformer | {model.depth: transformer[model.depth] - 1}))
     stored = {"none": width, "fp8": 1, "int8": 1}[placement.quantization]
+    if placement.transformer:  # GGUF stays as it is in the file
+        stored = Path(placement.transformer).stat().st_size / parameters(kind, transformer)
     sizes: dict[str, float] = {"transformer": whole * stored, "autoencoder": parameters(AutoencoderKLWan, autoencoder) * 4}
     config = folder / "text_encoder" / "config.json"
     if config.is_file():
