@@ -114,4 +114,4 @@ def test_a_command_takes_the_file_and_knows_it_again(converted, tmp_path, call_p
     assert str(file) in known["files"]
     assert len(known["origin"]["made_by"]["placement"]["transformer"]) == 64
     code, said = call_phantom(*ask, "--quantization", "fp8", "--out", tmp_path / "w.mp4")
-    assert (code, "quantized already" in said.err) == (2, True)
+    assert (code, "already quantized" in said.err) == (2, True)

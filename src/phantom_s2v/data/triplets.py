@@ -272,7 +272,7 @@ class TripletStore:
             dataset.create_scalar_index("id", "BTREE", name=INDEX)
 
     def _repair(self) -> int:
-        """Remove rows whose id stands in an earlier row; returns how many. Raises DataError where they cannot be removed."""
+        """Remove rows whose id is in an earlier row; returns how many. Raises DataError where they cannot be removed."""
         if not _repeat(self.dataset):
             return 0
         try:
@@ -325,7 +325,7 @@ class TripletStore:
 
 
 def _repeat(dataset: Any) -> bool:
-    """Whether an id stands twice, by 8 bytes a row in memory: hashes that are equal by chance cost a closer look."""
+    """Whether an id is duplicated, with 8 bytes a row in memory: hashes that are equal by chance cost a closer look."""
     batches = dataset.to_batches(columns=["id"])
     hashes = [np.fromiter(map(hash, batch["id"].to_pylist()), np.int64) for batch in batches]
     ordered = np.sort(np.concatenate(hashes)) if hashes else np.empty(0)

@@ -62,5 +62,5 @@ class Instruments:
     hashes: dict[str, str] = field(default_factory=dict)  # metric -> hash of its network's weights, since a name says little
 
     def all_names(self) -> dict[str, str]:
-        """Metric -> network, similarity among them: what stands beside every score."""
+        """Metric -> network, similarity among them; part of every score."""
         return {"similarity": self.features, **self.names}

@@ -1,6 +1,6 @@
 """Blind side-by-side rating: a page that shows two videos of a case without saying whose they are, and keeps votes in SQLite.
 
-Every rater has a secret link, so nobody votes as another. Which system stands at the left follows from case and rater, so that
+Every rater has a secret link, so nobody votes as another. Which system is on the left is determined by case and rater, so that
 both sides come up and a reload changes nothing. A vote is the system, not the side. Agreement between raters is Krippendorff's
 alpha for nominal data (Krippendorff 2011): 1 is full, 0 is chance.
 """
@@ -82,7 +82,7 @@ class Pair:
     references: tuple[Path, ...] = ()
 
     def sides(self, rater: str) -> tuple[int, int]:
-        """Which of the two stands at the left and which at the right for a rater."""
+        """Which of the two is on the left and which on the right for a rater."""
         bit = hashlib.sha256(f"{rater}\0{self.case}\0{self.first}\0{self.second}".encode()).digest()[0] & 1
         return (1, 0) if bit else (0, 1)
 

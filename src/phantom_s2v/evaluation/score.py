@@ -69,7 +69,7 @@ class VideoScore:
     smoothness: float
     sharpness: float
     frames_looked_at: list[int]
-    in_windows: bool = False  # similarity is of windows of photographed frames, and not of what stands out
+    in_windows: bool = False  # similarity is of windows of photographed frames, instead of segmented regions
     text: float = NAN  # cosine of prompt and frames
     aesthetic: float = NAN  # 1..10
     reconstruction: float = NAN  # dB, of the video through the autoencoder

@@ -23,7 +23,7 @@ from phantom_s2v.files.untrusted import parse_json
 
 MARK = b"phantom-s2v sha256 "
 SEAL = len(MARK) + 64
-SEALS = {  # suffix in lower case: what stands before and after the seal
+SEALS = {  # suffix in lower case: bytes before and after the seal
     ".mp4": ((8 + SEAL).to_bytes(4, "big") + b"free", b""),  # a box that players skip
     ".png": (b"", b""),  # after the last chunk
     ".html": (b"\n<!-- ", b" -->\n"),
@@ -221,7 +221,7 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = (), force: b
 
 
 def _check_free(path: Path, inputs: set[tuple[int, int]], force: bool) -> None:
-    """Raise InputError where something stands at `path` that must not be replaced, or where its name cannot be one."""
+    """Raise InputError if `path` exists and must not be replaced, or where its name cannot be one."""
     check_name(path)
     try:
         path.lstat()

@@ -1,8 +1,8 @@
 """What an earlier run left behind is used again only where all that made it is the same.
 
-An origin is all that made a result, as JSON: hashes of the contents of weights and inputs, the configuration, and the code of the
-stage. It lies beside everything that can be reused. A result of another origin is made again, or refused with both values named;
-nothing is reused for its name. Rounding is no part of an origin: neither the machine nor its threads and types.
+An origin is all that made a result, as JSON: hashes of the contents of weights and inputs, the configuration, and the code of
+the stage. It is stored beside everything that can be reused. A result of another origin is recomputed, or rejected with both
+values named; nothing is reused for its name. Rounding is no part of an origin: neither the machine nor its threads and types.
 """
 
 import ast
@@ -36,7 +36,7 @@ def origin_hash(origin: Origin) -> str:
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """(part, value before, value now) of all parts that differ, nested ones as "config.seed"; `MISSING` stands for none."""
+    """(part, value before, value now) of all parts that differ, nested ones as "config.seed"; `MISSING` if absent."""
     if isinstance(before, dict) and isinstance(now, dict):
         changed = []
         for key in dict.fromkeys([*before, *now]):
@@ -59,7 +59,7 @@ def _short(value: Any) -> str:
 
 
 def note(file: Path, origin: Origin) -> dict[str, Any]:
-    """What lies beside a result: the hash of its origin, the hash of its own content, and the origin itself."""
+    """The note beside a result: the hash of its origin, the hash of its own content, and the origin itself."""
     return {"hash": origin_hash(origin), "content": content_hash(file), "made_by": as_json(origin)}
 
 

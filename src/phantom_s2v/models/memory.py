@@ -133,7 +133,7 @@ def place(pipe: Any, placement: Placement, ratios: list[float] | None = None) ->
 
 
 def _offload(pipe: Any, placement: Placement, device: torch.device) -> None:
-    """All parts on the device, or what waits in main memory; a text encoder for the CPU stays there."""
+    """All parts on the device, or in main memory; a text encoder for the CPU stays there."""
     text = pipe.text_encoder if placement.text_on_cpu else None
     if text is not None:
         pipe.text_encoder = None

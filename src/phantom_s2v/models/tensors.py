@@ -4,7 +4,7 @@ The safetensors package reads lazily but writes whole files from memory; a 14B m
 written here: eight bytes of length, a JSON header, the tensors one after the other.
 
 Tensors of a file are mapped, and matrix products in MKL have other last bits where float32 weights lie at 8 mod 16. So what is
-written here lies at multiples of 64 bytes, as torch's own memory does, and what a foreign file puts elsewhere is copied.
+written here is aligned to multiples of 64 bytes, as torch's own memory does, and what a foreign file puts elsewhere is copied.
 """
 
 import gc

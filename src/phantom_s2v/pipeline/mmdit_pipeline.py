@@ -85,7 +85,7 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         return TextEncoder(parts=None if self.text_encoder is None else (self.tokenizer, self.text_encoder))
 
     def cut(self, prompt: str) -> str:
-        """What of a prompt lies beyond the encoder's length."""
+        """The part of a prompt beyond the maximum length of the encoder."""
         return self.reader.cut(prompt) or ""
 
     def encode_texts(self, texts: list[str], places: int) -> torch.Tensor:

@@ -148,7 +148,7 @@ class PhantomPipeline(DiffusionPipeline):
 
     @abstractmethod
     def cut(self, prompt: str) -> str:
-        """What of a prompt lies beyond what the text encoder reads; empty where nothing does."""
+        """The part of a prompt beyond the maximum length of the text encoder; empty if none."""
 
     def noise_frames(self, frames: int, places: int) -> int:
         """Latent frames that noise is drawn for."""

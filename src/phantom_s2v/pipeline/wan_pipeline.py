@@ -86,7 +86,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         return pad_text(features)
 
     def cut(self, prompt: str) -> str:
-        """What of a prompt lies beyond the 512 places."""
+        """The part of a prompt beyond 512 tokens."""
         if self.tokenizer is None:
             return ""
         return self.tokenizer.decode(rest) if (rest := prompt_tokens(self.tokenizer, prompt)[1]) else ""

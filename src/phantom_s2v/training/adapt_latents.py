@@ -1,7 +1,7 @@
 """A trained transformer adapted to the latents of another autoencoder.
 
 Patches of either autoencoder's latents are fitted as affine maps of the other's, and the maps go into the first and the last
-layer: what lies between keeps what it has learned. Where the fit is exact, so is the move (a test holds it).
+layer; the layers between are unchanged. Where the fit is exact, so is the move (a test holds it).
 """
 
 from typing import Any

@@ -12,7 +12,7 @@ from phantom_s2v.files.hashes import MADE_OF, folder_hash
 from phantom_s2v.files.reuse import MISSING, as_json, code_version, differences, spelled
 
 FREE = ("steps", "minutes", "save_minutes", "decay_minutes", "validate_minutes", "log_steps", "workers", "threads", "may_change")
-LEFT_OUT = ("step",)  # of the facts of a state: where it stands
+LEFT_OUT = ("step",)  # of the metadata of a state: its step
 
 
 def facts_of(stage: str, sprites: Sprites, init_from: Path | None) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def transformer_run(
     return train_transformer(
         config,
         network,
-        # the text encoder of the CPU: worker processes hold nothing that lies on the GPU
+        # the text encoder of the CPU: worker processes hold nothing on the GPU
         Triplets(learned, config, text, pad_text=device.type == "cuda"),
         encoder,
         out,

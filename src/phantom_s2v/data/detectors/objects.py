@@ -2,7 +2,7 @@
 
 It finds things that stand apart from a background which the border shows: plain, graded, patterned. It misses what shares its
 colors with the background and joins what touches. In photographed scenes it finds roughly what moves in front of a camera that
-stands still, with ragged masks, and nothing where the camera moves; there GroundingDINO or OWLv2 and SAM2 are needed.
+does not move, with ragged masks, and nothing where the camera moves; there GroundingDINO or OWLv2 and SAM2 are needed.
 """
 
 from typing import cast

@@ -14,7 +14,7 @@ SAME = 0.5  # share from which on an object is a part of a person
 
 
 def detect_people_too(stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:
-    """Persons with a face, each the part of the person mask that the face lies in; then objects that are none of them."""
+    """Persons with a face, each the part of the person mask that contains the face; then objects that are none of them."""
     detections = []
     for still, objects in zip(stills, detect_objects(stills, phrases), strict=True):
         persons = _persons(still)
@@ -37,5 +37,5 @@ def _persons(still: np.ndarray) -> list[Detection]:
 
 
 def _covered(one: Detection, other: Detection) -> float:
-    """Share of one's mask that lies in the other's."""
+    """Share of one mask inside the other."""
     return float((one.mask & other.mask).sum() / max(1, one.mask.sum()))

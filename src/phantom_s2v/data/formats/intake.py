@@ -61,7 +61,7 @@ class _Bounded:
 def groups_of_tars(folder: Path, left_out: LeftOut) -> Iterator[tuple[str, Files | str]]:
     """(id, files, or why they cannot be read) of every triplet of a folder's tars, which are not compressed.
 
-    A tar that is damaged is named to `left_out`, and what lies before the damage is given.
+    A tar that is damaged is named to `left_out`, and triplets before the damage are returned.
     """
     for path in sorted(folder.glob("*.tar")):
         if path.is_symlink() or not path.is_file():

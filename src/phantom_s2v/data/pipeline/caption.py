@@ -1,7 +1,7 @@
 """Caption: what a clip shows, and its subjects as noun phrases with their appearance (Phantom, section 3.1).
 
 Here the clip is cut out, since this is the first stage that needs images in full. The caption is the captioner's, else the one
-that lies beside the source video, else none: subjects.py then writes one from what it finds.
+beside the source video, else none: subjects.py then writes one from what it finds.
 """
 
 import re

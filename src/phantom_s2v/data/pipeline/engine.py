@@ -36,7 +36,7 @@ class Summary:
     left_behind: dict[str, str] = field(default_factory=dict)  # file -> reason
     triplets: int = 0
     new: int = 0
-    version: int = 0  # of the index's subjects, at which their pairs were judged
+    version: int = 0  # of the index's subjects, at which their pairs were computed
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -196,7 +196,7 @@ def build(
     require_license: bool = False,
     report: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Summary:
-    """From video files to triplets in `out`; the index lies beside it. `report` gets stage, done and total.
+    """From video files to triplets in `out`; the index is beside it. `report` gets stage, done and total.
 
     What was done before with the same content, networks, thresholds and code is not done again. Raises DataError where nothing
     could be read at all.
@@ -283,7 +283,7 @@ def index_path(out: Path) -> Path:
 
 
 def before_pairing(config: Config) -> Config:
-    """The configuration without what concerns pairs, which are judged anew where it changes."""
+    """The configuration without what concerns pairs, which are recomputed if it changes."""
     return replace(config, lower=0, upper=0, colors=0, texture=0, neighbors=0, partners=0)
 
 

@@ -4,7 +4,7 @@ source_videos  one row for every file that is done: its record and the seconds t
 clips     one row for every clip, kept or dropped; the video of those kept
 subjects  one row for every subject: its vectors and images
 written   ids of the triplets that were written
-pairs     one row for every subject: what was judged of its pairs, and at which version of the subjects
+pairs     one row for every subject: the results for its pairs, and at which version of the subjects
 
 A source video's own row is written after those of its clips, so a killed run does at most the source videos of its buffer
 again, and merging them changes nothing.
@@ -95,11 +95,11 @@ class SubjectIndex:
             yield json.loads(row["facts"])
 
     def paired(self, version: int, config: Config) -> set[str]:
-        """Subjects whose pairs were judged at this version of the subjects, with these thresholds."""
+        """Subjects whose pairs were computed at this version of the subjects, with these thresholds."""
         return {row["id"] for row in self.rows("pairs", [], _of(version, config))}
 
     def pairs(self, version: int, config: Config, subjects: Collection[str] | None = None) -> Iterator[Record]:
-        """Pairs that were judged so, of some `subjects` or of all, a batch in memory at a time; those of a subject together."""
+        """Pairs that were computed so, of some `subjects` or of all, a batch in memory at a time; those of a subject together."""
         where = _of(version, config)
         if subjects is not None:
             where += f" AND id IN ({', '.join(repr(each) for each in sorted(subjects)) or repr('')})"
@@ -107,7 +107,7 @@ class SubjectIndex:
             yield from json.loads(row["facts"])
 
     def keep_pairs(self, pairs: dict[str, list[Record]], version: int, config: Config) -> None:
-        """Write the judged pairs of some subjects."""
+        """Write the pairs of some subjects."""
         same = {"version": version, "config": mark(config, PAIRING)}
         rows = [{"id": subject, "facts": json.dumps(subject_pairs), **same} for subject, subject_pairs in pairs.items()]
         if rows:
@@ -199,7 +199,7 @@ class SubjectIndex:
 
 
 def _of(version: int, config: Config) -> str:
-    """The filter of pairs that were judged at a version of the subjects with these thresholds."""
+    """The filter of pairs computed at a version of the subjects with these thresholds."""
     return f"version = {version} AND config = '{mark(config, PAIRING)}'"
 
 

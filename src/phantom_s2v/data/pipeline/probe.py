@@ -35,7 +35,7 @@ def find(folder: Path) -> Iterator[Path]:
 
 
 def source_hash(path: Path) -> str:
-    """Hash of the contents of a source video and of what lies beside it."""
+    """Hash of the contents of a source video and of the files beside it."""
     files = [path, *(each for suffix in BESIDE if (each := path.with_suffix(suffix)).is_file())]
     return combined_hash((each.suffix, content_hash(each)) for each in files)
 

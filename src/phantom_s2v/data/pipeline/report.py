@@ -87,7 +87,7 @@ def write_report(
 
 
 def _beyond(pair: Record, config: Config) -> float:
-    """How far a pair lies beyond the bound that rejected it."""
+    """Distance of a pair beyond the threshold that rejected it."""
     return pair["sameness"] - config.upper if pair["drop"] == "near-duplicate" else max(0.0, config.lower - pair["similarity"])
 
 

@@ -14,7 +14,7 @@ from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.frames import stream_frames
 from phantom_s2v.media.videos import Timed, UnreadableVideoError
 
-WINDOW, CONTEXT = 100, 25  # frames that TransNetV2 sees at once, and on either side of those that it judges
+WINDOW, CONTEXT = 100, 25  # frames that TransNetV2 sees at once, and of context on either side of those that it classifies
 DETECTORS = ("scenedetect", "transnet", "both")
 
 
@@ -83,7 +83,7 @@ def _with_cuts(frames: Iterator[Timed], config: Config, models: Models) -> Itera
 
 
 def _by_content(frames: Iterator[Timed], config: Config) -> Iterator[tuple[Timed, bool]]:
-    """Hard cuts by PySceneDetect, which judges a frame when it has seen two more."""
+    """Hard cuts by PySceneDetect, which classifies a frame after two more frames."""
     from scenedetect import FrameTimecode
     from scenedetect.detectors import AdaptiveDetector
 
@@ -104,7 +104,7 @@ def _by_content(frames: Iterator[Timed], config: Config) -> Iterator[tuple[Timed
 
 
 def _by_network(frames: Iterator[tuple[Timed, bool]], config: Config, models: Models) -> Iterator[tuple[Timed, bool]]:
-    """Cuts by TransNetV2, whose window of 100 frames judges the 50 in its middle, beside those that are known already."""
+    """Cuts by TransNetV2, whose window of 100 frames classifies the 50 in its center, beside those that are known already."""
     assert models.cuts is not None
     held: list[tuple[Timed, bool]] = []
     small: list[np.ndarray] = []

@@ -98,7 +98,7 @@ def colors(pixels: np.ndarray) -> np.ndarray:
 
 
 def _subject(record: Record, track: list[tuple[int, Detection]], stills: list[np.ndarray], frames: list[int]) -> dict[str, Any]:
-    """A track as a subject; its id follows from the clip and where it stands."""
+    """A track as a subject; its id is derived from the clip and its position."""
     views = [_view(stills[number], detection, number, frames[number]) for number, detection in track]
     first = track[0][1]
     place = f"{record['clip']} {track[0][0]} {first.box} {first.name}"
@@ -142,7 +142,7 @@ def cutout(still: np.ndarray, detection: Detection) -> np.ndarray:
 
 
 def surroundings(still: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The box with as much again around it, uint8 [16, 16, 3]; what lies beyond the frame repeats its border."""
+    """The box with as much again around it, uint8 [16, 16, 3]; pixels outside the frame repeat its border."""
     left, top, right, bottom = box
     half = 0.9 * max(right - left, bottom - top)
     y, x = (top + bottom) / 2, (left + right) / 2

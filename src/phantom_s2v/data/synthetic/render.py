@@ -154,7 +154,7 @@ def _stretch(coarse: torch.Tensor, side: int) -> torch.Tensor:
 def place(sprites: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Tensor:
     """Sprites [M, S, S, 4] drawn at boxes [M, 3] (y and x of the center, size, in pixels) on empty images [M, H, H, 4].
 
-    Box-filtered, so antialiased and exact to fractions of a pixel; what lies beyond the image is cut.
+    Box-filtered, so antialiased and exact to fractions of a pixel; pixels outside the image are cropped.
     """
     length = sprites.shape[1]
     y, x, size = boxes.unbind(1)

@@ -79,7 +79,8 @@ def motion_fb(frames: Iterable[np.ndarray]) -> float:
 
 
 def copy_paste(frames: Sequence[np.ndarray], reference: np.ndarray) -> float:
-    """How much of a reference image stands in a video unchanged, with its pose, background and crop: -1..1, 1 is a pasted image.
+    """How much of a reference image is copied into a video unchanged, with its pose, background and crop: -1..1, 1 is a pasted
+    image.
 
     The largest normalized cross-correlation of the image, at 32 scales from 0.35 to 1 of the frame, over some `frames`, uint8
     [H, W, 3] each. A subject alone that was pasted onto another background is not seen, nor one that was turned or mirrored; a

@@ -34,7 +34,7 @@ class SubjectRegions:
     """Sightings of references in a video, and what they were held against."""
 
     sightings: list[Sighting]
-    cut: list[np.ndarray | None]  # of every reference; None has nothing that stands out
+    cut: list[np.ndarray | None]  # of every reference; None has no segmentable subject
     similarity: np.ndarray  # over time, [references, frames], nan where not seen
     in_windows: bool  # regions are windows of the frames, since the background is of many colors
 
@@ -42,7 +42,7 @@ class SubjectRegions:
 def find_subjects(stills: Mapping[int, np.ndarray], images: Sequence[np.ndarray], embed: Embed) -> SubjectRegions:
     """Look for references, uint8 [h, w, 3], in frames of a video, number -> uint8 [H, W, 3].
 
-    On a plain background regions are what stands out, and references are cut out likewise; a reference in which nothing stands
+    On a plain background regions are segmented, and references are cut out likewise; a reference in which nothing stands
     out is looked for in whole frames, and always seen. On a background of many colors, as photographed, nothing can be cut out
     without a larger detector: there regions are the windows that are most like the references, and references are whole
     images.
@@ -61,7 +61,7 @@ def find_subjects(stills: Mapping[int, np.ndarray], images: Sequence[np.ndarray]
 
 
 def look(stills: Mapping[int, np.ndarray], references: Sequence[np.ndarray | None], embed: Embed) -> list[Sighting]:
-    """What stands out in frames, number -> uint8 [H, W, 3]; `references` are cut out, and None has no region and similarity
+    """Segmented regions of frames, number -> uint8 [H, W, 3]; `references` are cut out, and None has no region and similarity
     -1.
     """
     images = list(stills.values())
@@ -114,7 +114,7 @@ def _over_time(sightings: list[Sighting], references: int) -> np.ndarray:
 def cut_reference(image: np.ndarray) -> np.ndarray | None:
     """A reference as regions of frames are: its largest object on white, or the whole image where a subject fills it.
 
-    None where nothing stands out in it.
+    None if it has no segmentable subject.
     """
     detections = _large(detect_objects([image], [])[0])
     if detections:

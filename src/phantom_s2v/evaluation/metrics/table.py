@@ -14,7 +14,7 @@ class Metric:
     name: str  # of the field
     of: str  # "subject" or "video"
     better: str  # "more", "less", or "" where neither is better by itself
-    network: str = ""  # under which the network that measures it stands in a score's `networks`; "": none does
+    network: str = ""  # key of its network in the `networks` of a score; "": none does
     in_summary: bool = False  # whether the mean over videos is printed
 
     @property

@@ -87,7 +87,7 @@ def pair_case(pair: tuple[Subject, Subject], index: int, sprites: Sprites, side:
 
 
 def _background(subject: Subject, sprites: Sprites, index: int) -> Background:
-    """A plain background in a color that stands apart from the subject's."""
+    """A plain background in a color distinct from the subject's."""
     still = sprites.still(subject).astype(float)
     own = still[..., :3].sum((0, 1)) / max(1.0, still[..., 3].sum() / 255)
     far = sorted(COLORS, key=lambda name: -float(((np.array(COLORS[name]) - own) ** 2).sum()))

@@ -36,7 +36,7 @@ def window_attention(
     """Attention inside each window over {video, references, text, image}.
 
     `ranges` are the windows' half-open ranges of latent time, `angles` RoPE's table [M, S, E/2]: inside a window video
-    takes places 0.. and the references its last n, so a window looks the same wherever it stands. What references,
+    takes places 0.. and the references its last n, so all windows are equivalent. What references,
     text and image tokens get is averaged over the windows. `everywhere` False injects references into the first only.
     """
     video, references, text = [], [], []

@@ -45,7 +45,7 @@ class Remote:
     git: str  # SHA-1 of a small one, as git has it
 
     def place(self) -> Path:
-        """Where it lies, or will."""
+        """Its path in the cache."""
         return downloads() / self.repository / self.commit / self.name
 
     def partial(self) -> Path:
