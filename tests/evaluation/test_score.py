@@ -19,6 +19,7 @@ from phantom_s2v.evaluation.footage import moments, shrunk
 from phantom_s2v.evaluation.instruments import LIMITS, Instruments, Thresholds
 from phantom_s2v.evaluation.kpi import evaluate_kpis, read_kpis
 from phantom_s2v.evaluation.metrics import measures, subjects
+from phantom_s2v.evaluation.metrics.pasting import copy_paste
 from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.run import parse_crop
 from phantom_s2v.evaluation.score import FAULTS, faults, score
@@ -47,12 +48,12 @@ def flash(video, image):
 def test_a_image_that_stands_in_a_frame_is_pasted():
     video = np.stack([noise(96, 96, seed=i) for i in range(12)])
     image = np.kron(noise(6, 6, seed=99), np.ones((8, 8, 1))).astype(np.uint8)
-    assert measures.copy_paste(video, image) < 0.5
+    assert copy_paste(video, image) < 0.5
     video[6, 20:68, 30:78] = image
-    found = measures.copy_paste(video, image)
+    found = copy_paste(video, image)
     assert found > 0.9
     whole = np.repeat(image[None], 12, 0)
-    assert measures.copy_paste(whole, image) == pytest.approx(1, abs=1e-4)
+    assert copy_paste(whole, image) == pytest.approx(1, abs=1e-4)
 
 
 def test_two_flashed_frames_are_named_and_a_steady_image_is_no_flash():

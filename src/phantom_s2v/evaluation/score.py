@@ -10,6 +10,7 @@ from phantom_s2v.errors import NotFiniteError
 from phantom_s2v.evaluation.footage import FRAMES, Footage, shrunk, watch
 from phantom_s2v.evaluation.instruments import Embed, Instruments, Thresholds
 from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.evaluation.metrics.pasting import copy_paste
 from phantom_s2v.evaluation.metrics.subjects import (
     Sighting,
     SubjectRegions,
@@ -90,9 +91,14 @@ def score(
 
 
 def score_footage(
-    footage: Footage, references: Sequence[np.ndarray], names: Sequence[str], prompt: str, tools: Instruments
+    footage: Footage,
+    references: Sequence[np.ndarray],
+    names: Sequence[str],
+    prompt: str,
+    tools: Instruments,
+    alphas: Sequence[np.ndarray | None] = (),
 ) -> VideoScore:
-    """Scores of a video that was gone through."""
+    """Scores of a video that was gone through; `alphas` are what references cover, bool [h, w], where they are transparent."""
     frames, small = footage.views, footage.small
     looked = find_subjects(dict(zip(footage.looked_at, frames, strict=True)), references, tools.embed)
     seen, cut = looked.sightings, looked.cut
@@ -106,7 +112,7 @@ def score_footage(
         SubjectScore(
             name=name,
             **_seen(looked.similarity[i], seen, NAN if looked.in_windows else doubled(seen, i, there)),
-            **_pasted(footage, i, references[i]),
+            **_pasted(footage, i, references[i], alphas[i] if alphas else None),
             **_by_networks(networks, views, seen, i, references[i], cut[i]),
             **_face(faces[:, i], seen),
             reconstruction=measures.psnr(*tools.reconstruct(references[i][None])) if tools.reconstruct else NAN,
@@ -174,9 +180,9 @@ def _seen(over_time: np.ndarray, seen: list[Sighting], twice: float) -> dict[str
     }
 
 
-def _pasted(footage: Footage, index: int, image: np.ndarray) -> dict[str, Any]:
+def _pasted(footage: Footage, index: int, image: np.ndarray, alpha: np.ndarray | None) -> dict[str, Any]:
     flash, frames = measures.reference_flash(footage.small.similarity[index])
-    pasted = measures.copy_paste([shrunk(view) for view in footage.views], image)
+    pasted = copy_paste([shrunk(view) for view in footage.views], image, alpha)
     return {"copy_paste": pasted, "flash": flash, "flash_frames": frames}
 
 

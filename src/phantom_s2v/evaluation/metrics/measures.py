@@ -9,11 +9,11 @@ from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
 from phantom_s2v.data.detectors.objects import box_of
-from phantom_s2v.data.pipeline.embed import centered
 from phantom_s2v.data.synthetic.appearance import nearest_color
+from phantom_s2v.evaluation.metrics.pasting import Follower
 from phantom_s2v.evaluation.metrics.regions import border_color, regions
 
-FLAT = 32  # pixels a side of whole frames that are held against a reference image
+CUT = 8.0  # of 255: a mean change from frame to frame that may show another image
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 MIN_TRAVEL = 0.05  # of the side: less is no direction
 
@@ -78,27 +78,6 @@ def motion_fb(frames: Iterable[np.ndarray]) -> float:
     return flow.mean
 
 
-def copy_paste(frames: Sequence[np.ndarray], reference: np.ndarray) -> float:
-    """How much of a reference image is copied into a video unchanged, with its pose, background and crop: -1..1, 1 is a pasted
-    image.
-
-    The largest normalized cross-correlation of the image, at 32 scales from 0.35 to 1 of the frame, over some `frames`, uint8
-    [H, W, 3] each. A subject alone that was pasted onto another background is not seen, nor one that was turned or mirrored; a
-    plain image on a background of the same color is seen although nothing was pasted (ours; docs/method.md).
-    """
-    import cv2
-
-    height, width = frames[0].shape[:2]
-    best = -1.0
-    for scale in np.geomspace(0.35, 1.0, 32):
-        size = (max(8, round(scale * width)), max(8, round(scale * height)))
-        image = cv2.resize(reference, size, interpolation=cv2.INTER_AREA)
-        for frame in frames:
-            scores = cv2.matchTemplate(np.ascontiguousarray(frame), image, cv2.TM_CCOEFF_NORMED)
-            best = max(best, float(scores[np.isfinite(scores)].max(initial=-1.0)))
-    return best
-
-
 @dataclass(frozen=True)
 class OverTime:
     """Some numbers of each frame of a video: what it is like, and how it differs from those before it."""
@@ -107,31 +86,27 @@ class OverTime:
     levels: np.ndarray  # [F], mean luma
     changes: np.ndarray  # [F - 1], mean difference from the frame before, of 255
     bends: np.ndarray  # [F - 2], mean difference of the frame before from the mean of its neighbors, of 255
-    similarity: np.ndarray  # [references, F], correlation of whole frames with a reference image at their size, -1..1
+    similarity: np.ndarray  # [references, F], correlation of a reference image with where it lies in a frame, -1..1
 
 
 def over_time(frames: Iterable[tuple[float, np.ndarray]], references: Sequence[np.ndarray] = ()) -> OverTime:
     """Numbers of (time, uint8 [H, W, 3]) frames, which are all of one size; three of them are in memory."""
-    images = np.stack([_flat(reference) for reference in references]) if references else np.zeros((0, FLAT * FLAT * 3))
+    followers = [Follower(reference) for reference in references]
     seconds, levels, changes, bends = (array("d") for _ in range(4))
     similarities, held = array("f"), list[np.ndarray]()
     for now, frame in frames:
         seconds.append(now)
         levels.append(float((frame.astype(np.float32) @ LUMA).mean()))
-        similarities.extend((images @ _flat(frame)).tolist())
         held = [*held[-2:], frame.astype(np.int16)]
+        before = changes[-1] if changes else 0.0
         if len(held) > 1:
             changes.append(float(np.abs(held[-1] - held[-2]).mean()))
+        cut = not changes or changes[-1] > max(CUT, 2 * before)
+        similarities.extend(follower(frame, cut) for follower in followers)
         if len(held) > 2:
             bends.append(float(np.abs(held[0] + held[2] - 2 * held[1]).mean()) / 2)
     alike = np.array(similarities).reshape(len(seconds), len(references)).T
     return OverTime(np.array(seconds), np.array(levels), np.array(changes), np.array(bends), alike)
-
-
-def _flat(image: np.ndarray) -> np.ndarray:
-    import cv2
-
-    return centered(cv2.resize(image, (FLAT, FLAT), interpolation=cv2.INTER_AREA))
 
 
 def reference_flash(similarities: np.ndarray) -> tuple[float, list[int]]:
