@@ -56,6 +56,50 @@ def test_a_image_that_stands_in_a_frame_is_pasted():
     assert copy_paste(whole, image) == pytest.approx(1, abs=1e-4)
 
 
+PHOTOGRAPHS = [p[..., :3] for p in (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea())]
+SHAPES = [(144, 256), (144, 144), (256, 144), (144, 192), (144, 336)]
+
+
+def fill(image, shape, cropped):
+    """An image within a frame of another shape, on black, or cropped to it."""
+    scale = (max if cropped else min)(shape[0] / image.shape[0], shape[1] / image.shape[1])
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    resized, frame = cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.zeros((*shape, 3), np.uint8)
+    top, left = ((a - b) // 2 for a, b in zip(resized.shape[:2], shape, strict=True))
+    part = resized[max(0, top) : max(0, top) + shape[0], max(0, left) : max(0, left) + shape[1]]
+    frame[max(0, -top) : max(0, -top) + part.shape[0], max(0, -left) : max(0, -left) + part.shape[1]] = part
+    return frame
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("cropped", [False, True])
+def test_a_pasted_image_is_found_at_every_shape_of_a_video(shape, cropped):
+    for image, other in zip(PHOTOGRAPHS, PHOTOGRAPHS[1:] + PHOTOGRAPHS[:1], strict=True):
+        frame = [fill(image, shape, cropped)]
+        assert copy_paste(frame, image) > 0.99
+        assert copy_paste(frame, other) < 0.8
+
+
+def test_a_transparent_reference_is_found_on_another_background():
+    image, place = PHOTOGRAPHS[0], PHOTOGRAPHS[1]
+    alpha = np.zeros(image.shape[:2], np.uint8)
+    cv2.ellipse(alpha, (230, 200), (150, 190), 0, 0, 360, 1, -1)
+    seen, frame = np.where(alpha[..., None] > 0, image, 255).astype(np.uint8), place.copy()
+    small, mask = (cv2.resize(p, (256, 256), interpolation=cv2.INTER_AREA) for p in (image, alpha))
+    frame[60:316, 150:406][mask > 0] = small[mask > 0]
+    assert copy_paste([shrunk(frame)], seen, alpha > 0) > 0.97 > 0.8 > copy_paste([shrunk(frame)], seen)
+    assert copy_paste([shrunk(place)], seen, alpha > 0) < 0.8
+
+
+def test_a_flash_is_found_at_every_shape_of_a_video():
+    for shape in SHAPES:
+        video = np.stack([fill(np.roll(PHOTOGRAPHS[1], 2 * i, 1), shape, True) for i in range(12)])
+        shown = fill(PHOTOGRAPHS[0], (shape[0] * 3 // 4, shape[1] * 3 // 4), False)
+        video[5:7, : shown.shape[0], : shown.shape[1]] = shown
+        assert flash(video, PHOTOGRAPHS[0])[1] == [5, 6]
+        assert flash(video, PHOTOGRAPHS[2])[1] == []
+
+
 def test_two_flashed_frames_are_named_and_a_steady_image_is_no_flash():
     image = np.kron(noise(8, 8, seed=1), np.ones((8, 8, 1))).astype(np.uint8)
     video = np.stack([np.kron(noise(8, 8, seed=50), np.ones((8, 8, 1))).astype(np.uint8)] * 20)

@@ -19,14 +19,14 @@ class Thresholds:
     seen: float = 0.4  # min share of frames with a region for a subject that is there
     doubled: float = 0.25  # share of frames
     swapped: float = 0.5  # share of frames
-    pasted: float = 0.945
+    pasted: float = 0.95
     pasted_alarms: float = 0.004  # share of 500 true cross-pair clips of held-out emoji that lie above `pasted` (self-check)
     flashed: float = 0.1
     frozen: float = 0.9
     flicker: float = 0.006
 
 
-LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(similarity=0.57, there=0.55)}
+LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(similarity=0.57, there=0.55, pasted=0.975)}
 
 
 @dataclass(frozen=True)

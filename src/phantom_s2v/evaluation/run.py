@@ -175,11 +175,12 @@ def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
     One that cannot be read, or of which a number is not finite, is unreadable: the others of a run go on.
     """
     reference_images, names = [images.read_image(p)[0] for _, p in asked.references], [n for n, _ in asked.references]
+    alphas = [images.read_alpha(p) for _, p in asked.references]
     other = images.read_image(asked.stranger)[0] if asked.stranger else None
     video = Video(path)
     try:
         footage, notices = watch(Cropped(video, asked.crop), reference_images, asked.tools), list(video.facts.notices)
-        score = score_footage(footage, reference_images, names, asked.prompt, asked.tools)
+        score = score_footage(footage, reference_images, names, asked.prompt, asked.tools, alphas)
         control = {} if other is None else {"control": stranger_similarity(footage, other, asked.tools)}
     except (InputError, NotFiniteError) as error:
         empty = Scored(path.name, {}, [], None, {}, [], str(error))

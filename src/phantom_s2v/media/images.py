@@ -76,6 +76,18 @@ def read_image(
     return image, [f"{shown}: {notice}" for notice in notices]
 
 
+def read_alpha(source: Path) -> np.ndarray | None:
+    """What of an image that `read_image` takes is opaque, bool [H, W], upright; None where nothing or all of it is transparent."""
+    try:
+        with open_image(source) as opened:
+            if not opened.has_transparency_data:
+                return None
+            alpha = np.asarray(ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")) >= 128
+    except UnidentifiedImageError:  # a TIFF of floating point
+        return None
+    return alpha if alpha.any() and not alpha.all() else None
+
+
 def _decoded(
     source: Path | bytes | Image.Image, released: bool, cutout: bool, segment: Segment | None
 ) -> tuple[np.ndarray, list[str]]:
