@@ -77,7 +77,7 @@ def read_image(
 
 
 def read_alpha(source: Path) -> np.ndarray | None:
-    """What of an image that `read_image` takes is opaque, bool [H, W], upright; None where nothing or all of it is transparent."""
+    """Opaque pixels of an image that `read_image` takes, bool [H, W], upright; None where all or none are."""
     try:
         with open_image(source) as opened:
             if not opened.has_transparency_data:
