@@ -136,7 +136,7 @@ def _copy_paste(frames: Sequence[np.ndarray], image: PastedImage) -> float:
 
 
 class Follower:
-    """Similarity of an image with frame after frame: fitted, covering or stretched to it, and where an abrupt change showed it."""
+    """Similarity of an image with frame after frame: fitted to it, covering it, stretched, and where a cut showed it."""
 
     def __init__(self, image: np.ndarray) -> None:
         self.image, self.place = PastedImage(image), None
