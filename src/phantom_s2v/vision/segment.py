@@ -1,48 +1,137 @@
-"""SAM2 from a box, for backgrounds that are neither transparent nor plain: transformers' own model. Its processor needs
-torchvision, and is not used.
+"""SAM2 (arXiv 2408.00714): masks of boxes in an image, and of boxes that are followed through a clip. transformers' own models.
+
+It always sees whole frames, stretched to its square as it was trained; its processors need torchvision and are not used.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from torch.nn.functional import interpolate
 
-from phantom_s2v.models.bounds import loading
-from phantom_s2v.models.finite import check_finite, check_weights
-from phantom_s2v.models.tensors import align
+from phantom_s2v.errors import CheckpointError
+from phantom_s2v.models.finite import check_finite
+from phantom_s2v.vision.transformers import TensorImages, at_speed, default_device, load_network
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which SAM2 was trained with
-MARGIN = 0.02  # share of the image that is left outside the box
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+MARGIN = 0.02  # share of the image that is left outside the box of a subject that fills it
+
+
+class Segmenter:
+    """Boxes in an image -> masks, by SAM2's image model; the best of its three for each box."""
+
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+        self.model = load_network("Sam2Model", folder, device)
+        self.side = self.model.config.prompt_encoder_config.image_size
+        self.prepare = TensorImages((self.side, self.side))
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, boxes: list[Box]) -> list[np.ndarray]:
+        """Masks bool [H, W] of boxes in an image uint8 [H, W, 3]."""
+        if not boxes:
+            return []
+        height, width = image.shape[:2]
+        pixels = self.prepare([image]).to(self.model.device)
+        corners = torch.tensor([boxes]) / torch.tensor([width, height, width, height]) * self.side
+        with at_speed(self.model.device):
+            out = self.model(pixel_values=pixels, input_boxes=corners.to(self.model.device))
+        check_finite(out.pred_masks, "the mask of SAM2")
+        best = out.iou_scores[0].argmax(-1)  # [boxes], of the three masks
+        logits = out.pred_masks[0, torch.arange(len(boxes), device=best.device), best][None]
+        return list((_enlarged(logits, height, width)[0] > 0).cpu().numpy())
+
+
+class ClipSegmenter:
+    """Boxes in some frames of a clip -> masks in all of them, by SAM2's video model.
+
+    Raises CheckpointError where a folder holds the image model alone: it has no memory of earlier frames.
+    """
+
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+        try:
+            self.model = load_network("Sam2VideoModel", folder, device)
+        except CheckpointError as error:
+            if "lacks" in str(error):
+                raise CheckpointError(f"{folder} holds SAM2's image model, which cannot follow subjects; use its video model") from error
+            raise
+        self.side = self.model.config.prompt_encoder_config.image_size
+        self.prepare = TensorImages((self.side, self.side))
+
+    def session(self, height: int, width: int) -> "Followed":
+        """A clip of frames of this size, of which nothing is known yet."""
+        return Followed(self, height, width)
+
+
+class Followed:
+    """Objects that are followed through the frames of one clip, given in order. Frames are forgotten, their memories kept."""
+
+    def __init__(self, segmenter: ClipSegmenter, height: int, width: int) -> None:
+        from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+
+        self.segmenter, self.size, self.frame = segmenter, (height, width), -1
+        device = segmenter.model.device
+        self.session: Any = Sam2VideoInferenceSession(
+            video_height=height, video_width=width, inference_device=device, inference_state_device=device,
+            video_storage_device=device, dtype=torch.float32,
+        )  # fmt: skip
+
+    def see(self, image: np.ndarray) -> list[np.ndarray]:
+        """The next frame uint8 [H, W, 3]: masks bool [H, W] of the objects so far; empty where one is not to be seen."""
+        self.session.processed_frames = None
+        self.frame += 1
+        self.session.add_new_frame(self.segmenter.prepare([image]), self.frame)
+        return self._masks() if self.session.obj_ids else []
+
+    def add(self, boxes: list[Box]) -> list[np.ndarray]:
+        """Objects that are new in the last frame, by their boxes there: masks of all objects, the new ones last."""
+        height, width = self.size
+        scale = torch.tensor([width, height]) / self.segmenter.side
+        for box in boxes:
+            number = self.session.obj_id_to_idx(len(self.session.obj_ids) + 1)
+            corners = (torch.tensor(box).view(1, 1, 2, 2) / scale).float()
+            labels = torch.tensor([[[2, 3]]], dtype=torch.int32)  # the two corners of a box
+            self.session.add_point_inputs(number, self.frame, {"point_coords": corners, "point_labels": labels})
+        self.session.obj_with_new_inputs = self.session.obj_ids[-len(boxes) :]
+        return self._masks()
+
+    @torch.no_grad()
+    def _masks(self) -> list[np.ndarray]:
+        model = self.segmenter.model
+        with at_speed(model.device):
+            out = model(self.session, frame_idx=self.frame)
+        check_finite(out.pred_masks, "the mask of SAM2")
+        return list((_enlarged(out.pred_masks, *self.size)[:, 0] > 0).cpu().numpy())
+
+
+def follow(segmenter: ClipSegmenter, frames: Iterable[np.ndarray], boxes: list[Box]) -> Iterator[list[np.ndarray]]:
+    """Masks, for every frame one of each box, of what the boxes hold in the first frame."""
+    session: Followed | None = None
+    for frame in frames:
+        if session is None:
+            session = segmenter.session(*frame.shape[:2])
+            session.see(frame)
+            yield session.add(boxes)
+        else:
+            yield session.see(frame)
+
+
+def _enlarged(logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Logits [n, k, h, w] at the size of the frame."""
+    return interpolate(logits.float(), (height, width), mode="bilinear", align_corners=False)
 
 
 @lru_cache(maxsize=1)
-def load_segmenter(folder: Path) -> Any:
-    """SAM2 of a folder in transformers' layout. Raises CheckpointError where it is none."""
-    from transformers import Sam2Config, Sam2Model
-
-    with loading(
-        folder,
-        "SAM2 model in transformers' layout",
-        lambda place: Sam2Model(Sam2Config.from_pretrained(place, local_files_only=True, trust_remote_code=False)),
-    ):
-        model: Any = Sam2Model.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
-    return check_weights(align(model), str(folder)).eval().requires_grad_(False)
+def load_segmenter(folder: Path) -> Segmenter:
+    """SAM2's image model of a folder. Raises CheckpointError where it is none."""
+    return Segmenter(folder, default_device())
 
 
-@torch.no_grad()
 def subject_mask(folder: Path, image: np.ndarray) -> np.ndarray:
-    """Mask bool [H, W] of what fills the image uint8 [H, W, 3] up to a margin: the best of SAM2's three for that box."""
-    model = load_segmenter(folder)
-    side = model.config.prompt_encoder_config.image_size
+    """Mask bool [H, W] of what fills the image uint8 [H, W, 3] up to a margin."""
     height, width = image.shape[:2]
-    small = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR), np.float32) / 255
-    pixels = torch.from_numpy((small - MEAN) / STD).float().permute(2, 0, 1)[None]
-    box = torch.tensor([[[MARGIN, MARGIN, 1 - MARGIN, 1 - MARGIN]]]) * side
-    out = model(pixel_values=pixels, input_boxes=box)
-    check_finite(out.pred_masks, "the mask of SAM2")
-    best = int(out.iou_scores[0, 0].argmax())
-    logits = torch.nn.functional.interpolate(out.pred_masks[:, 0, best : best + 1], (height, width), mode="bilinear")
-    return (logits[0, 0] > 0).numpy()
+    x, y = MARGIN * width, MARGIN * height
+    box = (round(x), round(y), round(width - x), round(height - y))
+    return load_segmenter(folder)(image, [box])[0]

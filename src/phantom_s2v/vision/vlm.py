@@ -1,5 +1,6 @@
 """A vision-language model that captions clips and answers questions: any image-text-to-text model, such as Qwen-VL."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from phantom_s2v.vision.transformers import load_transformers
+from phantom_s2v.vision.transformers import default_device, load_chat, load_network, precision
 
 CAPTION = (
     "These are frames of one clip, in order. Describe in one or two sentences what happens. "
@@ -24,24 +25,39 @@ HAS_LOGO = (
     "product could be recognized elsewhere? Answer yes or no."
 )
 ANSWER = 128  # tokens
+BATCH = 4  # questions at once: each has up to three images of about a thousand tokens
 
 
 class VisionLanguageModel:
-    """Images and a question -> an answer, by an image-text-to-text model."""
+    """Images and questions -> answers, by an image-text-to-text model; on CUDA in bfloat16, elsewhere as its weights are stored."""
 
-    def __init__(self, folder: Path) -> None:
-        self.prepare, self.model = load_transformers("AutoModelForImageTextToText", folder)
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+        device = device or default_device()
+        self.prepare = load_chat(folder)
+        self.model = load_network(
+            "AutoModelForImageTextToText", folder, device, precision(device) if device.type == "cuda" else "auto"
+        )
 
-    @torch.no_grad()
     def ask(self, images: list[np.ndarray], question: str, max_new_tokens: int = ANSWER) -> str:
         """What the model says, greedily, in at most `max_new_tokens` tokens."""
-        content: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(p)} for p in images]
-        chat = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-        inputs = self.prepare.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(self.model.device)
-        out = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        return self.prepare.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+        return self.answers([(images, question)], max_new_tokens)[0]
+
+    @torch.no_grad()
+    def answers(self, asked: Sequence[tuple[list[np.ndarray], str]], max_new_tokens: int = ANSWER) -> list[str]:
+        """What the model says to each (images, question), greedily; BATCH of them at once, padded on the left."""
+        said: list[str] = []
+        for start in range(0, len(asked), BATCH):
+            inputs = self.prepare.apply_chat_template(
+                [_chat(images, question) for images, question in asked[start : start + BATCH]],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"padding": True, "padding_side": "left"},
+            ).to(self.model.device)
+            out = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            said += self.prepare.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [answer.strip() for answer in said]
 
     def caption(self, stills: list[np.ndarray]) -> str:
         """What a clip shows."""
@@ -54,8 +70,17 @@ class VisionLanguageModel:
 
     def has_logo(self, image: np.ndarray) -> bool:
         """Whether a thing carries its mark whole, and so is the same wherever it shows (Phantom-Data, section 4)."""
-        return self.ask([image], HAS_LOGO).lower().startswith("yes")
+        return self.have_logos([image])[0]
+
+    def have_logos(self, images: Sequence[np.ndarray]) -> list[bool]:
+        """`has_logo` of several images."""
+        return [answer.lower().startswith("yes") for answer in self.answers([([image], HAS_LOGO) for image in images])]
 
     def same(self, one: np.ndarray, other: np.ndarray) -> bool:
         """Whether two images show one subject in different places."""
         return self.ask([one, other], SAME).lower().startswith("yes")
+
+
+def _chat(images: list[np.ndarray], question: str) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = [{"type": "image", "image": Image.fromarray(image)} for image in images]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
