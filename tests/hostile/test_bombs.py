@@ -194,18 +194,18 @@ def test_a_pickle_that_is_compressed_is_not_unpacked(tmp_path):
 def test_a_folder_of_transformers_asks_for_no_more_than_it_holds(tmp_path):
     from transformers import CLIPConfig
 
-    from phantom_s2v.vision.transformers import load_transformers
+    from phantom_s2v.vision.transformers import load_network
 
     CLIPConfig(vision_config={"hidden_size": 8192, "intermediate_size": 65536, "num_attention_heads": 8}).save_pretrained(
         tmp_path
     )
     with pytest.raises(CheckpointError, match=r"specifies .* weights|is not a valid AutoModel"):
-        load_transformers("AutoModel", tmp_path)
+        load_network("AutoModel", tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     values["vision_config"]["num_hidden_layers"] = 10**8
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="num_hidden_layers must be at most"):
-        load_transformers("AutoModel", tmp_path)
+        load_network("AutoModel", tmp_path)
 
 
 def test_a_part_that_is_a_pipe_does_not_hang(tmp_path):

@@ -116,12 +116,17 @@ def folder_with_code(tmp_path):
     return folder, ran
 
 
-@pytest.mark.parametrize("kind", ["rephraser", "AutoModel", "AutoModelForImageTextToText"])
+@pytest.mark.parametrize("kind", ["rephraser", "embedder", "AutoModel", "AutoModelForImageTextToText", "AutoTokenizer"])
 def test_code_in_a_model_folder_does_not_run_whatever_is_answered(folder_with_code, monkeypatch, kind):
     folder, ran = folder_with_code
     monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
+    load = {
+        "rephraser": lambda place: prompts.rephrase("a", [], str(place)),
+        "embedder": transformers.PreparedImages,
+        "AutoTokenizer": lambda place: transformers.load_processor("AutoTokenizer", place),
+    }
     with pytest.raises(CheckpointError) as told:
-        prompts.rephrase("a", [], str(folder)) if kind == "rephraser" else transformers.load_transformers(kind, folder)
+        load[kind](folder) if kind in load else transformers.load_network(kind, folder)
     assert "\n" not in str(told.value)
     assert not ran.exists()
 

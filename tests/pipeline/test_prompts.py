@@ -172,7 +172,7 @@ def test_a_local_model_sees_the_images(llava, monkeypatch):
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(CheckpointError, match="is not a valid AutoModelForImageTextToText"):
+    with pytest.raises(CheckpointError, match="is not a valid vision-language model"):
         prompts.rephrase("a", [], str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Folders of tiny random networks as a hub ships them: config.json, weights, processor and tokenizer files of the real classes."""
+"""Folders of tiny random networks as a hub ships them: configuration, weights, processor and tokenizer files."""
 
 import io
 import json
@@ -66,6 +66,8 @@ def qwen(folder: Path, version: str = "2.5") -> Path:
         rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
         config = tf.Qwen3VLConfig(text_config={**text, "head_dim": 8, "rope_parameters": rope}, vision_config=vision, **marks)
         model, patch = tf.Qwen3VLForConditionalGeneration(config), 4
+    for weight in (each for each in model.parameters() if each.ndim > 1):
+        torch.nn.init.normal_(weight, std=0.3)  # so that what is seen changes what is said
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = text["eos_token_id"], text["pad_token_id"]
     model.save_pretrained(folder)
     name = "Qwen2_5_VLProcessor" if version == "2.5" else "Qwen3VLProcessor"
@@ -95,9 +97,13 @@ def grounding_dino(folder: Path) -> Path:
     )
     config = tf.GroundingDinoConfig(
         text_config=text, backbone_config=vision, d_model=32, encoder_layers=1, decoder_layers=2, encoder_ffn_dim=16,
-        decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2, num_queries=8, num_feature_levels=3,
+        decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2, num_queries=1, num_feature_levels=3,
     )  # fmt: skip
-    tf.GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    model = tf.GroundingDinoForObjectDetection(config)
+    for head in (*model.model.decoder.bbox_embed, model.model.encoder_output_bbox_embed):  # one box in the middle of the image
+        torch.nn.init.zeros_(head.layers[-1].weight)
+        head.layers[-1].bias.data = torch.tensor([0.0, 0, 1, 1])
+    model.save_pretrained(folder)
     return folder
 
 
@@ -111,8 +117,11 @@ def clip_tokenizer(length: int = 16) -> tuple[tf.CLIPTokenizer, dict]:
 
 def owlv2(folder: Path) -> Path:
     tokens, text = clip_tokenizer()
-    config = tf.Owlv2Config(text_config=text, vision_config={**BLOCK, "image_size": 64, "patch_size": 16}, projection_dim=16)
-    tf.Owlv2ForObjectDetection(config).save_pretrained(folder)
+    config = tf.Owlv2Config(text_config=text, vision_config={**BLOCK, "image_size": 64, "patch_size": 64}, projection_dim=16)
+    model = tf.Owlv2ForObjectDetection(config)
+    torch.nn.init.zeros_(model.box_head.dense2.weight)  # one box in the middle of the square
+    torch.nn.init.constant_(model.box_head.dense2.bias, -9.21)
+    model.save_pretrained(folder)
     tf.Owlv2Processor(tf.Owlv2ImageProcessorPil(size={"height": 64, "width": 64}), tokens).save_pretrained(folder)
     return folder
 
@@ -170,20 +179,20 @@ def sam2(folder: Path, video: bool = True) -> Path:
     )  # fmt: skip
     vision = tf.Sam2VisionConfig(
         backbone_config=hiera, backbone_channel_list=[64, 32, 16, 8], backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
-        fpn_hidden_size=32,
+        fpn_hidden_size=128,
     )  # fmt: skip
-    prompt = {"hidden_size": 32, "image_size": 128}
-    decoder = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    prompt = {"hidden_size": 128, "image_size": 128}
+    decoder = {"hidden_size": 128, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
     if not video:
         config = tf.Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
         tf.Sam2Model(config).save_pretrained(folder)
         return folder
     config = tf.Sam2VideoConfig(
         vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder, image_size=128,
-        memory_attention_hidden_size=32, memory_attention_num_layers=1, memory_attention_num_attention_heads=1,
+        memory_attention_hidden_size=128, memory_attention_num_layers=1, memory_attention_num_attention_heads=1,
         memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[8, 8],
-        memory_attention_downsample_rate=1, memory_encoder_hidden_size=32, memory_encoder_output_channels=16,
-        mask_downsampler_embed_dim=32, memory_fuser_embed_dim=32, memory_fuser_intermediate_dim=32,
+        memory_attention_downsample_rate=1, memory_encoder_hidden_size=128, memory_encoder_output_channels=64,
+        mask_downsampler_embed_dim=128, memory_fuser_embed_dim=128, memory_fuser_intermediate_dim=32,
         enable_occlusion_spatial_embedding=True, enable_temporal_pos_encoding_for_object_pointers=True,
     )  # fmt: skip
     tf.Sam2VideoModel(config).save_pretrained(folder)

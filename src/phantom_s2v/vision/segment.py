@@ -17,6 +17,7 @@ from phantom_s2v.models.finite import check_finite
 from phantom_s2v.vision.transformers import TensorImages, at_speed, default_device, load_network
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+MEMORIES = 16  # frames back that SAM2 looks at most
 MARGIN = 0.02  # share of the image that is left outside the box of a subject that fills it
 
 
@@ -55,7 +56,9 @@ class ClipSegmenter:
             self.model = load_network("Sam2VideoModel", folder, device)
         except CheckpointError as error:
             if "lacks" in str(error):
-                raise CheckpointError(f"{folder} holds SAM2's image model, which cannot follow subjects; use its video model") from error
+                raise CheckpointError(
+                    f"{folder} holds SAM2's image model, which cannot follow subjects; use its video model"
+                ) from error
             raise
         self.side = self.model.config.prompt_encoder_config.image_size
         self.prepare = TensorImages((self.side, self.side))
@@ -66,43 +69,48 @@ class ClipSegmenter:
 
 
 class Followed:
-    """Objects that are followed through the frames of one clip, given in order. Frames are forgotten, their memories kept."""
+    """Objects that are followed through the frames of one clip, given in order. Of earlier frames only memories are kept."""
 
     def __init__(self, segmenter: ClipSegmenter, height: int, width: int) -> None:
         from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
         self.segmenter, self.size, self.frame = segmenter, (height, width), -1
-        device = segmenter.model.device
+        self.pixels = torch.empty(0)
         self.session: Any = Sam2VideoInferenceSession(
-            video_height=height, video_width=width, inference_device=device, inference_state_device=device,
-            video_storage_device=device, dtype=torch.float32,
-        )  # fmt: skip
+            video_height=height,
+            video_width=width,
+            inference_device=segmenter.model.device,
+            inference_state_device=segmenter.model.device,
+            video_storage_device=segmenter.model.device,
+            dtype=torch.float32,
+        )
 
     def see(self, image: np.ndarray) -> list[np.ndarray]:
         """The next frame uint8 [H, W, 3]: masks bool [H, W] of the objects so far; empty where one is not to be seen."""
-        self.session.processed_frames = None
-        self.frame += 1
-        self.session.add_new_frame(self.segmenter.prepare([image]), self.frame)
+        self.frame, self.pixels = self.frame + 1, self.segmenter.prepare([image])
         return self._masks() if self.session.obj_ids else []
 
     def add(self, boxes: list[Box]) -> list[np.ndarray]:
         """Objects that are new in the last frame, by their boxes there: masks of all objects, the new ones last."""
-        height, width = self.size
-        scale = torch.tensor([width, height]) / self.segmenter.side
-        for box in boxes:
-            number = self.session.obj_id_to_idx(len(self.session.obj_ids) + 1)
-            corners = (torch.tensor(box).view(1, 1, 2, 2) / scale).float()
+        scale = self.segmenter.side / torch.tensor(self.size[::-1])
+        fresh = [len(self.session.obj_ids) + i for i in range(len(boxes))]
+        for number, box in zip(fresh, boxes, strict=True):
+            corners = torch.tensor(box).view(1, 1, 2, 2) * scale
             labels = torch.tensor([[[2, 3]]], dtype=torch.int32)  # the two corners of a box
-            self.session.add_point_inputs(number, self.frame, {"point_coords": corners, "point_labels": labels})
-        self.session.obj_with_new_inputs = self.session.obj_ids[-len(boxes) :]
+            place = self.session.obj_id_to_idx(number)
+            self.session.add_point_inputs(place, self.frame, {"point_coords": corners, "point_labels": labels})
+        self.session.obj_with_new_inputs = fresh
         return self._masks()
 
     @torch.no_grad()
     def _masks(self) -> list[np.ndarray]:
-        model = self.segmenter.model
-        with at_speed(model.device):
-            out = model(self.session, frame_idx=self.frame)
+        self.session.processed_frames = None
+        with at_speed(self.segmenter.model.device):
+            out = self.segmenter.model(self.session, frame_idx=self.frame, frame=self.pixels)
         check_finite(out.pred_masks, "the mask of SAM2")
+        for kept in self.session.output_dict_per_obj.values():
+            for number in [n for n in kept["non_cond_frame_outputs"] if n <= self.frame - MEMORIES]:
+                del kept["non_cond_frame_outputs"][number]
         return list((_enlarged(out.pred_masks, *self.size)[:, 0] > 0).cpu().numpy())
 
 

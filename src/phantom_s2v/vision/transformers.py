@@ -7,7 +7,7 @@ numbers everywhere. The classes that exist for torchvision alone (SAM2's and DIN
 
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from phantom_s2v.models.bounds import loading, read_config
 from phantom_s2v.models.finite import check_weights
 from phantom_s2v.models.tensors import align
 
-LOCAL = {"local_files_only": True, "trust_remote_code": False}
 UNTRAINED = re.compile(r"^pooler\.")  # what a backbone may lack: `Embedder` does not use it
 PACKAGES = ("torchvision", "sentencepiece")  # that some processors need and that an extra brings
 BATCH = 8  # images that a network sees at once
@@ -42,7 +41,7 @@ def precision(device: torch.device) -> torch.dtype:
 def at_speed(device: torch.device) -> AbstractContextManager[Any]:
     """Around a forward pass: matrix products in the device's `precision`, whatever the weights are stored in."""
     dtype = precision(device)
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def load_network(kind: str, folder: Path, device: torch.device | None = None, dtype: torch.dtype | str = torch.float32) -> Any:
@@ -53,14 +52,20 @@ def load_network(kind: str, folder: Path, device: torch.device | None = None, dt
     import transformers
 
     found = getattr(transformers, kind)
+    options: dict[str, Any] = {}
 
     def build(place: Path) -> nn.Module:
         if kind.startswith("Auto"):
-            return found.from_config(transformers.AutoConfig.from_pretrained(place, **LOCAL), trust_remote_code=False)
-        return found(found.config_class.from_pretrained(place, **LOCAL))
+            config = transformers.AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            return found.from_config(config, trust_remote_code=False)
+        # a hub's SAM2 is a video model, of which the image model is a part
+        named = {**read_config(place / "config.json"), "model_type": found.config_class.model_type}
+        options["config"] = found.config_class.from_dict(named)
+        return found(found.config_class.from_dict(named))
 
     with loading(folder, f"{kind} of transformers", build):
-        model, facts = found.from_pretrained(folder, **LOCAL, use_safetensors=True, dtype=dtype, output_loading_info=True)
+        options |= {"use_safetensors": True, "dtype": dtype, "output_loading_info": True}
+        model, facts = found.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     if lacking := sorted(name for name in facts["missing_keys"] if not UNTRAINED.match(name)):
         raise CheckpointError(f"{folder} lacks {len(lacking)} weights of {type(model).__name__}, such as {lacking[0]}")
     return check_weights(align(model), str(folder)).eval().requires_grad_(False).to(device or default_device())
@@ -73,7 +78,7 @@ def load_processor(kind: str, folder: Path) -> Any:
     options = {"backend": "pil"} if kind == "AutoImageProcessor" else {}
     try:
         with loading(folder, f"{kind} of transformers"):
-            return getattr(transformers, kind).from_pretrained(folder, **LOCAL, **options)
+            return getattr(transformers, kind).from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except CheckpointError as error:
         said = str(error.__cause__ or error)
         for package in PACKAGES:
@@ -139,7 +144,7 @@ class PreparedImages:
 
 
 def load_chat(folder: Path) -> Any:
-    """The processor of a vision-language model: tokenizer, images and chat template; videos, which need torchvision, are left out.
+    """The processor of a vision-language model: tokenizer, images and chat template, without videos, which need torchvision.
 
     Raises CheckpointError where it cannot be had.
     """
@@ -148,8 +153,8 @@ def load_chat(folder: Path) -> Any:
 
     kinds = {"image_processor": "AutoImageProcessor", "tokenizer": "AutoTokenizer"}
     with loading(folder, "vision-language model of transformers"):
-        config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
-        found = PROCESSOR_MAPPING[type(config)] if type(config) in PROCESSOR_MAPPING else None
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = PROCESSOR_MAPPING.get(type(config), None)
     if found is None or {*found.get_attributes()} != {*kinds, "video_processor"}:
         return load_processor("AutoProcessor", folder)
 
@@ -159,4 +164,4 @@ def load_chat(folder: Path) -> Any:
 
     parts = [load_processor(kinds[name], folder) if name in kinds else None for name in found.get_attributes()]
     with loading(folder, f"{found.__name__} of transformers"):
-        return Images.from_args_and_dict(parts, found.get_processor_dict(folder, **LOCAL)[0])
+        return Images.from_args_and_dict(parts, found.get_processor_dict(folder, local_files_only=True)[0])

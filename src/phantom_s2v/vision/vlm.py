@@ -29,7 +29,7 @@ BATCH = 4  # questions at once: each has up to three images of about a thousand 
 
 
 class VisionLanguageModel:
-    """Images and questions -> answers, by an image-text-to-text model; on CUDA in bfloat16, elsewhere as its weights are stored."""
+    """Images and questions -> answers, by an image-text-to-text model; on CUDA in bfloat16, elsewhere as it is stored."""
 
     def __init__(self, folder: Path, device: torch.device | None = None) -> None:
         device = device or default_device()

@@ -12,6 +12,7 @@ from phantom_s2v.vision import faces
 from phantom_s2v.vision.detect import OpenVocabularyDetector
 from phantom_s2v.vision.embed import Embedder
 from phantom_s2v.vision.factory import cut_chances, embed_mini, texture_mini
+from phantom_s2v.vision.segment import ClipSegmenter
 from phantom_s2v.vision.vlm import VisionLanguageModel
 
 
@@ -43,5 +44,6 @@ def with_larger(
     if embedder:
         models = replace(models, embed=Embedder(embedder))
     if object_detector:
-        models = replace(models, detect=partial(detect_phrases, OpenVocabularyDetector(object_detector), segmenter, vlm))
+        follows = ClipSegmenter(segmenter) if segmenter else None
+        models = replace(models, detect=partial(detect_phrases, OpenVocabularyDetector(object_detector), follows, vlm))
     return models
