@@ -154,7 +154,7 @@ def load_chat(folder: Path) -> Any:
     kinds = {"image_processor": "AutoImageProcessor", "tokenizer": "AutoTokenizer"}
     with loading(folder, "vision-language model of transformers"):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        found = PROCESSOR_MAPPING.get(type(config), None)
+        found: Any = PROCESSOR_MAPPING.get(type(config), None)
     if found is None or {*found.get_attributes()} != {*kinds, "video_processor"}:
         return load_processor("AutoProcessor", folder)
 
