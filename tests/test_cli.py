@@ -13,6 +13,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -157,7 +158,7 @@ def test_notices_go_to_stderr(phantom, tiny, tmp_path):
         (["--prompt", "a", "--seeds", "0"], "seeds must be between 1 and 10,000 .got 0"),
         (["--prompt", "a", "--seeds", "100000000"], "seeds must be between 1 and 10,000 .got 100000000"),
         (["--prompt", "a", "--best-of", "10001"], "best-of must be between 1 and 10,000 .got 10001"),
-        (["--prompt", "a", "--guidance-scale", "-2"], "guidance_scale must be between 0 and 100 .got -2"),
+        (["--prompt", "a", "--guidance-scale", "-2"], "guidance-scale must be between 0 and 100 .got -2"),
         (["--prompt", "a", "--reference", "nowhere.png"], "nowhere.png is not a file"),
         (["--prompt", "a", "--reference", "=x.png"], "must be PATH or NAME=PATH"),
         (["--prompt", "a", "--first-frame", "nowhere.png"], "nowhere.png is not a file"),
@@ -581,3 +582,26 @@ def test_nothing_but_our_own_lines_is_said(tiny, image, tmp_path):
     assert done.returncode == 0, done.stderr
     others = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(("phantom: ", "v.mp4 "))]
     assert others == []
+
+
+def float_options():
+    """(words of the command, option) of every option that is no whole number."""
+
+    def below(command, words):
+        for name, each in getattr(command, "commands", {}).items():
+            yield from below(each, [*words, name])
+        for param in command.params:
+            if param.type.name == "float":
+                yield words, param.opts[0]
+
+    return list(below(typer.main.get_command(app), []))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_every_option_that_is_a_number_is_finite_and_in_its_range(phantom, value):
+    found = float_options()
+    assert len(found) >= 12
+    for words, option in found:
+        code, out, said = phantom(*words, f"{option}={value}")
+        assert (code, out) == (2, ""), (words, option)
+        assert re.search(rf"{option.strip('-')} must be between 0 and \S+ \(got {value}", said), said

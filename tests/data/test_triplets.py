@@ -400,6 +400,20 @@ def test_a_full_disk_is_one_sentence_and_the_store_stays(store, clip, tmp_path, 
     assert store.write(triplets(clip, 9)) == 2
 
 
+def test_a_captioned_folder_names_its_option_and_shows_what_is_not_measured(call_phantom, clip, tmp_path):
+    folder, out = tmp_path / "dogs", tmp_path / "s.lance"
+    folder.mkdir()
+    (folder / "one.mp4").write_bytes(clip)
+    (folder / "one.txt").write_text("A dog.")
+    (folder / "one.dog.png").write_bytes(image(1))
+    code, said = call_phantom("data", "import", folder, "--out", out)
+    assert (code, out.exists()) == (2, False)
+    assert "contains captioned videos (one.mp4 with a .txt), not an export; use --captioned" in said.err
+    assert call_phantom("data", "import", folder, "--out", out, "--captioned")[0] == 0
+    shown = call_phantom("data", "show", out)[1].out
+    assert "cross-pair of dog, similarity not measured, no license" in shown
+
+
 def test_nothing_to_import_is_said_and_makes_no_store(call_phantom, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "nowhere"):

@@ -17,6 +17,7 @@ from phantom_s2v.evaluation.suites import own as own_suites
 from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.io import write_json
 from phantom_s2v.media import images
+from phantom_s2v.pipeline.batch import OPTIONS
 
 
 @pytest.fixture
@@ -99,7 +100,10 @@ def test_videos_are_made_once(phantom, own, tmp_path, tiny):
         ('\n{"id": ["a"], "prompt": "x"}', "line 2, .*id must be a text .got a list of 1"),
         ('{"id": "a", "prompt": {"x": 1}}', "line 1, .*prompt must be a text .got an object"),
         ('{"id": "a", "prompt": "x", "reference": "a.png"}', "line 1, .*reference must be a list of a text .got 'a.png'"),
-        ('{"id": "a", "prompt": "x", "first_frame": 3}', "line 1, .*first_frame is not a file name"),
+        ('{"id": "a", "prompt": "x", "first_frame": 3}', "line 1, .*first_frame must be a text .got 3"),
+        ('{"id": "a", "prompt": "x", "first_frame": ""}', "line 1, .*first_frame is not a file name"),
+        ('{"id": "a", "prompt": "x", "sead": 3}', r"line 1, .*unknown key 'sead' \(did you mean seed\?\)"),
+        ('{"id": "a", "prompt": "x", "seed": "3"}', "line 1, .*seed must be a whole number .got '3'"),
         ('{"id": "a", "prompt": "x", "out": "b.mp4"}', "line 1, .*out is not allowed"),
     ],
 )
@@ -107,6 +111,10 @@ def test_what_is_wrong_in_a_suite_is_one_sentence(tmp_path, line, said):
     (tmp_path / "cases.jsonl").write_text(line)
     with pytest.raises(InputError, match=said):
         own_suites.read_own(tmp_path)
+
+
+def test_a_line_of_a_suite_takes_the_options_of_a_request():
+    assert set(own_suites._Line.__dataclass_fields__) - {"id"} == OPTIONS - {"out"}
 
 
 def test_bad_suites_and_places_are_refused(phantom, tmp_path):

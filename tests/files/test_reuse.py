@@ -128,8 +128,12 @@ def test_a_folder_is_taken_for_one_origin(tmp_path):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package with a stage, what it imports, and a module that it does not know of."""
+    """A package with a stage, what it imports, and a module that it does not know of. What is installed beside it stays the
+    same: pip may be at work in this environment.
+    """
     root = tmp_path / "package"
+    monkeypatch.setattr(reuse, "packages_distributions", lambda: {"numpy": ["numpy"]})
+    monkeypatch.setattr(reuse, "version", lambda name: "2.3.4")
     (root / "inner").mkdir(parents=True)
     (root / "stage.py").write_text("def run():\n    from package.inner import helper\n    return helper.work()\n")
     (root / "inner" / "helper.py").write_text('"""Helps."""\nimport numpy\n\ndef work():\n    return 1\n')
@@ -147,12 +151,21 @@ def package(tmp_path, monkeypatch):
 def test_a_code_version_follows_the_imports_and_not_the_words(package):
     root, version = package
     first = version()
-    assert "numpy" in first
+    assert first["numpy"] == "2.3"
     (root / "other.py").write_text("x = 2\n")
     (root / "inner" / "helper.py").write_text('"""Helps others."""\n\nimport numpy  # for later\n\n\ndef work(): return 1\n')
     assert version() == first
     (root / "inner" / "helper.py").write_text("import numpy\ndef work():\n    return 2\n")
     assert version() != first
+
+
+def test_a_package_that_pip_is_removing_does_not_break_a_code_version(package, monkeypatch):
+    """Without its METADATA a distribution has no name, and no version."""
+    _, version = package
+    monkeypatch.setattr(reuse, "packages_distributions", lambda: {"numpy": ["numpy", None]})
+    assert version()["numpy"] == "2.3"
+    monkeypatch.setattr(reuse, "version", lambda name: None)
+    assert "numpy" not in version()
 
 
 def test_every_stage_has_a_version_that_covers_what_computes_it():

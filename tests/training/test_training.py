@@ -427,6 +427,7 @@ def test_a_run_ends_after_its_minutes(tmp_path):
 @pytest.mark.parametrize(("option", "value", "said"), [
     ("--decay-fraction", "1.5", "decay-fraction must be between 0 and 1 (got 1.5)"),
     ("--plain", "-1", "plain must be between 0 and 1 (got -1.0)"),
+    ("--buckets", f"64x1x1:{'9' * 400}", "positive and finite"),
     ("--buckets", "64x1x0:1", "batch sizes must be at least 1"),
     ("--buckets", "64x1:1", "buckets must be SIDExFRAMESxBATCH:WEIGHT,... such as"),
     ("--buckets", "64x2x4:1", "number of frames must be 4n+1"),

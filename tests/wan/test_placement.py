@@ -246,6 +246,64 @@ def test_two_loras_add_up(converted, tmp_path):
     torch.testing.assert_close(latents(placed(converted, loras=both)), latents(merged), rtol=1e-3, atol=1e-3)
 
 
+def norm_files(tmp_path):
+    """A LoRA file that holds the difference of a norm alone, one with factors as well, and what they add."""
+    state, product = lora_state(FORMS["peft"])
+    differences = torch.full((native.DIM,), 0.3), torch.full((native.DIM,), 0.7)
+    save_file({"blocks.0.norm3.diff": differences[0]}, tmp_path / "norms.safetensors")
+    save_file(state | {"blocks.0.norm3.diff": differences[1]}, tmp_path / "both.safetensors")
+    return differences, product
+
+
+def test_adapters_that_hold_differences_alone_are_switched_as_the_others(converted, tmp_path):
+    (one, other), product = norm_files(tmp_path)
+    pipe, merged = placed(converted), placed(converted)
+    for name in ("norms", "both"):
+        pipe.load_lora_weights(tmp_path / f"{name}.safetensors", adapter_name=name)
+    with pytest.raises(CheckpointError, match="adapter name norms is already in use"):
+        pipe.load_lora_weights(tmp_path / "norms.safetensors", adapter_name="norms")
+    assert sorted(pipe.get_list_adapters()["transformer"]) == ["both", "norms"]
+    pipe.set_adapters("norms", 0.5)
+    assert pipe.get_active_adapters() == ["norms"]
+    block = merged.transformer.blocks[0]
+    block.norm2.weight.data.add_(0.5 * one)
+    torch.testing.assert_close(latents(pipe, num_inference_steps=2), latents(merged, num_inference_steps=2))
+    pipe.set_adapters(["norms", "both"], [0.5, 0.25])
+    block.norm2.weight.data.add_(0.25 * other)
+    block.attn1.to_q.weight.data.add_(0.25 * product)
+    wanted = latents(merged, num_inference_steps=2)
+    torch.testing.assert_close(latents(pipe, num_inference_steps=2), wanted, rtol=1e-3, atol=1e-3)
+    pipe.delete_adapters("both")
+    pipe.load_lora_weights(tmp_path / "norms.safetensors")
+    assert pipe.get_list_adapters() == {"transformer": ["norms", "default_0"]}
+
+
+def test_fused_differences_stay_where_the_adapters_are_unloaded(converted, tmp_path):
+    norm_files(tmp_path)
+    pipe, plain = placed(converted), placed(converted)
+    before = latents(plain, num_inference_steps=2)
+    for name in ("norms", "both"):
+        pipe.load_lora_weights(tmp_path / f"{name}.safetensors", adapter_name=name)
+    pipe.set_adapters(["norms", "both"], [0.25, 0.5])
+    half = latents(pipe, num_inference_steps=2)
+    assert (half - before).abs().max() > 1e-2
+    pipe.set_adapters(["norms", "both"], [0.5, 1.0])
+    pipe.fuse_lora(lora_scale=0.5)
+    assert pipe.fused_loras == {"norms", "both"}
+    torch.testing.assert_close(latents(pipe, num_inference_steps=2), half, rtol=1e-3, atol=1e-3)
+    pipe.unfuse_lora()
+    assert pipe.fused_loras == set()
+    pipe.disable_lora()
+    torch.testing.assert_close(latents(pipe, num_inference_steps=2), before, rtol=1e-3, atol=1e-3)
+    pipe.enable_lora()
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    assert pipe.get_list_adapters() == {}
+    torch.testing.assert_close(latents(pipe, num_inference_steps=2), half, rtol=1e-3, atol=1e-3)
+    merged = plain.transformer.blocks[0].norm2.weight + 0.25 * 0.3 + 0.5 * 0.7
+    torch.testing.assert_close(pipe.transformer.blocks[0].norm2.weight, merged)
+
+
 def test_a_few_step_lora_runs_with_one_forward_a_step(converted):
     pipe, calls = placed(converted), []
     pipe.transformer.register_forward_hook(lambda *_: calls.append(1))

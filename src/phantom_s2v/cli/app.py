@@ -31,6 +31,7 @@ err = Console(stderr=True)
 MAX_VIDEOS, MAX_PROCESSES, MAX_STEPS = 10_000, 1024, 10**9
 MAX_SEED = 10**12  # a training multiplies it by a million, within 64 bits
 MAX_ROW = 2**63 - 1
+MAX_MINUTES = 525_600  # a year
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 Force = Annotated[
     bool,
@@ -43,9 +44,18 @@ Force = Annotated[
 def whole(low: int, high: int, meaning: str) -> Any:
     """An integer option between `low` and `high`. Raises InputError for any other value, before any work."""
 
-    def check(param: typer.CallbackParam, value: int | None) -> int | None:
-        if value is not None and not low <= value <= high:
-            raise InputError(f"{str(param.name).replace('_', '-')} must be between {low:,} and {high:,} (got {value})")
+    return _bounded(low, high, f"between {low:,} and {high:,}", meaning)
+
+
+def real(low: float, high: float, meaning: str) -> Any:
+    """An option between `low` and `high` that may have a fraction. Raises InputError for any other value, and for nan."""
+    return _bounded(low, high, f"between {low:,g} and {high:,.10g}", meaning)
+
+
+def _bounded(low: float, high: float, allowed: str, meaning: str) -> Any:
+    def check(param: typer.CallbackParam, value: float | None) -> float | None:
+        if value is not None and not low <= value <= high:  # nan is not either
+            raise InputError(f"{str(param.name).replace('_', '-')} must be {allowed} (got {value})")
         return value
 
     return typer.Option(help=meaning, callback=check)

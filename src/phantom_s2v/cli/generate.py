@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import MAX_VIDEOS, Force, app, by_stage, progress, say, tell, whole
+from phantom_s2v.cli.app import MAX_VIDEOS, Force, app, by_stage, progress, real, say, tell, whole
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.untrusted import printable
 
@@ -48,8 +48,8 @@ def generate(
     ] = 1,
     num_inference_steps: Annotated[int | None, typer.Option(help="Number of denoising steps.")] = None,
     solver: Annotated[str | None, typer.Option(help="Sampler: euler or unipc.")] = None,
-    image_guidance_scale: Annotated[float | None, typer.Option(help="Image guidance scale.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="Text guidance scale.")] = None,
+    image_guidance_scale: Annotated[float | None, real(0, 100, "Image guidance scale.")] = None,
+    guidance_scale: Annotated[float | None, real(0, 100, "Text guidance scale.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     untrained_size: Annotated[bool, typer.Option(help="Allow resolutions the model was not trained on.")] = False,
     released_behavior: Annotated[
@@ -73,7 +73,7 @@ def generate(
         typer.Option(help="Step cache (approximate): none, first-block, taylorseer, magcache, seacache, pab or fastercache."),
     ] = "none",
     cache_threshold: Annotated[
-        float | None, typer.Option(help="Cache threshold (first-block, magcache, seacache); higher is faster and less accurate.")
+        float | None, real(0, 1_000, "Cache threshold (first-block, magcache, seacache); higher is faster and less accurate.")
     ] = None,
     cache_text: Annotated[bool, typer.Option(help="Cache text cross-attention K/V (bit-exact).")] = False,
     rephrase: Annotated[

@@ -1,6 +1,7 @@
 """phantom train."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from phantom_s2v.cli.app import MAX_PROCESSES, MAX_ROW, MAX_SEED, MAX_STEPS, say, train, whole
+from phantom_s2v.cli.app import MAX_MINUTES, MAX_PROCESSES, MAX_ROW, MAX_SEED, MAX_STEPS, real, say, train, whole
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import SPACE_STRIDE, VideoSize
 from phantom_s2v.pipeline.request import MAX_SIDE
@@ -72,7 +73,7 @@ def train_image_encoder(
 def train_transformer(
     out: Annotated[Path, typer.Option(help="Output folder of the run.")],
     steps: Annotated[int, whole(1, MAX_STEPS, "Number of optimizer steps.")] = 1_000_000,
-    minutes: Annotated[float, typer.Option(help="Time limit in minutes; 0: none (stop after --steps).")] = 0.0,
+    minutes: Annotated[float, real(0, MAX_MINUTES, "Time limit in minutes; 0: none (stop after --steps).")] = 0.0,
     model: Annotated[str, typer.Option(help="Model that provides the autoencoder and image encoder.")] = "phantom-mini",
     init_from: Annotated[Path | None, typer.Option(help="Initial weights of the transformer (warmup is applied).")] = None,
     distill_guidance: Annotated[
@@ -89,15 +90,15 @@ def train_transformer(
             help="Training buckets SIDExFRAMESxBATCH:WEIGHT,... : side in pixels, frames (4n+1), batch size, sampling weight."
         ),
     ] = "96x1x16:0.3,128x1x12:0.5,96x25x2:0.2",
-    lr: Annotated[float, typer.Option(help="Muon learning rate (matrices).")] = 0.01,
-    adam_lr: Annotated[float, typer.Option(help="AdamW learning rate (all other parameters).")] = 5e-4,
-    decay_fraction: Annotated[float, typer.Option(help="Fraction of steps, at the end, for linear learning rate decay.")] = 0.0,
-    decay_minutes: Annotated[float, typer.Option(help="Minutes, of --minutes, for linear learning rate decay.")] = 0.0,
-    ema_decay: Annotated[float, typer.Option(help="Decay of the exponential moving average of the weights.")] = 0.9995,
-    plain: Annotated[float, typer.Option(help="Fraction of samples with large subjects on a uniform background, 0 to 1.")] = 0.6,
+    lr: Annotated[float, real(0, 1, "Muon learning rate (matrices).")] = 0.01,
+    adam_lr: Annotated[float, real(0, 1, "AdamW learning rate (all other parameters).")] = 5e-4,
+    decay_fraction: Annotated[float, real(0, 1, "Fraction of steps, at the end, for linear learning rate decay.")] = 0.0,
+    decay_minutes: Annotated[float, real(0, MAX_MINUTES, "Minutes, of --minutes, for linear learning rate decay.")] = 0.0,
+    ema_decay: Annotated[float, real(0, 1, "Decay of the exponential moving average of the weights.")] = 0.9995,
+    plain: Annotated[float, real(0, 1, "Fraction of samples with large subjects on a uniform background, 0 to 1.")] = 0.6,
     seed: Annotated[int, whole(0, MAX_SEED, "Random seed.")] = 0,
-    validate_minutes: Annotated[float, typer.Option(help="Minutes between validations.")] = 15.0,
-    save_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints.")] = 5.0,
+    validate_minutes: Annotated[float, real(0, MAX_MINUTES, "Minutes between validations.")] = 15.0,
+    save_minutes: Annotated[float, real(0, MAX_MINUTES, "Minutes between checkpoints.")] = 5.0,
     workers: Annotated[int, whole(0, MAX_PROCESSES, "Number of data loader processes; 0: load in the main process.")] = 0,
     threads: Annotated[int, whole(1, MAX_PROCESSES, "Number of CPU threads.")] = 1,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto (bfloat16 if measured to be faster).")] = "auto",
@@ -113,8 +114,6 @@ def train_transformer(
     from phantom_s2v.training.config import TrainConfig, TransformerConfig, distilling
     from phantom_s2v.training.run import transformer_run
 
-    _between("decay-fraction", decay_fraction, 0, 1)
-    _between("plain", plain, 0, 1)
     config = TransformerConfig(
         TrainConfig(
             steps, lr=lr, adam_lr=adam_lr, decay_share=decay_fraction, ema_decay=ema_decay, seed=seed, threads=threads,
@@ -129,11 +128,6 @@ def train_transformer(
     transformer_run(config, folder, out, init_from, sizes, device, root, parts, distill_guidance)
 
 
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InputError(f"{name} must be between {low} and {high} (got {value})")
-
-
 def parse_buckets(text: str) -> tuple[Bucket, ...]:
     """Buckets of SIDExFRAMESxBATCH:WEIGHT,... Raises InputError for anything else."""
     if not re.fullmatch(r"\d+x\d+x\d+:\d*\.?\d+(,\d+x\d+x\d+:\d*\.?\d+)*", text):
@@ -144,8 +138,8 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
         side, frames, batch = map(int, shape.split("x"))
         VideoSize(frames, side, side)
         buckets.append(Bucket(side, frames, batch, float(share)))
-    if not all(bucket.batch for bucket in buckets) or not sum(bucket.share for bucket in buckets):
-        raise InputError(f"batch sizes must be at least 1 and the sum of weights positive (got {text!r})")
+    if not all(bucket.batch for bucket in buckets) or not 0 < sum(bucket.share for bucket in buckets) < math.inf:
+        raise InputError(f"batch sizes must be at least 1 and the sum of weights positive and finite (got {text!r})")
     return tuple(buckets)
 
 

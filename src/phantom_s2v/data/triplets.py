@@ -48,7 +48,7 @@ class TripletReference:
     pairing: str  # in-pair: from the clip itself; cross-pair: from elsewhere
     box: tuple[float, float, float, float] | None = None  # of the subject in the image: left, top, right, bottom, in shares
     mask: bytes = b""  # PNG of one channel, of the image's size; empty: none
-    score: float = 0.0  # similarity of the pair
+    score: float = 0.0  # similarity of the pair; 0: not measured
     rights: Rights = field(default_factory=Rights)
 
 

@@ -162,8 +162,11 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 def _versions(libraries: Collection[str]) -> Iterator[tuple[str, str]]:
     """Major and minor version of the distributions that hold libraries, those that are installed, in the order of their names."""
     where = packages_distributions()
-    for name in sorted({each for library in libraries for each in where.get(library, ())}):
+    found = {each for library in libraries for each in where.get(library, ())}
+    for name in sorted(found - {None}):  # what pip is removing at this moment has no name, or no version
         try:
-            yield name.lower(), ".".join(version(name).split(".")[:2])
+            number = version(name)
         except PackageNotFoundError:
             continue
+        if number:
+            yield name.lower(), ".".join(number.split(".")[:2])

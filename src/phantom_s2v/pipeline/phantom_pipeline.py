@@ -131,7 +131,7 @@ class PhantomPipeline(DiffusionPipeline):
         self, images: list[list[np.ndarray]], prepared: list[list[np.ndarray]], subjects: list[list[int]]
     ) -> Any:
         """What the model sees of the reference images of each of N videos: `images` as read, `prepared` at the video's size, and
-        the index of the subject that each shows.
+        the index of the subject that each shows. A tensor, a dict of tensors, or a dataclass with `rows`, of N rows each.
         """
 
     @abstractmethod
@@ -490,5 +490,7 @@ def _as_references(named: list[tuple[Named, ...]]) -> tuple[Reference, ...]:
 
 
 def _rows(encoded: Any, rows: list[int]) -> Any:
-    """Rows of a tensor, or of every tensor of a dataclass."""
+    """Rows of a tensor, of every tensor of a dict, or of those of a dataclass."""
+    if isinstance(encoded, dict):
+        return {name: value[rows] for name, value in encoded.items()}
     return encoded[rows] if isinstance(encoded, torch.Tensor) else encoded.rows(rows)

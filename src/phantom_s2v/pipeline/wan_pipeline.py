@@ -1,7 +1,8 @@
 """PhantomWanPipeline: the released weights, on diffusers' Wan2.1 components."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.models.autoencoder import for_inference
 from phantom_s2v.models.base import Preset
-from phantom_s2v.models.wan.lora import add_lora
+from phantom_s2v.models.wan.lora import adapters_of, add_lora
 from phantom_s2v.models.wan.spec import TEXT_PLACES, WanModel
 from phantom_s2v.models.wan.text import prompt_features, prompt_tokens
 from phantom_s2v.models.wan.transformer import PhantomWanTransformer, pad_text, wan_velocity
@@ -69,8 +70,32 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         if kwargs or not isinstance(path_or_dict, str | Path) or not Path(path_or_dict).is_file():
             WanLoraLoaderMixin.load_lora_weights(self, path_or_dict, adapter_name=adapter_name, **kwargs)  # type: ignore[arg-type]
             return
-        known = getattr(self.transformer, "peft_config", {})
-        add_lora(self.transformer, Path(path_or_dict), adapter_name or f"default_{len(known)}")
+        known = adapters_of(self.transformer)
+        free = next(name for name in map("default_{}".format, count()) if name not in known)
+        add_lora(self.transformer, Path(path_or_dict), adapter_name or free)
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Adapters by component, those that hold differences of norms alone among them."""
+        known = adapters_of(self.transformer)
+        return {"transformer": known} if known else {}
+
+    def get_active_adapters(self) -> list[str]:
+        """Adapters that are on, those that hold differences of norms alone among them."""
+        apart = getattr(self.transformer, "lora_differences", None)
+        return list(dict.fromkeys([*super().get_active_adapters(), *(sorted(apart.on) if apart else ())]))
+
+    def fuse_lora(self, components: Sequence[str] = ("transformer",), **kwargs: Any) -> None:  # type: ignore[override]
+        """As diffusers does; files that hold differences of norms alone are named in `fused_loras` too."""
+        super().fuse_lora(list(components), **kwargs)
+        apart = getattr(self.transformer, "lora_differences", None)
+        self._merged_adapters = self._merged_adapters | set(apart.fused if apart else ())
+
+    def unfuse_lora(self, components: Sequence[str] = ("transformer",), **kwargs: Any) -> None:  # type: ignore[override]
+        """Take out what was fused, with the differences of norms."""
+        super().unfuse_lora(list(components), **kwargs)
+        apart = getattr(self.transformer, "lora_differences", None)
+        if apart and "transformer" in components:
+            apart.unfuse(self.transformer)
 
     @property
     def preset(self) -> Preset:

@@ -117,6 +117,8 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
     """Triplets of a folder that was exported, files or tars. What is not whole is named to `left_out` and passed over."""
     if not folder.is_dir():
         raise DataError(f"folder {folder} does not exist")
+    if video := _captioned(folder):
+        raise DataError(f"{folder} contains captioned videos ({video} with a .txt), not an export; use --captioned")
     groups = groups_of_tars(folder, left_out) if any(folder.glob("*.tar")) else groups_of_folder(folder)
     any_read = False
     for name, files in groups:
@@ -131,6 +133,15 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
         raise DataError(
             f"{folder} contains no triplets; a triplet is ID.mp4, ID.json and its images, as files or in WebDataset shards"
         )
+
+
+def _captioned(folder: Path) -> str:
+    """A video with a caption in a folder where no video has the .json of an export; empty where there is none."""
+    names = {path.name for path in folder.iterdir()}
+    videos = sorted(name for name in names if Path(name).suffix.lower() in VIDEOS)
+    if any(f"{Path(name).stem}.json" in names for name in videos):
+        return ""
+    return next((name for name in videos if f"{Path(name).stem}.txt" in names), "")
 
 
 def _stored(image: Path, notify: Callable[[str], None]) -> bytes:

@@ -123,7 +123,7 @@ def _from_frame(clips: Path, facts: dict[str, Any], box: list[float], phrase: st
     scaled = np.array(box, float) * max(height, width) / CANVAS
     if (scaled[[2, 3]] > np.array([width, height]) * SLACK).any():
         raise DataError(f"the box {box} is outside the frame")
-    score = facts.get("scores", 1.0)
+    score = facts.get("scores", 0.0)
     own = _named(rights, f"Koala-36M {facts['vid']}")
     return _cropped(frame, scaled, None, phrase, "cross-pair", float(score[0] if isinstance(score, list) else score), own)
 

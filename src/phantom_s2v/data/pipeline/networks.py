@@ -3,8 +3,10 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from phantom_s2v.data.detectors.objects import detect_objects
+from phantom_s2v.data.detectors.own import load_detector
 from phantom_s2v.data.detectors.people import detect_people_too
 from phantom_s2v.data.detectors.phrases import detect_phrases
 from phantom_s2v.data.pipeline.config import Models
@@ -16,7 +18,7 @@ from phantom_s2v.vision.segment import ClipSegmenter
 from phantom_s2v.vision.vlm import VisionLanguageModel
 
 
-def packaged_models(transnet: bool = False, with_people: bool = False, larger: dict[str, Path | None] | None = None) -> Models:
+def packaged_models(transnet: bool = False, with_people: bool = False, larger: dict[str, Any] | None = None) -> Models:
     """What works without a hub: objects by color and motion, phantom-mini's encoders; TransNetV2 and people where asked for.
 
     People need `phantom models fetch` and phantom-s2v[people]. `larger` are the arguments of `with_larger`.
@@ -32,9 +34,10 @@ def packaged_models(transnet: bool = False, with_people: bool = False, larger: d
 
 
 def with_larger(
-    models: Models, captioner: Path | None, object_detector: Path | None, segmenter: Path | None, embedder: Path | None
+    models: Models, captioner: Path | None, object_detector: Path | str | None, segmenter: Path | None, embedder: Path | None
 ) -> Models:
-    """`models` with those of the larger networks that are given, each the folder of a model in transformers' layout.
+    """`models` with those of the larger networks that are given, each the folder of a model in transformers' layout, or
+    for a detector of the user's own MODULE:FUNCTION.
 
     Bounds of similarity hold for the embeddings that they were set for: another embedder needs its own.
     """
@@ -43,7 +46,9 @@ def with_larger(
         models = replace(models, caption=vlm.caption, phrases=vlm.phrases, same=vlm.same)
     if embedder:
         models = replace(models, embed=Embedder(embedder))
-    if object_detector:
+    if isinstance(object_detector, str):
+        models = replace(models, detect=load_detector(object_detector))
+    elif object_detector:
         follows = ClipSegmenter(segmenter) if segmenter else None
         models = replace(models, detect=partial(detect_phrases, OpenVocabularyDetector(object_detector), follows, vlm))
     return models

@@ -50,11 +50,27 @@ class Case:
 
 @dataclass(frozen=True)
 class _Line:
-    """What every line of cases.jsonl has."""
+    """A line of cases.jsonl: what every one has, and the options of `phantom generate --requests`."""
 
     id: str
     prompt: str
     reference: tuple[str, ...] = ()
+    size: str | None = None
+    seed: int | None = None
+    num_frames: int | None = None
+    fps: int | None = None
+    num_inference_steps: int | None = None
+    solver: str | None = None
+    image_guidance_scale: float | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    first_frame: str | None = None
+    background: str | None = None
+    segmenter: str | None = None
+    untrained_size: bool | None = None
+    cutout: bool | None = None
+    several_views: bool | None = None
+    released_behavior: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +106,8 @@ def _own_case(entry: Any, folder: Path) -> Case:
         raise ValueError("not a JSON object")
     if "out" in entry:
         raise ValueError("out is not allowed: the id names the video")
-    own, options = _parted(entry, _Line)
-    line = typed(_Line, own)
+    line = typed(_Line, entry, "the line")
+    options = {name: value for name, value in entry.items() if name not in ("id", "prompt", "reference")}
     for name in FILES:
         if (value := options.get(name)) is not None:
             if not isinstance(value, str) or not value or not is_file_name(value):
@@ -101,10 +117,9 @@ def _own_case(entry: Any, folder: Path) -> Case:
     return Case(line.id, line.prompt, tuple((subject, below(folder, path)) for subject, path in named), options=options)
 
 
-def _parted(values: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The values of an object that are fields of a dataclass, and the others."""
-    known = {each.name for each in fields(kind)}
-    return {k: v for k, v in values.items() if k in known}, {k: v for k, v in values.items() if k not in known}
+def _known(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    """The values of an object that are fields of a dataclass."""
+    return {k: v for k, v in values.items() if k in {each.name for each in fields(kind)}}
 
 
 def read_opens2v(file: Path) -> list[Case]:
@@ -115,7 +130,7 @@ def read_opens2v(file: Path) -> list[Case]:
     cases = []
     for name, row in entries.items():
         try:
-            entry = typed(_Entry, _parted(row, _Entry)[0] if isinstance(row, dict) else row)
+            entry = typed(_Entry, _known(row, _Entry) if isinstance(row, dict) else row)
         except ValueError as error:
             raise InputError(
                 f"{file}, {name!r}: {error}; an OpenS2V-Eval case must have prompt, img_paths and class_label"

@@ -71,8 +71,10 @@ def add_lora(transformer: Any, file: Path, name: str, scale: float = 1.0) -> Non
     norms and modulations, which no adapter of peft holds, are added to the weights times `scale`, and a transformer of ours
     switches them with the adapter (`Differences`).
 
-    Raises CheckpointError as `read_lora` does, and then leaves the transformer as it was.
+    Raises CheckpointError as `read_lora` does and for a name that is in use, and then leaves the transformer as it was.
     """
+    if name in adapters_of(transformer):
+        raise CheckpointError(f"adapter name {name} is already in use; adapters are {', '.join(adapters_of(transformer))}")
     state, metadata = read_lora(file, transformer)
     differences = {key: state.pop(key) for key in list(state) if key.endswith(".diff")}
     if state:
@@ -92,23 +94,29 @@ def add_lora(transformer: Any, file: Path, name: str, scale: float = 1.0) -> Non
 class Differences:
     """What LoRA files add to norms and modulations, by adapter. The weights are always the untouched ones plus the differences of
     the adapters that are on, each times its strength: switching off gives back the same bits.
+
+    Fusing is peft's: a weight that an adapter was fused into has the fused ones alone, until they are taken out again, and keeps
+    them where the adapters are unloaded.
     """
 
     def __init__(self) -> None:
         self.untouched: Parts = {}
         self.by_adapter: dict[str, Parts] = {}
-        self.strengths: dict[str, float] = {}
+        self.strengths: dict[str, float] = {}  # as last set
+        self.on: set[str] = set()
+        self.fused: dict[str, float] = {}  # strengths at which adapters were fused
 
     def add(self, transformer: nn.Module, adapter: str, values: Parts, strength: float) -> None:
         """Take in an adapter's differences and switch them on."""
         for name in values:
             self.untouched.setdefault(name, transformer.get_parameter(name).detach().clone())
         self.by_adapter[adapter] = values
-        self.switch(transformer, {**self.strengths, adapter: strength})
+        self.switch(transformer, {**{name: self.strengths[name] for name in self.on}, adapter: strength})
 
     def switch(self, transformer: nn.Module, strengths: dict[str, float]) -> None:
         """Let the adapters of `strengths` be on, and the others off."""
-        self.strengths = {name: strengths[name] for name in self.by_adapter if strengths.get(name)}
+        self.strengths |= {name: value for name, value in strengths.items() if name in self.by_adapter}
+        self.on = set(strengths) & set(self.by_adapter)
         self.apply(transformer, True)
 
     def apply(self, transformer: nn.Module, on: bool) -> None:
@@ -116,16 +124,44 @@ class Differences:
         for place, before in self.untouched.items():
             parameter = transformer.get_parameter(place)
             now = before.to(parameter.device, copy=True)
-            for adapter, strength in self.strengths.items() if on else ():
-                if place in self.by_adapter[adapter]:
-                    now += strength * self.by_adapter[adapter][place].to(now)
+            for adapter, strength in self._seen(place).items() if on else ():
+                now += strength * self.by_adapter[adapter][place].to(now)
             parameter.data.copy_(now)
 
+    def fuse(self, transformer: nn.Module, adapters: Iterable[str] | None, scale: float) -> None:
+        """Fuse adapters, by default those that are on, whose strengths `scale` multiplies."""
+        self.strengths |= {name: scale * self.strengths[name] for name in self.on}
+        names = self.on if adapters is None else set(adapters) & set(self.by_adapter)
+        self.fused = {**{name: self.strengths[name] for name in names}, **self.fused}
+        self.apply(transformer, True)
+
+    def unfuse(self, transformer: nn.Module) -> None:
+        """Take what was fused out again."""
+        self.fused = {}
+        self.apply(transformer, True)
+
     def forget(self, transformer: nn.Module, adapters: Iterable[str]) -> None:
-        """Take adapters out for good."""
-        gone = set(adapters)
-        self.by_adapter = {name: values for name, values in self.by_adapter.items() if name not in gone}
-        self.switch(transformer, self.strengths)
+        """Take adapters out for good. What was fused of them stays in the weights."""
+        gone = set(adapters) & set(self.by_adapter)
+        for adapter in gone & set(self.fused):
+            for place, value in self.by_adapter[adapter].items():
+                self.untouched[place] += self.fused[adapter] * value.to(self.untouched[place])
+        for held in (self.by_adapter, self.strengths, self.fused):
+            for name in gone & set(held):
+                del held[name]
+        self.on -= gone
+        self.apply(transformer, True)
+
+    def _seen(self, place: str) -> dict[str, float]:
+        """Adapters that a weight has differences of now, and their strengths."""
+        fused = {name: value for name, value in self.fused.items() if place in self.by_adapter[name]}
+        return fused or {name: self.strengths[name] for name in sorted(self.on) if place in self.by_adapter[name]}
+
+
+def adapters_of(transformer: Any) -> list[str]:
+    """Names of the adapters of a transformer: peft's, and those that hold differences alone."""
+    apart = getattr(transformer, "lora_differences", None)
+    return list(dict.fromkeys([*(getattr(transformer, "peft_config", None) or {}), *(apart.by_adapter if apart else ())]))
 
 
 def lora_files(file: Path) -> list[Path]:

@@ -49,7 +49,7 @@ class PhantomWanTransformer(WanTransformer3DModel):
         known = getattr(self, "peft_config", {})
         apart = self.lora_differences.by_adapter if self.lora_differences else {}
         held = [(name, value) for name, value in zip(names, strengths, strict=True) if name in known or name not in apart]
-        if held:
+        if held or known:  # without any name peft's adapters are switched off
             super().set_adapters([name for name, _ in held], [value for _, value in held])
         if self.lora_differences:
             scales = (1.0 if value is None or isinstance(value, dict) else float(value) for value in strengths)
@@ -68,6 +68,18 @@ class PhantomWanTransformer(WanTransformer3DModel):
             super().enable_lora() if on else super().disable_lora()
         if self.lora_differences:
             self.lora_differences.apply(self, on)
+
+    def fuse_lora(self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: list[str] | None = None) -> None:
+        """As diffusers does, with the differences of norms."""
+        super().fuse_lora(lora_scale, safe_fusing, adapter_names)
+        if self.lora_differences:
+            self.lora_differences.fuse(self, adapter_names, lora_scale)
+
+    def unfuse_lora(self) -> None:
+        """Take out what was fused, with the differences of norms."""
+        super().unfuse_lora()
+        if self.lora_differences:
+            self.lora_differences.unfuse(self)
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """Take adapters out, with their differences of norms."""

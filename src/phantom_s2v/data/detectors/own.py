@@ -1,0 +1,67 @@
+"""A detector of the user's own package, by its name MODULE:FUNCTION.
+
+A string, and no list that packages add themselves to: the processes of a pool and the actors of Ray import anew what a list in
+this process would hold, and an entry point would need a package that is installed.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from phantom_s2v.data.pipeline.config import Detection
+from phantom_s2v.errors import InputError
+from phantom_s2v.files.hashes import MADE_OF, combined_hash, content_hash, folder_hash
+
+Detect = Callable[[list[np.ndarray], list[str]], list[list[Detection]]]  # stills, phrases -> detections of each still
+HASHED = (*MADE_OF, ".py", ".pt", ".pth", ".onnx")  # files of a package that may change what its detector finds
+
+
+def is_own(name: str) -> bool:
+    """Whether a detector's name is MODULE:FUNCTION, and no folder or repository."""
+    return bool(re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name)) and not Path(name).exists()
+
+
+def load_detector(name: str) -> Detect:
+    """The detector MODULE:FUNCTION, whose detections are checked. Raises InputError where it cannot be imported."""
+    module, _, function = name.partition(":")
+    try:
+        detect = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"object_detector {name} cannot be imported ({error}); it must be MODULE:FUNCTION of an installed package, "
+            "or of one in PYTHONPATH"
+        ) from error
+    if not callable(detect):
+        raise InputError(f"object_detector {name} must be a function of stills and phrases (got {type(detect).__name__})")
+    return partial(_checked, name, detect)
+
+
+def detector_hash(name: str) -> str:
+    """Hash of the code and the weights in the package that holds a detector which `load_detector` has imported."""
+    spec = find_spec(name.partition(":")[0].partition(".")[0])
+    folders = [Path(each) for each in (spec.submodule_search_locations or ())] if spec else []
+    if spec and not folders:
+        return content_hash(Path(spec.origin or ""))
+    return combined_hash((str(number), folder_hash(folder, HASHED)) for number, folder in enumerate(folders))
+
+
+def _checked(name: str, detect: Detect, stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:
+    """The detections of a user's function. Raises InputError where they are none, or do not fit the stills."""
+    found = detect(stills, phrases)
+    if len(found) != len(stills):
+        raise InputError(f"object_detector {name} must give a list for each still (got {len(found)} for {len(stills)})")
+    for still, detections in zip(stills, found, strict=True):
+        height, width = still.shape[:2]
+        for each in detections:
+            left, top, right, bottom = each.box
+            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+                raise InputError(f"object_detector {name}: box must lie in the still of {width}x{height} (got {each.box})")
+            if each.mask.dtype != bool or each.mask.shape != (height, width) or not each.mask.any():
+                what = f"{each.mask.dtype} {each.mask.shape}"
+                raise InputError(f"object_detector {name}: mask must be bool {(height, width)} and not empty (got {what})")
+    return found
