@@ -16,6 +16,7 @@ from phantom_s2v.data.synthetic.heldout import evaluated, held_out
 from phantom_s2v.data.synthetic.render import render
 from phantom_s2v.models.autoencoder import build_autoencoder, skip_empty_history
 from phantom_s2v.models.phantom import attention
+from phantom_s2v.models.phantom.encoders import TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.models.registry import model_folder
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
@@ -59,7 +60,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dtype = pick_dtype("auto")
     store = Sprites(evaluated(held_out()), held_out().pixels)
-    encoder = load_encoder(model_folder("phantom-mini"), store, torch.device("cpu"))
+    encoder = load_encoder(model_folder("phantom-mini"), store, torch.device("cpu"), TextEncoder())
     config = TransformerConfig(TrainConfig(1), buckets=(Bucket(SIDE, 1, STILLS, 1.0),), references=((1, 1.0),))
     triplets = Triplets(store, config, encoder.text, pad_text=False)
     scenes = triplets(0)

@@ -13,7 +13,6 @@ from typing import get_args
 
 import numpy as np
 import pytest
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -584,22 +583,21 @@ def test_nothing_but_our_own_lines_is_said(tiny, image, tmp_path):
     assert others == []
 
 
-def float_options():
-    """(words of the command, option) of every option that is no whole number."""
-
-    def below(command, words):
-        for name, each in getattr(command, "commands", {}).items():
-            yield from below(each, [*words, name])
-        for param in command.params:
-            if param.type.name == "float":
-                yield words, param.opts[0]
-
-    return list(below(typer.main.get_command(app), []))
+def float_options(typed=app, words=()):
+    """(words of the command, option) of every option that may have a fraction."""
+    for group in typed.registered_groups:
+        yield from float_options(group.typer_instance, (*words, group.name))
+    for command in typed.registered_commands:
+        name = command.name or command.callback.__name__.replace("_", "-")
+        for param in inspect.signature(command.callback).parameters.values():
+            kind = get_args(param.annotation)[0]
+            if float in (kind, *get_args(kind)):
+                yield (*words, name), f"--{param.name.replace('_', '-')}"
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1"])
 def test_every_option_that_is_a_number_is_finite_and_in_its_range(phantom, value):
-    found = float_options()
+    found = list(float_options())
     assert len(found) >= 12
     for words, option in found:
         code, out, said = phantom(*words, f"{option}={value}")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from diffusers import ModelMixin  # noqa: F401  diffusers looks for this name beside a class that it loads
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 from toy_model import ToyModel, ToyPipeline, ToyTransformer

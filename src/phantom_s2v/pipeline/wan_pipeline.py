@@ -84,9 +84,9 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         apart = getattr(self.transformer, "lora_differences", None)
         return list(dict.fromkeys([*super().get_active_adapters(), *(sorted(apart.on) if apart else ())]))
 
-    def fuse_lora(self, components: Sequence[str] = ("transformer",), **kwargs: Any) -> None:  # type: ignore[override]
-        """As diffusers does; files that hold differences of norms alone are named in `fused_loras` too."""
-        super().fuse_lora(list(components), **kwargs)
+    def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        """As WanLoraLoaderMixin does; `fused_loras` names files that hold differences of norms alone too."""
+        super().fuse_lora(*args, **kwargs)
         apart = getattr(self.transformer, "lora_differences", None)
         self._merged_adapters = self._merged_adapters | set(apart.fused if apart else ())
 
