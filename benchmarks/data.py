@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ def photographed(path: Path, seconds: int) -> None:
     rng = np.random.default_rng(0)
     frames = []
     for shot in range(seconds // 2):
-        scene = sum(
+        scene: Any = sum(
             cv2.resize(rng.integers(0, 256 // 2**k, (90 // 2**k, 160 // 2**k, 3)).astype(np.float32), (1400, 790))
             for k in range(4)
         )

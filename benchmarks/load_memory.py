@@ -28,7 +28,7 @@ def write_checkpoint(folder: Path, gigabytes: float, shards: int) -> tuple[Path,
     from safetensors.torch import save_file
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "wan"))
-    import native
+    import native  # type: ignore[import-not-found]  # of tests/wan
 
     block = 8 * WIDTH * WIDTH + 2 * WIDTH * FFN
     layers = max(2, round(gigabytes * 1e9 / 2 / block))

@@ -10,12 +10,12 @@ import json
 from dataclasses import replace
 
 import torch
-from phantom_s2v.pipe.vae import encode, to_pixels
 
 from phantom_s2v.data.synthetic.compose import compose
 from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.evaluation.suites.emoji import emoji_cases
 from phantom_s2v.geometry import windows
+from phantom_s2v.models.autoencoder import encode, to_pixels
 from phantom_s2v.models.flow_matching import clean, interpolate
 from phantom_s2v.models.phantom.conditioning import Conditions
 from phantom_s2v.models.phantom.transformer import PhantomTransformer

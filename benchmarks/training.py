@@ -7,6 +7,7 @@ The last line is one JSON object. Ratios are of one run on one thread.
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -42,7 +43,7 @@ def seconds(work: Callable[[], object], repeats: int = 3) -> float:
 
 def still_seconds(dtype: torch.dtype, skip: bool) -> float:
     """Forward and backward of the autoencoder on one still of a batch, with or without the empty history."""
-    model = build_autoencoder()
+    model: Any = build_autoencoder()
     if skip:
         skip_empty_history(model)
     pixels = torch.rand(STILLS, 3, 1, 64, 64) * 2 - 1
