@@ -10,7 +10,6 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def load_detector(name: str) -> Detect:
     """The detector MODULE:FUNCTION, whose detections are checked. Raises InputError where it cannot be imported."""
     module, _, function = name.partition(":")
     try:
-        detect: Any = getattr(import_module(module), function)
+        detect: Detect = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InputError(
             f"object_detector {name} cannot be imported ({error}); it must be MODULE:FUNCTION of an installed package, "
