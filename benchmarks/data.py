@@ -59,7 +59,7 @@ def cpu(work) -> float:
 
 def first_stages(path: Path, config: Config) -> tuple[float, float]:
     """CPU seconds of probe, shots and quality on a source video, and of decoding it to the same frames."""
-    none = Models(lambda *_: [], lambda _: np.zeros(0), lambda _: np.zeros(0))
+    none = Models(lambda *_: [], lambda _: np.zeros(0))
     source_video = next(r for r in chain([{"path": str(path)}], LOOK[:1], config, none))
 
     def stages() -> None:

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from cheap import CONFIG, models, run
 
-from phantom_s2v.data.pipeline import caption, engine, pair, probe, quality, shots, subjects
+from phantom_s2v.data.pipeline import caption, engine, names, pair, probe, quality, shots, subjects
 from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.data.pipeline.engine import index_path, process
-from phantom_s2v.data.pipeline.frames import cut, fit, stream_frames
+from phantom_s2v.data.pipeline.frames import WHOLE, encoded, fit, stills_of, stream_frames
 from phantom_s2v.data.pipeline.index import SubjectIndex
+from phantom_s2v.data.pipeline.tracks import follow
 from phantom_s2v.data.synthetic.check import evaluate_pipeline, pair_metrics
 from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.data.synthetic.source_videos import write_source_videos
@@ -129,7 +130,7 @@ def test_faults_are_found_and_good_clips_stay(tmp_path):
     for i in range(24):
         moving[i, 20:50, 10 + 2 * i : 50 + 2 * i] = (220, 40, 40)
     bars = moving.copy()
-    bars[:, :8] = bars[:, -8:] = 2
+    bars[:, :24] = bars[:, -24:] = 2
     cases = {
         "": moving,
         "black borders": bars,
@@ -140,14 +141,17 @@ def test_faults_are_found_and_good_clips_stay(tmp_path):
         "too much motion": rng.integers(0, 255, (24, 72, 128, 3)).astype(np.uint8),
     }
     for reason, frames in cases.items():
-        assert quality.fault(quality.measure(frames, 24.0), CONFIG) == reason
+        left, top, right, bottom = quality.picture(frames, CONFIG)
+        scores = quality.measure(frames, 24.0) | {"border": 1 - (right - left) * (bottom - top)}
+        assert quality.fault(scores, CONFIG) == reason
 
 
 def test_planted_faults_of_source_videos_are_dropped_for_their_reason(source_videos):
     for path in sorted(source_videos.glob("*.mp4")):
         for clip, shot in zip(through((probe, shots, quality), path)[:-1], truth(path)["shots"], strict=True):
-            expected = {"static": "static", "text": "burnt-in text", "borders": "black borders"}.get(shot["kind"], "")
+            expected = {"static": "static", "text": "burnt-in text"}.get(shot["kind"], "")
             assert clip["drop"] == expected
+            assert (clip["crop"] == WHOLE) == (shot["kind"] != "borders")
 
 
 # Cutting out
@@ -173,6 +177,13 @@ def ramp(count, height=48, width=64):
 def brightness(content):
     """Which frame of a ramp each frame is, within rounding of its color."""
     return np.array([(float(f.mean()) - 10) / 4 for f in images.read_video(io.BytesIO(content))[0]])
+
+
+def cut(source_video, begins, ends, instants, longer):
+    """Clip, stills and number of frames of a span, by the two functions that the stages call."""
+    count = max(1, round((ends - begins) * source_video["fps"]))
+    clip = {**source_video, "begins": begins, "ends": ends, "crop": WHOLE, "start": 0, "stop": count}
+    return encoded(clip, count, longer), stills_of(clip, count, instants, longer), count
 
 
 def test_a_clip_holds_the_frames_of_its_span(tmp_path):
@@ -232,9 +243,11 @@ def detection(left, top, right, bottom, score=1.0, size=(100, 200)):
 def test_boxes_are_kept_by_the_rules_of_the_paper():
     good, twin, low = detection(20, 20, 70, 70), detection(21, 20, 70, 70, 0.5), detection(100, 40, 110, 60)
     cut_off, whole = detection(0, 20, 60, 70), detection(2, 1, 198, 99)
-    assert subjects.sift([twin, good, low, cut_off, whole], (100, 200), CONFIG) == [good]
-    assert subjects.sift([detection(20, 20, 70, 37)], (100, 200), CONFIG) == []  # 17 pixels: 122 at a height of 720
-    assert len(subjects.sift([detection(20, 20, 70, 38)], (100, 200), CONFIG)) == 1
+    kept, dropped = subjects.sift([twin, good, low, cut_off, whole], (100, 200), CONFIG)
+    assert kept == [good]
+    assert {reason for _, reason in dropped} == {"too small", "cut by the frame", "too large"}
+    assert subjects.sift([detection(20, 20, 70, 37)], (100, 200), CONFIG)[0] == []  # 17 pixels: 122 at a height of 720
+    assert len(subjects.sift([detection(20, 20, 70, 38)], (100, 200), CONFIG)[0]) == 1
 
 
 def test_a_subject_is_followed_by_its_colors():
@@ -249,7 +262,7 @@ def test_a_subject_is_followed_by_its_colors():
         for (left, top, right, bottom), color in zip(boxes, ((200, 30, 30), (30, 30, 200)), strict=True):
             still[top:bottom, left:right] = color
         found.append([detection(*box) for box in (boxes if still is stills[0] else boxes[::-1])])
-    tracks = subjects.follow(found, stills)
+    tracks = follow(found, stills, np.stack(stills), CONFIG.instants, CONFIG)
     assert sorted([d.box for _, d in track] for track in tracks) == [[p[0] for p in places], [p[1] for p in places]]
 
 
@@ -258,10 +271,10 @@ def test_names_tell_subjects_apart_or_the_clip_is_dropped():
         return {"name": name, "has_caption_name": given, "views": [{"share": (left, 0.2, left + 0.2, 0.5)}]}
 
     pair_of = [named("red object", 0.6), named("red object", 0.1), named("blue object", 0.4)]
-    assert subjects.tell_apart(pair_of)
+    assert names.tell_apart(pair_of)
     assert [s["name"] for s in pair_of] == ["red object on the right", "red object on the left", "blue object"]
-    assert not subjects.tell_apart([named("a girl", 0.6, True), named("a girl", 0.1, True)])
-    assert not subjects.tell_apart([named("red object", x / 10) for x in (1, 4, 7)])
+    assert not names.tell_apart([named("a girl", 0.6, True), named("a girl", 0.1, True)])
+    assert not names.tell_apart([named("red object", x / 10) for x in (1, 4, 7)])
 
 
 def test_noun_phrases():
@@ -501,6 +514,6 @@ def test_time_of_a_stage_is_its_own(source_videos):
     source_video = list(process(str(sorted(source_videos.glob("*.mp4"))[0]), CONFIG, MODELS))[-1]
     start = time.process_time()
     list(process(source_video["path"], CONFIG, MODELS))
-    assert set(source_video["seconds"]) == {"probe", "shots", "quality", "caption", "subjects", "embed"}
+    assert set(source_video["seconds"]) == {"probe", "shots", "quality", "stills", "caption", "subjects", "embed", "encode"}
     assert sum(source_video["seconds"].values()) < 3 * (time.process_time() - start) + 1
     assert min(source_video["seconds"].values()) >= 0

@@ -81,7 +81,7 @@ def test_the_id_is_of_the_content_alone(clip):
     ("change", "said"),
     [
         ({"video": b""}, "has no video"),
-        ({"references": (TripletReference(b"x", "a", "pasted"),)}, "must be in-pair or cross-pair"),
+        ({"references": (TripletReference(b"x", "a", "pasted"),)}, "must be in-pair, cross-pair or same-shot"),
         ({"references": (TripletReference(b"x", "a", "in-pair", (0.5, 0, 0.4, 1)),)}, "must be fractions"),
         ({"references": tuple(TripletReference(b"x", str(i), "in-pair") for i in range(5))}, "5 references of 5 subjects"),
     ],

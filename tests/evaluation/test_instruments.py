@@ -23,7 +23,7 @@ from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore, as_json, ranking_score, score
 from phantom_s2v.evaluation.suites.emoji import emoji_cases
 from phantom_s2v.media import images
-from phantom_s2v.vision import faces
+from phantom_s2v.vision import fetched
 from phantom_s2v.vision.embed import AESTHETIC_LAYERS, Aesthetics, Embedder, convert_head
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -226,7 +226,7 @@ def portrait(name):
     return np.asarray(Image.open(Path(spec.submodule_search_locations[0]) / "data" / f"{name}.png").convert("RGB"))
 
 
-@pytest.mark.skipif(not faces.fetched(), reason="phantom models fetch brings the files")
+@pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
 def test_a_portrait_is_found_in_a_video_of_it_and_a_cat_has_no_face():
     pytest.importorskip("dlib")
     tools = instruments(Wanted())
@@ -244,7 +244,7 @@ def test_a_portrait_is_found_in_a_video_of_it_and_a_cat_has_no_face():
 
 
 def test_faces_that_cannot_be_looked_for_are_said(monkeypatch, clip):
-    monkeypatch.setattr(faces, "fetched", lambda: False)
+    monkeypatch.setattr(fetched, "fetched", lambda: False)
     tools = instruments(Wanted(features="phantom-mini"))
     assert "phantom models fetch" in tools.absent["face"]
     assert np.isnan(score(clip.video, [clip.references[0]], ["toy"], "", tools).subjects[0].face)

@@ -80,7 +80,7 @@ class Index:
     """What a report reads of the index of a build."""
 
     def rows(self, name, columns):
-        return iter([{"drop": "", "facts": '{"subjects": [1, 2]}'}, {"drop": "dark", "facts": "{}"}])
+        return iter([{"drop": "", "facts": '{"subjects": [1, 2]}', "still": b""}, {"drop": "dark", "facts": "{}", "still": b""}])
 
     def source_videos(self):
         return iter([
@@ -96,13 +96,13 @@ class Index:
 def report(path):
     pair = {"subject": "a", "partner": "b", "similarity": 0.9, "sameness": 0.5, "drop": ""}
     pairs = [pair, {**pair, "partner": "c", "sameness": 0.99, "drop": "near-duplicate"}, {**pair, "similarity": 0.2, "drop": ODD}]
-    data_report.write_report(path, Index(), iter(pairs), 7, {"shots": 1.25}, Config())
+    data_report.write_report(path, Index(), iter(pairs), 7, {"shots": 1.25}, Config(lower=0.85))
 
 
 def empty_report(path):
     index = Index()
     index.rows = index.source_videos = lambda *_: iter(())
-    data_report.write_report(path, index, iter(()), 0, {}, Config())
+    data_report.write_report(path, index, iter(()), 0, {}, Config(lower=0.85))
 
 
 @pytest.mark.parametrize("make", [scores, comparison, report, empty_report])

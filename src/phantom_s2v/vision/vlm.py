@@ -24,6 +24,10 @@ HAS_LOGO = (
     "Does this image show a manufactured thing with its brand's logo or lettering, whole and readable, so that the same "
     "product could be recognized elsewhere? Answer yes or no."
 )
+WHOLE = (
+    "Does this image show one subject whole enough to be a reference of it: an animal or a thing that nothing cuts or covers, or "
+    "a person whose head and shoulders show? Answer yes or no."
+)
 ANSWER = 128  # tokens
 BATCH = 4  # questions at once: each has up to three images of about a thousand tokens
 
@@ -75,6 +79,10 @@ class VisionLanguageModel:
     def have_logos(self, images: Sequence[np.ndarray]) -> list[bool]:
         """`has_logo` of several images."""
         return [answer.lower().startswith("yes") for answer in self.answers([([image], HAS_LOGO) for image in images])]
+
+    def whole(self, image: np.ndarray) -> bool:
+        """Whether an image shows a whole subject; of a person head and shoulders are enough."""
+        return self.ask([image], WHOLE).lower().startswith("yes")
 
     def same(self, one: np.ndarray, other: np.ndarray) -> bool:
         """Whether two images show one subject in different places."""

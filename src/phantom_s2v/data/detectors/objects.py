@@ -1,16 +1,18 @@
 """A detector without a network: what has another color than the image's border or, where that is of many colors, what moves.
 
 It finds things that stand apart from a background which the border shows: plain, graded, patterned. It misses what shares its
-colors with the background and joins what touches. In photographed scenes it finds roughly what moves in front of a camera that
-does not move, with ragged masks, and nothing where the camera moves; there GroundingDINO or OWLv2 and SAM2 are needed.
+colors with the background and joins what touches. In photographed scenes it finds roughly what moves by itself (motion.py);
+there GroundingDINO or OWLv2 and SAM2 are needed.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import cv2
 import numpy as np
 from scipy import ndimage
 
+from phantom_s2v.data.detectors.motion import moving
 from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.geometry import covered
 from phantom_s2v.media.images import border
@@ -21,21 +23,25 @@ RARE = 0.0006  # share of the border below which a color is no background
 SMALLEST = 0.002  # share of the image: a part of a subject
 WORKING_SIDE = 256  # the shorter side of the image that is looked at
 COLORS = 180  # bins from which on a border is of many colors
-MOVED = 14.0  # distance in Lab that is no noise
-MOVING = 0.02, 0.5  # shares of the image that may move: less is noise, more is the camera
 MIN_BACKGROUND_SHARE = 0.35  # min share of the image covered by background; below it the border does not show the background
 
 
-def detect_objects(stills: list[np.ndarray], phrases: list[str]) -> list[list[Detection]]:
-    """Detections in every still, uint8 [H, W, 3]; phrases name them only where there is one phrase and one object."""
+def detect_objects(stills: list[np.ndarray], phrases: list[str], around: Sequence[np.ndarray] = ()) -> list[list[Detection]]:
+    """Detections in every still, uint8 [H, W, 3]; phrases name them only where there is one phrase and one object.
+
+    `around` are small frames before, at and after each still, in which motion is looked for where the background is not plain.
+    """
     small = _small(stills)
     palette = _palette(small)
-    parts = moving_regions(small) if palette is None else [foreground(image, palette) for image in small]
+    if palette is None:
+        parts = [moving(frames) for frames in around] or [[] for _ in stills]
+    else:
+        parts = [foreground(image, palette) for image in small]
     detections = []
     for still, some in zip(stills, parts, strict=True):
         masks = [_enlarged(mask, still.shape) for mask in some]
         name = phrases[0] if len(phrases) == len(masks) == 1 else ""
-        detections.append([Detection(box_of(mask), mask, name, float(mask.mean())) for mask in masks])
+        detections.append([Detection(box_of(mask), mask, name, float(mask.mean()), unnamed=palette is None) for mask in masks])
     return detections
 
 
@@ -110,20 +116,6 @@ def _parts(mask: np.ndarray, smallest: float) -> list[np.ndarray]:
     return [part for part in (labels == i for i in range(1, count + 1)) if part.sum() >= smallest * part.size]
 
 
-def moving_regions(images: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Masks bool [H, W] of what is at one moment where it is at no other; none where the camera moves, or only one image is."""
-    soft = [cv2.GaussianBlur(cv2.cvtColor(p, cv2.COLOR_RGB2LAB), (0, 0), 2).astype(np.float32) for p in images]
-    k = max(1, round(min(images[0].shape[:2]) / 64))
-    detections: list[list[np.ndarray]] = []
-    for i, own in enumerate(soft):
-        distances = [np.linalg.norm(own - other, axis=-1) for j, other in enumerate(soft) if j != i]
-        mask = (np.min(distances, 0) > MOVED) if distances else np.zeros(own.shape[:2], bool)
-        clean = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _disc(k + 1))
-        solid = cv2.morphologyEx(np.pad(clean, 4 * k), cv2.MORPH_CLOSE, _disc(4 * k + 1))[4 * k : -4 * k, 4 * k : -4 * k]
-        detections.append(_parts(solid, MOVING[0]) if MOVING[0] < mask.mean() < MOVING[1] else [])
-    return detections
-
-
 def joined(masks: list[np.ndarray]) -> list[np.ndarray]:
     """Masks with those put together whose boxes overlap: the parts of one thing."""
     masks = list(masks)
@@ -153,4 +145,4 @@ def _disc(size: int) -> np.ndarray:
 def _enlarged(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if mask.shape == shape[:2]:
         return mask
-    return cv2.resize(mask.astype(np.uint8), (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST) > 0
+    return cv2.resize(mask.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR) > 0.5

@@ -1,17 +1,12 @@
 """Caption: what a clip shows, and its subjects as noun phrases with their appearance (Phantom, section 3.1).
 
-Here the clip is cut out, since this is the first stage that needs images in full. The caption is the captioner's, else the one
-beside the source video, else none: subjects.py then writes one from what it finds.
+The caption is the captioner's, else the one beside the source video, else none: subjects.py then writes one from what it finds.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 
-import av
-
 from phantom_s2v.data.pipeline.config import Config, Models, Record
-from phantom_s2v.data.pipeline.frames import cut
-from phantom_s2v.media.videos import UnreadableVideoError
 
 LONGEST_PHRASE = 6  # words
 _OPENERS = {"a", "an", "the", "his", "her", "its", "their", "two", "three", "four", "one", "another"}
@@ -26,29 +21,13 @@ _PLACES = frozenset({"background", "left", "right", "top", "bottom", "side", "fr
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
-    """Adds video, frames (how many it has), stills, caption and phrases to clips."""
+    """Adds caption and phrases to clips."""
     for record in records:
-        if record["kind"] != "clip" or record["drop"]:
-            yield record
-            continue
-        try:
-            video, stills, count = cut(record, record["begins"], record["ends"], config.instants, config.longest_side)
-        except (av.FFmpegError, UnreadableVideoError) as error:
-            yield {**record, "drop": f"cannot be cut out ({getattr(error, 'reason', error)})"}
-            continue
-        caption = models.caption(stills) if models.caption else record["caption"]
-        phrases = (models.phrases or noun_phrases)(caption) if caption else []
-        height, width = stills[0].shape[:2]
-        yield {
-            **record,
-            "video": video,
-            "stills": stills,
-            "frames": count,
-            "caption": caption,
-            "phrases": phrases,
-            "height": height,
-            "width": width,
-        }
+        if record["kind"] == "clip" and not record["drop"]:
+            caption = models.caption(record["stills"]) if models.caption else record["caption"]
+            phrases = (models.phrases or noun_phrases)(caption) if caption else []
+            record = {**record, "caption": caption, "phrases": phrases}
+        yield record
 
 
 def noun_phrases(caption: str) -> list[str]:

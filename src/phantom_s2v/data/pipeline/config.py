@@ -3,12 +3,17 @@
 A record is a dict. Every stage is `run(records, config, models) -> Iterator[record]`; it passes on what it does not work on:
 records with a reason in "drop", and the source video's own record, which comes after those of its clips. Keys that stages add:
 
-    probe     kind "source_video", path, name, source_video (SHA-256 of the content), fps, height, width, caption, rights, notices
-    shots     kind "clip", clip (id), start, stop (frames), begins, ends (seconds), work (uint8 [n, h, w, 3], small), drop ""
-    quality   scores, signature (float32 [64]), drop
-    caption   video (mp4 bytes), frames (of the mp4), stills, caption, phrases
-    subjects  subjects: a list of dicts, see subjects.py
-    embed     vector, context and, where there is a face, face in each subject
+    probe     kind "source_video", path, name, source_video (SHA-256 of the content), fps, height, width, count, playable,
+              caption, rights, notices
+    shots     kind "clip", clip (id), shot (id), start, stop (frames), begins, ends (seconds), work (uint8 [n, h, w, 3], small),
+              drop ""
+    quality   crop (left, top, right, bottom, in shares of the frame), scores, signature (float32 [64]), work without black
+              borders, drop
+    stills    stills, around (uint8 [3, h, w, 3] small frames of each still's moment), frames (of the clip), height, width, drop
+    caption   caption, phrases
+    subjects  subjects: a list of dicts, see subjects.py; passed_over: what was seen and is no subject, with its reason
+    embed     vector, context, face and has_face in each subject
+    encode    video (mp4 bytes)
 """
 
 from collections.abc import Callable
@@ -32,29 +37,42 @@ class Config:
     longest: float = 10.0  # a longer shot is cut into pieces
     work_side: int = 128  # shorter side of the frames that shots and quality look at
     # quality
-    border: float = 0.03  # share of a side that may be black
+    border: float = 0.02  # share of a side from which on a black border is cropped
+    least_left: float = 0.4  # share of the frame that black borders must leave
     blur: float = 12.0  # min variance of the Laplacian
     dark: float = 8.0
     bright: float = 250.0
     still: float = 0.003  # min share of pixels that change within half a second
     shaking: float = 0.95  # max share of it
-    letters: int = 6  # shapes of one height in a row that count as a line of text
+    letters: int = 6  # shapes of one height in a row that count as a line of text, where no network looks for it
+    text_height: tuple[float, ...] = (0.025, 0.15)  # of a line that counts as burnt in, shares of the frame's height
+    text_width: float = 3.5  # min, in heights of the line
     same_clip: float = 0.985  # correlation of signatures from which on a clip repeats another
     # subjects (Phantom-Data, section 4)
     models: str = ""  # hashes of the networks' weights; set by the command line
     people: bool = False  # look for persons and faces as well
     instants: tuple[float, ...] = (0.05, 0.5, 0.95)
+    person: float = 0.7  # least score of a person, of the detector and of the landmarks
+    shoulders: float = 0.35  # share of the frame by which a person's shoulders may lie outside; 0: they must show
+    cut: float = 0.02  # share of a thing's outline that may lie on the frame's edge
+    moments: int = 2  # stills in which a subject that is known by its pose or motion alone must be found
+    growth: float = 4.0  # largest change of area of such a thing; a person may come closer
+    followed: float = 0.5  # least agreement of two stills on what is one subject, 0..1
     smallest_box: float = 0.04  # share of the image
-    largest_box: float = 0.9
+    largest_box: float = 0.9  # of a thing; a person may fill the frame
     smallest_side: int = 128  # of a box, in pixels, at an image height of 720; scaled with it
     overlap: float = 0.8  # IoU above which the weaker of two boxes goes
     max_subjects: int = 4
     longest_side: int = 1280  # of the clips that are written
-    # pairs; bounds set on source videos of the training emoji (dev/LOG.md)
-    lower: float = 0.85  # similarity below which it is another subject
+    # pairs; bounds hold for an embedder: these for EfficientNet-Lite0 (`phantom data calibrate` sets others)
+    embedder: str = "efficientnet-lite0"  # or phantom-mini, for drawn subjects; a larger one is in `models`
+    lower: float = 0.628  # similarity below which it is another subject
+    same_face: float = 0.6  # distance of face features within which it is one person: dlib's; of ArcFace 1.1
+    same_face_across: float = 0.45  # the same between source videos, where all people of a library are tried; of ArcFace 0.9
+    same_shot: bool = False  # pair pieces of one shot as well, as a class of their own
     upper: float = 0.96  # sameness of the surroundings above which it is a copy
-    colors: float = 0.62  # min overlap of colors
-    texture: float = 0.9  # min similarity of the autoencoder's features
+    colors: float = 0.62  # min overlap of colors, with phantom-mini
+    texture: float = 0.9  # min similarity of its autoencoder's features, with phantom-mini
     neighbors: int = 16  # looked at for each subject
     partners: int = 2  # cross-pair references kept of each subject
 
@@ -68,6 +86,9 @@ class Detection:
     name: str = ""  # what the caption calls it; empty where there is no caption
     score: float = 1.0
     is_person: bool = False
+    unnamed: bool = False  # known by its pose or motion alone, and so to be found again at another moment
+    head: float = 1.0  # of a person: share of the head that lies in the frame
+    shoulders: float = 0.0  # of a person: share of the frame by which the shoulders lie outside
     has_logo: bool = False  # a thing with its mark whole: the same wherever it shows (Phantom-Data, section 4)
 
 
@@ -75,11 +96,16 @@ class Detection:
 class Models:
     """The networks of the stages; those that are None are done without."""
 
-    detect: Callable[[list[np.ndarray], list[str]], list[list[Detection]]]  # stills, phrases -> detections of each still
+    # stills, phrases, small frames around each still -> detections of each still
+    detect: Callable[[list[np.ndarray], list[str], list[np.ndarray]], list[list[Detection]]]
     embed: Callable[[list[np.ndarray]], np.ndarray]  # cutouts on white -> float32 [n, d], of length one
-    features: Callable[[np.ndarray], np.ndarray]  # a cutout -> its texture, float32 [k], of length one
+    # a cutout -> its texture, float32 [k], of length one: where it is given, texture and colors are compared as well
+    features: Callable[[np.ndarray], np.ndarray] | None = None
     cuts: Callable[[np.ndarray], np.ndarray] | None = None  # uint8 [100, 27, 48, 3] -> chance of a cut after each frame
     caption: Callable[[list[np.ndarray]], str] | None = None
     phrases: Callable[[str], list[str]] | None = None  # a caption's subjects, with their appearance
-    face: Callable[[np.ndarray], np.ndarray | None] | None = None  # a crop -> float32 [128], None without a face
+    face: Callable[[np.ndarray], np.ndarray | None] | None = None  # a crop -> float32 [k], None without a face
+    face_width: int = 128  # numbers of it: 128 of dlib's, 512 of ArcFace's
     same: Callable[[np.ndarray, np.ndarray], bool] | None = None  # do two crops show one subject in different places
+    whole: Callable[[np.ndarray], bool] | None = None  # does a crop show a whole subject
+    text: Callable[[list[np.ndarray]], list[tuple[float, float]]] | None = None  # stills -> lines of text, see quality.burnt_in

@@ -8,7 +8,7 @@ from phantom_s2v.data.pipeline.config import Config, Models, Record
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
-    """Adds vector, context and face to the subjects of clips."""
+    """Adds vector, context, face and whether there is one to the subjects of clips."""
     for record in records:
         if record["kind"] == "clip" and not record["drop"]:
             record = {**record, "subjects": [_embedded(subject, models) for subject in record["subjects"]]}
@@ -23,7 +23,8 @@ def _embedded(subject: Record, models: Models) -> Record:
         **subject,
         "vector": (mean / max(1e-6, float(np.linalg.norm(mean)))).astype(np.float32),
         "context": np.stack([centered(view["surroundings"]) for view in views]),
-        "face": None if face is None else face.astype(np.float32),
+        "has_face": face is not None,
+        "face": np.zeros(models.face_width, np.float32) if face is None else face.astype(np.float32),
     }
 
 

@@ -14,15 +14,21 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
-from phantom_s2v.data.pipeline import caption, embed, pair, probe, quality, shots, subjects, verify, write
+from phantom_s2v.data.pipeline import caption, embed, encode, pair, probe, quality, shots, stills, subjects, verify, write
 from phantom_s2v.data.pipeline.config import Config, Models, Record
-from phantom_s2v.data.pipeline.index import SubjectIndex, mark
+from phantom_s2v.data.pipeline.index import SubjectIndex, jpeg, mark
 from phantom_s2v.data.triplets import Rights, Triplet, TripletStore
 from phantom_s2v.errors import DataError
 from phantom_s2v.files.io import locked
 
 LOOK = (("probe", probe.run), ("shots", shots.run), ("quality", quality.run))  # without networks, but for TransNetV2
-KNOW = (("caption", caption.run), ("subjects", subjects.run), ("embed", embed.run))
+KNOW = (
+    ("stills", stills.run),
+    ("caption", caption.run),
+    ("subjects", subjects.run),
+    ("embed", embed.run),
+    ("encode", encode.run),
+)
 AHEAD = 2  # source videos a process that wait for it
 KEPT_AT_ONCE = 64  # subjects whose pairs are written at once
 MakeModels = Callable[[], Models]
@@ -78,7 +84,16 @@ class _Clock:
 def process(path: str, config: Config, models: Models) -> Iterator[Record]:
     """The records of one file: those of its clips as they are done, its own last."""
     for record in chain([{"path": path}], (*LOOK, *KNOW), config, models):
-        yield {name: value for name, value in record.items() if name not in ("work", "stills")}
+        yield _slim(record)
+
+
+def _slim(record: Record) -> Record:
+    """A record without what only the stages look at; a clip that is dropped keeps one small frame to be shown by."""
+    frames = record.get("stills", record.get("work"))
+    slim = {name: value for name, value in record.items() if name not in ("work", "stills", "around")}
+    if record["kind"] == "clip" and record["drop"] and frames is not None:
+        slim["still"] = jpeg(frames[len(frames) // 2])
+    return slim
 
 
 _state: list[Any] = []  # configuration and models of a process of the pool
@@ -134,8 +149,7 @@ class _Stages:
     def __call__(self, row: Record) -> list[Record]:
         records = chain([pickle.loads(row["record"])], self.stages, self.config, self.models)
         last = self.stages is KNOW  # what only the stages look at stays behind
-        slim = ({k: v for k, v in r.items() if not last or k not in ("work", "stills")} for r in records)
-        return [{"record": pickle.dumps(record)} for record in slim]
+        return [{"record": pickle.dumps(_slim(record) if last else record)} for record in records]
 
 
 def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int, address: str) -> Iterator[Record]:
@@ -182,7 +196,7 @@ def _by_actors(rows: Any, stages: Any, config: Config, make: MakeModels, workers
 
 def _no_models() -> Models:
     """For stages that ask none."""
-    return Models(lambda stills, _: [[] for _ in stills], lambda _: NotImplemented, lambda _: NotImplemented)
+    return Models(lambda stills, *_: [[] for _ in stills], lambda _: NotImplemented, lambda _: NotImplemented)
 
 
 def build(
@@ -284,7 +298,9 @@ def index_path(out: Path) -> Path:
 
 def before_pairing(config: Config) -> Config:
     """The configuration without what concerns pairs, which are recomputed if it changes."""
-    return replace(config, lower=0, upper=0, colors=0, texture=0, neighbors=0, partners=0)
+    return replace(
+        config, lower=0, upper=0, colors=0, texture=0, neighbors=0, partners=0, same_face=0, same_face_across=0, same_shot=False
+    )
 
 
 def _source(path: Path) -> str:
@@ -304,6 +320,7 @@ def find_pairs(
     """Look at the pairs that the index does not know yet, and keep them there; returns the version of the subjects they are
     of.
     """
+    subject_index.index_vectors()
     dataset = subject_index.open("subjects")
     if dataset is None:
         return 0

@@ -1,15 +1,17 @@
 """Frames of a source video: streamed small for the stages that look at all of them, and a span of it cut out as a clip."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from phantom_s2v.data.pipeline.config import Record
-from phantom_s2v.media.videos import Timed, Video, encode, resampled
+from phantom_s2v.media.videos import Timed, UnreadableVideoError, Video, encode, resampled
 
-CRF = 14  # of clips: nearly lossless
+CRF, PRESET = 14, "veryfast"  # of clips: nearly lossless
+Crop = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the frame
+WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
 
 
 def fit(height: int, width: int, shorter: int = 0, longer: int = 0) -> tuple[int, int]:
@@ -23,33 +25,61 @@ def stream_frames(source_video: Record, shorter: int) -> Iterator[Timed]:
     return Video(Path(source_video["path"])).frames(size=fit(source_video["height"], source_video["width"], shorter=shorter))
 
 
-def cut(
-    source_video: Record, begins: float, ends: float, instants: tuple[float, ...], longer: int
-) -> tuple[bytes, list[np.ndarray], int]:
-    """The frames from `begins` to before `ends` (seconds) at the source video's mean rate: an mp4, stills, and how many frames
-    it has.
+def clip_size(source_video: Record, crop: Crop, longer: int) -> tuple[int, int, tuple[slice, slice]]:
+    """(height, width) at which frames are decoded, so that what `crop` leaves is at most `longer`, and that part of them."""
+    left, top, right, bottom = crop
+    height, width = source_video["height"], source_video["width"]
+    scale = min(1.0, longer / max(height * (bottom - top), width * (right - left)))
+    height, width = max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
+    rows = slice(round(top * height / 2) * 2, round(bottom * height / 2) * 2)
+    return height, width, (rows, slice(round(left * width / 2) * 2, round(right * width / 2) * 2))
 
-    Only frames of that span are shown, whatever the rate of this part of the source video. `instants` of the stills are shares
-    of the clip. Frames go straight into the encoder, so memory does not grow with the clip.
+
+def stills_of(clip: Record, count: int, instants: Sequence[float], longer: int) -> list[np.ndarray]:
+    """The frames at `instants`, shares of a clip of `count` frames, as `encoded` would show them; each is sought by itself."""
+    height, width, part = clip_size(clip, clip["crop"], longer)
+    video, stills = Video(Path(clip["path"])), []
+    for number in sorted({round(instant * (count - 1)) for instant in instants}):
+        latest = min(clip["begins"] + (number + 0.5) / clip["fps"], clip["ends"] - 1e-4)
+        still = _on_screen(video.frames(max(clip["begins"], latest - 2 / clip["fps"]), (height, width)), latest)
+        if still is None:  # one frame stays long, where the rate varies
+            still = _on_screen(video.frames(clip["begins"], (height, width)), latest)
+        if still is None:
+            raise UnreadableVideoError(clip["name"], f"truncated before {latest:.1f} s")
+        stills.append(np.ascontiguousarray(still[part]))
+    return stills
+
+
+def _on_screen(frames: Iterator[Timed], latest: float) -> np.ndarray | None:
+    """The last frame up to a moment; None where all are later."""
+    shown = None
+    for now, image in frames:
+        if now > latest:
+            break
+        shown = image
+    return shown
+
+
+def encoded(clip: Record, count: int, longer: int) -> bytes:
+    """A clip as mp4: its `count` frames at the source video's mean rate, cropped; the file itself where that is the clip.
+
+    Only frames of its span are shown, whatever the rate of this part of the source video. Frames go straight into the encoder,
+    so memory does not grow with the clip.
     """
-    size, fps = fit(source_video["height"], source_video["width"], longer=longer), source_video["fps"]
-    count = max(1, round((ends - begins) * fps))
-    wanted = {round(instant * (count - 1)) for instant in instants}
-    stills: dict[int, np.ndarray] = {}
-
-    def shown() -> Iterator[np.ndarray]:
-        for number, image in enumerate(resampled(_span(source_video, begins, ends, size), begins, count, fps)):
-            if number in wanted:
-                stills[number] = image
-            yield image
-
+    height, width, part = clip_size(clip, clip["crop"], longer)
+    path, shape = Path(clip["path"]), (clip["height"], clip["width"])
+    is_all = (clip["start"], clip["stop"]) == (0, clip["count"]) and clip["crop"] == WHOLE
+    if clip["playable"] and is_all and shape == (height, width):
+        return path.read_bytes()
+    frames = _until(Video(path).frames(clip["begins"], (height, width)), clip["ends"])
     target = io.BytesIO()
-    encode(target, shown(), fps, CRF)
-    return target.getvalue(), [stills[number] for number in sorted(stills)], count
+    shown = resampled(frames, clip["begins"], count, clip["fps"])
+    encode(target, (image[part] for image in shown), clip["fps"], CRF, PRESET)
+    return target.getvalue()
 
 
-def _span(source_video: Record, begins: float, ends: float, size: tuple[int, int]) -> Iterator[Timed]:
-    for now, image in Video(Path(source_video["path"])).frames(begins, size):
+def _until(frames: Iterator[Timed], ends: float) -> Iterator[Timed]:
+    for now, image in frames:
         if now >= ends - 1e-4:
             return
         yield now, image

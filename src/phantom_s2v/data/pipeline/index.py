@@ -29,6 +29,9 @@ from phantom_s2v.files.reuse import code_version
 BUFFER, BUFFER_BYTES = 64, 64 << 20  # records, and bytes of their videos and images, that are held before they are written
 BATCH = 64  # rows that are read at once, with their videos
 PAIRING = ("pair", "verify")  # stages that decide pairs
+PASSED_OVER = 12  # of what was seen in a clip and is no subject
+STILL = 256  # pixels, the longer side of the frame of a dropped clip
+INDEXED = 20_000  # subjects from which on their vectors have an approximate index
 COMPACT = 32  # fragments from which on a dataset is put together again
 
 
@@ -45,22 +48,25 @@ CLIPS = pa.schema(
         ("facts", pa.string()),
         ("signature", _vector(64)),
         ("video", pa.large_binary()),
+        ("still", pa.large_binary()),
     ]
 )
 PAIRS = pa.schema([("id", pa.string()), ("version", pa.int64()), ("config", pa.string()), ("facts", pa.string())])
-TEXTS = ("id", "clip", "source_video", "name")
+TEXTS = ("id", "clip", "shot", "source_video", "name")
 VIEW = pa.struct([("image", pa.large_binary()), ("mask", pa.large_binary()), ("inner", pa.list_(pa.float64()))])
 
 
-def subjects_schema(width: int) -> pa.Schema:
-    """Schema of subjects whose vectors have `width` numbers."""
+def subjects_schema(width: int, face_width: int) -> pa.Schema:
+    """Schema of subjects whose vectors have `width` numbers, and those of their faces `face_width`."""
     texts: list[tuple[str, pa.DataType]] = [(name, pa.string()) for name in TEXTS]
     return pa.schema(
         [
             *texts,
+            ("is_person", pa.bool_()),
             ("has_logo", pa.bool_()),
+            ("has_face", pa.bool_()),
             ("vector", _vector(width)),
-            ("face", pa.list_(pa.float32())),
+            ("face", _vector(face_width)),
             ("context", pa.list_(_vector(768))),
             ("views", pa.list_(VIEW)),
         ]
@@ -151,7 +157,8 @@ class SubjectIndex:
         """Write what is held: subjects, then clips, then source videos."""
         held, self.held = self.held, {name: [] for name in self.held}
         if held["subjects"]:
-            self._merge("subjects", held["subjects"], subjects_schema(len(held["subjects"][0]["vector"])))
+            first = held["subjects"][0]
+            self._merge("subjects", held["subjects"], subjects_schema(len(first["vector"]), len(first["face"])))
         if held["clips"]:
             self._merge("clips", held["clips"], CLIPS)
         if held["source_videos"]:
@@ -165,11 +172,29 @@ class SubjectIndex:
                 lance.write_dataset(table, str(scratch))
             return
         if not dataset.schema.equals(schema):
-            raise DataError(f"{self.folder} was built with another embedder; choose another folder, or remove this one")
+            raise DataError(
+                f"{self.folder} was built with another embedder or an earlier version; choose another folder, or remove it"
+            )
         dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
         dataset = lance.dataset(self._path(name))
         if len(dataset.get_fragments()) > COMPACT:
             dataset.optimize.compact_files()
+
+    def index_vectors(self) -> None:
+        """Give vectors and faces of very many subjects an approximate index (IVF), or take in those that came since.
+
+        Search within one source video looks at all of its subjects; across source videos it goes through the index.
+        """
+        dataset = self.open("subjects")
+        if dataset is None or dataset.count_rows() < INDEXED:
+            return
+        rows = dataset.count_rows()
+        indexed = {column: index.num_rows_indexed for index in dataset.describe_indices() for column in index.field_names}
+        for column, metric in (("vector", "dot"), ("face", "l2")):
+            if column not in indexed:
+                dataset = dataset.create_index(column, index_type="IVF_FLAT", metric=metric, num_partitions=round(rows**0.5))
+        if any(count < rows for count in indexed.values()):
+            dataset.optimize.optimize_indices()
 
     def subjects(self, ids: Collection[str]) -> dict[str, Record]:
         """Clip, name and views of subjects by id."""
@@ -215,7 +240,7 @@ def _source_video_row(source_video: Record) -> Record:
 
 
 def _clip_row(clip: Record) -> Record:
-    left_out = ("work", "stills", "video", "signature", "subjects", "path", "notices", "phrases")
+    left_out = ("video", "still", "signature", "subjects", "path", "notices", "phrases", "origin", "passed_over")
     facts = {k: v for k, v in clip.items() if k not in left_out}
     facts["subjects"] = [s["subject"] for s in clip.get("subjects", [])]
     facts["views"] = [
@@ -223,6 +248,7 @@ def _clip_row(clip: Record) -> Record:
         for s in clip.get("subjects", [])
         for v in s["views"]
     ]
+    facts["passed_over"] = clip.get("passed_over", [])[:PASSED_OVER]
     empty = np.zeros(64, np.float32)
     return {
         "id": clip["clip"],
@@ -231,6 +257,7 @@ def _clip_row(clip: Record) -> Record:
         "facts": json.dumps(facts, ensure_ascii=False),
         "signature": clip.get("signature", empty).tolist(),
         "video": b"" if clip["drop"] else clip["video"],
+        "still": clip.get("still", b""),
     }
 
 
@@ -238,11 +265,14 @@ def _subject_row(clip: Record, subject: Record) -> Record:
     return {
         "id": subject["subject"],
         "clip": clip["clip"],
+        "shot": clip["shot"],
         "source_video": clip["source_video"],
         "name": subject["name"],
+        "is_person": subject["is_person"],
         "has_logo": subject["has_logo"],
+        "has_face": subject["has_face"],
         "vector": subject["vector"].tolist(),
-        "face": [] if subject["face"] is None else subject["face"].tolist(),
+        "face": subject["face"].tolist(),
         "context": subject["context"].tolist(),
         "views": [
             {"image": png(v["image"]), "mask": png(v["mask"].astype(np.uint8) * 255), "inner": list(v["inner"])}
@@ -254,6 +284,13 @@ def _subject_row(clip: Record, subject: Record) -> Record:
 def png(image: np.ndarray) -> bytes:
     """An image as PNG."""
     return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    """A small copy of an image as JPEG."""
+    scale = STILL / max(image.shape[:2])
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+    return cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
 
 
 def unpng(content: bytes) -> np.ndarray:

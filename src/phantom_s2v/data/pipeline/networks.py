@@ -13,42 +13,58 @@ from phantom_s2v.data.pipeline.config import Models
 from phantom_s2v.vision import faces
 from phantom_s2v.vision.detect import OpenVocabularyDetector
 from phantom_s2v.vision.embed import Embedder
-from phantom_s2v.vision.factory import cut_chances, embed_mini, texture_mini
+from phantom_s2v.vision.factory import FEATURES, cut_chances, texture_mini
 from phantom_s2v.vision.segment import ClipSegmenter
+from phantom_s2v.vision.text import fixed_lines
 from phantom_s2v.vision.vlm import VisionLanguageModel
 
 
-def packaged_models(transnet: bool = False, with_people: bool = False, larger: dict[str, Any] | None = None) -> Models:
-    """What works without a hub: objects by color and motion, phantom-mini's encoders; TransNetV2 and people where asked for.
+def packaged_models(
+    transnet: bool = False,
+    with_people: bool = False,
+    embedder: str = "efficientnet-lite0",
+    larger: dict[str, Any] | None = None,
+) -> Models:
+    """What works without a hub: objects by color and motion, embeddings by name; TransNetV2, people and text where asked for.
 
-    People need `phantom models fetch` and phantom-s2v[people]. `larger` are the arguments of `with_larger`.
+    People and text need `phantom models fetch` and phantom-s2v[people]. `larger` are the arguments of `with_larger`.
     """
     packaged = Models(
         detect=detect_people_too if with_people else detect_objects,
-        embed=embed_mini,
-        features=texture_mini,
+        embed=FEATURES[embedder](),
+        features=texture_mini if embedder == "phantom-mini" else None,
         cuts=cut_chances() if transnet else None,
         face=faces.face_feature if with_people else None,
+        text=fixed_lines if with_people else None,
     )
     return with_larger(packaged, **larger) if larger else packaged
 
 
 def with_larger(
-    models: Models, captioner: Path | None, object_detector: Path | str | None, segmenter: Path | None, embedder: Path | None
+    models: Models,
+    captioner: Path | None = None,
+    object_detector: Path | str | None = None,
+    segmenter: Path | None = None,
+    embedder: Path | None = None,
+    arcface: Path | None = None,
 ) -> Models:
-    """`models` with those of the larger networks that are given, each the folder of a model in transformers' layout, or
-    for a detector of the user's own MODULE:FUNCTION.
+    """`models` with those of the larger networks that are given: folders of models in transformers' layout, MODULE:FUNCTION of a
+    detector of the user's own, ArcFace's ONNX file.
 
     Bounds of similarity hold for the embeddings that they were set for: another embedder needs its own.
     """
     vlm = VisionLanguageModel(captioner) if captioner else None
     if vlm:
-        models = replace(models, caption=vlm.caption, phrases=vlm.phrases, same=vlm.same)
+        models = replace(models, caption=vlm.caption, phrases=vlm.phrases, same=vlm.same, whole=vlm.whole)
     if embedder:
-        models = replace(models, embed=Embedder(embedder))
+        models = replace(models, embed=Embedder(embedder), features=None)
     if isinstance(object_detector, str):
-        models = replace(models, detect=load_detector(object_detector))
+        own = load_detector(object_detector)
+        models = replace(models, detect=lambda stills, phrases, _: own(stills, phrases))
     elif object_detector:
         follows = ClipSegmenter(segmenter) if segmenter else None
         models = replace(models, detect=partial(detect_phrases, OpenVocabularyDetector(object_detector), follows, vlm))
+    if arcface:
+        network = faces.ArcFace(arcface)
+        models = replace(models, face=lambda image: next(iter(network(image)), None), face_width=512)
     return models

@@ -4,7 +4,8 @@ Sources: Phantom, section 3.1, and Phantom-Data (arXiv 2506.18851), section 4.
 
 Similarity is the product of the subjects' vectors: below the lower bound it is another subject. Sameness is the correlation of
 the crops with what surrounds them: above the upper bound it is the same image, and a model trained on it learns to copy-paste.
-Prior of Phantom-Data: only objects with a complete logo are paired across source videos; all others within their own.
+Priors of Phantom-Data: across source videos people are paired by their faces and things by a complete logo; all others within
+their own. Pieces of one shot show one scene and are paired only where that is asked for.
 """
 
 import json
@@ -16,14 +17,14 @@ import numpy as np
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.data.pipeline.index import SubjectIndex
 
-COLUMNS = ["clip", "source_video", "name", "has_logo", "vector", "face", "context"]
-SAME_FACE = 0.6  # Euclidean distance of dlib's face features within which it is one person
+COLUMNS = ["clip", "shot", "source_video", "name", "is_person", "has_logo", "has_face", "vector", "face", "context"]
+PROBES = 32  # parts of the index that are looked through
 
 
 def run(
     subject_index: SubjectIndex, config: Config, done: Container[str] = (), repeated: Container[str] | None = None
 ) -> Iterator[Record]:
-    """Pair records: subject, partner, similarity, sameness, and "drop" with the reason for those that were rejected.
+    """Pair records: subject, partner, kind (cross-shot, cross-source or same-shot), similarity, sameness, and "drop": why, if so.
 
     Those of one subject follow each other. Subjects in `done` are passed over, and those of `repeated` clips, which are looked
     for where they are not given.
@@ -47,11 +48,27 @@ def run(
 
 
 def _neighbors(dataset: Any, row: Record, config: Config) -> list[Record]:
-    """The nearest subjects of other clips, nearest first; ties by id, so that the order of rows does not matter."""
-    where = f"clip != '{row['clip']}'" + ("" if row["has_logo"] else f" AND source_video = '{row['source_video']}'")
-    query = {"column": "vector", "q": np.asarray(row["vector"], np.float32), "k": config.neighbors, "metric": "dot"}
-    neighbors = dataset.to_table(columns=["id", *COLUMNS, "_distance"], nearest=query, filter=where, prefilter=True).to_pylist()
-    return sorted(neighbors, key=lambda other: (-round(_product(row["vector"], other["vector"]), 5), other["id"]))
+    """The nearest subjects of other shots, nearest first; ties by id, so that the order of rows does not matter.
+
+    Of the same source video by their vectors; of all others by their faces, and by their vectors where both have a logo.
+    """
+    apart = f"clip != '{row['clip']}'" + ("" if config.same_shot else f" AND shot != '{row['shot']}'")
+    here = f"source_video = '{row['source_video']}'"
+    found = _nearest(dataset, "vector", row["vector"], f"{apart} AND {here}", config, exact=True)
+    if row["has_logo"]:
+        found += _nearest(dataset, "vector", row["vector"], f"has_logo AND NOT {here}", config)
+    if row["has_face"]:
+        found += _nearest(dataset, "face", row["face"], f"has_face AND NOT {here}", config)
+    unique = {other["id"]: other for other in found}
+    return sorted(unique.values(), key=lambda other: (-round(_product(row["vector"], other["vector"]), 5), other["id"]))
+
+
+def _nearest(dataset: Any, column: str, vector: list[float], where: str, config: Config, exact: bool = False) -> list[Record]:
+    """Rows whose `column` is nearest to a vector, through Lance's index where there is one (index.py), or `exact`."""
+    metric = "dot" if column == "vector" else "l2"
+    query = {"column": column, "q": np.asarray(vector, np.float32), "k": config.neighbors, "metric": metric}
+    query |= {"use_index": not exact, "nprobes": PROBES}
+    return dataset.to_table(columns=["id", *COLUMNS, "_distance"], nearest=query, filter=where, prefilter=True).to_pylist()
 
 
 def _product(a: list[float], b: list[float]) -> float:
@@ -61,17 +78,34 @@ def _product(a: list[float], b: list[float]) -> float:
 def _compared(row: Record, other: Record, config: Config) -> Record:
     similarity = _product(row["vector"], other["vector"])
     sameness = float((np.asarray(row["context"], np.float32) @ np.asarray(other["context"], np.float32).T).max())
-    apart = row["face"] and other["face"] and np.linalg.norm(np.subtract(row["face"], other["face"])) > SAME_FACE
-    drop = "another face" if apart else "another subject" if similarity < config.lower else ""
+    kind = "same-shot" if row["shot"] == other["shot"] else "cross-shot"
+    kind = kind if row["source_video"] == other["source_video"] else "cross-source"
+    drop = _other_subject(row, other, kind, similarity, config)
     return {
         "subject": row["id"],
         "clip": row["clip"],
         "partner": other["id"],
         "partner_clip": other["clip"],
+        "kind": kind,
         "similarity": similarity,
         "sameness": sameness,
         "drop": drop or ("near-duplicate" if sameness > config.upper else ""),
     }
+
+
+def _other_subject(row: Record, other: Record, kind: str, similarity: float, config: Config) -> str:
+    """Why a pair is not of one subject; empty where it is. Where both have a face it decides, else the similarity.
+
+    Across source videos a face has to match, or a complete logo.
+    """
+    if row["is_person"] != other["is_person"]:
+        return "another subject"
+    if row["has_face"] and other["has_face"]:
+        most = config.same_face_across if kind == "cross-source" else config.same_face
+        return "another face" if np.linalg.norm(np.subtract(row["face"], other["face"])) > most else ""
+    if kind == "cross-source" and not (row["has_logo"] and other["has_logo"]):
+        return "neither face nor logo"
+    return "another subject" if similarity < config.lower else ""
 
 
 def repeats(subject_index: SubjectIndex, config: Config) -> dict[str, str]:

@@ -79,6 +79,8 @@ def _look(path: Path) -> Record:
         "fps": facts.fps,
         "height": facts.height,
         "width": facts.width,
+        "count": facts.count,
+        "playable": facts.playable and facts.steady,
         "notices": notices,
     }
     return metadata | _beside(path)

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.embed import centered
+from phantom_s2v.data.pipeline.frames import Crop
 from phantom_s2v.media.images import evenly_spaced
 
 LOOKED_AT = 8  # frames of a clip
@@ -18,21 +19,47 @@ MAX_LETTER_HEIGHT, MIN_LETTER_HEIGHT = 0.12, 0.035  # letters, as shares of the 
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
-    """Adds scores and signature to clips, and the first reason to drop them."""
+    """Adds crop, scores and signature to clips, crops their small frames, and gives the first reason to drop them."""
     for record in records:
         if record["kind"] != "clip" or record["drop"]:
             yield record
             continue
-        scores = measure(record["work"], record["fps"])
-        yield {**record, "scores": scores, "signature": signature(record["work"]), "drop": fault(scores, config)}
+        crop = picture(record["work"], config)
+        work = cropped(record["work"], crop)
+        scores = measure(work, record["fps"]) | {"border": 1 - (crop[2] - crop[0]) * (crop[3] - crop[1])}
+        drop = fault(scores, config, models.text is None)
+        yield {**record, "crop": crop, "work": work, "scores": scores, "signature": signature(work), "drop": drop}
+
+
+def picture(frames: np.ndarray, config: Config) -> Crop:
+    """What black borders leave of the frames of a clip; borders narrower than `config.border` stay."""
+    top, bottom, left, right = black_borders(frames[evenly_spaced(len(frames), LOOKED_AT)])
+    height, width = frames.shape[1:3]
+    sides = [
+        0.0 if n < config.border * of else (n + 1) / of
+        for n, of in ((left, width), (top, height), (right, width), (bottom, height))
+    ]
+    return sides[0], sides[1], 1 - sides[2], 1 - sides[3]
+
+
+def cropped(frames: np.ndarray, crop: Crop) -> np.ndarray:
+    """Frames [n, h, w, 3] without what lies outside of `crop`; all of them where that would leave nothing."""
+    height, width = frames.shape[1:3]
+    left, top, right, bottom = (round(value * side) for value, side in zip(crop, (width, height, width, height), strict=True))
+    return frames[:, top:bottom, left:right] if bottom - top > 1 and right - left > 1 else frames
+
+
+def burnt_in(lines: list[tuple[float, float]], config: Config) -> bool:
+    """Whether one of some lines of text, (height, width) in heights of the frame, is as large as burnt-in text is."""
+    least, most = config.text_height
+    return any(least <= height <= most and width >= config.text_width * height for height, width in lines)
 
 
 def measure(frames: np.ndarray, fps: float) -> dict[str, float]:
-    """Scores of a clip, uint8 [n, h, w, 3]: border, blur, brightness, motion, letters."""
+    """Scores of a clip, uint8 [n, h, w, 3]: blur, brightness, motion, letters."""
     chosen = frames[evenly_spaced(len(frames), LOOKED_AT)]
     gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in chosen])
     return {
-        "border": black_border(chosen),
         "blur": float(np.median([cv2.Laplacian(g, cv2.CV_32F).var() for g in gray])),
         "brightness": float(gray.mean()),
         "motion": motion(frames, max(1, round(fps / 2))),
@@ -40,30 +67,30 @@ def measure(frames: np.ndarray, fps: float) -> dict[str, float]:
     }
 
 
-def fault(scores: dict[str, float], config: Config) -> str:
-    """The first reason to drop a clip with these scores; empty where there is none."""
+def fault(scores: dict[str, float], config: Config, letters: bool = True) -> str:
+    """The first reason to drop a clip with these scores, "" where there is none; rows of letters are one with `letters`."""
     checks = (
-        ("black borders", scores["border"] > config.border),
+        ("black borders", 1 - scores["border"] < config.least_left),
         ("too dark", scores["brightness"] < config.dark),
         ("too bright", scores["brightness"] > config.bright),
         ("blurred", scores["blur"] < config.blur),
         ("static", scores["motion"] < config.still),
         ("too much motion", scores["motion"] > config.shaking),
-        ("burnt-in text", scores["letters"] >= config.letters),
+        ("burnt-in text", letters and scores["letters"] >= config.letters),
     )
     return next((reason for reason, holds in checks if holds), "")
 
 
-def black_border(frames: np.ndarray) -> float:
-    """Largest share of a side that stays black over all frames and ends in an edge: in the dark, nothing does."""
+def black_borders(frames: np.ndarray) -> list[int]:
+    """Rows above and below, columns left and right of uint8 [n, h, w, 3] that stay black and end in an edge; none in the dark."""
     brightest = frames.max((0, 3)).astype(int)
-    shares = [0.0]
+    found = []
     for plane in (brightest, brightest[::-1], brightest.T, brightest.T[::-1]):
         lines = np.percentile(plane, 98, axis=1)
         black = int(np.argmax(lines > BLACK)) if (lines > BLACK).any() else 0
-        if black and lines[min(black + 1, len(lines) - 1)] - lines[max(0, black - 2)] > BLACK:
-            shares.append(black / len(lines))
-    return max(shares)
+        edge = black and lines[min(black + 1, len(lines) - 1)] - lines[max(0, black - 2)] > BLACK
+        found.append(black if edge else 0)
+    return found
 
 
 def motion(frames: np.ndarray, apart: int) -> float:

@@ -18,6 +18,8 @@ SHEET = 24  # pairs on a sheet
 TILE = 112  # pixels
 BINS = 40
 SAMPLE = 100 * SHEET  # pairs that those on a sheet are taken of
+EXAMPLES = 4  # frames of dropped clips that are shown for a reason
+MIDDLE = 1  # the still that is shown of a dropped clip
 LISTED = 1000  # files that are named with a reason or a notice
 
 
@@ -59,9 +61,13 @@ def write_report(
     subjects, left, notices = 0, list[tuple[str, str]](), list[tuple[str, str]]()
     for pair in pairs:
         pair_statistics.add(pair)
-    for row in subject_index.rows("clips", ["drop", "facts"]):
+    dropped: dict[str, list[tuple[list[np.ndarray], str]]] = {}
+    for row in subject_index.rows("clips", ["drop", "facts", "still"]):
         clips[row["drop"]] += 1
-        subjects += 0 if row["drop"] else len(json.loads(row["facts"])["subjects"])
+        facts = json.loads(row["facts"])
+        subjects += 0 if row["drop"] else len(facts["subjects"])
+        if row["drop"] and row["still"] and len(shown := dropped.setdefault(row["drop"], [])) < EXAMPLES:
+            shown.append(_example(row["still"], facts))
     for source_video in subject_index.source_videos():
         source_videos[source_video["drop"]] += 1
         if source_video["drop"] and len(left) < LISTED:
@@ -74,6 +80,7 @@ def write_report(
         title=path.stem,
         counts=_counts(source_videos, clips, subjects, pair_statistics, triplets),
         clips_dropped=Counter({k: v for k, v in clips.items() if k}).most_common(),
+        dropped=dropped.items(),
         pairs_dropped=pair_statistics.drops.most_common(),
         similarity=_histogram(pair_statistics.similar, config.lower),
         sameness=_histogram(pair_statistics.same, config.upper),
@@ -84,6 +91,17 @@ def write_report(
         notices=notices,
         seconds=[(name, f"{value:.1f}") for name, value in seconds.items()],
     )
+
+
+def _example(still: bytes, facts: Record) -> tuple[list[np.ndarray], str]:
+    """A frame of a dropped clip with boxes of what was seen in it, and in words: where it is from, and why each is no subject."""
+    image = unpng(still).copy()
+    seen = facts["passed_over"]
+    for each in (one for one in seen if one["instant"] == MIDDLE):
+        left, top, right, bottom = (round(v * side) for v, side in zip(each["box"], image.shape[1::-1] * 2, strict=True))
+        cv2.rectangle(image, (left, top), (right, bottom), (255, 200, 0), 2)
+    reasons = Counter(f"{each['what']}: {each['reason']}" for each in seen)
+    return [image], "; ".join([f"{facts['name']}, {facts['begins']:.1f} s", *reasons])
 
 
 def _beyond(pair: Record, config: Config) -> float:

@@ -40,27 +40,29 @@ def _clips(source_video: Record, config: Config, models: Models) -> Iterator[Rec
     """The clips of a source video, cut at its cuts and where they would be too long."""
     max_frames, step = max(2, int(config.longest * source_video["fps"])), 1 / source_video["fps"]
     shot: list[Timed] = []
-    start = number = 0
+    start = number = first = 0
     for number, (timed, is_cut) in enumerate(_with_cuts(stream_frames(source_video, config.work_side), config, models)):
         full = len(shot) == max_frames or (shot and timed[0] - shot[0][0] > config.longest - step / 2)
         if shot and (is_cut or full):
-            yield _record(source_video, start, shot, timed[0], config)
-            shot, start = [], number
+            yield _record(source_video, start, first, shot, timed[0], config)
+            shot, start, first = [], number, number if is_cut else first
         shot.append(timed)
     if shot:
-        yield _record(source_video, start, shot, shot[-1][0] + step, config)
+        yield _record(source_video, start, first, shot, shot[-1][0] + step, config)
 
 
-def _record(source_video: Record, start: int, shot: list[Timed], ends: float, config: Config) -> Record:
-    """A clip's record; its id follows from the source video's content and its place in it. It `ends` where the next frame
-    begins.
+def _record(source_video: Record, start: int, first: int, shot: list[Timed], ends: float, config: Config) -> Record:
+    """A clip's record; its id follows from the source video's content and its place in it, that of its shot from the shot's
+    `first` frame. It `ends` where the next frame begins.
     """
-    clip = hashlib.sha256(f"{source_video['source_video']} {start} {start + len(shot)}".encode()).hexdigest()[:32]
+    source = source_video["source_video"]
+    clip = hashlib.sha256(f"{source} {start} {start + len(shot)}".encode()).hexdigest()[:32]
     begins = shot[0][0]
     return {
         **source_video,
         "kind": "clip",
         "clip": clip,
+        "shot": hashlib.sha256(f"{source} shot {first}".encode()).hexdigest()[:32],
         "start": start,
         "stop": start + len(shot),
         "begins": begins,

@@ -1,26 +1,30 @@
 """Subjects of a clip at three moments, with boxes, masks and unambiguous names (Phantom-Data, section 4).
 
-A subject is a dict: subject (id), name, has_logo, and views, one for each moment that shows it: instant (number of the still),
-frame, box (pixels of the clip), share (the box in shares of the still), image (uint8, the box with a margin), inner (the box
-in it, in shares), mask (bool, of the image), cutout (uint8 square on white), surroundings (uint8 [16, 16, 3]).
+A subject is a dict: subject (id), name, is_person, has_logo, and views, one for each moment that shows it: instant (number of the
+still), frame, box (pixels of the clip), share (the box in shares of the still), image (uint8, the box with a margin), inner
+(the box in it, in shares), mask (bool, of the image), cutout (uint8 square on white), surroundings (uint8 [16, 16, 3]).
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 
+from phantom_s2v.data.pipeline import names
 from phantom_s2v.data.pipeline.config import Config, Detection, Models, Record
-from phantom_s2v.data.synthetic.appearance import nearest_color
+from phantom_s2v.data.pipeline.stills import moments
+from phantom_s2v.data.pipeline.tracks import follow, steady
 from phantom_s2v.geometry import iou
-from phantom_s2v.media.images import border
 
 MARGIN = 0.08  # of a box's longer side, around a reference image
-EDGE = 0.008  # of a side: what touches it is cut off by it
+EDGE = 0.008  # of a side: what lies that near to it touches it
 REFERENCE_HEIGHT = 720  # for which Phantom-Data gives the minimum side of a box
+HEAD = 0.4  # of a person's box from above, in which the head is
 WHITE = 255
+Passed = tuple[Detection, str]  # what is no subject, and why
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
@@ -29,72 +33,91 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         if record["kind"] != "clip" or record["drop"]:
             yield record
             continue
-        stills: list[np.ndarray] = record["stills"]
-        detections = [
-            sift(each, still.shape[:2], config)
-            for each, still in zip(models.detect(stills, record["phrases"]), stills, strict=True)
-        ]
-        frames = sorted({round(instant * (record["frames"] - 1)) for instant in config.instants})
-        subjects = [_subject(record, track, stills, frames) for track in follow(detections, stills)[: config.max_subjects]]
-        rest = {k: v for k, v in record.items() if k not in ("work", "stills")}
+        subjects, passed = _found(record, config, models)
+        named = names.name(subjects, record["phrases"], record["caption"])
+        has_unique_names = names.tell_apart(named)
+        caption = record["caption"] or (
+            names.describe(named, record["stills"][len(record["stills"]) // 2]) if has_unique_names else ""
+        )
         if not subjects:
-            yield {**rest, "subjects": [], "drop": "no subject found"}
-            continue
-        has_unique_names = tell_apart(subjects)
-        caption = record["caption"] or (describe(subjects, stills[len(stills) // 2]) if has_unique_names else "")
-        yield {**rest, "subjects": subjects, "caption": caption, "drop": "" if has_unique_names else "ambiguous subject names"}
+            seen = Counter(each["reason"] for each in passed).most_common(1)
+            drop = f"no subject: {seen[0][0] if seen else 'nothing was found'}"
+        else:
+            drop = (
+                "the caption does not name its subjects" if not named else "" if has_unique_names else "ambiguous subject names"
+            )
+        rest = {k: v for k, v in record.items() if k != "work"}
+        yield {**rest, "subjects": named, "caption": caption, "passed_over": passed, "drop": drop}
 
 
-def sift(detections: list[Detection], size: tuple[int, ...], config: Config) -> list[Detection]:
-    """Detections that are neither too small nor too large, not cut off by the frame, and not the same as a surer one."""
-    height, width = size[:2]
-    min_side = config.smallest_side * min(height, width) / REFERENCE_HEIGHT
+def _found(record: Record, config: Config, models: Models) -> tuple[list[dict[str, Any]], list[Record]]:
+    """Subjects of a clip, and what was seen and is none, as records: instant, box in shares, what, reason."""
+    stills: list[np.ndarray] = record["stills"]
+    found, passed = [], list[Record]()
+    for number, each in enumerate(models.detect(stills, record["phrases"], record["around"])):
+        kept, dropped = sift(each, stills[number].shape[:2], config)
+        if models.whole:
+            judged = {id(d): models.whole(_part(stills[number], d.box)) for d in kept}
+            dropped += [(d, "the model sees no whole subject") for d in kept if not judged[id(d)]]
+            kept = [d for d in kept if judged[id(d)]]
+        found.append(kept)
+        passed += [_passed(number, stills[number], *one) for one in dropped]
+    places = moments(record["frames"], config)
+    frames = [round(place * (record["frames"] - 1)) for place in places]
+    tracks = follow(found, stills, record["work"], places, config)
+    for track in tracks:
+        if not steady(track, config):
+            passed += [_passed(number, stills[number], each, "is not found again at another moment") for number, each in track]
+    tracks = [track for track in tracks if steady(track, config)][: config.max_subjects]
+    return [_subject(record, track, stills, frames) for track in tracks], passed
+
+
+def _passed(number: int, still: np.ndarray, detection: Detection, reason: str) -> Record:
+    what = detection.name or ("person" if detection.is_person else "object")
+    return {"instant": number, "box": _share(detection.box, still.shape), "what": what, "reason": reason}
+
+
+def sift(detections: list[Detection], size: tuple[int, ...], config: Config) -> tuple[list[Detection], list[Passed]]:
+    """Detections that are subjects, the surest first, one of those that are the same; and those that are none, and why."""
     kept: list[Detection] = []
+    dropped: list[Passed] = []
     for each in sorted(detections, key=lambda d: (-d.score, d.box)):
-        left, top, right, bottom = each.box
-        share = (right - left) * (bottom - top) / (height * width)
-        whole = left > EDGE * width and top > EDGE * height and right < width * (1 - EDGE) and bottom < height * (1 - EDGE)
-        fits = config.smallest_box <= share <= config.largest_box and min(right - left, bottom - top) >= min_side
-        if fits and whole and all(iou(each.box, other.box) <= config.overlap for other in kept):
+        if any(iou(each.box, other.box) > config.overlap for other in kept):
+            continue
+        reason = _lacks(each, size[0], size[1], config)
+        if reason:
+            dropped.append((each, reason))
+        else:
             kept.append(each)
-    return kept
+    return kept, dropped
 
 
-def follow(detections: list[list[Detection]], stills: list[np.ndarray]) -> list[list[tuple[int, Detection]]]:
-    """Detections of several stills -> tracks of (still, detection), the longest and surest first.
-
-    A detection goes to the track whose last colors and place are likest; one that is unlike all of them begins another.
-    """
-    tracks: list[list[tuple[int, Detection]]] = []
-    for number, each in enumerate(detections):
-        free = list(range(len(tracks)))
-        for detection in each:
-            similarity = {
-                t: _similarity(stills[tracks[t][-1][0]], tracks[t][-1][1], stills[number], detection)
-                for t in free
-                if tracks[t][-1][1].name == detection.name
-            }
-            best = max(similarity, key=lambda t: similarity[t], default=None)
-            if best is not None and similarity[best] > 0.5:
-                tracks[best].append((number, detection))
-                free.remove(best)
-            else:
-                tracks.append([(number, detection)])
-    return sorted(tracks, key=lambda track: (-len(track), -track[0][1].score, track[0][1].box))
+def _lacks(each: Detection, height: int, width: int, config: Config) -> str:
+    """Why a detection is no subject; empty where it is one. People may be cut below their shoulders, things may not be cut."""
+    left, top, right, bottom = each.box
+    share = (right - left) * (bottom - top) / (height * width)
+    if (
+        share < config.smallest_box
+        or min(right - left, bottom - top) < config.smallest_side * min(height, width) / REFERENCE_HEIGHT
+    ):
+        return "too small"
+    if each.is_person:
+        checks = (
+            ("a person that is not sure", each.score < config.person),
+            ("a person whose head is cut", each.head < 1),
+            ("a person whose shoulders are cut", each.shoulders > config.shoulders),
+        )
+    else:
+        checks = (("too large", share > config.largest_box), ("cut by the frame", _on_edge(each, height, width) > config.cut))
+    return next((reason for reason, holds in checks if holds), "")
 
 
-def _similarity(before: np.ndarray, one: Detection, after: np.ndarray, other: Detection) -> float:
-    """Overlap of colors, lessened by the distance between the boxes' centers as a share of the image."""
-    a, b = (np.array([(d.box[0] + d.box[2]) / 2, (d.box[1] + d.box[3]) / 2]) for d in (one, other))
-    distance = float(np.hypot(*((a - b) / (before.shape[1], before.shape[0]))))
-    return float(np.minimum(colors(before[one.mask]), colors(after[other.mask])).sum()) - distance
-
-
-def colors(pixels: np.ndarray) -> np.ndarray:
-    """Histogram over 64 colors of uint8 [n, 3], of sum one."""
-    coarse = (pixels // 64).astype(int)
-    counts = np.bincount(coarse[:, 0] * 16 + coarse[:, 1] * 4 + coarse[:, 2], minlength=64)
-    return counts / max(1, len(pixels))
+def _on_edge(each: Detection, height: int, width: int) -> float:
+    """Share of the outline of a thing's box along which its mask reaches the frame's edge."""
+    left, top, right, bottom = each.box
+    wide, tall = max(1, round(EDGE * width)), max(1, round(EDGE * height))
+    bands = (each.mask[:tall].any(0), each.mask[-tall:].any(0), each.mask[:, :wide].any(1), each.mask[:, -wide:].any(1))
+    return float(sum(band.sum() for band in bands)) / (2 * (right - left + bottom - top))
 
 
 def _subject(record: Record, track: list[tuple[int, Detection]], stills: list[np.ndarray], frames: list[int]) -> dict[str, Any]:
@@ -102,14 +125,23 @@ def _subject(record: Record, track: list[tuple[int, Detection]], stills: list[np
     views = [_view(stills[number], detection, number, frames[number]) for number, detection in track]
     first = track[0][1]
     place = f"{record['clip']} {track[0][0]} {first.box} {first.name}"
-    name = first.name or f"{look(stills[track[0][0]][first.mask])} {'person' if first.is_person else 'object'}"
+    shades = names.look(stills[track[0][0]][_clothes(first) if first.is_person else first.mask])
     return {
         "subject": hashlib.sha256(place.encode()).hexdigest()[:32],
-        "name": name,
+        "name": first.name or (f"person in {shades}" if first.is_person else f"{shades} object"),
+        "is_person": first.is_person,
         "has_logo": all(detection.has_logo and not detection.is_person for _, detection in track),
         "has_caption_name": bool(first.name),
         "views": views,
     }
+
+
+def _clothes(person: Detection) -> np.ndarray:
+    """The lower part of a person's mask, without the head."""
+    _, top, _, bottom = person.box
+    mask = person.mask.copy()
+    mask[: top + round(HEAD * (bottom - top))] = False
+    return mask if mask.any() else person.mask
 
 
 def _view(still: np.ndarray, detection: Detection, number: int, frame: int) -> dict[str, Any]:
@@ -121,13 +153,24 @@ def _view(still: np.ndarray, detection: Detection, number: int, frame: int) -> d
         "instant": number,
         "frame": frame,
         "box": detection.box,
-        "share": (left / width, top / height, right / width, bottom / height),
+        "share": _share(detection.box, still.shape),
         "image": still[y0:y1, x0:x1].copy(),
         "inner": tuple(float(v) for v in (np.array(detection.box) - [x0, y0, x0, y0]) / ([x1 - x0, y1 - y0] * 2)),
         "mask": detection.mask[y0:y1, x0:x1].copy(),
         "cutout": cutout(still, detection),
         "surroundings": surroundings(still, detection.box),
     }
+
+
+def _share(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> tuple[float, float, float, float]:
+    return box[0] / shape[1], box[1] / shape[0], box[2] / shape[1], box[3] / shape[0]
+
+
+def _part(still: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """The box with a margin."""
+    left, top, right, bottom = box
+    margin = round(MARGIN * max(right - left, bottom - top))
+    return still[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
 
 
 def cutout(still: np.ndarray, detection: Detection) -> np.ndarray:
@@ -150,47 +193,3 @@ def surroundings(still: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarra
     wide = np.array([[0, 0], [64, 0], [0, 64]], np.float32)
     patch = cv2.warpAffine(still, cv2.getAffineTransform(corners, wide), (64, 64), borderMode=cv2.BORDER_REPLICATE)
     return cv2.resize(patch, (16, 16), interpolation=cv2.INTER_AREA)
-
-
-def look(pixels: np.ndarray) -> str:
-    """One or two words for the colors of a subject: those that most of its pixels are nearest to."""
-    sample = pixels[:: max(1, len(pixels) // 400)]
-    names, counts = np.unique([nearest_color(pixel) for pixel in sample], return_counts=True)
-    order = np.argsort(-counts)
-    second = len(order) > 1 and counts[order[1]] > 0.3 * len(sample)
-    return f"{names[order[0]]} and {names[order[1]]}" if second else str(names[order[0]])
-
-
-def tell_apart(subjects: list[dict[str, Any]]) -> bool:
-    """Give subjects of one name their place as well, where the names are ours; whether every name is now another.
-
-    Names out of a caption are left alone: a caption that calls two subjects the same cannot train a model to keep them apart.
-    """
-    for name in {s["name"] for s in subjects}:
-        alike = [s for s in subjects if s["name"] == name]
-        if len(alike) == 2 and not any(s["has_caption_name"] for s in alike):
-            alike.sort(key=lambda s: s["views"][0]["share"][0])
-            for subject, side in zip(alike, ("left", "right"), strict=True):
-                subject["name"] = f"{name} on the {side}"
-    return len({s["name"] for s in subjects}) == len(subjects)
-
-
-def describe(subjects: list[dict[str, Any]], still: np.ndarray) -> str:
-    """A plain caption: every subject by its name, what it does, and the color of the background."""
-    acts = [f"the {s['name']} {_act(s)}" for s in subjects]
-    text = f"{', '.join(acts)}, in front of a {nearest_color(np.median(border(still, 2), 0))} background."
-    return text[0].upper() + text[1:]
-
-
-def _act(subject: dict[str, Any]) -> str:
-    """What a subject does between its first and its last view."""
-    first, last = (np.array(subject["views"][i]["share"]) for i in (0, -1))
-    x, y = (first[[2, 3]] + first[[0, 1]]) / 2 - (last[[2, 3]] + last[[0, 1]]) / 2
-    growth = np.prod(last[2:] - last[:2]) / np.prod(first[2:] - first[:2])
-    if growth > 1.4 or growth < 0.7:
-        return "comes closer" if growth > 1 else "moves away"
-    if max(abs(x), abs(y)) < 0.04:
-        return "stays in place"
-    return (
-        ("moves to the left" if x > 0 else "moves to the right") if abs(x) > abs(y) else ("moves up" if y > 0 else "moves down")
-    )

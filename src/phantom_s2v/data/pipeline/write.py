@@ -52,7 +52,8 @@ def _triplet(
         for pair in pairs:
             shown = views[pair["partner"]]["views"]
             theirs = _own(sources[pair["partner_clip"]], rights)
-            references.append(_reference(shown[len(shown) // 2], subject["name"], "cross-pair", pair["similarity"], theirs))
+            pairing = "same-shot" if pair["kind"] == "same-shot" else "cross-pair"
+            references.append(_reference(shown[len(shown) // 2], subject["name"], pairing, pair["similarity"], theirs))
         if not pairs:
             references.append(_reference(subject["views"][-1], subject["name"], "in-pair", 1.0, own))
     return Triplet(

@@ -1,0 +1,316 @@
+"""What photographed footage asks of the pipeline: on images that are made here, so that the right answer is known."""
+
+import io
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from phantom_s2v.data.calibrate import labelled, separation
+from phantom_s2v.data.detectors.motion import moving
+from phantom_s2v.data.pipeline import names, pair, quality, report
+from phantom_s2v.data.pipeline.config import Config, Detection
+from phantom_s2v.data.pipeline.frames import encoded
+from phantom_s2v.data.pipeline.index import SubjectIndex, jpeg
+from phantom_s2v.data.pipeline.stills import moments
+from phantom_s2v.data.pipeline.subjects import sift
+from phantom_s2v.data.pipeline.tracks import carried, follow, steady
+from phantom_s2v.errors import InputError
+from phantom_s2v.media import images
+from phantom_s2v.media.videos import Video
+from phantom_s2v.vision import fetched
+
+CONFIG = Config()
+needs_files = pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
+
+
+def texture(rng, height, width, cell=8, low=40, high=215):
+    small = rng.integers(low, high, (height // cell + 1, width // cell + 1, 3)).astype(np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def scene(shift=0, place=None, seed=0):
+    """A textured background that the camera moves over by `shift`, and a textured square at `place` in front of it."""
+    rng = np.random.default_rng(seed)
+    frame = texture(rng, 128, 260)[:, 20 + shift : 220 + shift].copy()
+    thing = texture(rng, 40, 40, 6, 0, 255)
+    if place:
+        frame[place[1] : place[1] + 40, place[0] : place[0] + 40] = thing
+    return frame
+
+
+def person(box=(20, 10, 80, 100), size=(100, 200), **parts):
+    mask = np.zeros(size, bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    return Detection(box, mask, is_person=True, unnamed=True, **parts)
+
+
+# Completeness
+
+
+def test_a_person_with_head_and_shoulders_is_a_subject_and_a_torso_is_not():
+    bust, torso = person(), person(head=0.4)
+    face, far = person(shoulders=0.3), person(shoulders=0.6)
+    unsure = person(score=0.5)
+    for each, reason in (
+        (bust, ""),
+        (face, ""),
+        (torso, "a person whose head is cut"),
+        (far, "a person whose shoulders are cut"),
+        (unsure, "a person that is not sure"),
+    ):
+        kept, dropped = sift([each], (100, 200), CONFIG)
+        assert (kept == [each], [why for _, why in dropped]) == (not reason, [reason] if reason else [])
+    assert sift([face], (100, 200), replace(CONFIG, shoulders=0.0))[0] == []  # every bound is a field of the configuration
+    assert sift([unsure], (100, 200), replace(CONFIG, person=0.4))[0] == [unsure]
+
+
+def test_a_thing_that_the_frame_cuts_is_dropped_by_how_much_it_is_cut():
+    thing = replace(person(), is_person=False)
+    assert [why for _, why in sift([thing], (100, 200), CONFIG)[1]] == ["cut by the frame"]
+    assert sift([thing], (100, 200), replace(CONFIG, cut=0.3))[0] == [thing]
+
+
+def test_what_is_known_by_motion_alone_must_be_found_again_at_about_its_size():
+    small, large = (replace(person(box), is_person=False) for box in ((20, 10, 50, 40), (20, 10, 95, 85)))
+    assert steady([(0, small), (1, small)], CONFIG)
+    assert not steady([(0, small)], CONFIG)
+    assert not steady([(0, small), (1, large)], CONFIG)
+    assert steady([(0, replace(small, unnamed=False))], CONFIG)
+
+
+# Motion
+
+
+@pytest.mark.parametrize("camera", [0, 3])
+def test_what_moves_by_itself_is_found_and_background_that_it_uncovers_is_not(camera):
+    frames = [scene(camera * i, (60 + 4 * i, 40)) for i in (-1, 0, 1)]
+    found = moving(np.stack(frames))
+    assert len(found) == 1
+    true = np.zeros((128, 200), bool)
+    true[40:80, 60:100] = True
+    assert (found[0] & true).sum() / (found[0] | true).sum() > 0.7
+
+
+def test_a_camera_that_moves_over_a_scene_finds_nothing():
+    assert moving(np.stack([scene(4 * i) for i in (-1, 0, 1)])) == []
+    assert moving(np.stack([scene()] * 3)) == []
+
+
+def test_the_tracker_carries_a_box_to_another_moment_and_two_alike_are_not_swapped():
+    work = np.stack([scene(0, (30 + 2 * i, 40)) for i in range(41)])
+    mask = np.zeros((128, 200), bool)
+    mask[40:80, 30:70] = True
+    box = carried(Detection((30, 40, 70, 80), mask), mask.shape, work, 0, 40)
+    assert box is not None
+    assert np.abs(np.array(box) - (110, 40, 150, 80)).max() <= 3
+    first, last = (Detection((x, 40, x + 40, 80), np.roll(mask, x - 30, 1)) for x in (30, 110))
+    decoy = Detection((30, 84, 70, 124), np.roll(mask, 44, 0))
+    tracks = follow([[first], [decoy, last]], [work[0], work[40]], work, (0.0, 1.0), CONFIG)
+    assert [[d.box for _, d in track] for track in tracks if track[0][0] == 0] == [[first.box, last.box]]
+
+
+# Names
+
+
+def subject(name, is_person, given=False):
+    return {"name": name, "is_person": is_person, "has_caption_name": given}
+
+
+def test_a_subjects_name_occurs_in_its_caption_or_it_is_none():
+    caption, phrases = "A tall man walks with a small dog.", ["tall man", "small dog"]
+    found = names.name([subject("person in red", True), subject("brown object", False)], phrases, caption)
+    assert [s["name"] for s in found] == ["tall man", "small dog"]
+    assert names.name([subject("brown object", False)], ["tall man"], "A tall man walks.") == []
+    assert names.name([subject("red bus", False, given=True)], ["car"], "A car stands.") == []
+    two = [subject("person in red", True), subject("person in blue", True)]
+    assert names.name(two, phrases, caption) == []  # which of them is meant is not known
+    assert names.name(two, [], "") == two
+
+
+# Borders, text and what is encoded
+
+
+def test_black_borders_are_cropped_from_what_is_looked_at_and_what_is_written(tmp_path):
+    frames = np.stack([np.roll(texture(np.random.default_rng(1), 96, 192), 3 * i, 1) for i in range(24)])
+    film = np.pad(frames, ((0, 0), (16, 16), (0, 0), (0, 0)))
+    left, top, right, bottom = quality.picture(film, CONFIG)
+    assert (left, right) == (0, 1)
+    assert (round(top * 128), round(bottom * 128)) == (17, 111)
+    images.write_video(tmp_path / "a.mp4", film, 24)
+    clip = {"path": str(tmp_path / "a.mp4"), "name": "a", "fps": 24, "height": 128, "width": 192, "count": 24, "playable": True,
+            "crop": (left, top, right, bottom), "begins": 0.0, "ends": 1.0, "start": 0, "stop": 24}  # fmt: skip
+    shown, _ = images.read_video(io.BytesIO(encoded(clip, 24, 1280)))
+    assert shown.shape[1] in (92, 94, 96)
+    assert shown.max((0, 2, 3)).min() > 60  # no black line is left
+    whole = {**clip, "crop": (0.0, 0.0, 1.0, 1.0)}
+    assert encoded(whole, 24, 1280) == (tmp_path / "a.mp4").read_bytes()  # nothing to encode
+    assert encoded({**whole, "stop": 12, "ends": 0.5}, 12, 1280) != (tmp_path / "a.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("share", [0.045, 0.06, 0.08])
+@needs_files
+def test_burnt_in_text_is_found_on_moving_footage(share):
+    from phantom_s2v.vision.text import fixed_lines
+
+    stills = [cv2.resize(scene(8 * i, (60, 40)), (960, 614)) for i in range(3)]
+    assert not quality.burnt_in(fixed_lines(stills), CONFIG)
+    font = ImageFont.load_default(round(share * 614))
+    written = []
+    for still in stills:
+        image = Image.fromarray(still)
+        ImageDraw.Draw(image).text(
+            (120, 500), "Breaking News at Nine", fill="white", font=font, stroke_width=2, stroke_fill="black"
+        )
+        written.append(np.asarray(image))
+    assert quality.burnt_in(fixed_lines(written), CONFIG)
+
+
+def test_lines_count_as_burnt_in_by_their_height_and_width():
+    assert quality.burnt_in([(0.05, 0.5)], CONFIG)
+    assert not quality.burnt_in([(0.05, 0.1), (0.3, 1.5), (0.01, 0.5)], CONFIG)
+
+
+def test_a_key_frame_that_is_none_is_not_sought(tmp_path, monkeypatch):
+    """Frames are the same from the middle on, however they are reached."""
+    film = np.stack([np.roll(texture(np.random.default_rng(2), 96, 128), 2 * i, 1) for i in range(60)])
+    images.write_video(tmp_path / "a.mp4", film, 24)
+    asked = []
+    monkeypatch.setattr(Video, "_seekable", lambda self, begins: asked.append(begins) or False)
+    refused = [frame for _, frame in Video(tmp_path / "a.mp4").frames(1.5)]
+    monkeypatch.undo()
+    sought = [frame for _, frame in Video(tmp_path / "a.mp4").frames(1.5)]
+    assert asked == [1.5]
+    assert len(refused) == len(sought) == 24
+    assert all((a == b).all() for a, b in zip(refused, sought, strict=True))
+
+
+def test_a_clip_of_two_frames_has_as_many_stills_as_moments():
+    assert moments(2, CONFIG) == [0.0, 1.0]
+    assert moments(101, CONFIG) == [0.05, 0.5, 0.95]
+    assert moments(1, CONFIG) == [0.0]
+
+
+# Pairs
+
+
+def filled(tmp_path, rows):
+    """An index of subjects (clip, shot, source video, face or None, has_logo), all of one look in other surroundings."""
+    index, rng = SubjectIndex(tmp_path / "t.index"), np.random.default_rng(3)
+    for number, (clip, shot, source, face, has_logo) in enumerate(rows):
+        context = rng.normal(size=(1, 768)).astype(np.float32)
+        picture, mask = np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool)
+        view = {"instant": 0, "image": picture, "mask": mask, "inner": (0, 0, 1, 1), "box": (0, 0, 8, 8)}
+        one = {
+            "subject": f"s{number}",
+            "name": "a",
+            "is_person": face is not None,
+            "has_logo": has_logo,
+            "views": [view],
+            "vector": np.eye(4, dtype=np.float32)[0],
+            "has_face": face is not None,
+            "face": np.full(128, face or 0, np.float32),
+            "context": context / np.linalg.norm(context),
+        }
+        record = {
+            "kind": "clip",
+            "clip": clip,
+            "shot": shot,
+            "source_video": source,
+            "drop": "",
+            "video": b"",
+            "start": 0,
+            "stop": 9,
+        }
+        index.add({**record, "signature": signature(number), "subjects": [one]})
+    index.flush()
+    return index
+
+
+def signature(number):
+    values = np.random.default_rng(number).normal(size=64).astype(np.float32)
+    return values / np.linalg.norm(values)
+
+
+def kept(index, config=CONFIG):
+    return {(p["subject"], p["partner"], p["kind"]) for p in pair.run(index, config) if not p["drop"]}
+
+
+def test_pieces_of_a_shot_are_not_paired_unless_that_is_asked_for(tmp_path):
+    index = filled(tmp_path, [("a", "1", "f", None, False), ("b", "1", "f", None, False), ("c", "2", "f", None, False)])
+    assert kept(index) == {
+        ("s0", "s2", "cross-shot"),
+        ("s1", "s2", "cross-shot"),
+        ("s2", "s0", "cross-shot"),
+        ("s2", "s1", "cross-shot"),
+    }
+    assert ("s0", "s1", "same-shot") in kept(index, replace(CONFIG, same_shot=True))
+
+
+def test_across_source_videos_a_face_or_a_logo_has_to_match(tmp_path):
+    rows = [("a", "1", "f", 0.0, False), ("b", "2", "g", 0.01, False), ("c", "3", "h", 0.05, False), ("d", "4", "i", None, True),
+            ("e", "5", "j", None, True), ("f", "6", "k", None, False)]  # fmt: skip
+    found = kept(filled(tmp_path, rows))
+    assert found == {
+        ("s0", "s1", "cross-source"),
+        ("s1", "s0", "cross-source"),
+        ("s3", "s4", "cross-source"),
+        ("s4", "s3", "cross-source"),
+    }
+
+
+def test_many_subjects_are_searched_through_an_index(tmp_path, monkeypatch):
+    rows = [(f"c{i}", f"{i}", f"f{i}", 0.1 * i, False) for i in range(300)]
+    rows += [(f"d{i}", f"d{i}", f"g{i}", rows[i][3] + 1e-4, False) for i in range(20)]
+    index = filled(tmp_path, rows)
+    monkeypatch.setattr("phantom_s2v.data.pipeline.index.INDEXED", 300)
+    index.index_vectors()
+    version = index.open("subjects").version
+    assert {column for each in index.open("subjects").describe_indices() for column in each.field_names} == {"vector", "face"}
+    index.index_vectors()
+    assert index.open("subjects").version == version  # nothing new, nothing to do
+    found = kept(index)
+    assert sum((f"s{i}", f"s{300 + i}", "cross-source") in found for i in range(20)) >= 18
+
+
+def test_calibration_finds_the_bound_of_a_wanted_precision(tmp_path):
+    vectors = np.array([[1, 0], [0.9, 0.4359], [0, 1], [0.4359, 0.9]])
+    found = separation(vectors, ["a", "a", "b", "b"], 0.95)
+    assert (found.precision, found.recall, found.auc, found.same, found.other) == (1, 1, 1, 2, 4)
+    assert found.lower == pytest.approx(0.9, abs=1e-3)
+    mixed = separation(vectors, ["a", "b", "a", "b"], 0.3)
+    assert mixed.precision < 0.5
+    with pytest.raises(InputError, match="no bound reaches a precision of 0"):
+        separation(vectors, ["a", "b", "a", "b"], 0.95)
+    with pytest.raises(InputError, match="got 0 images of 0 subjects"):
+        labelled(tmp_path)
+
+
+def test_boxes_of_subjects_lie_in_their_frames():
+    from pathlib import Path
+
+    films = json.loads((Path(__file__).parent / "real_boxes.json").read_text())["films"]
+    assert len(films) == 20
+    for film in films.values():
+        times = [frame["time"] for frame in film["frames"]]
+        assert times == sorted(times)
+        for each in (one for frame in film["frames"] for one in frame["subjects"]):
+            left, top, right, bottom = each["box"]
+            assert 0 <= left < right <= 1
+            assert 0 <= top < bottom <= 1
+            assert each["extent"] in ("whole", "bust", "head", "cut")
+
+
+def test_a_report_shows_what_was_seen_in_a_dropped_clip_and_why_it_is_no_subject():
+    seen = [
+        {"instant": 1, "box": (0.25, 0.25, 0.75, 0.75), "what": "person", "reason": "a person whose head is cut"},
+        {"instant": 0, "box": (0, 0, 1, 1), "what": "object", "reason": "too large"},
+    ]
+    still = jpeg(np.zeros((90, 160, 3), np.uint8))
+    (frame,), words = report._example(still, {"name": "a.mp4", "begins": 2.0, "passed_over": seen})
+    assert words == "a.mp4, 2.0 s; person: a person whose head is cut; object: too large"
+    assert frame[22:24, 60].max() > 100  # the upper edge of the box
+    assert frame[45, 80].max() < 30
