@@ -100,9 +100,9 @@ def grounding_dino(folder: Path) -> Path:
         decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2, num_queries=1, num_feature_levels=3,
     )  # fmt: skip
     model = tf.GroundingDinoForObjectDetection(config)
-    for head in (*model.model.decoder.bbox_embed, model.model.encoder_output_bbox_embed):  # one box in the middle of the image
+    for head in (*model.model.decoder.bbox_embed, model.model.encoder_output_bbox_embed):  # its proposals lie within the image
         torch.nn.init.zeros_(head.layers[-1].weight)
-        head.layers[-1].bias.data = torch.tensor([0.0, 0, 1, 1])
+        torch.nn.init.zeros_(head.layers[-1].bias)
     model.save_pretrained(folder)
     return folder
 

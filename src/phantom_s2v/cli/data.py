@@ -43,7 +43,7 @@ def data_build(
     ],
     config: Annotated[Path | None, typer.Option(help="TOML file with pipeline thresholds.")] = None,
     shot_detector: Annotated[str | None, typer.Option(help="Shot detector: scenedetect, transnet or both.")] = None,
-    captioner: Annotated[str, typer.Option(help="Vision-language model such as Qwen-VL: folder, or OWNER/MODEL on a hub.")] = "",
+    captioner: Annotated[str, typer.Option(help="Vision-language model such as Qwen3-VL: folder, or OWNER/MODEL on a hub.")] = "",
     object_detector: Annotated[
         str,
         typer.Option(
@@ -51,7 +51,7 @@ def data_build(
             "or MODULE:FUNCTION, a detector of your own."
         ),
     ] = "",
-    segmenter: Annotated[str, typer.Option(help="SAM2 model for the masks of detected subjects.")] = "",
+    segmenter: Annotated[str, typer.Option(help="SAM2 video model that masks detected subjects and follows them.")] = "",
     embedder: Annotated[
         str,
         typer.Option(
@@ -86,11 +86,25 @@ def data_build(
         "arcface": arcface,
     }
     check_out(videos, out)
+    check_phrases(videos, captioner, object_detector, segmenter)
     settings = read_config(config, over)
     if arcface:  # what the file sets stays
         settings = replace(settings, **{k: v for k, v in ARCFACE.items() if getattr(settings, k) == getattr(type(settings), k)})
     settings, make = asked_models(settings, named)
     _built(videos, out, settings, make, Rights(source, license, consent), workers, ray, require_license)
+
+
+def check_phrases(videos: Path, captioner: str, object_detector: str, segmenter: str) -> None:
+    """Raise InputError for a detector of phrases without a caption to take them from, and a segmenter without a detector."""
+    from phantom_s2v.data.detectors.own import is_own
+    from phantom_s2v.data.pipeline import probe
+
+    if segmenter and not object_detector:
+        raise InputError("--segmenter needs --object-detector: SAM2 follows what the detector finds")
+    if not object_detector or captioner or is_own(object_detector):
+        return
+    if not any(probe.has_caption(path) for path in probe.find(videos)):
+        raise InputError("--object-detector needs captions: give --captioner, or NAME.txt beside the videos")
 
 
 def _built(

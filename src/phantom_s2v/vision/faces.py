@@ -173,7 +173,9 @@ class ArcFace:
         except ImportError as error:
             raise CheckpointError("ArcFace needs onnxruntime; install phantom-s2v[people]") from error
         try:
-            self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            there = onnxruntime.get_available_providers()
+            providers = [each for each in ("CUDAExecutionProvider", "CPUExecutionProvider") if each in there]
+            self.session = onnxruntime.InferenceSession(str(file), providers=providers)
         except Exception as error:  # onnxruntime's errors share no base of their own
             raise CheckpointError(f"{file} is not a valid ONNX model: {str(error).splitlines()[0]}") from error
         shape = self.session.get_inputs()[0].shape
@@ -186,9 +188,11 @@ class ArcFace:
         if not aligned:
             return []
         pixels = np.stack(aligned).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-        name = self.session.get_inputs()[0].name
-        vectors = [np.asarray(self.session.run(None, {name: each[None]})[0])[0] for each in pixels]
-        check_finite(np.stack(vectors), "the face feature by ArcFace")
+        given = self.session.get_inputs()[0]
+        batch = 1 if given.shape[0] == 1 else len(pixels)  # some files are of one face at a time
+        parts = [pixels[start : start + batch] for start in range(0, len(pixels), batch)]
+        vectors = np.concatenate([np.asarray(self.session.run(None, {given.name: part})[0]) for part in parts])
+        check_finite(vectors, "the face feature by ArcFace")
         return [vector / np.linalg.norm(vector) for vector in vectors]
 
 

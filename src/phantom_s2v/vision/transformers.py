@@ -116,7 +116,7 @@ class TensorImages:
         return torch.stack([(self._resized(image) - self.mean) / self.std for image in images])
 
     def _resized(self, image: np.ndarray) -> torch.Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+        pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float()
         pixels = pixels if self.late else pixels / 255
         pixels = nn.functional.interpolate(pixels, self.size, mode=self.mode, antialias=True, align_corners=False)[0]
         return pixels.round().clamp(0, 255) / 255 if self.late else pixels

@@ -3,7 +3,7 @@
 Phrases that mean one subject ("gray wolf", "wolf") are one: their masks are the same wherever both are seen.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -28,13 +28,12 @@ def detect_phrases(
     vlm: VisionLanguageModel | None,
     stills: list[np.ndarray],
     phrases: list[str],
-    around: Sequence[np.ndarray] = (),
     steps: Steps = (),
 ) -> list[list[Detection]]:
     """Subjects in each still, with SAM2's masks, or whole boxes without SAM2.
 
-    `around` is for detectors of motion and not looked at. `steps` are the stills with frames between them, in which SAM2
-    follows the subjects. A `vlm` says which things carry their logo whole: those are paired with other source videos as well.
+    `steps` are the stills with frames between them, in which SAM2 follows the subjects. A `vlm` says which things carry their
+    logo whole: those are paired with other source videos as well.
     """
     found = detector(stills, phrases)
     if not any(found):

@@ -16,7 +16,7 @@ records with a reason in "drop", and the source video's own record, which comes 
     encode    video (mp4 bytes)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,8 @@ class Models:
     embed: Callable[[list[np.ndarray]], np.ndarray]  # cutouts on white -> float32 [n, d], of length one
     # a cutout -> its texture, float32 [k], of length one: where it is given, texture and colors are compared as well
     features: Callable[[np.ndarray], np.ndarray] | None = None
+    # the same as `detect`, of stills among the frames between them (number of the still or None, frame): subjects are followed
+    follow: Callable[[list[np.ndarray], list[str], Iterable[tuple[int | None, np.ndarray]]], list[list[Detection]]] | None = None
     cuts: Callable[[np.ndarray], np.ndarray] | None = None  # uint8 [100, 27, 48, 3] -> chance of a cut after each frame
     caption: Callable[[list[np.ndarray]], str] | None = None
     phrases: Callable[[str], list[str]] | None = None  # a caption's subjects, with their appearance

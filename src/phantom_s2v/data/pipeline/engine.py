@@ -1,6 +1,7 @@
 """The stages put together: in a pool of processes, or on Ray. Both give the same rows, and a killed run goes on where it was."""
 
 import logging
+import math
 import pickle
 import signal
 import time
@@ -167,8 +168,10 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
     ray.init(address=where, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = ray.data.from_items([{"record": pickle.dumps({"path": path})} for path in paths])
-    rows = rows.flat_map(look) if config.shot_detector == "scenedetect" else _by_actors(rows, LOOK, config, make, workers)
-    rows = _by_actors(rows, KNOW, config, make, workers)
+    finds_cuts = config.shot_detector != "scenedetect"  # by TransNetV2
+    gpus = _gpus(ray.cluster_resources().get("GPU", 0.0), workers * (1 + finds_cuts))
+    rows = _by_actors(rows, LOOK, config, make, workers, gpus) if finds_cuts else rows.flat_map(look)
+    rows = _by_actors(rows, KNOW, config, make, workers, gpus)
     source_videos: dict[str, Record] = {}  # those whose clips are still on the way
     left: dict[str, int] = {}  # how many of them: below zero while the source video's own record is on the way as well
     for row in rows.iter_rows():
@@ -186,12 +189,17 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
         ray.shutdown()
 
 
-def _by_actors(rows: Any, stages: Any, config: Config, make: MakeModels, workers: int) -> Any:
-    """Rows through stages in one to `workers` actors, each with its networks."""
+def _gpus(available: float, actors: int) -> float:
+    """GPUs that each of some actors asks for: a whole one, or the share that lets all of them run; none where there is none."""
+    return min(1.0, math.floor(1000 * available / actors) / 1000)
+
+
+def _by_actors(rows: Any, stages: Any, config: Config, make: MakeModels, workers: int, gpus: float) -> Any:
+    """Rows through stages in one to `workers` actors, each with its networks and its share of a GPU."""
     from ray.data import ActorPoolStrategy
 
     pool = ActorPoolStrategy(min_size=1, max_size=workers)
-    return rows.flat_map(_Stages, fn_constructor_args=(stages, config, make), compute=pool)
+    return rows.flat_map(_Stages, fn_constructor_args=(stages, config, make), compute=pool, num_gpus=gpus or None)
 
 
 def _no_models() -> Models:

@@ -9,8 +9,10 @@ import numpy as np
 from phantom_s2v.data.pipeline.config import Record
 from phantom_s2v.media.videos import Timed, UnreadableVideoError, Video, encode, resampled
 
+FOLLOWED = 4  # frames a second in which subjects are followed between stills
 CRF, PRESET = 14, "veryfast"  # of clips: nearly lossless
 Crop = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the frame
+Numbered = tuple[int | None, np.ndarray]  # number of a still or, for a frame between two, None; uint8 [h, w, 3]
 WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -58,6 +60,22 @@ def _on_screen(frames: Iterator[Timed], latest: float) -> np.ndarray | None:
             break
         shown = image
     return shown
+
+
+def between(clip: Record, stills: list[np.ndarray], instants: tuple[float, ...], longer: int) -> Iterator[Numbered]:
+    """The stills of a clip and, FOLLOWED a second, the frames between them, in order; read as they are asked for."""
+    origin, count = clip["origin"], clip["frames"]
+    height, width, part = clip_size(origin, origin["crop"], longer)
+    numbers = sorted({round(instant * (count - 1)) for instant in instants})
+    step = max(1, round(origin["fps"] / FOLLOWED))
+    frames = _until(Video(Path(origin["path"])).frames(origin["begins"], (height, width)), origin["ends"])
+    for number, image in enumerate(resampled(frames, origin["begins"], count, origin["fps"])):
+        if number in numbers:
+            yield numbers.index(number), stills[numbers.index(number)]
+        elif number > numbers[0] and (number - numbers[0]) % step == 0:
+            yield None, image[part]
+        if number == numbers[-1]:
+            return
 
 
 def encoded(clip: Record, count: int, longer: int) -> bytes:

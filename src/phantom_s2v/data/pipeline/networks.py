@@ -63,7 +63,7 @@ def with_larger(
         models = replace(models, detect=lambda stills, phrases, _: own(stills, phrases))
     elif object_detector:
         follows = ClipSegmenter(segmenter) if segmenter else None
-        models = replace(models, detect=partial(detect_phrases, OpenVocabularyDetector(object_detector), follows, vlm))
+        models = replace(models, follow=partial(detect_phrases, OpenVocabularyDetector(object_detector), follows, vlm))
     if arcface:
         network = faces.ArcFace(arcface)
         models = replace(models, face=lambda image: next(iter(network(image)), None), face_width=512)

@@ -86,6 +86,14 @@ def _look(path: Path) -> Record:
     return metadata | _beside(path)
 
 
+def has_caption(path: Path) -> bool:
+    """Whether a caption lies beside a source video."""
+    try:
+        return bool(_beside(path)["caption"])
+    except (InputError, OSError, ValueError):
+        return False
+
+
 def _beside(path: Path) -> Record:
     """Caption and rights out of NAME.json (caption, source, license, consent) or, the caption alone, NAME.txt."""
     metadata: Record = {"caption": ""}

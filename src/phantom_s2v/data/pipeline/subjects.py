@@ -15,6 +15,7 @@ import numpy as np
 
 from phantom_s2v.data.pipeline import names
 from phantom_s2v.data.pipeline.config import Config, Detection, Models, Record
+from phantom_s2v.data.pipeline.frames import between
 from phantom_s2v.data.pipeline.stills import moments
 from phantom_s2v.data.pipeline.tracks import follow, steady
 from phantom_s2v.geometry import iou
@@ -54,7 +55,7 @@ def _found(record: Record, config: Config, models: Models) -> tuple[list[dict[st
     """Subjects of a clip, and what was seen and is none, as records: instant, box in shares, what, reason."""
     stills: list[np.ndarray] = record["stills"]
     found, passed = [], list[Record]()
-    for number, each in enumerate(models.detect(stills, record["phrases"], record["around"])):
+    for number, each in enumerate(_seen(record, config, models)):
         kept, dropped = sift(each, stills[number].shape[:2], config)
         if models.whole:
             judged = {id(d): models.whole(_part(stills[number], d.box)) for d in kept}
@@ -70,6 +71,14 @@ def _found(record: Record, config: Config, models: Models) -> tuple[list[dict[st
             passed += [_passed(number, stills[number], each, "is not found again at another moment") for number, each in track]
     tracks = [track for track in tracks if steady(track, config)][: config.max_subjects]
     return [_subject(record, track, stills, frames) for track in tracks], passed
+
+
+def _seen(record: Record, config: Config, models: Models) -> list[list[Detection]]:
+    """What is seen in each still, by the networks that follow subjects where there are any."""
+    stills, phrases = record["stills"], record["phrases"]
+    if models.follow:
+        return models.follow(stills, phrases, between(record, stills, config.instants, config.longest_side))
+    return models.detect(stills, phrases, record["around"])
 
 
 def _passed(number: int, still: np.ndarray, detection: Detection, reason: str) -> Record:

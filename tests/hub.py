@@ -26,6 +26,13 @@ class Hub:
             "siblings": [self._sibling(name, content) for name, content in self.files[repository].items()],
         }  # fmt: skip
 
+    def tree(self, repository):
+        said = (self._sibling(name, content) for name, content in self.files[repository].items())
+        return [
+            {"type": "file", "path": s["rfilename"], "oid": s["blobId"], **{k: s[k] for k in ("size", "lfs") if k in s}}
+            for s in said
+        ]
+
     def etag(self, content):
         if len(content) >= self.large:
             return hashlib.sha256(content).hexdigest()
@@ -37,7 +44,12 @@ class Hub:
             "size": len(content),
             "blobId": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
         }
-        lfs = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        lfs = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "oid": hashlib.sha256(content).hexdigest(),
+            "size": len(content),
+            "pointerSize": 130,
+        }
         return sibling | ({"lfs": lfs} if len(content) >= self.large else {})
 
 
@@ -58,6 +70,9 @@ def handler(hub):
             path = unquote(urlsplit(self.path).path)
             start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
             hub.asked.append((self.command, path, start))
+            if path.startswith("/api/models/") and "/tree/" in path:
+                repository = path.removeprefix("/api/models/").partition("/tree/")[0]
+                return self.send(200, json.dumps(hub.tree(repository)).encode(), body=body)
             if path.startswith("/api/models/"):
                 repository, _, revision = path.removeprefix("/api/models/").partition("/revision/")
                 known = repository in hub.files and revision in hub.revisions

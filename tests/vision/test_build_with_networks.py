@@ -1,0 +1,132 @@
+"""Networks of a hub in `phantom data build` and `phantom evaluate`, by the options that a user gives."""
+
+import json
+from dataclasses import fields
+
+import hub
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from PIL import Image
+
+from phantom_s2v.cli.evaluate import chosen
+from phantom_s2v.data.pipeline import engine
+from phantom_s2v.data.pipeline.config import Config
+from phantom_s2v.data.pipeline.index import SubjectIndex
+from phantom_s2v.media import images as media
+from phantom_s2v.models.registry import hub_folder
+
+OPEN = {  # nothing is dropped for what it looks like
+    "blur": 0.0, "still": 0.0, "shaking": 1.1, "letters": 1000, "smallest_box": 0.0, "largest_box": 1.1, "smallest_side": 1,
+    "cut": 9.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """One clip: a texture that moves over another one."""
+    folder, rng = tmp_path / "videos", np.random.default_rng(0)
+    folder.mkdir()
+    behind, thing = (np.kron(rng.integers(0, 255, (n, n, 3)), np.ones((8, 8, 1))).astype(np.uint8) for n in (12, 4))
+    frames = np.stack([behind] * 13)
+    for i in range(13):
+        frames[i, 32:64, 10 + 2 * i : 42 + 2 * i] = thing
+    media.write_video(folder / "a.mp4", frames, 12)
+    names = {each.name for each in fields(Config)}
+    (tmp_path / "config.toml").write_text("".join(f"{name} = {value}\n" for name, value in OPEN.items() if name in names))
+    return folder
+
+
+@pytest.fixture
+def served(network, tmp_path, monkeypatch):
+    """A hub with the tiny networks, under the names OWNER/NETWORK."""
+    names = ("qwen3-vl", "grounding-dino", "owlv2", "sam2", "dinov3", "siglip")
+    files = {f"owner/{name}": {p.name: p.read_bytes() for p in network(name).iterdir()} | {"a.bin": b"x"} for name in names}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    one = hub.Hub(files)
+    with hub.running(one) as address:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        yield one
+
+
+def build(call, videos, *options):
+    out = videos.parent / "t.lance"
+    code, said = call("data", "build", videos, "--out", out, "--config", videos.parent / "config.toml", *options)
+    rows = SubjectIndex(engine.index_path(out)).open("clips")
+    return code, said, rows.to_table().to_pylist() if rows else [], out
+
+
+def test_a_chat_template_comes_with_its_model(served, network):
+    folder = hub_folder("owner/qwen3-vl")
+    assert (folder / "chat_template.jinja").read_text() == (network("qwen3-vl") / "chat_template.jinja").read_text()
+    assert (hub_folder("owner/siglip") / "spiece.model").is_file()
+    assert not [path for _, path, _ in served.asked if path.endswith("a.bin")]
+
+
+def test_a_clip_is_captioned_and_embedded_by_models_of_a_hub(served, videos, call_phantom):
+    options = ("--captioner", "owner/qwen3-vl", "--object-detector", "owner/owlv2", "--segmenter", "owner/sam2")
+    code, said, clips, _ = build(call_phantom, videos, *options, "--embedder", "owner/dinov3")
+    assert code == 0, said.err
+    assert len(clips) == 1
+    assert json.loads(said.out.splitlines()[-1])["source_videos"] == 1
+    folders = {path.split("/")[2] for _, path, _ in served.asked if path.startswith("/owner/")}
+    assert folders == {"qwen3-vl", "owlv2", "sam2", "dinov3"}
+
+
+@pytest.mark.parametrize("detector", ["grounding-dino", "owlv2"])
+def test_subjects_of_a_caption_are_found_by_name(network, videos, call_phantom, detector):
+    (videos / "a.txt").write_text("A gray wolf stands beside a blue mug.")
+    code, said, clips, out = build(call_phantom, videos, "--object-detector", network(detector), "--embedder", network("dinov3"))
+    assert code == 0, said.err
+    assert [clip["drop"] for clip in clips] == [""]
+    subjects = SubjectIndex(engine.index_path(out)).open("subjects").to_table().to_pylist()
+    assert {subject["name"] for subject in subjects} <= {"gray wolf", "blue mug"}  # one box: one subject
+    assert len(subjects) == 1
+    assert len(subjects[0]["vector"]) == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--segmenter", "sam2"], "--segmenter needs --object-detector: SAM2 follows what the detector finds"),
+        (["--object-detector", "owlv2"], "--object-detector needs captions: give --captioner, or NAME.txt beside the videos"),
+    ],
+)
+def test_options_that_do_nothing_alone_are_refused(network, videos, call_phantom, options, said):
+    code, printed, clips, out = build(call_phantom, videos, options[0], network(options[1]))
+    assert code == 2
+    assert said in printed.err
+    assert "Traceback" not in printed.err
+    assert not clips
+    assert not out.exists()
+
+
+def test_scores_are_measured_by_siglip_and_dinov3(network):
+    options = {"backend": "hub", "clip": str(network("siglip")), "dino": str(network("dinov3")), "reconstruct": "none"}
+    tools = chosen(options)
+    image = np.asarray(Image.effect_noise((32, 32), 90).convert("RGB"))
+    assert tools.clip([image]).shape == (1, 16)
+    assert tools.words("a red dog").shape == (16,)
+    assert tools.dino([image]).shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    ("available", "actors", "asked"), [(0, 4, 0), (1, 1, 1), (1, 4, 0.25), (1, 3, 0.333), (8, 2, 1), (2, 4, 0.5)]
+)
+def test_ray_asks_for_no_more_gpus_than_all_actors_can_have(available, actors, asked):
+    assert engine._gpus(available, actors) == asked
+    assert engine._gpus(available, actors) * actors <= max(available, actors)
+
+
+def test_stages_with_networks_ask_ray_for_their_gpus():
+    asked = {}
+
+    class Rows:
+        def flat_map(self, stage, **options):
+            asked.update(options)
+
+    pytest.importorskip("ray")
+    engine._by_actors(Rows(), engine.KNOW, None, None, 2, 0.5)
+    assert asked["num_gpus"] == 0.5
+    assert asked["compute"].max_size == 2
