@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "vision"))
-import tiny_networks
+import tiny_networks  # type: ignore[import-not-found]
 
 from phantom_s2v.data.detectors.phrases import detect_phrases
 from phantom_s2v.vision.detect import OpenVocabularyDetector

@@ -3,7 +3,7 @@
 Phrases that mean one subject ("gray wolf", "wolf") are one: their masks are the same wherever both are seen.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from phantom_s2v.data.detectors.objects import box_of
 from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.geometry import iou
-from phantom_s2v.vision.detect import Found, OpenVocabularyDetector
+from phantom_s2v.vision.detect import Found
 from phantom_s2v.vision.segment import ClipSegmenter
 from phantom_s2v.vision.vlm import VisionLanguageModel
 
@@ -23,7 +23,7 @@ Steps = Iterable[tuple[int | None, np.ndarray]]  # number of the still or, betwe
 
 
 def detect_phrases(
-    detector: OpenVocabularyDetector,
+    detector: Callable[[list[np.ndarray], list[str]], list[list[Found]]],
     segmenter: ClipSegmenter | None,
     vlm: VisionLanguageModel | None,
     stills: list[np.ndarray],

@@ -42,7 +42,8 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         )
         if not subjects:
             seen = Counter(each["reason"] for each in passed).most_common(1)
-            drop = f"no subject: {seen[0][0] if seen else 'nothing was found'}"
+            nothing = "nothing was found" if record["phrases"] or not models.follow else "there is no caption that names one"
+            drop = f"no subject: {seen[0][0] if seen else nothing}"
         else:
             drop = (
                 "the caption does not name its subjects" if not named else "" if has_unique_names else "ambiguous subject names"
