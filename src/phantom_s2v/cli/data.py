@@ -19,6 +19,7 @@ from phantom_s2v.cli.app import (
     data,
     models,
     progress,
+    real,
     say,
     tell,
     whole,
@@ -231,7 +232,7 @@ def data_calibrate(
         str,
         typer.Option(help="Image embedder: efficientnet-lite0, phantom-mini, or DINOv2, CLIP or SigLIP (folder or OWNER/MODEL)."),
     ] = "efficientnet-lite0",
-    precision: Annotated[float, typer.Option(min=0.5, max=1.0, help="Share of the pairs that must be of one subject.")] = 0.95,
+    precision: Annotated[float, real(0.5, 1, "Share of the pairs that must be of one subject.")] = 0.95,
     force: Force = False,
 ) -> None:
     """Set the similarity threshold of pairs for an embedder on labelled images. The last line is JSON."""
