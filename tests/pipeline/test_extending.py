@@ -160,9 +160,9 @@ def test_a_detector_of_ones_own_makes_a_dataset(call_phantom, tmp_path, monkeypa
     before = detector_hash("own_detectors.colors:found")
     (package / "weights.safetensors").write_bytes(b"weights")
     assert detector_hash("own_detectors.colors:found") != before
-    with pytest.raises(InputError, match="cannot be imported .module .* has no attribute 'none'"):
+    with pytest.raises(InputError, match=r"cannot be imported .module .* has no attribute 'none'"):
         load_detector("own_detectors.colors:none")
-    with pytest.raises(InputError, match="must be a function of stills and phrases .got str"):
+    with pytest.raises(InputError, match=r"must be a function of stills and phrases .got str"):
         load_detector("own_detectors.colors:__name__")
-    with pytest.raises(InputError, match="box must lie in the still of 64x64 .got .0, 0, 1000000, 1000000"):
+    with pytest.raises(InputError, match=r"box must lie in the still of 64x64 .got .0, 0, 1000000, 1000000"):
         load_detector("own_detectors.colors:wrong")([np.zeros((64, 64, 3), np.uint8)], [])
