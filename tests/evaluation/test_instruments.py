@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from safetensors.torch import load_file, save_file
 from transformers import BitImageProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
 from phantom_s2v.data.synthetic.compose import compose
 from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.evaluation import footage_check
 from phantom_s2v.evaluation.instruments import Faces
-from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.evaluation.metrics import looks, measures
 from phantom_s2v.evaluation.metrics.table import METRICS, network_of
 from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore, as_json, ranking_score, score
@@ -256,7 +257,16 @@ def test_the_table_of_metrics_names_the_fields_of_a_score():
     for metric in METRICS.values():
         assert metric.name in fields[metric.of], metric
         assert metric.better in ("more", "less", "")
-    known = {"name", "similarity_min_frame", "whole_min_frame", "flash_frames", "face_min_frame", "reconstruction", "over_time"}
+    known = {
+        "name",
+        "similarity_min_frame",
+        "whole_min_frame",
+        "flash_frames",
+        "face_min_frame",
+        "reconstruction",
+        "over_time",
+        "in_windows",
+    }
     assert set(fields["subject"]) - known == {m.name for m in METRICS.values() if m.of_subjects}
     assert METRICS["doubled"].worst([0.1, 0.4]) == 0.4
     assert METRICS["similarity"].worst([0.1, 0.4]) == 0.1
@@ -267,3 +277,53 @@ def test_a_metric_is_credited_to_its_own_network_alone():
     names = {"text": "clip", "similarity": "dino", "face": "dlib"}
     assert network_of("text_legibility", names) == ""
     assert [network_of(name, names) for name in ("text", "seen", "face_min", "flicker")] == ["clip", "dino", "dlib", ""]
+
+
+# Films
+
+
+def films(folder):
+    """A person and another one who move, and their film files."""
+    folder.mkdir()
+    person, cat = portrait("astronaut"), portrait("chelsea")
+    for name, face in (("one", person), ("two", np.ascontiguousarray(person[:, ::-1, ::-1]))):
+        frames = [np.roll(np.asarray(Image.fromarray(cat).resize((640, 400))), 3 * i, 1) for i in range(14)]
+        for i, frame in enumerate(frames):
+            frame[10:390, 40 + 5 * i : 420 + 5 * i] = np.asarray(Image.fromarray(face).resize((380, 380)))
+        images.write_video(folder / f"{name}.mp4", np.stack(frames), 12)
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not faces.fetched(), reason="phantom models fetch brings the files")
+def test_faults_planted_in_films_are_seen(phantom, tmp_path):
+    pytest.importorskip("dlib")
+    code, said = phantom("self-check", films(tmp_path / "films"))
+    assert code == 0, said.err
+    rates = json.loads(said.out.splitlines()[-1])
+    assert set(rates) == set(footage_check.PLANTED)
+    assert rates["blurred"] == {"detection": 1.0, "false_alarm": 0.0}
+    assert rates["flashed"]["detection"] == 1.0
+    code, said = phantom("self-check", tmp_path)
+    assert code == 2
+
+
+def test_blur_is_of_the_sharpest_part_and_small_videos_have_none():
+    sharp = portrait("astronaut")
+    soft = np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(3)))
+    half = np.concatenate([soft[:256], sharp[256:]])
+    assert looks.blur([sharp]) < 0.4
+    assert looks.blur([half]) < 0.4
+    assert looks.blur([soft]) > 0.5
+    assert np.isnan(looks.blur([sharp[:100, :100]]))
+
+
+def test_clothes_are_told_by_their_colors():
+    image = np.full((300, 200, 3), 128, np.uint8)
+    face = (70, 40, 130, 100)
+    image[120:] = (200, 40, 40)
+    darker, blue = (image * 0.85).astype(np.uint8), image[..., ::-1]
+    own = looks.clothes(image, face)
+    assert own is not None
+    assert looks.clothes(darker, face) @ own > 0.69 > looks.clothes(np.ascontiguousarray(blue), face) @ own
+    assert looks.clothes(image[:140], face) is None

@@ -1,6 +1,7 @@
 """Suites of cases, from files to videos, scores and tables, as a user calls them."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from phantom_s2v.data.synthetic.heldout import held_out, still_path
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import robustness
 from phantom_s2v.evaluation.instruments import Faces, Instruments, Thresholds
-from phantom_s2v.evaluation.suites import emoji
+from phantom_s2v.evaluation.suites import emoji, nexus
 from phantom_s2v.evaluation.suites import own as own_suites
 from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.io import write_json
@@ -152,11 +153,28 @@ def opens2v(tmp_path):
 
 
 def test_opens2v_cases_keep_their_order_and_names(opens2v):
-    cases = own_suites.read_opens2v(opens2v[0])
+    cases = own_suites.read_opens2v(opens2v[0])[0]
     assert [c.id for c in cases] == ["singleobj_1", "faceobj_2", "multi_3"]
     assert [c.kind for c in cases] == ["singleobj", "faceobj", "multi"]
     assert [name for name, _ in cases[2].references] == ["cup 1", "cup 2"]
     assert [name for name, _ in cases[1].references] == ["man", "cup"]
+
+
+def test_opens2v_runs_without_the_cases_whose_images_are_missing(phantom, opens2v, tmp_path):
+    file, videos = opens2v
+    (tmp_path / "Images/b.jpg").unlink()
+    cases, missing = own_suites.read_opens2v(file)
+    assert [c.id for c in cases] == ["singleobj_1", "faceobj_2"]
+    assert len(missing) == 1
+    assert "multi_3" in missing[0]
+    assert "b.jpg is missing" in missing[0]
+    code, said = phantom("run", "opens2v", file, "--videos", videos, "--out", tmp_path / "o", "--features", "phantom-mini")
+    assert code == 0
+    assert "multi_3 is left out" in said.err
+    for image in (tmp_path / "Images").rglob("*.jpg"):
+        image.unlink()
+    with pytest.raises(InputError, match="the images of all 3 cases"):
+        own_suites.read_opens2v(file)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +212,7 @@ def suites_motion(video):
 
 
 def test_opens2v_faces_and_aesthetics_come_from_32_frames_with_its_rules(opens2v):
-    case = own_suites.read_opens2v(opens2v[0])[1]
+    case = own_suites.read_opens2v(opens2v[0])[0][1]
     seen = []
 
     def find(image):
@@ -203,11 +221,41 @@ def test_opens2v_faces_and_aesthetics_come_from_32_frames_with_its_rules(opens2v
         return [np.array([level, 1.0])] if len(seen) != 3 else []  # the second frame shows none
 
     faces = Faces("arcface test", find, lambda a, b: float(a[0] - 0.5))
-    tools = Instruments("none", lambda p: np.zeros((len(p), 1)), Thresholds(), faces=faces)
     frames = [np.full((4, 4, 3), v, np.uint8) for v in (0, 255, 255, 51)]
-    assert own_suites.arc_score(case, frames, tools) == pytest.approx((0 + 0.5 + 0) / 3)
-    other = own_suites.read_opens2v(opens2v[0])[0]
-    assert own_suites.arc_score(other, frames, tools) is None  # no people in it
+    assert own_suites.face_score(case, frames, faces) == pytest.approx((0 + 0.5 + 0) / 3)
+    other = own_suites.read_opens2v(opens2v[0])[0][0]
+    assert own_suites.face_score(other, frames, faces) is None  # no people in it
+
+
+def test_nexus_and_natural_scores_are_of_what_is_found_and_answered(opens2v, tmp_path):
+    """In files of their own names; a frame without the subject counts as 0, and an answer without a number as none."""
+    _, videos = opens2v
+
+    def by_mean(stills):
+        means = np.stack([p.reshape(-1, 3).mean(0) for p in stills])
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    def find(stills, names):
+        return [[((0, 0, 9, 9), names[0], 0.9)] if still.any() else [] for still in stills]
+
+    red, blue = (np.full((20, 20, 3), color, np.uint8) for color in ((200, 0, 0), (0, 0, 200)))
+    frames = [red, blue, np.zeros((20, 20, 3), np.uint8)]
+    tools = Instruments(
+        "none", by_mean, Thresholds(), clip=by_mean, find=find
+    )
+    assert nexus.nexus_score(frames, [("cup", red)], tools) == pytest.approx(1 / 3)
+    assert nexus.nexus_score(frames, [("cup", red)], replace(tools, find=None)) is None
+    assert nexus.natural_score(frames, replace(tools, ask=lambda images, question: "I say 4.")) == 0.75
+    assert nexus.natural_score(frames, replace(tools, ask=lambda images, question: "Natural!")) is None
+    out = tmp_path / "o"
+    out.mkdir()
+    row = {"id": "singleobj_1", "video": "singleobj_1.mp4", "motion_fb": 1.0}
+    (out / "scores.jsonl").write_text(json.dumps(row) + "\n")
+    cases = [c for c in own_suites.read_opens2v(opens2v[0])[0] if c.id == "singleobj_1"]
+    asked = replace(tools, ask=lambda images, question: "5")
+    files = {f.name: json.loads(f.read_text()) for f in own_suites.write_opens2v(cases, videos, asked, out / "results")}
+    assert set(files) == {"motionscore.json", "nexusscore_owlv2.json", "naturalscore_vlm.json"}
+    assert files["naturalscore_vlm.json"]["singleobj_1"] == {"naturalscore_vlm": 1.0}
 
 
 # Hard references

@@ -567,3 +567,14 @@ def test_steps_past_a_thousand_lengths_are_all_counted():
         now += (number % 1500 + 1) / 1000
     assert sum(steps.lengths.values()) == 3000
     assert len(steps.lengths) <= 1001
+
+
+def test_a_video_with_metadata_that_is_no_text_is_read():
+    """Some cameras write handler_name in another encoding than UTF-8."""
+    frames = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3)).astype(np.uint8)
+    content = images.encode_video(frames, 8)
+    assert content.count(b"VideoHandler") == 1
+    broken = content.replace(b"VideoHandler", b"Vid\xff\xfe\xe9oHa\x80er")
+    with pytest.raises(UnicodeDecodeError):
+        av.open(io.BytesIO(broken))
+    assert len(images.read_video(io.BytesIO(broken))[0]) == 5

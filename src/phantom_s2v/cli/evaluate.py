@@ -30,17 +30,39 @@ Clip = Annotated[str, typer.Option(help="CLIP or SigLIP model: folder, or OWNER/
 Dino = Annotated[str, typer.Option(help="DINO model: folder, or OWNER/MODEL on a hub (hub backend).")]
 Aesthetic = Annotated[str, typer.Option(help="Aesthetic predictor head for CLIP ViT-L/14, .safetensors (hub backend).")]
 Arcface = Annotated[str, typer.Option(help="ArcFace model (.onnx) instead of the dlib face embedder.")]
+Segmenter = Annotated[str, typer.Option(help="SAM2 model: CLIP-I and DINO-I of the segmented subject on photographs.")]
+ObjectDetector = Annotated[
+    str, typer.Option(help="GroundingDINO or OWLv2 model that finds the subject by its name (for --segmenter, opens2v).")
+]
+Curricular = Annotated[str, typer.Option(help="opens2v only: CurricularFace model (.onnx) for FaceSim-Cur.")]
+Vlm = Annotated[str, typer.Option(help="opens2v only: vision-language model for our NaturalScore.")]
 Reconstruct = Annotated[str, typer.Option(help="What to measure VAE reconstruction error on: none, references or videos (slow).")]
 KpiFile = Annotated[Path | None, typer.Option(help="TOML file with KPI thresholds; exit code 1 if one is missed.")]
 Crop = Annotated[str, typer.Option(help="Region of the frames to evaluate: LEFT,TOP,RIGHT,BOTTOM as fractions 0 to 1.")]
 References = Annotated[list[str] | None, typer.Option("--reference", help="[NAME=]PATH of a reference image, one per subject.")]
-INSTRUMENTS = ("features", "backend", "clip", "dino", "aesthetic", "arcface", "reconstruct", "model")
+INSTRUMENTS = (
+    "features",
+    "backend",
+    "clip",
+    "dino",
+    "aesthetic",
+    "arcface",
+    "segmenter",
+    "object_detector",
+    "reconstruct",
+    "model",
+)
 
 
 def chosen(options: dict[str, Any]) -> "Instruments":
     """The instruments that a command's options name."""
     from phantom_s2v.evaluation.networks import Wanted, instruments
 
+    opens2v = options.get("suite") == "opens2v"
+    if options.get("object_detector") and not (options.get("segmenter") or opens2v):
+        raise InputError("--object-detector needs --segmenter")
+    if not opens2v and (options.get("curricularface") or options.get("vlm")):
+        raise InputError("--curricularface and --vlm are for the opens2v suite only")
     return instruments(Wanted(**{name: options[name] for name in INSTRUMENTS if name in options}))
 
 
@@ -66,6 +88,10 @@ def evaluate_run(
     dino: Dino = "",
     aesthetic: Aesthetic = "",
     arcface: Arcface = "",
+    segmenter: Segmenter = "",
+    object_detector: ObjectDetector = "",
+    curricularface: Curricular = "",
+    vlm: Vlm = "",
     reconstruct: Reconstruct = "references",
     kpi: KpiFile = None,
 ) -> None:
@@ -137,7 +163,12 @@ def cases_of(
 
     if suite == "robustness":
         return robustness_cases(out / "references", tools.embed, limit)
-    return (read_opens2v(path) if path else read_own(Path(suite)))[:limit], {}
+    if not path:
+        return read_own(Path(suite))[:limit], {}
+    cases, missing = read_opens2v(path)
+    for line in missing:
+        tell(line)
+    return cases[:limit], {}
 
 
 def maker(model: str, cases: list["Case"], clips: dict[str, "np.ndarray"], videos: Path) -> Callable[["Case", Path], None]:
@@ -220,6 +251,8 @@ def evaluate_score(
     dino: Dino = "",
     aesthetic: Aesthetic = "",
     arcface: Arcface = "",
+    segmenter: Segmenter = "",
+    object_detector: ObjectDetector = "",
     reconstruct: Reconstruct = "references",
     model: Annotated[str, typer.Option(help="Model whose autoencoder --reconstruct uses.")] = "phantom-mini",
     crop: Crop = "0,0,1,1",
@@ -356,6 +389,8 @@ def evaluate_calibrate(
     dino: Dino = "",
     aesthetic: Aesthetic = "",
     arcface: Arcface = "",
+    segmenter: Segmenter = "",
+    object_detector: ObjectDetector = "",
     crop: Crop = "0,0,1,1",
     out: Annotated[Path, typer.Option(help="Output KPI file, .toml.")] = Path("kpi.toml"),
     force: Force = False,
@@ -397,6 +432,9 @@ def evaluate_calibrate(
 
 @evaluate.command("self-check")
 def evaluate_self_check(
+    films: Annotated[
+        Path | None, typer.Argument(help="Folder of films that show faces: faults are planted in them instead of emoji clips.")
+    ] = None,
     each: Annotated[int, whole(1, MAX_VIDEOS, "Number of clips per fault.")] = 200,
     clean: Annotated[int, whole(1, MAX_VIDEOS, "Number of clips without a fault.")] = 500,
     training: Annotated[bool, typer.Option(help="Use the training emoji, on which the thresholds were set.")] = False,
@@ -404,18 +442,26 @@ def evaluate_self_check(
     """Measure detection and false-alarm rates of the metrics on clips with planted faults."""
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
     from phantom_s2v.data.synthetic.heldout import held_out
-    from phantom_s2v.evaluation import selfcheck
+    from phantom_s2v.evaluation import footage_check, selfcheck
     from phantom_s2v.evaluation.networks import Wanted, instruments
+    from phantom_s2v.evaluation.run import find_videos
 
-    sprites = load_store(default_root()) if training else held_out()
-    tools = replace(instruments(Wanted(features="phantom-mini")), faces=None)  # drawn things have none that dlib knows
+    tools = instruments(Wanted(features="efficientnet-lite0" if films else "phantom-mini"))
     with progress() as bar:
-        scores = selfcheck.run(sprites, tools, each, clean, partial(by_stage(bar), "clips"))
-    rows = selfcheck.table(scores, tools.limits)
+        report = partial(by_stage(bar), "clips")
+        if films:
+            scores = footage_check.run(find_videos(films), tools, report)
+        else:
+            tools = replace(tools, faces=None)  # drawn things have none that dlib knows
+            scores = selfcheck.run(load_store(default_root()) if training else held_out(), tools, each, clean, report)
+    rows = selfcheck.table(scores, tools.limits, footage_check.PLANTED if films else selfcheck.PLANTED)
     for fault, row in rows.items():
         (hit, low, high), (alarm, alarm_low, alarm_high) = row["detection"], row["false_alarm"]
+        planted, clean_clips = row["clips"]
         say(
             f"{fault:14} found {100 * hit:5.1f}% [{100 * low:.1f}, {100 * high:.1f}]   "
-            f"false alarms {100 * alarm:4.1f}% [{100 * alarm_low:.1f}, {100 * alarm_high:.1f}]"
+            f"false alarms {100 * alarm:4.1f}% [{100 * alarm_low:.1f}, {100 * alarm_high:.1f}]   "
+            f"({planted} planted, {clean_clips} clean)"
         )
-    say(json.dumps({fault: {name: values[0] for name, values in row.items()} for fault, row in rows.items()}))
+    rates = ("detection", "false_alarm")
+    say(json.dumps({fault: {name: row[name][0] for name in rates} for fault, row in rows.items()}))

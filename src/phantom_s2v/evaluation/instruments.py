@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+Found = tuple[tuple[int, int, int, int], str, float]  # box (left, top, right, bottom) in pixels, phrase, score
 Embed = Callable[[list[np.ndarray]], np.ndarray]  # images -> unit vectors [n, d]
 BACKENDS = ("packaged", "hub")
 
@@ -16,6 +17,11 @@ class Thresholds:
     similarity: float = 0.52  # mean below which a region is another subject
     there: float = 0.45  # similarity from which a subject counts as there, in one frame
     in_windows: float = 0.5  # both, where regions are windows of a photographed frame
+    clothes: float = 0.69  # least similarity of the colors below the face (set on seven people, docs/evaluation.md)
+    blurred: float = 0.45  # set on 23 films
+    on_plain: float = 2.0  # from which a window counts on a plain background; phantom-mini knows cutouts alone, so none does
+    drift: float = 0.08  # fall of similarity below its mean, in windows (set on three clips)
+    face: float = 0.5  # mean similarity of faces below which it is another person (dlib; ArcFace has its own)
     seen: float = 0.4  # min share of frames with a region for a subject that is there
     doubled: float = 0.25  # share of frames
     swapped: float = 0.5  # share of frames
@@ -26,7 +32,7 @@ class Thresholds:
     flicker: float = 0.006
 
 
-LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(similarity=0.57, there=0.55, pasted=0.975)}
+LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(similarity=0.57, there=0.55, pasted=0.975, on_plain=0.5)}
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Faces:
     name: str
     find: Callable[[np.ndarray], list[np.ndarray]]
     alike: Callable[[np.ndarray, np.ndarray], float]
+    boxes: Callable[[np.ndarray], list[tuple[int, int, int, int]]] = lambda image: []  # the surest first
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,10 @@ class Instruments:
     dino: Embed | None = None
     aesthetic: Callable[[list[np.ndarray]], np.ndarray] | None = None
     faces: Faces | None = None
+    segment: Callable[[np.ndarray, str], np.ndarray] | None = None  # image and name of its subject -> the subject on white
+    curricular: Faces | None = None  # CurricularFace, for OpenS2V's FaceSim-Cur
+    find: Callable[[list[np.ndarray], list[str]], list[list[Found]]] | None = None  # images and phrases -> boxes, best first
+    ask: Callable[[list[np.ndarray], str], str] | None = None  # images and a question -> an answer
     reconstruct: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
     reconstruct_videos: bool = False
     names: dict[str, str] = field(default_factory=dict)  # metric -> network, beside `features`

@@ -17,9 +17,13 @@ from phantom_s2v.models.autoencoder import decode, encode, load_autoencoder, to_
 from phantom_s2v.models.registry import load_preset, model_folder, source_path
 from phantom_s2v.models.weights import weights_hash
 from phantom_s2v.vision import faces, fetched
+from phantom_s2v.vision.detect import OpenVocabularyDetector
 from phantom_s2v.vision.embed import Aesthetics, Embedder
 from phantom_s2v.vision.factory import FEATURES, features_hash
+from phantom_s2v.vision.segment import MARGIN, Segmenter
+from phantom_s2v.vision.vlm import VisionLanguageModel
 
+ARCFACE_SAME = 0.3  # cosine below which verification by ArcFace usually says two persons; not measured here
 WHY_NOT = "its model comes from a hub (--backend hub)"
 HUB = {"clip": "openai/clip-vit-large-patch14", "dino": "facebook/dinov2-base"}  # what the hub's backend takes by itself
 
@@ -34,6 +38,10 @@ class Wanted:
     dino: str = ""
     aesthetic: str = ""  # safetensors of the head on CLIP ViT-L/14
     arcface: str = ""  # an ONNX file
+    curricularface: str = ""  # an ONNX file, for OpenS2V
+    vlm: str = ""  # an image-text-to-text model, for OpenS2V
+    segmenter: str = ""  # SAM2
+    object_detector: str = ""  # GroundingDINO or OWLv2: finds the box of what the segmenter cuts out
     reconstruct: str = "none"  # none, references, videos
     model: str = "phantom-mini"  # whose autoencoder reconstructs
 
@@ -53,6 +61,7 @@ def instruments(wanted: Wanted) -> Instruments:
     tools = replace(tools, hashes={"similarity": features_hash(wanted.features)})
     tools = _with_hub(tools, wanted) if wanted.backend == "hub" else replace(tools, absent=dict.fromkeys(FROM_HUB, WHY_NOT))
     tools = _with_faces(tools, wanted.arcface)
+    tools = _with_larger(tools, wanted)
     if wanted.reconstruct == "none":
         return tools
     named = {**tools.names, "reconstruction": wanted.model}
@@ -78,19 +87,57 @@ def _with_hub(tools: Instruments, wanted: Wanted) -> Instruments:
     return replace(tools, clip=clip, words=clip.words, dino=dino, aesthetic=aesthetic, names=named)
 
 
+def face_boxes(image: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Boxes of faces in uint8 [H, W, 3], (left, top, right, bottom), the surest first."""
+    return [box for box, _ in faces.faces(image)]
+
+
 def _with_faces(tools: Instruments, arcface: str) -> Instruments:
     if not fetched.fetched():
         why = "phantom-s2v[people] is not installed, or phantom models fetch was not run"
         return replace(tools, absent={**tools.absent, "face": why})
-    faces_network, weights = Faces("dlib", faces.face_features, faces.dlib_alike), faces.dlib_hash()
+    faces_network, weights = Faces("dlib", faces.face_features, faces.dlib_alike, face_boxes), faces.dlib_hash()
     if arcface:
         weights = content_hash(Path(arcface))
         faces_network = Faces(
-            f"arcface {Path(arcface).name}", faces.ArcFace(Path(arcface)), lambda one, other: float(one @ other)
+            f"arcface {Path(arcface).name}", faces.ArcFace(Path(arcface)), lambda one, other: float(one @ other), face_boxes
         )
+        tools = replace(tools, limits=replace(tools.limits, face=ARCFACE_SAME))
     return replace(
         tools, faces=faces_network, names={**tools.names, "face": faces_network.name}, hashes={**tools.hashes, "face": weights}
     )
+
+
+def _with_larger(tools: Instruments, wanted: Wanted) -> Instruments:
+    """A detector and a segmenter for the subject on photographs, and the networks of OpenS2V's remaining scores."""
+    named, hashes = dict(tools.names), dict(tools.hashes)
+    if wanted.curricularface:
+        file = Path(wanted.curricularface)
+        network = Faces(f"curricularface {file.name}", faces.ArcFace(file), lambda one, other: float(one @ other))
+        tools, named["cur_score"], hashes["cur_score"] = replace(tools, curricular=network), network.name, content_hash(file)
+    if wanted.object_detector:
+        tools = replace(tools, find=OpenVocabularyDetector(source_path(wanted.object_detector)))
+        named["object_detector"] = wanted.object_detector
+    if wanted.vlm:
+        tools, named["vlm"] = replace(tools, ask=VisionLanguageModel(source_path(wanted.vlm)).ask), wanted.vlm
+    if wanted.segmenter:
+        tools, named["segmenter"] = replace(tools, segment=_segment(wanted.segmenter, tools)), wanted.segmenter
+    return replace(tools, names=named, hashes=hashes)
+
+
+def _segment(segmenter: str, tools: Instruments) -> Callable[[np.ndarray, str], np.ndarray]:
+    """What puts the subject of an image on white: SAM2's mask of the box that a detector finds for its name, or of the image."""
+    masks = Segmenter(source_path(segmenter))
+
+    def segment(image: np.ndarray, name: str) -> np.ndarray:
+        height, width = image.shape[:2]
+        across, down = round(MARGIN * width), round(MARGIN * height)
+        box = across, down, width - across, height - down
+        if tools.find and (detections := tools.find([image], [name])[0]):
+            box = detections[0][0]
+        return np.where(masks(image, [box])[0][..., None], image, np.uint8(255))
+
+    return segment
 
 
 def _autoencoder_folder(model: str) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from phantom_s2v.errors import NotFiniteError
 from phantom_s2v.evaluation.footage import FRAMES, Footage, shrunk, watch
 from phantom_s2v.evaluation.instruments import Embed, Instruments, Thresholds
-from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.evaluation.metrics import looks, measures
 from phantom_s2v.evaluation.metrics.pasting import copy_paste
 from phantom_s2v.evaluation.metrics.subjects import (
     Sighting,
@@ -23,7 +23,19 @@ from phantom_s2v.media.images import evenly_spaced
 from phantom_s2v.models.finite import check_finite
 
 NAN = float("nan")
-FAULTS = ("other subject", "missing", "doubled", "swapped", "pasted", "flashed", "frozen", "flicker")
+FAULTS = (
+    "other subject",
+    "drifting",
+    "missing",
+    "doubled",
+    "swapped",
+    "pasted",
+    "flashed",
+    "frozen",
+    "flicker",
+    "blurred",
+    "other clothes",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class SubjectScore:
     copy_paste: float
     flash: float
     flash_frames: list[int]
+    in_windows: bool = False  # similarity is of windows of the frames, instead of segmented regions
     clip_i: float = NAN
     clip_i_min: float = NAN
     clip_i_seg: float = NAN
@@ -54,6 +67,7 @@ class SubjectScore:
     face_min: float = NAN
     face_min_frame: int = 0
     face_seen: float = NAN  # share of frames that have a face for it
+    clothes: float = NAN  # similarity of the colors below the face, 0..1, mean over frames that show them
     reconstruction: float = NAN  # dB, of the image through the autoencoder: what detail the model can hold at all
     over_time: list[float] = field(default_factory=list)  # similarity in each frame looked at, -1 where it was not seen
 
@@ -70,7 +84,7 @@ class VideoScore:
     smoothness: float
     sharpness: float
     frames_looked_at: list[int]
-    in_windows: bool = False  # similarity is of windows of photographed frames, instead of segmented regions
+    blur: float = NAN  # of the sharpest part, 0 sharp..1
     text: float = NAN  # cosine of prompt and frames
     aesthetic: float = NAN  # 1..10
     reconstruction: float = NAN  # dB, of the video through the autoencoder
@@ -100,9 +114,9 @@ def score_footage(
 ) -> VideoScore:
     """Scores of a video that was gone through; `alphas` are what references cover, bool [h, w], where they are transparent."""
     frames, small = footage.views, footage.small
-    looked = find_subjects(dict(zip(footage.looked_at, frames, strict=True)), references, tools.embed)
-    seen, cut = looked.sightings, looked.cut
-    there = tools.limits.in_windows if looked.in_windows else tools.limits.there
+    looked = find_subjects(dict(zip(footage.looked_at, frames, strict=True)), references, tools.embed, tools.limits)
+    seen = looked.sightings
+    there = [tools.limits.in_windows if windows else tools.limits.there for windows in looked.in_windows]
     networks = {"whole": tools.embed, "clip_i": tools.clip, "dino_i": tools.dino}
     views = {name: embed(frames) for name, embed in networks.items() if embed and (references or name == "clip_i")}
     for name, vectors in views.items():
@@ -111,10 +125,12 @@ def score_footage(
     subjects = [
         SubjectScore(
             name=name,
-            **_seen(looked.similarity[i], seen, NAN if looked.in_windows else doubled(seen, i, there)),
+            in_windows=looked.in_windows[i],
+            **_seen(looked.similarity[i], seen, NAN if looked.in_windows[i] else doubled(seen, i, there[i])),
             **_pasted(footage, i, references[i], alphas[i] if alphas else None),
-            **_by_networks(networks, views, seen, i, references[i], cut[i]),
+            **_by_networks(networks, views, _segmented(looked, i, name, tools), references[i], seen),
             **_face(faces[:, i], seen),
+            clothes=_clothes(references[i], frames, tools) if known[i] is not None else NAN,
             reconstruction=measures.psnr(*tools.reconstruct(references[i][None])) if tools.reconstruct else NAN,
         )
         for i, name in enumerate(names)
@@ -128,8 +144,8 @@ def score_footage(
         flicker=measures.flicker(small),
         smoothness=measures.smoothness(small),
         sharpness=measures.sharpness(frames),
+        blur=looks.blur(frames),
         frames_looked_at=footage.looked_at,
-        in_windows=looked.in_windows,
         text=float(measures.similarity(views["clip_i"], tools.words(prompt)).mean()) if tools.words and prompt else NAN,
         aesthetic=float(tools.aesthetic(frames).mean()) if tools.aesthetic else NAN,
         reconstruction=footage.reconstruction,
@@ -151,13 +167,13 @@ def check_scores(score: VideoScore) -> None:
 def ranking_score(video: np.ndarray, references: Sequence[np.ndarray], tools: Instruments) -> float:
     """What candidates are ranked by: similarity, mean over subjects and frames looked at, 0 where there is no region; -1..1."""
     stills = {i: video[i] for i in evenly_spaced(len(video), FRAMES)}
-    return float(np.nan_to_num(find_subjects(stills, references, tools.embed).similarity).mean())
+    return float(np.nan_to_num(find_subjects(stills, references, tools.embed, tools.limits).similarity).mean())
 
 
 def stranger_similarity(footage: Footage, image: np.ndarray, tools: Instruments) -> float | None:
     """The subject score of an image that a video was never asked for: what chance gives. None where nothing stands out."""
     stills = dict(zip(footage.looked_at, footage.views, strict=True))
-    mean, _, _ = _mean_and_min(find_subjects(stills, [image], tools.embed).similarity[0])
+    mean, _, _ = _mean_and_min(find_subjects(stills, [image], tools.embed, tools.limits).similarity[0])
     return None if mean != mean else mean
 
 
@@ -186,16 +202,32 @@ def _pasted(footage: Footage, index: int, image: np.ndarray, alpha: np.ndarray |
     return {"copy_paste": pasted, "flash": flash, "flash_frames": frames}
 
 
+def _segmented(looked: SubjectRegions, index: int, name: str, tools: Instruments) -> list[np.ndarray]:
+    """The reference and its regions in the frames, on white; empty where nothing can segment them."""
+    cut = looked.cut[index]
+    parts = [s.cutouts[s.assigned[index]] for s in looked.sightings if index in s.assigned]
+    if cut is None or not parts:
+        return []
+    if not looked.in_windows[index]:
+        return [cut, *parts]
+    return [tools.segment(image, name) for image in (cut, *parts)] if tools.segment else []
+
+
+def _no_segmenter(tools: Instruments) -> dict[str, str]:
+    """Why similarity of segmented subjects is not measured on photographs."""
+    why = "photographs need a segmenter (--segmenter)"
+    networks = {"clip_i": tools.clip, "dino_i": tools.dino}
+    return {f"{name}_seg": why for name, embed in networks.items() if embed and not tools.segment}
+
+
 def _by_networks(
     networks: Mapping[str, Embed | None],
     views: Mapping[str, np.ndarray],
-    seen: list[Sighting],
-    index: int,
+    segmented: list[np.ndarray],
     image: np.ndarray,
-    cut: np.ndarray | None,
+    seen: list[Sighting],
 ) -> dict[str, Any]:
     """Mean and minimum similarity of whole frames by every network, and of the subject's region by those that come beside."""
-    parts = [s.cutouts[s.assigned[index]] for s in seen if index in s.assigned]
     scores: dict[str, Any] = {}
     for name, vectors in views.items():
         embed = networks[name]
@@ -204,8 +236,9 @@ def _by_networks(
         scores |= {name: mean, f"{name}_min": low}
         if name == "whole":
             scores["whole_min_frame"] = seen[place].frame
-        elif parts and cut is not None:
-            mean, low, _ = _mean_and_min(measures.similarity(embed(parts), embed([cut])[0]))
+        elif segmented:
+            of_parts = embed(segmented)
+            mean, low, _ = _mean_and_min(measures.similarity(of_parts[1:], of_parts[0]))
             scores |= {f"{name}_seg": mean, f"{name}_seg_min": low}
     return scores
 
@@ -228,6 +261,16 @@ def _face(values: np.ndarray, seen: list[Sighting]) -> dict[str, Any]:
     return {"face": mean, "face_min": low, "face_min_frame": seen[place].frame, "face_seen": share or NAN}
 
 
+def _clothes(reference: np.ndarray, frames: list[np.ndarray], tools: Instruments) -> float:
+    """Similarity of what is below the reference's face and the most similar face of each frame; nan where none shows it."""
+    assert tools.faces
+    own = [looks.clothes(reference, face) for face in tools.faces.boxes(reference)[:1]]
+    if not own or own[0] is None:
+        return NAN
+    values = [[c @ own[0] for face in tools.faces.boxes(f) if (c := looks.clothes(f, face)) is not None] for f in frames]
+    return float(np.mean([max(each) for each in values if each])) if any(values) else NAN
+
+
 def _notes(
     count: int,
     names: Sequence[str],
@@ -245,10 +288,16 @@ def _notes(
         absent |= dict.fromkeys(("motion_fb", "frozen"), "there is one frame, and it needs two")
     if not names:
         absent["subjects"] = "no reference was given"
-    if looked.in_windows and names:
-        notes.append("the background is textured: similarity is of the frame windows that are most similar to the references")
+    if any(looked.in_windows):
+        some = "" if all(looked.in_windows) else f" ({', '.join(s.name for s in subjects if s.in_windows)})"
+        notes.append(
+            f"similarity is of the frame windows that are most similar to the references{some}: nothing can be segmented"
+        )
         absent["doubled"] = "two windows of a photographed frame may show one subject"
+        absent |= _no_segmenter(tools)
     for name, part, face, subject in zip(names, looked.cut, faces, subjects, strict=True):
+        if tools.faces and face is not None and np.isnan(subject.face):
+            notes.append(f"the reference of {name} shows a face and no frame does: similarity decides whether it is {name}")
         if part is None:
             notes.append(f"no subject was segmented in the reference of {name}; whole frames are compared")
         if subject.seen == 0:
@@ -263,26 +312,37 @@ def _notes(
 def faults(score: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
     """Fault -> which subjects have it (the empty string: the video), in the order of FAULTS. Empty for a sound video.
 
-    A subject is missing where no region is left for it; where there is one that is unlike it, another stands in its place.
+    A subject is missing where no region is left for it; where there is one that is unlike it, another stands in its place. A
+    face decides who it is where the reference and the video show one, and similarity otherwise.
     """
     named: dict[str, list[str]] = {}
-    min_similarity = limits.in_windows if score.in_windows else limits.similarity
 
     def tell(fault: str, who: str, holds: bool) -> None:
         if holds:
             named.setdefault(fault, []).append(who)
 
     for subject in score.subjects:
-        missing = subject.seen < limits.seen
+        by_face, least = subject.face == subject.face, limits.in_windows if subject.in_windows else limits.similarity
+        missing = subject.seen < limits.seen and not by_face
         tell("missing", subject.name, missing)
-        tell("other subject", subject.name, not missing and subject.similarity < min_similarity)
+        unlike = subject.face < limits.face if by_face else subject.similarity < least
+        tell("other subject", subject.name, not missing and unlike)
+        tell("drifting", subject.name, not unlike and not by_face and _drifts(subject, limits))
+        tell("other clothes", subject.name, not unlike and subject.clothes < limits.clothes)
         tell("doubled", subject.name, subject.doubled > limits.doubled)
         tell("pasted", subject.name, subject.copy_paste > limits.pasted and not subject.flash_frames)
         tell("flashed", subject.name, subject.flash > limits.flashed)
     tell("swapped", "", score.swapped > limits.swapped)
     tell("frozen", "", score.frozen > limits.frozen)
     tell("flicker", "", score.flicker > limits.flicker)
+    tell("blurred", "", score.blur > limits.blurred)
     return {fault: named[fault] for fault in FAULTS if fault in named}
+
+
+def _drifts(subject: SubjectScore, limits: Thresholds) -> bool:
+    """Whether a subject of a photographed video falls below the bound in a frame, and far below its own mean."""
+    lowest = subject.similarity_min
+    return subject.in_windows and lowest < limits.in_windows and subject.similarity - lowest > limits.drift
 
 
 def mean_of(score: VideoScore, metric: str) -> float:

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from phantom_s2v.data.detectors.objects import detect_objects, fills, plain_background
 from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.data.pipeline.subjects import cutout
-from phantom_s2v.evaluation.instruments import Embed
+from phantom_s2v.evaluation.instruments import Embed, Thresholds
 from phantom_s2v.geometry import covered, squares
 
 SMALLEST = 0.012  # share of a frame
@@ -36,28 +36,68 @@ class SubjectRegions:
     sightings: list[Sighting]
     cut: list[np.ndarray | None]  # of every reference; None has no segmentable subject
     similarity: np.ndarray  # over time, [references, frames], nan where not seen
-    in_windows: bool  # regions are windows of the frames, since the background is of many colors
+    in_windows: list[bool]  # of every reference: it was looked for in windows of the frames
 
 
-def find_subjects(stills: Mapping[int, np.ndarray], images: Sequence[np.ndarray], embed: Embed) -> SubjectRegions:
+def find_subjects(
+    stills: Mapping[int, np.ndarray], images: Sequence[np.ndarray], embed: Embed, limits: Thresholds
+) -> SubjectRegions:
     """Look for references, uint8 [h, w, 3], in frames of a video, number -> uint8 [H, W, 3].
 
     On a plain background regions are segmented, and references are cut out likewise; a reference in which nothing stands
-    out is looked for in whole frames, and always seen. On a background of many colors, as photographed, nothing can be cut out
-    without a larger detector: there regions are the windows that are most like the references, and references are whole
-    images.
+    out is looked for in whole frames, and always seen. What is not found so, and everything on a background of many colors, is
+    looked for in windows, with the references as whole images: photographs often have plain backgrounds from which what
+    stands out is a shadow or a part. Windows count where they are as like the reference as `limits` ask for, so that a subject
+    that is missing on a plain background stays missing.
     """
-    if not plain_background(list(stills.values())):
-        known = embed(list(images)) if images else None
-        seen = [_look_in_windows(still, i, known, embed) for i, still in stills.items()]
-        return SubjectRegions(seen, list(images), _over_time(seen, len(images)), True)
-    cut = [cut_reference(image) for image in images]
-    seen = look(stills, cut, embed)
+    plain = plain_background(list(stills.values()))
+    cut = [cut_reference(image) if plain else None for image in images]
+    seen = look(stills, cut, embed) if plain else [_nothing(i, len(images)) for i in stills]
     values = _over_time(seen, len(images))
     for i, image in enumerate(images):
-        if cut[i] is None:
+        if plain and cut[i] is None:
             values[i] = embed(list(stills.values())) @ embed([image])[0]
-    return SubjectRegions(seen, cut, values, False)
+    lost = [
+        i for i, row in enumerate(values) if not plain or (limits.on_plain < 1 and not _found(row, limits.similarity, limits))
+    ]
+    if not lost:
+        return SubjectRegions(seen, cut, values, [False] * len(images))
+    known = embed([images[i] for i in lost])
+    windows = [_look_in_windows(still, i, known, embed) for i, still in stills.items()]
+    own = _over_time(windows, len(lost))
+    taken = [k for k in range(len(lost)) if not plain or _found(own[k], limits.on_plain, limits)]
+    for k in taken:
+        values[lost[k]], cut[lost[k]] = own[k], images[lost[k]]
+    joint = [_joined(one, other, {k: lost[k] for k in taken}) for one, other in zip(seen, windows, strict=True)]
+    return SubjectRegions(joint, cut, values, [i in {lost[k] for k in taken} for i in range(len(images))])
+
+
+def _found(over_time: np.ndarray, bound: float, limits: Thresholds) -> bool:
+    """Whether a subject is in enough frames, and like its reference on average."""
+    there = ~np.isnan(over_time)
+    return bool(there.mean() >= limits.seen and over_time[there].mean() >= bound)
+
+
+def _nothing(frame: int, references: int) -> Sighting:
+    return Sighting(frame, np.zeros((0, 2)), [], np.zeros((0, references)), {})
+
+
+def _joined(regions: Sighting, windows: Sighting, references: Mapping[int, int]) -> Sighting:
+    """Regions of a frame and, for some `references` (column of the windows -> reference), windows instead."""
+    if not references:
+        return regions
+    similarity = np.full((len(windows.cutouts), regions.similarity.shape[1]), -1.0)
+    similarity[:, list(references.values())] = windows.similarity[:, list(references)]
+    first = len(regions.cutouts)
+    assigned = {i: r for i, r in regions.assigned.items() if i not in references.values()}
+    assigned |= {references[k]: first + r for k, r in windows.assigned.items() if k in references}
+    return Sighting(
+        regions.frame,
+        np.concatenate([regions.centers, windows.centers]),
+        [*regions.cutouts, *windows.cutouts],
+        np.concatenate([regions.similarity, similarity]),
+        assigned,
+    )
 
 
 def look(stills: Mapping[int, np.ndarray], references: Sequence[np.ndarray | None], embed: Embed) -> list[Sighting]:
@@ -154,13 +194,15 @@ def places_asked(prompt: str, names: Sequence[str]) -> list[str]:
     return detections
 
 
-def misplaced(sightings: list[Sighting], places: Sequence[str], min_similarity: float) -> float:
-    """Share of frames in which two subjects that are there stand on each other's side: mixed up."""
+def misplaced(sightings: list[Sighting], places: Sequence[str], min_similarity: Sequence[float]) -> float:
+    """Share of frames in which two subjects that are there, as like their references as `min_similarity` of each, stand on each
+    other's side: mixed up.
+    """
     axis = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
     asked = [(i, axis[place]) for i, place in enumerate(places) if place]
     wrong = []
     for s in sightings:
-        here = [(i, a, sign) for i, (a, sign) in asked if i in s.assigned and s.similarity[s.assigned[i], i] >= min_similarity]
+        here = [(i, a, n) for i, (a, n) in asked if i in s.assigned and s.similarity[s.assigned[i], i] >= min_similarity[i]]
         for i, a, sign in here:
             for j, b, other in here:
                 if i < j and a == b and sign != other:

@@ -45,6 +45,7 @@ TABLE = (
     Metric("face", "subject", "more", "face", in_summary=True),
     Metric("face_min", "subject", "more", "face"),
     Metric("face_seen", "subject", "more", "face"),
+    Metric("clothes", "subject", "more"),
     *_image_similarity("clip"),
     *_image_similarity("dino"),
     Metric("doubled", "subject", "less", "similarity"),
@@ -56,6 +57,7 @@ TABLE = (
     Metric("flicker", "video", "less"),
     Metric("smoothness", "video", ""),
     Metric("sharpness", "video", ""),
+    Metric("blur", "video", "less"),
     Metric("text", "video", "more", "text", in_summary=True),
     Metric("aesthetic", "video", "more", "aesthetic", in_summary=True),
 )

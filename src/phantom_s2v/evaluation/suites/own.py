@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.evaluation.instruments import Instruments
+from phantom_s2v.evaluation.instruments import Faces, Instruments
 from phantom_s2v.evaluation.kpi import Kpi
 from phantom_s2v.evaluation.metrics.measures import bootstrap
 from phantom_s2v.evaluation.run import Asked, SuiteResult, score_all
+from phantom_s2v.evaluation.suites.nexus import NATURAL, NEXUS, natural_score, nexus_score
 from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.io import check_outputs, ours, read_json, text_lines, write_json
 from phantom_s2v.files.untrusted import is_file_name, parse_json, typed
@@ -24,7 +25,8 @@ from phantom_s2v.media import images
 from phantom_s2v.media.videos import Video
 from phantom_s2v.pipeline.request import split_reference
 
-COLUMNS, WRITTEN = ("motionscore", "aesthetic_score", "facesim"), "written.json"  # OpenS2V's result files, and what we wrote
+# OpenS2V's result files, those under names of our own, and what we wrote
+COLUMNS, WRITTEN = ("motionscore", "aesthetic_score", "facesim", NEXUS, NATURAL), "written.json"
 FILES = ("first_frame", "background", "segmenter")  # options of a case that name files
 OPENS2V_FRAMES = 32  # that OpenS2V looks at for faces and aesthetics
 OPENS2V_FACES = ("singlehuman", "singleface", "faceobj", "humanobj")  # its cases with a face
@@ -122,8 +124,11 @@ def _known(values: dict[str, Any], kind: type) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k in {each.name for each in fields(kind)}}
 
 
-def read_opens2v(file: Path) -> list[Case]:
-    """The cases of one of OpenS2V-Eval's JSON files, in its order. Raises InputError where it is none or an image is missing."""
+def read_opens2v(file: Path) -> tuple[list[Case], list[str]]:
+    """The cases of one of OpenS2V-Eval's JSON files, in its order, and a line for each that is left out as an image is missing.
+
+    Its archive of images is often unpacked in part. Raises InputError where the file is none, or no case has its images.
+    """
     entries = read_json(file)
     if not isinstance(entries, dict):
         raise InputError(f"{file} is not an OpenS2V-Eval file; it must map ids to prompt, img_paths and class_label")
@@ -140,7 +145,11 @@ def read_opens2v(file: Path) -> list[Case]:
         named = [f"{n} {i + 1}" if named.count(n) > 1 else n for i, n in enumerate(named)]
         pairs = tuple((subject, below(file.parent, path)) for subject, path in zip(named, paths, strict=True))
         cases.append(Case(name, entry.prompt, pairs, kind=name.rsplit("_", 1)[0]))
-    return checked(cases, file)
+    lost = {case.id: [path for _, path in case.references if not path.exists()] for case in cases}
+    missing = [f"{name} is left out: {' and '.join(map(str, paths))} is missing" for name, paths in lost.items() if paths]
+    if cases and len(missing) == len(cases):
+        raise InputError(f"the images of all {len(cases)} cases of {file.name} are missing; {missing[0]}")
+    return checked([case for case in cases if not lost[case.id]], file), missing
 
 
 def below(folder: Path, path: str) -> Path:
@@ -237,8 +246,9 @@ def kind_lines(table: dict[str, dict[str, list[float]]]) -> list[str]:
 def write_opens2v(cases: Sequence[Case], videos: Path, tools: Instruments, out: Path) -> list[Path]:
     """OpenS2V's own result files in `out`, id -> column, for the columns that can be computed here; returns the files.
 
-    motionscore.json has motion_fb (its motion_lk is random); aesthetic_score.json and facesim.json's arc_score come with their
-    networks. Faces are found by BlazeFace and not by its own detector, so arc_score is near to its column and not the same.
+    motionscore.json has motion_fb (its motion_lk is random); aesthetic_score.json and facesim.json's arc_score and cur_score come
+    with their networks, and NexusScore and NaturalScore with ours, in files of other names (suites/nexus.py). Faces are found by
+    BlazeFace and not by its own detector, so these are near to its columns and not the same.
     """
     columns: dict[str, dict[str, dict[str, float]]] = {name: {} for name in COLUMNS}
     rows = {row["id"]: row for row in read_rows(out.parent)}
@@ -248,12 +258,8 @@ def write_opens2v(cases: Sequence[Case], videos: Path, tools: Instruments, out: 
             continue
         if row["motion_fb"] is not None:
             columns["motionscore"][case.id] = {"motion_fb": row["motion_fb"]}
-        if tools.aesthetic or (tools.faces and tools.faces.name.startswith("arcface")):
-            frames = spread(Video(videos / row["video"]), OPENS2V_FRAMES)
-            if tools.aesthetic:
-                columns["aesthetic_score"][case.id] = {"aes_score": float(tools.aesthetic(frames).mean())}
-            if (score := arc_score(case, frames, tools)) is not None:
-                columns["facesim"][case.id] = {"arc_score": score}
+        for name, value in _columns(case, videos / row["video"], tools).items():
+            columns[name][case.id] = value
     out.mkdir(exist_ok=True)
     written = []
     for name, values in columns.items():
@@ -282,12 +288,30 @@ def spread(video: Video, count: int) -> list[np.ndarray]:
     return [stills[number] for number in wanted]
 
 
-def arc_score(case: Case, frames: list[np.ndarray], tools: Instruments) -> float | None:
-    """OpenS2V's FaceSim-Arc of a case of people: mean of what is above 0, over frames with a face; None where it has no face."""
+def _columns(case: Case, video: Path, tools: Instruments) -> dict[str, dict[str, float]]:
+    """Result file -> columns of a case, by what networks there are."""
+    arcface = tools.faces if tools.faces and tools.faces.name.startswith("arcface") else None
+    if not any((tools.aesthetic, arcface, tools.curricular, tools.find, tools.ask)):
+        return {}
+    frames = spread(Video(video), OPENS2V_FRAMES)
+    references = [(name, images.read_image(path)[0]) for name, path in case.references]
+    values = {
+        "aesthetic_score": {"aes_score": float(tools.aesthetic(frames).mean()) if tools.aesthetic else None},
+        "facesim": {"arc_score": face_score(case, frames, arcface), "cur_score": face_score(case, frames, tools.curricular)},
+        NEXUS: {NEXUS: nexus_score(frames, references, tools)},
+        NATURAL: {NATURAL: natural_score(frames, tools)},
+    }
+    measured = {file: {k: v for k, v in each.items() if v is not None} for file, each in values.items()}
+    return {file: each for file, each in measured.items() if each}
+
+
+def face_score(case: Case, frames: list[np.ndarray], faces: Faces | None) -> float | None:
+    """OpenS2V's FaceSim of a case of people, Arc or Cur by the network of `faces`: mean of what is above 0, over frames with a
+    face; None where it has no face.
+    """
     people = [path for _, path in case.references if path.parent.name in OPENS2V_PEOPLE]
-    if not (tools.faces and tools.faces.name.startswith("arcface") and case.kind in OPENS2V_FACES and people):
+    if not (faces and case.kind in OPENS2V_FACES and people):
         return None
-    faces = tools.faces
     known = faces.find(images.read_image(people[0])[0])
     if not known:
         return None
