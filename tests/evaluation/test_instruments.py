@@ -295,7 +295,7 @@ def films(folder):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not faces.fetched(), reason="phantom models fetch brings the files")
+@pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
 def test_faults_planted_in_films_are_seen(phantom, tmp_path):
     pytest.importorskip("dlib")
     code, said = phantom("self-check", films(tmp_path / "films"))

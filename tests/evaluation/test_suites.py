@@ -240,9 +240,7 @@ def test_nexus_and_natural_scores_are_of_what_is_found_and_answered(opens2v, tmp
 
     red, blue = (np.full((20, 20, 3), color, np.uint8) for color in ((200, 0, 0), (0, 0, 200)))
     frames = [red, blue, np.zeros((20, 20, 3), np.uint8)]
-    tools = Instruments(
-        "none", by_mean, Thresholds(), clip=by_mean, find=find
-    )
+    tools = Instruments("none", by_mean, Thresholds(), clip=by_mean, find=find)
     assert nexus.nexus_score(frames, [("cup", red)], tools) == pytest.approx(1 / 3)
     assert nexus.nexus_score(frames, [("cup", red)], replace(tools, find=None)) is None
     assert nexus.natural_score(frames, replace(tools, ask=lambda images, question: "I say 4.")) == 0.75
