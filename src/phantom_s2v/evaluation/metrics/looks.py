@@ -10,7 +10,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 SHARP_SIDE, MIN_SIDE = 480, 200  # pixels of the shorter side that blur is measured at, and below which it is not
 TILES = 6  # on the shorter side
 WINDOW = 11  # pixels of the second blur (Crete and others 2007)
-BINS = (6, 24, 24)  # of L, a and b
+BINS, SPREAD = (6, 24, 24), (1.0, 1.5, 1.5)  # of L, a and b; a shade more or less of light is no other color
 
 
 def blur(frames: Sequence[np.ndarray]) -> float:
@@ -65,5 +65,5 @@ def clothes(image: np.ndarray, face: Box) -> np.ndarray | None:
         return None
     lab = cv2.cvtColor(np.ascontiguousarray(image[box[1] : box[3], box[0] : box[2]]), cv2.COLOR_RGB2LAB).reshape(-1, 3)
     table, _ = np.histogramdd(lab, BINS, ((0, 256), (64, 192), (64, 192)))
-    spread = np.sqrt(ndimage.gaussian_filter(table, (1.0, 1.0, 1.0)))
+    spread = np.sqrt(ndimage.gaussian_filter(table, SPREAD))
     return (spread / max(1e-6, float(np.linalg.norm(spread)))).ravel().astype(np.float32)
