@@ -17,6 +17,7 @@ class Thresholds:
     similarity: float = 0.52  # mean below which a region is another subject
     there: float = 0.45  # similarity from which a subject counts as there, in one frame
     in_windows: float = 0.5  # both, where regions are windows of a photographed frame
+    pasted_cutout: float = 0.84  # of a transparent reference (15 on films of others: 0.71 to 0.997, and 0.69 at most without)
     clothes: float = 0.76  # least similarity of the colors below the face (set on seven people, docs/evaluation.md)
     blurred: float = 0.45  # set on 23 films
     on_plain: float = 2.0  # from which a window counts on a plain background; phantom-mini knows cutouts alone, so none does
@@ -32,7 +33,7 @@ class Thresholds:
     flicker: float = 0.006
 
 
-LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(similarity=0.57, there=0.55, pasted=0.975, on_plain=0.5)}
+LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(similarity=0.57, there=0.55, pasted=0.96, on_plain=0.5)}
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class SubjectScore:
     face_min: float = NAN
     face_min_frame: int = 0
     face_seen: float = NAN  # share of frames that have a face for it
+    copy_paste_cutout: float = NAN  # of what is opaque in a transparent reference
     clothes: float = NAN  # similarity of the colors below the face, 0..1, mean over frames that show them
     reconstruction: float = NAN  # dB, of the image through the autoencoder: what detail the model can hold at all
     over_time: list[float] = field(default_factory=list)  # similarity in each frame looked at, -1 where it was not seen
@@ -198,8 +199,9 @@ def _seen(over_time: np.ndarray, seen: list[Sighting], twice: float) -> dict[str
 
 def _pasted(footage: Footage, index: int, image: np.ndarray, alpha: np.ndarray | None) -> dict[str, Any]:
     flash, frames = measures.reference_flash(footage.small.similarity[index])
-    pasted = copy_paste([shrunk(view) for view in footage.views], image, alpha)
-    return {"copy_paste": pasted, "flash": flash, "flash_frames": frames}
+    views = [shrunk(view) for view in footage.views]
+    cutout = NAN if alpha is None else copy_paste(views, image, alpha)
+    return {"copy_paste": copy_paste(views, image), "copy_paste_cutout": cutout, "flash": flash, "flash_frames": frames}
 
 
 def _segmented(looked: SubjectRegions, index: int, name: str, tools: Instruments) -> list[np.ndarray]:
@@ -330,7 +332,8 @@ def faults(score: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
         tell("drifting", subject.name, not unlike and not by_face and _drifts(subject, limits))
         tell("other clothes", subject.name, not unlike and subject.clothes < limits.clothes)
         tell("doubled", subject.name, subject.doubled > limits.doubled)
-        tell("pasted", subject.name, subject.copy_paste > limits.pasted and not subject.flash_frames)
+        pasted = subject.copy_paste > limits.pasted or subject.copy_paste_cutout > limits.pasted_cutout
+        tell("pasted", subject.name, pasted and not subject.flash_frames)
         tell("flashed", subject.name, subject.flash > limits.flashed)
     tell("swapped", "", score.swapped > limits.swapped)
     tell("frozen", "", score.frozen > limits.frozen)

@@ -20,6 +20,7 @@ VISIBLE = 0.25  # least share of the image that the frame shows
 TEXTURE = 0.4  # least contrast of the shown part, as a share of the whole image's
 OFFSET = 4  # pixels of a coarse frame from part to part of an image that is larger than it
 TRIES = 5  # places that are aligned
+EDGE = 2  # pixels at the edge of a cutout that do not count
 SKEW = 1.15  # largest ratio of the two scales of an alignment
 ALIGNED = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
 PROMISING = 0.5  # coarse similarity from which on a place is followed from frame to frame
@@ -121,14 +122,11 @@ def copy_paste(frames: Sequence[np.ndarray], reference: np.ndarray, alpha: np.nd
     """How much of a reference image stands in a video unchanged, with its pose, background and crop: -1..1, 1 is a pasted image.
 
     The largest correlation of the image with a part of one of some `frames`, uint8 [H, W, 3] each: as a whole, from 0.35 of
-    what fits into the frame on, or larger than the frame, so that a quarter of it shows. With `alpha`, bool [h, w], what it
-    covers is also looked for on any background. It misses what was turned or mirrored; a subject that stands still in
+    what fits into the frame on, or larger than the frame, so that a quarter of it shows. With `alpha`, bool [h, w], of what it
+    covers alone, on any background. It misses what was turned or mirrored; a subject that stands still in
     another part of the video that its reference was cut from is seen, since it is unchanged (ours; docs/method.md).
     """
-    return max(_copy_paste(frames, PastedImage(reference, mask)) for mask in ([None] if alpha is None else [None, alpha]))
-
-
-def _copy_paste(frames: Sequence[np.ndarray], image: PastedImage) -> float:
+    image = PastedImage(reference, alpha)
     found = [(value, i, place) for i, frame in enumerate(frames) for value, place in image.places(frame)]
     stretched = frames[0].shape[1] / image.image.shape[1], frames[0].shape[0] / image.image.shape[0]
     tried = [(i, place) for _, i, place in sorted(found, reverse=True)[:TRIES]] + [(0, Place(*stretched, 0, 0))]
@@ -182,6 +180,8 @@ def _correlation(frame: np.ndarray, image: np.ndarray, alpha: np.ndarray, warp: 
     """Correlation in color of a frame with what an image shows of it; -1 where it shows too little, or a plain part."""
     size, how = (frame.shape[1], frame.shape[0]), cv2.WARP_INVERSE_MAP
     inside = cv2.warpAffine(alpha, warp, size, flags=how | cv2.INTER_LINEAR) > 250
+    if alpha.min() < 250:  # the edge of a cutout is mixed with what is behind it
+        inside = cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=EDGE) > 0
     shown = inside.sum() / max(1e-6, (alpha > 250).sum() / abs(np.linalg.det(warp[:, :2])))
     if shown < VISIBLE or inside.sum() < 36:
         return -1.0

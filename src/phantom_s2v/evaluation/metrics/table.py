@@ -50,6 +50,7 @@ TABLE = (
     *_image_similarity("dino"),
     Metric("doubled", "subject", "less", "similarity"),
     Metric("copy_paste", "subject", "less", in_summary=True),
+    Metric("copy_paste_cutout", "subject", "less"),
     Metric("flash", "subject", "less"),
     Metric("swapped", "video", "less", "similarity"),
     Metric("motion_fb", "video", "", in_summary=True),
