@@ -1,86 +1,275 @@
-"""Pages have the elements, attributes and words of tests/evaluation/pages, whatever their templates do with white space."""
+"""Reports: the verdict first, thresholds in the curves, subjects once with their pairs, bounded pages, nothing from outside."""
 
+import io
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from phantom_s2v.data.pipeline import report as data_report
 from phantom_s2v.data.pipeline.config import Config
+from phantom_s2v.data.pipeline.groups import PairGroups
 from phantom_s2v.data.pipeline.index import png
-from phantom_s2v.evaluation.compare import Comparison, write_comparison
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.compare import Change, Comparison
+from phantom_s2v.evaluation.instruments import Thresholds
 from phantom_s2v.evaluation.kpi import Kpi, Verdict
+from phantom_s2v.evaluation.reports.comparison import write_comparison, write_votes
 from phantom_s2v.evaluation.reports.score import Scored, ScorePage
-from phantom_s2v.evaluation.score import SubjectScore, VideoScore
+from phantom_s2v.evaluation.reports.words import FAULT_WORDS
+from phantom_s2v.evaluation.score import FAULTS, SubjectScore, VideoScore
 from phantom_s2v.media import images
+from phantom_s2v.media.charts import Axis, Bound, curve, histogram, ticks
+from phantom_s2v.media.pages import CASES, Cases, later_page, later_pages, preview
 
-PAGES = Path(__file__).parent / "pages"
-ODD = "<b>\"A\" & 'b'"
+ODD = '</title><script src="http://x.example/a.js">"A" & \'b\''
 
 
 class Seen(HTMLParser):
-    """The events of a page, one a line; images and styles without their content, white space as a browser shows it."""
+    """Tags with their attributes, and the words of a page in its order."""
 
-    def __init__(self) -> None:
+    VOID = ("meta", "img", "input", "link", "br", "hr")
+
+    def __init__(self, page):
         super().__init__()
-        self.lines: list[str] = []
+        self.tags, self.words, self.open = [], [], []
+        self.feed(page)
+        self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attrs):
-        kept = (f"{name}={value}" for name, value in attrs)
-        self.lines.append(re.sub(r"base64,\S+", "base64", " ".join([f"<{tag}", *kept])))
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
-        self.lines.append(f"</{tag}")
+        assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if words := " ".join(data.split()):
-            self.lines.append(words)
-
-    def handle_comment(self, data):
-        self.lines.append("<!-- " + data.split()[0])
+        if "style" not in self.open:
+            self.words.append(data)
 
 
-def seen(page: str) -> str:
-    parser = Seen()
-    parser.feed(page)
-    return "\n".join(parser.lines) + "\n"
+def checked(file):
+    """A page, after what holds for every one: well-formed, escaped, nothing from outside, alternatives, one first heading."""
+    page = file.read_text()
+    seen = Seen(page)
+    names = [tag for tag, _ in seen.tags]
+    assert not seen.open
+    assert names.count("h1") == 1
+    assert "script" not in names
+    assert names.count("title") >= 1
+    assert not re.search(r"url\(|@import|javascript:", page.split("</style>")[0])
+    for tag, attrs in seen.tags:
+        for where in ("src", "href", "poster", "action", "srcset", "data"):
+            assert re.match(r"data:|#|[^/:]+\.html$", attrs.get(where, "#")), (tag, attrs[where][:80])
+        assert tag != "img" or attrs["alt"]
+        assert tag not in ("svg", "video") or {"aria-label", "aria-hidden"} & attrs.keys()
+    assert [attrs["content"] for tag, attrs in seen.tags if attrs.get("name") == "viewport"]
+    assert [attrs for tag, attrs in seen.tags if "default-src 'none'" in attrs.get("content", "")]
+    return seen
 
 
-def scores(path):
-    subject = SubjectScore(ODD, 0.5, 0.1, 4, 0.6, 0.2, 8, 0.75, 0.0, 0.3, 0.0, [8], clip_i=0.7, face=0.4, face_min=0.3,
-                           face_min_frame=4, face_seen=0.5, reconstruction=28.5, over_time=[0.5, 0.1, -1.0])  # fmt: skip
-    never = SubjectScore("cat", float("nan"), 0, 0, 0.1, 0, 0, 0.0, 0, 0, 0, [], over_time=[-1, -1, -1])
-    frames = {i: np.full((20, 30, 3), 9 * i, np.uint8) for i in (0, 4, 8)}
-    found = VideoScore([subject, never], 0.0, 1.5, 0.0, 0.01, 0.99, 120.0, [0, 4, 8], text=0.3, notes=[f"looked at {ODD}"],
-                       not_measured={"aesthetic": f"no {ODD}"})  # fmt: skip
-    verdicts = [
-        Verdict(Kpi("similarity", ODD, 0.6), 0.5, False),
-        Verdict(Kpi("flicker", "steady", 0.0, 0.1), 0.01, True),
-        Verdict(Kpi("text", "asked", 0.2), None, None),
-    ]
-    references = [np.full((8, 9, 3), 200, np.uint8)] * 2
-    page = ScorePage()
-    page.add(Scored("good & short", frames, references, found, {}, []))
-    page.add(Scored(f"{ODD}.mp4", frames, references, found, {"absent": [ODD, "cat"], "flicker": [""]}, verdicts))
+def scored(name, similarity=0.9, faults=None, **more):
+    subject = SubjectScore("fox", similarity, similarity - 0.2, 4, 0.6, 0.2, 8, 0.75, 0.0, 0.3, 0.0, [8], face=0.4, face_min=0.3,
+                           face_min_frame=4, face_seen=0.5, over_time=[similarity, similarity - 0.2, -1.0])  # fmt: skip
+    frames = {i: np.full((200, 300, 3), 9 * i, np.uint8) for i in (0, 4, 8)}
+    score = VideoScore([subject], 0.0, 1.5, 0.0, 0.01, 0.99, 120.0, [0, 4, 8], text=0.3, notes=["looked at windows"],
+                       not_measured={"aesthetic": "no head was given", "dino_i": f"no {ODD}"})  # fmt: skip
+    references = [np.full((80, 90, 3), 200, np.uint8)]
+    return Scored(name, frames, references, score, faults or {}, [], seconds={0: 0.0, 4: 0.5, 8: 1.0}, **more)
+
+
+def test_a_score_report_says_first_what_passes_and_what_to_do(tmp_path):
+    page = ScorePage(Thresholds(), {"similarity": "efficientnet-lite0"})
+    page.add(scored("good.mp4"))
+    page.add(scored(f"{ODD}.mp4", 0.4, {"other subject": ["fox"], "flicker": [""]}))
+    page.add(scored("wrong.mp4", 0.3, {"other subject": ["fox"]}))
     page.add(Scored("broken.mp4", {}, [], None, {}, [], f"truncated {ODD}"))
-    page.write(path, [f"measured with {ODD}"])
+    page.write(tmp_path / "p.html", ["measured with efficientnet"], {"similarity": 0.5})
+    seen = checked(tmp_path / "p.html")
+    verdict = seen.text[: seen.text.index("What is wrong")]
+    assert "1 of 4 pass" in verdict
+    assert "(25%; 95% interval 5 to 70%)" in verdict
+    assert "other subject, in 2 of 4 videos" in verdict
+    assert "--best-of 4" in verdict
+    assert "Not readable 1 of 4" in verdict
+    places = [seen.text.rindex(name) for name in ("broken.mp4", f"{ODD}.mp4", "wrong.mp4", "good.mp4")]
+    assert places == sorted(places)  # the worst first
+    assert "other subject: fox: another subject is in the reference's place (similarity 0.4; at least 0.52 passes)" in seen.text
+    assert "frame 4 (0.5 s): similarity 0.20" in seen.text
+    assert "frame 8 (1.0 s): not seen" in seen.text
+    assert seen.text.count("no head was given") == 1
+    assert seen.text.index("no head was given") > places[-1]
+    assert "3 of 4" in seen.text[seen.text.index("no head was given") :]
 
 
-def comparison(path):
-    rows = [
-        Comparison("similarity", ODD, "one", ODD, 12, 0.5, 0.625, 0.125, 0.02, 0.2, 9, 3),
-        Comparison("motion_fb", "", "one", ODD, 12, 1.5, 1.25, -0.25, -0.6, 0.1, None, None),
-    ]
-    write_comparison(path, rows, [f"text of {ODD} is not compared"])
+def test_a_report_of_sound_videos_has_no_fault_in_its_verdict(tmp_path):
+    page = ScorePage(Thresholds(), {})
+    page.add(scored("good.mp4"))
+    page.write(tmp_path / "p.html", [])
+    seen = checked(tmp_path / "p.html")
+    assert "1 of 1 pass" in seen.text
+    assert "Most frequent fault" not in seen.text
+    assert ("section", "headline good") in [(tag, attrs.get("class")) for tag, attrs in seen.tags]
+
+
+def test_a_missed_kpi_fails_a_video_and_its_bound_is_in_the_curve(tmp_path):
+    page = ScorePage(Thresholds(), {})
+    missed = Verdict(Kpi("similarity", ODD, 0.95), 0.9, False)
+    absent = Verdict(Kpi("text", "asked", 0.2), None, None)
+    page.add(replace(scored("good.mp4"), verdicts=[missed, absent]))
+    page.write(tmp_path / "p.html", [])
+    seen = checked(tmp_path / "p.html")
+    assert "0 of 1 pass" in seen.text
+    assert "KPI missed: similarity, in 1 of 1" in seen.text
+    for words in ("threshold 0.52 (mean)", "KPI similarity 0.95", "time (s)", "at least 0.95", "not measured"):
+        assert words in seen.text
+    assert sum(attrs.get("class") == "bound" for _, attrs in seen.tags) == 2
+
+
+def test_every_fault_has_words_and_a_threshold_that_exists():
+    assert set(FAULTS) <= set(FAULT_WORDS)
+    for words in FAULT_WORDS.values():
+        assert not words.limit or hasattr(Thresholds(), words.limit)
+
+
+def test_a_curve_breaks_where_there_is_no_value_and_lies_where_its_axes_say():
+    points = [(0, 1.0, ""), (1, None, ""), (1.5, 0.5, ""), (2, 0.0, "")]
+    chart = curve("c", Axis("time (s)", 0, 2), Axis("similarity", 0, 1), points, [Bound(0.5, "half")])
+    left, top, right, bottom = chart.frame
+    assert len(chart.lines) == 1
+    assert len(chart.dots) == 3
+    assert len(chart.crosses) == 1
+    assert chart.dots[0][:2] == (left, top)
+    assert chart.dots[2][:2] == (right, bottom)
+    assert chart.bounds[0][1] == chart.dots[1][1] == (top + bottom) / 2
+    assert [words for _, words in chart.ticks_y] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 5.2, [0, 1, 2, 3, 4, 5]), (-0.2, 1, [-0.2, 0, 0.2, 0.4, 0.6, 0.8, 1]), (3, 3, None), (0, 7200, None)],
+)
+def test_ticks_are_few_and_round(low, high, expected):
+    found = ticks(Axis("", low, high))
+    assert found == expected or (expected is None and 1 <= len(found) <= 7)
+
+
+def test_a_histogram_draws_its_threshold_and_counts():
+    chart = histogram("h", Axis("similarity", -0.2, 1.0), "pairs", [0, 1, 4, 100], Bound(0.4, "kept from 0.4"))
+    heights = [height for _, _, _, height, _ in chart.bars]
+    assert heights[0] == 0
+    assert heights[3] == pytest.approx(5 * heights[2], rel=0.02)
+    assert chart.bounds[0][0] == chart.bounds[0][2] == pytest.approx(sum(chart.frame[::2]) / 2)
+    assert chart.ticks_y[0][1] == "0"
+    assert chart.ticks_y[-1][1] == "100"
+
+
+def test_a_long_report_has_bounded_pages_that_link_and_replaces_a_longer_one(tmp_path):
+    def write(count):
+        page = ScorePage(Thresholds(), {})
+        for number in range(count):
+            page.add(scored(f"v{number:03}.mp4", 0.9 - number / 1000))
+        page.write(tmp_path / "p & q.html", [])
+
+    write(3 * CASES + 1)
+    files = [tmp_path / "p & q.html", *(later_page(tmp_path / "p & q.html", n) for n in (2, 3, 4))]
+    assert later_pages(files[0]) == files[1:]
+    seen = [checked(file) for file in files]
+    assert [sum(attrs.get("class") == "case" for _, attrs in each.tags) for each in seen] == [CASES, CASES, CASES, 1]
+    links = [{attrs["href"] for tag, attrs in each.tags if tag == "a" and "href" in attrs} for each in seen]
+    assert "p%20%26%20q.2.html" in links[0]
+    assert "p%20%26%20q.html" in links[3]
+    assert f"{3 * CASES + 1} of {3 * CASES + 1} pass" in seen[0].text
+    assert "pass" not in seen[1].text.split("Page 2 of 4")[0]
+    assert "v030.mp4" in seen[0].text
+    assert "v000.mp4" in seen[3].text
+    (tmp_path / "p & q.9.html").write_text("someone's own")
+    write(1)
+    assert later_pages(files[0]) == [tmp_path / "p & q.9.html"]
+
+
+def test_cases_wait_on_disk_in_the_order_of_their_ranks(tmp_path):
+    cases = Cases()
+    for number in range(25):
+        cases.add((number % 2, -number), {"name": str(number)}, f"<p>{number}</p>")
+    pages = list(cases.pages(10))
+    assert [len(page) for page in pages] == [10, 10, 5]
+    assert [page[0]["number"] for page in pages] == [1, 11, 21]
+    assert [case["name"] for page in pages for case in page] == [str(n) for n in (*range(24, -1, -2), *range(23, 0, -2))]
+    assert list(Cases().pages()) == [[]]
+
+
+def test_a_video_on_a_page_is_small_and_plays_from_inside(tmp_path):
+    images.write_video(tmp_path / "v.mp4", np.full((20, 400, 600, 3), 90, np.uint8), 30)
+    frames, fps = images.read_video(io.BytesIO(preview(tmp_path / "v.mp4").content))
+    assert frames.shape[1:3] == (320, 480)
+    assert fps == 15
+    assert len(frames) == 10
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    assert preview(tmp_path / "b.mp4") is None
+    page = ScorePage(Thresholds(), {})
+    page.add(scored("v.mp4", path=tmp_path / "v.mp4"))
+    page.write(tmp_path / "p.html", [])
+    videos = [attrs for tag, attrs in checked(tmp_path / "p.html").tags if tag == "video"]
+    assert len(videos) == 1
+    assert "controls" in videos[0]
+    assert videos[0]["src"].startswith("data:video/mp4;base64,")
+
+
+def comparison(metric, difference, low, high, name="two"):
+    return Comparison(metric, "net", "one", name, 12, 0.5, 0.5 + difference, difference, low, high, 9, 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict"),
+    [
+        ([comparison("similarity", 0.1, 0.02, 0.2), comparison("flicker", -0.1, -0.2, -0.05)], "two is better"),
+        ([comparison("flicker", 0.1, 0.02, 0.2)], "one is better"),  # of which less is better
+        ([comparison("similarity", 0.1, 0.02, 0.2), comparison("face", -0.1, -0.2, -0.02)], "Better in some, worse in others"),
+        ([comparison("similarity", 0.1, -0.02, 0.2), comparison("motion_fb", 0.1, 0.02, 0.2)], "No clear difference"),
+    ],
+)
+def test_a_comparison_says_first_which_is_better(tmp_path, rows, verdict):
+    change = Change(ODD, ("one", "two"), (0.2, 0.7), (None, None), ("missing", "no fault"))
+    write_comparison(tmp_path / "c.html", rows, [f"text of {ODD} is not compared"], [change])
+    seen = checked(tmp_path / "c.html")
+    assert verdict in seen.text[: seen.text.index("What to do")]
+    assert f"{ODD}: +0.50" in seen.text
+    assert "two: similarity 0.70, no fault" in seen.text
+
+
+def test_votes_say_first_who_is_preferred(tmp_path):
+    row = {"first": "one", "second": ODD, "question": "better", "cases": 9, "raters": 2, "first_wins": 14, "second_wins": 3,
+           "equal": 1, "second_share": 0.19, "interval": [0.05, 0.35], "agreement": 0.7}  # fmt: skip
+    write_votes(tmp_path / "v.html", [row, {**row, "question": "logo", "agreement": None}], {"better": "Which is better?"})
+    seen = checked(tmp_path / "v.html")
+    assert "one is preferred" in seen.text
+    assert "81% of the votes (95% interval 65 to 95%" in seen.text
+    assert "tentative conclusion" in seen.text
+    assert "Which is better?" in seen.text
 
 
 class Index:
-    """What a report reads of the index of a build."""
+    """What a report reads of the index of a build: clips of one film, each with one subject of its number."""
 
-    def rows(self, name, columns):
-        return iter([{"drop": "", "facts": '{"subjects": [1, 2]}', "still": b""}, {"drop": "dark", "facts": "{}", "still": b""}])
+    def __init__(self, dropped=()):
+        self.dropped = dropped
+
+    def rows(self, name, columns, where=None):
+        if "video" in columns:
+            return iter(())
+        kept = [{"id": f"c{i}", "drop": "", "still": b"", "facts": json.dumps(self._facts(i))} for i in range(3)]
+        return iter([*kept, *self.dropped])
+
+    def _facts(self, number):
+        return {"name": f"{ODD}.mp4", "begins": 1.0 * number, "ends": number + 1.0, "subjects": [f"s{number}"], "caption": ODD}
 
     def source_videos(self):
         return iter([
@@ -89,30 +278,90 @@ class Index:
         ])  # fmt: skip
 
     def subjects(self, ids):
-        image = png(np.full((20, 30, 3), 90, np.uint8))
-        return {each: {"views": [{"image": image}] * 3} for each in ids}
+        image = png(np.full((200, 300, 3), 90, np.uint8))
+        return {each: {"clip": f"c{each[1:]}", "name": f"bottle {ODD}", "views": [{"image": image}] * 3} for each in ids}
+
+    def clip_facts(self, ids):
+        return {each: self._facts(int(each[1:])) for each in ids}
 
 
-def report(path):
-    pair = {"subject": "a", "partner": "b", "similarity": 0.9, "sameness": 0.5, "drop": ""}
-    pairs = [pair, {**pair, "partner": "c", "sameness": 0.99, "drop": "near-duplicate"}, {**pair, "similarity": 0.2, "drop": ODD}]
-    data_report.write_report(path, Index(), iter(pairs), 7, {"shots": 1.25}, Config(lower=0.85))
+def pair(one, other, similarity, drop=""):
+    return {"subject": f"s{one}", "partner": f"s{other}", "similarity": similarity, "sameness": 0.5, "drop": drop}
 
 
-def empty_report(path):
+def test_a_build_report_shows_what_was_dropped_and_a_subject_once(tmp_path):
+    facts = {"name": "d.mp4", "begins": 0.0, "ends": 2.0, "subjects": []}
+    seen_there = [{"instant": 1, "box": [0.1, 0.2, 0.5, 0.6], "what": ODD, "reason": "too small"}]
+    still = images.Image.fromarray(np.full((90, 160, 3), 90, np.uint8))
+    buffer = io.BytesIO()
+    still.save(buffer, "JPEG")
+    dropped = [
+        {
+            "id": "d",
+            "drop": "no subject: too small",
+            "still": buffer.getvalue(),
+            "facts": json.dumps({**facts, "passed_over": seen_there}),
+        },
+        {"id": "e", "drop": "dark", "still": b"", "facts": json.dumps({**facts, "passed_over": []})},
+    ]
+    group = [pair(1, 2, 0.9), pair(2, 1, 0.9), pair(2, 3, 0.7), pair(3, 4, 0.8)]
+    pairs = [*group, pair(7, 8, 0.95), pair(1, 9, 0.2, ODD), pair(2, 9, 0.3, ODD)]
+    data_report.write_report(tmp_path / "t.html", Index(dropped), iter(pairs), 7, {"shots": 1.25}, Config())
+    seen = checked(tmp_path / "t.html")
+    verdict = seen.text[: seen.text.index("From files")]
+    assert "7 triplets" in verdict
+    assert "3 of 5 clips were kept (60%)" in verdict
+    assert "no subject: too small: 1 of 2 dropped clips" in verdict
+    assert "smallest_box" in verdict
+    assert "Not read 1 file;" in verdict
+    assert f"d.mp4, 0.0 to 2.0 s. 1: {ODD}, too small" in seen.text
+    groups = [attrs for tag, attrs in seen.tags if attrs.get("class") == "group"]
+    assert len(groups) == 2
+    assert "3 pairs of 4 clips; similarity 0.70 to 0.90" in seen.text
+    assert "1 pair of 2 clips" in seen.text
+    assert "kept from 0.63" in seen.text or f"kept from {Config().lower:g}" in seen.text
+    assert seen.text.count("similarity 0.30, surroundings 0.50") == 1  # the nearest of the rejected pairs of one subject
+
+
+def test_a_build_of_nothing_says_so(tmp_path):
     index = Index()
     index.rows = index.source_videos = lambda *_: iter(())
-    data_report.write_report(path, index, iter(()), 0, {}, Config(lower=0.85))
+    data_report.write_report(tmp_path / "t.html", index, iter(()), 0, {}, Config())
+    seen = checked(tmp_path / "t.html")
+    assert "0 triplets" in seen.text
+    assert "No pairs were kept" in seen.text
+    assert ("section", "headline bad") in [(tag, attrs.get("class")) for tag, attrs in seen.tags]
 
 
-@pytest.mark.parametrize("make", [scores, comparison, report, empty_report])
-def test_a_page_has_the_elements_it_had(tmp_path, make, monkeypatch):
-    monkeypatch.setattr(data_report, "BINS", 4)
-    make(tmp_path / f"{make.__name__}.html")
-    assert seen((tmp_path / f"{make.__name__}.html").read_text()) == (PAGES / f"{make.__name__}.txt").read_text()
+def test_groups_put_together_what_is_paired_through_others_and_choose_the_doubtful():
+    groups = PairGroups()
+    for number in range(0, 600, 3):
+        groups.add(pair(number, number + 1, 0.5 + number / 2000))
+        groups.add(pair(number + 2, number + 1, 0.9))
+    assert groups.gather() == 200
+    chosen = list(groups.chosen(10, 2, 2))
+    assert [group.appearances for group in chosen] == [3] * 10
+    assert [len(group.members) for group in chosen] == [2] * 10
+    least = [group.least for group in chosen]
+    assert least == sorted(least)
+    assert least[4] == pytest.approx(0.506)
+    assert least[9] == pytest.approx(0.5 + 597 / 2000)
+    assert chosen[0].members == ["s0", "s1"]
+    assert chosen[0].shown[0]["similarity"] == 0.5
 
 
-def test_a_page_of_rating_has_the_elements_it_had(tmp_path):
+def test_a_page_that_is_not_ours_stays(tmp_path):
+    later_page(tmp_path / "p.html", 2).write_text("mine")
+    page = ScorePage(Thresholds(), {})
+    for _ in range(CASES + 1):
+        page.add(Scored("broken.mp4", {}, [], None, {}, [], "truncated"))
+    with pytest.raises(InputError, match=r"p\.2\.html exists and was not written by phantom"):
+        page.write(tmp_path / "p.html", [])
+    assert not (tmp_path / "p.html").exists()
+    assert later_page(tmp_path / "p.html", 2).read_text() == "mine"
+
+
+def test_a_page_of_rating_has_a_choice_for_every_question(tmp_path):
     fastapi = pytest.importorskip("fastapi.testclient")
     from phantom_s2v.evaluation import rating
 
@@ -120,12 +369,17 @@ def test_a_page_of_rating_has_the_elements_it_had(tmp_path):
         images.write_video(tmp_path / name, np.zeros((5, 32, 32, 3), np.uint8), 8)
     reference = tmp_path / "r.png"
     reference.write_bytes(png(np.full((8, 9, 3), 200, np.uint8)))
-    pair = rating.Pair("case", "one", "two", (tmp_path / "one.mp4", tmp_path / "two.mp4"), ODD, (reference,))
+    shown = rating.Pair("case", "one", "two", (tmp_path / "one.mp4", tmp_path / "two.mp4"), ODD, (reference,))
     secret = rating.links(tmp_path / "votes.sqlite", ["ann"])["ann"]
-    app = rating.application([pair], tmp_path / "votes.sqlite")
+    app = rating.application([shown], tmp_path / "votes.sqlite")
     with fastapi.TestClient(app, base_url="http://localhost") as client:
-        ballot = client.get(f"/rate/{secret}").text.replace(secret, "SECRET")
+        ballot = Seen(client.get(f"/rate/{secret}").text)
         client.post(f"/rate/{secret}/vote/0", data={"better": "left"}, headers={"origin": "http://localhost"})
-        thanks = client.get(f"/rate/{secret}").text
-    assert seen(ballot) == (PAGES / "ballot.txt").read_text()
-    assert seen(thanks) == (PAGES / "thanks.txt").read_text()
+        thanks = Seen(client.get(f"/rate/{secret}").text)
+    radios = [attrs["name"] for tag, attrs in ballot.tags if attrs.get("type") == "radio"]
+    assert {name: radios.count(name) for name in radios} == {name: 4 - (name == "better") for name in rating.QUESTIONS}
+    assert ODD in ballot.text
+    assert not [tag for tag, _ in ballot.tags if tag == "script"]
+    assert not ballot.open
+    assert {attrs["aria-label"] for tag, attrs in ballot.tags if tag == "video"} == {"left video", "right video"}
+    assert "All 1 comparisons are done" in thanks.text

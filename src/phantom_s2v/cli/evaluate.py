@@ -268,9 +268,10 @@ def evaluate_score(
     from phantom_s2v.evaluation.kpi import check_networks, read_kpis
     from phantom_s2v.evaluation.run import Asked, find_videos, name_references, parse_crop, score_all
     from phantom_s2v.files.io import check_outputs
+    from phantom_s2v.media.pages import later_pages
 
     if out:
-        check_outputs([out], force=force, suffix=".html")
+        check_outputs([out, *later_pages(out)], force=force, suffix=".html")
         check_outputs([out.with_suffix(".jsonl")], force=force)
     kpis, box, paths = read_kpis(kpi) if kpi else [], parse_crop(crop), find_videos(videos)
     named, tools = name_references(reference or []), chosen(options)
@@ -294,6 +295,7 @@ def evaluate_compare(
 ) -> None:
     """Compare systems on the same cases: paired bootstrap intervals, wins and losses. The last line is JSON."""
     from phantom_s2v.evaluation import compare
+    from phantom_s2v.evaluation.reports.comparison import write_comparison
     from phantom_s2v.evaluation.suites.own import read_rows
     from phantom_s2v.files.io import check_outputs
 
@@ -302,9 +304,10 @@ def evaluate_compare(
         names = [f"{name} {number}" for number, name in enumerate(names, 1)]
     if out:
         check_outputs([out], force=force, suffix=".html")
-    comparisons, notes = compare.compare(dict(zip(names, map(read_rows, systems), strict=True)))
+    rows = dict(zip(names, map(read_rows, systems), strict=True))
+    comparisons, notes = compare.compare(rows)
     if out:
-        compare.write_comparison(out, comparisons, notes)
+        write_comparison(out, comparisons, notes, compare.largest_changes(dict(zip(names, systems, strict=True)), rows))
     say(*compare.lines(comparisons), *notes)
     say(json.dumps({"comparisons": compare.as_rows(comparisons), "notes": notes}, ensure_ascii=False))
 
@@ -359,14 +362,25 @@ def evaluate_rate(
 
 
 @evaluate.command("votes")
-def evaluate_votes(votes: Annotated[Path, typer.Argument(help="SQLite votes file of `phantom evaluate rate`.")]) -> None:
+def evaluate_votes(
+    votes: Annotated[Path, typer.Argument(help="SQLite votes file of `phantom evaluate rate`.")],
+    out: Annotated[Path | None, typer.Option(help="Output report, .html.")] = None,
+    force: Force = False,
+) -> None:
     """Count the votes: wins per system and question, with intervals and inter-rater agreement."""
     try:
-        from phantom_s2v.evaluation.rating import results
+        from phantom_s2v.evaluation.rating import QUESTIONS, results
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; run pip install 'phantom-s2v[web]'") from error
 
+    from phantom_s2v.evaluation.reports.comparison import write_votes
+    from phantom_s2v.files.io import check_outputs
+
+    if out:
+        check_outputs([out], [votes], force=force, suffix=".html")
     rows = results(votes)
+    if out:
+        write_votes(out, rows, QUESTIONS)
     for row in rows:
         share = "" if row["second_share"] is None else f"; {row['second']} preferred {row['second_share']:.2f} {row['interval']}"
         agreed = "n/a (no case has two raters, or all votes are equal)" if row["agreement"] is None else row["agreement"]

@@ -11,9 +11,9 @@ import numpy as np
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.metrics.measures import bootstrap
 from phantom_s2v.evaluation.metrics.table import METRICS, network_of
-from phantom_s2v.media.pages import write_page
 
 SAME = 1e-9
+CHANGED = 3  # cases that are shown, of those that got better and of those that got worse
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,17 @@ class Comparison:
     def clear(self) -> bool:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """A case in which two systems differ: for each of the two its name, similarity, video and faults."""
+
+    case: str
+    systems: tuple[str, str]
+    similarity: tuple[float, float]
+    videos: tuple[Path | None, Path | None]
+    faults: tuple[str, str]
 
 
 def compare(systems: dict[str, list[dict[str, Any]]]) -> tuple[list[Comparison], list[str]]:
@@ -127,9 +138,35 @@ def lines(comparisons: Sequence[Comparison]) -> list[str]:
     return rows
 
 
-def write_comparison(path: Path, comparisons: Sequence[Comparison], notes: Sequence[str]) -> None:
-    """The comparison as one HTML file, clear differences marked."""
-    write_page(path, "comparison.html", title="Comparison", comparisons=comparisons, notes=notes)
+def largest_changes(places: dict[str, Path], systems: dict[str, list[dict[str, Any]]]) -> list[Change]:
+    """Of every pair of systems the cases whose subject similarity changed most, CHANGED up and CHANGED down; `places` are what
+    the rows were read from, beside which their videos are looked for.
+    """
+    found = []
+    for (first, one), (second, other) in combinations(systems.items(), 2):
+        pairs = [
+            pair
+            for pair in _common(first, one, second, other, [])
+            if len({network_of("similarity", row["networks"]) for row in pair}) == 1
+        ]
+        values = [(pair, *(_value(row, "similarity") for row in pair)) for pair in pairs]
+        ordered = sorted(
+            (each for each in values if each[1] == each[1] and each[2] == each[2]), key=lambda each: each[2] - each[1]
+        )
+        down = [each for each in ordered[:CHANGED] if each[2] < each[1] - SAME]
+        up = [each for each in ordered[::-1][:CHANGED] if each[2] > each[1] + SAME]
+        for rows, before, after in [*down, *up]:
+            videos = [_video(places[name], row) for name, row in zip((first, second), rows, strict=True)]
+            faults = [", ".join(row.get("faults") or {}) or "no fault" for row in rows]
+            found.append(Change(_key(rows[0]), (first, second), (before, after), (videos[0], videos[1]), (faults[0], faults[1])))
+    return found
+
+
+def _video(place: Path, row: dict[str, Any]) -> Path | None:
+    """The video of a row, in the folder of a run or beside its rows; None where it is not there."""
+    name = Path(row["video"]).name
+    folders = (place / "videos", place) if place.is_dir() else (place.parent, place.parent / "videos")
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def as_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:

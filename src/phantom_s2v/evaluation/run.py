@@ -18,6 +18,7 @@ from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.io import check_outputs, writing
 from phantom_s2v.files.reuse import origin_hash
 from phantom_s2v.media import images
+from phantom_s2v.media.pages import later_pages
 from phantom_s2v.media.videos import Timed, Video
 from phantom_s2v.pipeline.request import split_reference
 
@@ -110,8 +111,9 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
     Raises InputError where none can be read.
     """
     if out:
-        check_outputs([out, out.with_suffix(".jsonl")], force=True)
-    result, page, tools = SuiteResult(), ScorePage(), todo[0][1].tools
+        check_outputs([out, *later_pages(out), out.with_suffix(".jsonl")], force=True)
+    tools = todo[0][1].tools
+    result, page = SuiteResult(), ScorePage(tools.limits, tools.all_names())
     with writing(out.with_suffix(".jsonl"), sealed=True) if out else nullcontext() as file:
         for number, (path, asked) in enumerate(todo, 1):
             each, row = score_one(path, asked)
@@ -123,7 +125,7 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
         if result.unreadable == len(todo):
             raise InputError(f"none of {len(todo)} videos could be read; {result.lines[0]}")
     if out:
-        page.write(out, _measured_by(tools))
+        page.write(out, _measured_by(tools), result.means(tools))
     result.summary = {
         "videos": len(todo),
         "unreadable": result.unreadable,
@@ -145,7 +147,7 @@ def _measured_by(tools: Instruments) -> list[str]:
         f"An image counts as pasted from {limits.pasted:g} on, above which {100 * limits.pasted_alarms:.1f}% of true cross-pair "
         "clips of emoji lie."
     )
-    return notes + [f"{metric} was not measured: {why}." for metric, why in tools.absent.items()]
+    return notes
 
 
 @dataclass(frozen=True)
@@ -183,14 +185,16 @@ def score_one(path: Path, asked: Asked) -> tuple[Scored, dict[str, Any]]:
         score = score_footage(footage, reference_images, names, asked.prompt, asked.tools, alphas)
         control = {} if other is None else {"control": stranger_similarity(footage, other, asked.tools)}
     except (InputError, NotFiniteError) as error:
-        empty = Scored(path.name, {}, [], None, {}, [], str(error))
+        empty = Scored(path.name, {}, [], None, {}, [], str(error), kind=asked.label.get("kind", ""))
         return empty, {**asked.label, "video": path.name, "unreadable": str(error)}
     score = replace(score, notes=[*notices, *score.notes])
     wrong = faults(score, asked.tools.limits)
     verdicts = evaluate_kpis(score, asked.kpis)
     row = {**asked.label, "video": path.name, "asked": asked.hash, **as_json(score, wrong, asked.tools), **control}
     row["kpis"] = {v.kpi.metric: v.met for v in verdicts}
-    return Scored(path.name, footage.stills, reference_images, score, wrong, verdicts), row
+    seconds = {number: float(footage.small.seconds[number]) for number in footage.stills}
+    kind = asked.label.get("kind", "")
+    return Scored(path.name, footage.stills, reference_images, score, wrong, verdicts, "", seconds, path, kind), row
 
 
 def _line(each: Scored) -> str:

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file beside the dataset that opens anywhere."""
+"""The report of a build, beside the dataset: what became of the clips, which were dropped and why, and the pairs by subject."""
 
 import json
 from collections import Counter
@@ -9,30 +9,35 @@ from typing import Any
 import cv2
 import numpy as np
 
+from phantom_s2v.data.pipeline.advice import NO_PAIRS, advice
 from phantom_s2v.data.pipeline.config import Config, Record
+from phantom_s2v.data.pipeline.groups import Group, PairGroups
 from phantom_s2v.data.pipeline.index import SubjectIndex, unpng
-from phantom_s2v.media.images import evenly_spaced
-from phantom_s2v.media.pages import write_page
+from phantom_s2v.media.charts import Axis, Bound, histogram
+from phantom_s2v.media.pages import Cases, Headline, Preview, percent, preview, render, shown, write_pages
 
-SHEET = 24  # pairs on a sheet
-TILE = 112  # pixels
 BINS = 40
-SAMPLE = 100 * SHEET  # pairs that those on a sheet are taken of
-EXAMPLES = 4  # frames of dropped clips that are shown for a reason
-MIDDLE = 1  # the still that is shown of a dropped clip
 LISTED = 1000  # files that are named with a reason or a notice
+REASONS, EXAMPLES = 12, 4  # reasons for drops that are shown by frames, and frames of each
+KEPT = 6  # clips kept that are shown
+REJECTED = 12  # pairs just rejected that are shown
+GROUPS, PAIRS, MEMBERS = 100, 3, 10  # subjects with pairs that are shown, and of each its pairs and appearances
+PLAYED = 30  # of them with a video
+SIDE = 320  # pixels, the longer side of a subject
+BOX = (255, 120, 0)
+MIDDLE = 1  # number of the still that is shown of a dropped clip
+Notes = list[tuple[str, str]]
 
 
 class _Pairs:
-    """What a report says of pairs, taken in one by one: counts, and a bounded number of examples."""
+    """What a report says of pairs, taken in one by one: counts, examples, and those kept by subject."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.looked_at, self.kept, self.paired = config, 0, 0, 0
         self.drops: Counter[str] = Counter()
         self.similar, self.same = np.zeros(BINS, int), np.zeros(BINS, int)
-        self.near: list[Record] = []  # rejected, closest to the threshold first
-        self.sample: list[Record] = []  # of those kept
-        self.rng, self.last = np.random.default_rng(0), ""
+        self.near: list[Record] = []  # rejected, the least beyond a bound first, of each subject one
+        self.groups, self.last = PairGroups(), ""
 
     def add(self, pair: Record) -> None:
         """Take in a pair; those of one subject follow each other."""
@@ -42,87 +47,149 @@ class _Pairs:
             self.same[_bin(pair["sameness"])] += 1
         if pair["drop"]:
             self.drops[pair["drop"]] += 1
-            self.near = sorted([*self.near, pair], key=lambda p: _beyond(p, self.config))[:SHEET]
+            near = sorted([*self.near, pair], key=lambda p: _beyond(p, self.config))
+            known = set[str]()
+            self.near = [
+                p for p in near if not known & {p["subject"], p["partner"]} and not known.update((p["subject"], p["partner"]))
+            ]
+            self.near = self.near[:REJECTED]
             return
         self.kept += 1
         self.paired += pair["subject"] != self.last
         self.last = pair["subject"]
-        if len(self.sample) < SAMPLE:
-            self.sample.append(pair)
-        elif (place := int(self.rng.integers(self.kept))) < SAMPLE:  # every pair with the same chance
-            self.sample[place] = pair
+        self.groups.add(pair)
+
+
+class _Clips:
+    """What a report says of clips, taken in one by one."""
+
+    def __init__(self) -> None:
+        self.drops: Counter[str] = Counter()
+        self.kept, self.subjects = 0, 0
+        self.examples: dict[str, list[Record]] = {}  # reason -> some clips, every one with the same chance
+        self.sample: list[Record] = []  # of those kept
+        self.rng = np.random.default_rng(0)
+
+    @property
+    def total(self) -> int:
+        """All clips."""
+        return self.kept + self.drops.total()
+
+    def add(self, clip: Record) -> None:
+        """Take in a row of the index: id, drop, facts and, of a dropped clip, still."""
+        facts = json.loads(clip["facts"])
+        if not clip["drop"]:
+            self.kept, self.subjects = self.kept + 1, self.subjects + len(facts["subjects"])
+            self._sample(self.sample, {**facts, "id": clip["id"]}, self.kept, KEPT)
+            return
+        self.drops[clip["drop"]] += 1
+        if clip["drop"] in self.examples or len(self.examples) < LISTED:
+            example = {**facts, "still": clip["still"]}
+            self._sample(self.examples.setdefault(clip["drop"], []), example, self.drops[clip["drop"]], EXAMPLES)
+
+    def _sample(self, some: list[Record], clip: Record, seen: int, most: int) -> None:
+        if len(some) < most:
+            some.append(clip)
+        elif (place := int(self.rng.integers(seen))) < most:
+            some[place] = clip
 
 
 def write_report(
     path: Path, subject_index: SubjectIndex, pairs: Iterable[Record], triplets: int, seconds: dict[str, float], config: Config
 ) -> None:
-    """Counts by stage, reasons for drops, histograms with their bounds, sheets of pairs, files left behind, seconds by stage."""
-    pair_statistics, clips, source_videos = _Pairs(config), Counter[str](), Counter[str]()
-    subjects, left, notices = 0, list[tuple[str, str]](), list[tuple[str, str]]()
+    """The verdict, counts, dropped clips by reason with a frame, clips kept, pairs by subject, histograms with thresholds, pairs
+    just rejected, files left behind, seconds by stage.
+    """
+    found, clips = _Pairs(config), _Clips()
     for pair in pairs:
-        pair_statistics.add(pair)
-    dropped: dict[str, list[tuple[list[np.ndarray], str]]] = {}
+        found.add(pair)
     for row in subject_index.rows("clips", ["drop", "facts", "still"]):
-        clips[row["drop"]] += 1
-        facts = json.loads(row["facts"])
-        subjects += 0 if row["drop"] else len(facts["subjects"])
-        if row["drop"] and row["still"] and len(shown := dropped.setdefault(row["drop"], [])) < EXAMPLES:
-            shown.append(_example(row["still"], facts))
+        clips.add(row)
+    read, left, notices = _files(subject_index)
+    subjects = found.groups.gather()
+    x = Axis("similarity of the two subjects", -0.2, 1.0)
+    same = Axis("similarity of their surroundings", -0.2, 1.0)
+    lower, upper = Bound(config.lower, f"kept from {config.lower:g}"), Bound(config.upper, f"kept up to {config.upper:g}")
+    write_pages(
+        path,
+        "triplets.html",
+        _cases(subject_index, found.groups),
+        title=f"Build of {path.stem}",
+        what="subjects with pairs, the least similar first",
+        headline=_headline(clips, found, subjects, triplets, len(left)),
+        counts=_counts(read, len(left), clips, found, subjects, triplets),
+        clip_count=clips.total,
+        dropped=clips.drops.most_common(),
+        examples=[(reason, [_dropped(each) for each in clips.examples[reason]])
+                  for reason, _ in clips.drops.most_common() if reason in clips.examples][:REASONS],
+        clips_kept=clips.kept,
+        kept=[_kept(subject_index, clip) for clip in clips.sample],
+        subjects=subjects,
+        looked_at=found.looked_at,
+        pairs_dropped=found.drops.most_common(),
+        similarity=histogram("Similarity of all pairs looked at", x, "pairs", found.similar.tolist(), lower),
+        sameness=histogram("Surroundings of pairs of one subject", same, "pairs", found.same.tolist(), upper),
+        rejected=_rejected(subject_index, found.near),
+        left_behind=left,
+        notices=notices,
+        listed=LISTED,
+        seconds=[(name, round(value, 1)) for name, value in seconds.items()],
+        seconds_total=sum(seconds.values()),
+    )  # fmt: skip
+
+
+def _files(subject_index: SubjectIndex) -> tuple[int, Notes, Notes]:
+    """How many files were read, those that were left behind with the reason, and notices."""
+    read, left, notices = 0, list[tuple[str, str]](), list[tuple[str, str]]()
     for source_video in subject_index.source_videos():
-        source_videos[source_video["drop"]] += 1
+        read += not source_video["drop"]
         if source_video["drop"] and len(left) < LISTED:
             left.append((source_video["path"], source_video["drop"]))
         if source_video["notices"] and len(notices) < LISTED:
             notices.append((source_video["path"], "; ".join(source_video["notices"])))
-    write_page(
-        path,
-        "triplets.html",
-        title=path.stem,
-        counts=_counts(source_videos, clips, subjects, pair_statistics, triplets),
-        clips_dropped=Counter({k: v for k, v in clips.items() if k}).most_common(),
-        dropped=dropped.items(),
-        pairs_dropped=pair_statistics.drops.most_common(),
-        similarity=_histogram(pair_statistics.similar, config.lower),
-        sameness=_histogram(pair_statistics.same, config.upper),
-        kept=_sheet(subject_index, _spread(pair_statistics.sample)),
-        rejected=_sheet(subject_index, pair_statistics.near),
-        listed=LISTED,
-        left_behind=left,
-        notices=notices,
-        seconds=[(name, f"{value:.1f}") for name, value in seconds.items()],
+    return read, left, notices
+
+
+def _headline(clips: _Clips, pairs: _Pairs, subjects: int, triplets: int, left: int) -> Headline:
+    """What share was kept, why most of the others were not, and what to do."""
+    share = percent(clips.kept / clips.total) if clips.total else "none"
+    words = (
+        f"{clips.kept} of {clips.total} clips were kept ({share}). {pairs.paired} of {clips.subjects} subjects in them have a "
+        "cross-pair, which shows the subject in another clip."
     )
+    points = []
+    if dropped := clips.drops.most_common(1):
+        reason, count = dropped[0]
+        points += [
+            ("Most frequent reason", f"{reason}: {count} of {clips.drops.total()} dropped clips"),
+            ("What to do", advice(reason)),
+        ]
+    if clips.subjects and not pairs.paired:
+        points.append(("No cross-pairs", f"{NO_PAIRS[0].upper()}{NO_PAIRS[1:]}."))
+    if left:
+        points.append(("Not read", f"{left} {'file' if left == 1 else 'files'}; reasons at the end"))
+    state = "bad" if not triplets else "good" if 2 * pairs.paired >= clips.subjects else "mixed"
+    return Headline(state, f"{triplets} {'triplet' if triplets == 1 else 'triplets'}", words, points)
 
 
-def _example(still: bytes, facts: Record) -> tuple[list[np.ndarray], str]:
-    """A frame of a dropped clip with boxes of what was seen in it, and in words: where it is from, and why each is no subject."""
-    image = unpng(still).copy()
-    seen = facts["passed_over"]
-    for each in (one for one in seen if one["instant"] == MIDDLE):
-        left, top, right, bottom = (round(v * side) for v, side in zip(each["box"], image.shape[1::-1] * 2, strict=True))
-        cv2.rectangle(image, (left, top), (right, bottom), (255, 200, 0), 2)
-    reasons = Counter(f"{each['what']}: {each['reason']}" for each in seen)
-    return [image], "; ".join([f"{facts['name']}, {facts['begins']:.1f} s", *reasons])
+def _counts(read: int, left: int, clips: _Clips, pairs: _Pairs, subjects: int, triplets: int) -> list[tuple[str, int]]:
+    return [
+        ("files", read + left),
+        ("files read", read),
+        ("clips", clips.total),
+        ("clips kept", clips.kept),
+        ("subjects in them, each clip's by itself", clips.subjects),
+        ("subjects with a cross-pair", pairs.paired),
+        ("different subjects among those", subjects),
+        ("pairs looked at", pairs.looked_at),
+        ("pairs kept", pairs.kept),
+        ("triplets", triplets),
+    ]
 
 
 def _beyond(pair: Record, config: Config) -> float:
-    """Distance of a pair beyond the threshold that rejected it."""
+    """How far a pair lies beyond the bound that rejected it."""
     return pair["sameness"] - config.upper if pair["drop"] == "near-duplicate" else max(0.0, config.lower - pair["similarity"])
-
-
-def _counts(
-    source_videos: Counter[str], clips: Counter[str], subjects: int, pairs: _Pairs, triplets: int
-) -> list[tuple[str, object]]:
-    return [
-        ("files", source_videos.total()),
-        ("files read", source_videos[""]),
-        ("clips", clips.total()),
-        ("clips kept", clips[""]),
-        ("subjects in them", subjects),
-        ("pairs looked at", pairs.looked_at),
-        ("pairs kept", pairs.kept),
-        ("subjects with a cross-pair", pairs.paired),
-        ("triplets", triplets),
-    ]
 
 
 def _bin(value: float) -> int:
@@ -130,42 +197,72 @@ def _bin(value: float) -> int:
     return min(BINS - 1, max(0, int((value + 0.2) / 1.2 * BINS)))
 
 
-def _histogram(counts: np.ndarray, bound: float) -> dict[str, Any]:
-    """Places of bars over -0.2 to 1 and of the bound; the bars' heights go with the square root of their counts."""
-    width, height = 800, 160
-    tallest = float(np.sqrt(max(1, counts.max())))
-    bars = [
-        (f"{i * width / BINS:.1f}", f"{height * (1 - c**0.5 / tallest):.1f}", f"{width / BINS - 1:.1f}",
-         f"{height * c**0.5 / tallest:.1f}", f"{-0.2 + i * 1.2 / BINS:.2f}: {c}")
-        for i, c in enumerate(counts.tolist())
-    ]  # fmt: skip
-    labels = [(f"{(v + 0.2) / 1.2 * width - 8:.0f}", f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]
-    x = (bound + 0.2) / 1.2 * width
-    return {"width": width, "height": height, "bars": bars, "x": x, "bound": f"{bound:g}", "labels": labels}
+def _where(facts: Record) -> str:
+    """Which clip of which file it is."""
+    return f"{facts['name']}, {facts['begins']:.1f} to {facts['ends']:.1f} s"
 
 
-def _spread(pairs: list[Record]) -> list[Record]:
-    """As many pairs as a sheet holds, by increasing similarity."""
-    ordered = sorted(pairs, key=lambda p: p["similarity"])
-    return [ordered[i] for i in evenly_spaced(len(ordered), SHEET)]
+def _dropped(clip: Record) -> tuple[np.ndarray | None, str]:
+    """The frame of a dropped clip, with boxes around what was seen in it and is no subject, and why."""
+    image = cv2.imdecode(np.frombuffer(clip["still"], np.uint8), cv2.IMREAD_COLOR) if clip["still"] else None
+    here = [each for each in clip["passed_over"] if each["instant"] == MIDDLE]
+    seen = list({(each["what"], each["reason"], tuple(each["box"])) for each in here})[:4] if image is not None else []
+    if image is not None:
+        image = np.ascontiguousarray(image[..., ::-1])
+        height, width = image.shape[:2]
+        for number, (_, _, (left, top, right, bottom)) in enumerate(sorted(seen), 1):
+            corner = round(left * width), round(top * height)
+            cv2.rectangle(image, corner, (round(right * width) - 1, round(bottom * height) - 1), BOX, 2)
+            cv2.putText(image, str(number), (corner[0] + 4, corner[1] + 18), cv2.FONT_HERSHEY_SIMPLEX, 0.6, BOX, 2, cv2.LINE_AA)
+    words = [f"{number}: {what}, {reason}" for number, (what, reason, _) in enumerate(sorted(seen), 1)]
+    return image, ". ".join([_where(clip), *words])
 
 
-def _sheet(subject_index: SubjectIndex, pairs: list[Record]) -> list[tuple[list[np.ndarray], str]]:
-    """Pairs, side by side, with their numbers."""
-    if not pairs:
-        return []
-    views = {
-        i: row["views"] for i, row in subject_index.subjects({p[side] for p in pairs for side in ("subject", "partner")}).items()
-    }
+def _kept(subject_index: SubjectIndex, clip: Record) -> Record:
+    """A kept clip as it can be played, and its subjects."""
+    found = subject_index.subjects(clip["subjects"])
+    views = [(_middle(found[each]), found[each]["name"]) for each in clip["subjects"] if each in found]
+    return {"words": _where(clip), "caption": clip["caption"], "video": _video(subject_index, clip["id"]), "subjects": views}
+
+
+def _video(subject_index: SubjectIndex, clip: str) -> Preview | None:
+    row = next(iter(subject_index.rows("clips", ["video"], f"id = '{clip}'")), None)
+    return preview(row["video"]) if row else None
+
+
+def _middle(subject: Record) -> np.ndarray:
+    """The image of a subject's middle moment, uint8 [H, W, 3]."""
+    return shown(unpng(subject["views"][len(subject["views"]) // 2]["image"]), SIDE)
+
+
+def _cases(subject_index: SubjectIndex, groups: PairGroups) -> Cases:
+    """Subjects with their pairs, each once."""
+    cases = Cases()
+    for number, group in enumerate(groups.chosen(GROUPS, PAIRS, MEMBERS)):
+        found = subject_index.subjects(group.members)
+        clips = subject_index.clip_facts({row["clip"] for row in found.values()})
+        name = Counter(row["name"] for row in found.values()).most_common(1)[0][0]
+        video = _video(subject_index, found[group.shown[0]["one"]]["clip"]) if number < PLAYED else None
+        words = {each: _where(clips[row["clip"]]) for each, row in found.items()}
+        body = render("pair_group.html", group=group, words=words, images={each: _middle(row) for each, row in found.items()},
+                      rest=_rest(group), video=video)  # fmt: skip
+        cases.add((number,), {"name": name}, body)
+    return cases
+
+
+def _rest(group: Group) -> list[str]:
+    """The appearances of a subject that are not in the pair that is shown first."""
+    return [each for each in group.members if each not in (group.shown[0]["one"], group.shown[0]["other"])]
+
+
+def _rejected(subject_index: SubjectIndex, pairs: list[Record]) -> list[tuple[np.ndarray, np.ndarray, str]]:
+    """Pairs just rejected: both images, and why."""
+    found: dict[str, Any] = subject_index.subjects({p[side] for p in pairs for side in ("subject", "partner")})
     return [
         (
-            [_small(views[p[side]][len(views[p[side]]) // 2]["image"]) for side in ("subject", "partner")],
-            f"{p['similarity']:.2f}, {p['sameness']:.2f} {p['drop']}",
+            _middle(found[p["subject"]]),
+            _middle(found[p["partner"]]),
+            f"{p['drop']}: similarity {p['similarity']:.2f}, surroundings {p['sameness']:.2f}",
         )
         for p in pairs
     ]
-
-
-def _small(content: bytes) -> np.ndarray:
-    image = unpng(content)
-    return cv2.resize(image, (max(1, round(image.shape[1] * TILE / image.shape[0])), TILE), interpolation=cv2.INTER_AREA)
