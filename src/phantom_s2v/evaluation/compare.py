@@ -149,13 +149,13 @@ def largest_changes(places: dict[str, Path], systems: dict[str, list[dict[str, A
             for pair in _common(first, one, second, other, [])
             if len({network_of("similarity", row["networks"]) for row in pair}) == 1
         ]
-        values = [(pair, *(_value(row, "similarity") for row in pair)) for pair in pairs]
+        values = [(_value(pair[0], "similarity"), _value(pair[1], "similarity"), pair) for pair in pairs]
         ordered = sorted(
-            (each for each in values if each[1] == each[1] and each[2] == each[2]), key=lambda each: each[2] - each[1]
+            (each for each in values if each[0] == each[0] and each[1] == each[1]), key=lambda each: each[1] - each[0]
         )
-        down = [each for each in ordered[:CHANGED] if each[2] < each[1] - SAME]
-        up = [each for each in ordered[::-1][:CHANGED] if each[2] > each[1] + SAME]
-        for rows, before, after in [*down, *up]:
+        down = [each for each in ordered[:CHANGED] if each[1] < each[0] - SAME]
+        up = [each for each in ordered[::-1][:CHANGED] if each[1] > each[0] + SAME]
+        for before, after, rows in [*down, *up]:
             videos = [_video(places[name], row) for name, row in zip((first, second), rows, strict=True)]
             faults = [", ".join(row.get("faults") or {}) or "no fault" for row in rows]
             found.append(Change(_key(rows[0]), (first, second), (before, after), (videos[0], videos[1]), (faults[0], faults[1])))

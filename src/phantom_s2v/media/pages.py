@@ -160,7 +160,7 @@ def _fitted(height: int, width: int, side: int) -> tuple[int, int]:
 
 def shown(image: np.ndarray, side: int = SIDE) -> np.ndarray:
     """An image, uint8 [H, W, 3], at a size for a page: at most `side` pixels long."""
-    height, width = _fitted(*image.shape[:2], side)
+    height, width = _fitted(image.shape[0], image.shape[1], side)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) if height < image.shape[0] else image
 
 
