@@ -135,8 +135,10 @@ def test_a_missed_kpi_fails_a_video_and_its_bound_is_in_the_curve(tmp_path):
 
 def test_every_fault_has_words_and_a_threshold_that_exists():
     assert set(FAULTS) <= set(FAULT_WORDS)
-    for words in FAULT_WORDS.values():
-        assert not words.limit or hasattr(Thresholds(), words.limit)
+    for fault in FAULTS:
+        decided = FAULT_WORDS[fault].decided
+        assert decided
+        assert hasattr(Thresholds(), decided[-1][1]), fault
 
 
 def test_a_curve_breaks_where_there_is_no_value_and_lies_where_its_axes_say():

@@ -143,7 +143,7 @@ class ScorePage:
             value = getattr(part, metric.name)
             if value is None or value != value:
                 continue
-            bound = threshold(metric.name, score, self.limits)
+            bound = threshold(metric.name, part, score, self.limits)
             words = f"{'at least' if bound[1] else 'at most'} {bound[0]:g}" if bound else ""
             rows.append((metric.name, _number(value), words, network_of(metric.name, self.networks)))
         decibels = part.reconstruction
@@ -172,7 +172,7 @@ class ScorePage:
         at = [video.seconds[i] if timed else float(i) for i in looked]
         values = [None if v <= -1 else v for v in one.over_time]
         words = [f"{_moment(i, video)}: {_similarity(value)}" for i, value in zip(looked, one.over_time, strict=True)]
-        bound = threshold("similarity", score, self.limits)
+        bound = threshold("similarity", one, score, self.limits)
         bounds = [Bound(bound[0], f"threshold {bound[0]:g} (mean)")] if bound else []
         for verdict in video.verdicts:
             if verdict.kpi.metric in ("similarity", "similarity_min") and verdict.kpi.min is not None:

@@ -8,12 +8,11 @@ from phantom_s2v.evaluation.score import SubjectScore, VideoScore
 
 @dataclass(frozen=True)
 class FaultWords:
-    """A fault in words. The value of `metric` has to be on the right side of the threshold `limit`."""
+    """A fault in words. Of `decided` (metric, threshold) the first one that was measured decides."""
 
     means: str
     advice: str
-    metric: str = ""
-    limit: str = ""
+    decided: tuple[tuple[str, str], ...] = ()
     least: bool = False  # whether the threshold is a minimum
 
 
@@ -22,42 +21,57 @@ FAULT_WORDS = {
         "another subject is in the reference's place",
         "compare reference and frame below; if they differ, generate with --best-of 4 or another seed, or use a reference that "
         "shows the subject whole, sharp and from the side that the prompt asks for",
-        "similarity", "similarity", least=True,
+        (("face", "face"), ("similarity", "similarity")), least=True,
     ),
     "missing": FaultWords(
         "the subject is in too few frames",
         "describe the subject in the prompt in the words of its reference's name, and generate with --best-of 4 or another seed",
-        "seen", "seen", least=True,
+        (("seen", "seen"),), least=True,
     ),
     "doubled": FaultWords(
         "the subject is in the frames twice",
         "say in the prompt that there is one, and generate with another seed",
-        "doubled", "doubled",
+        (("doubled", "doubled"),),
     ),
     "swapped": FaultWords(
         "subjects are in each other's place",
         "name each subject and its place in the prompt (at the left, at the right), or generate with another seed",
-        "swapped", "swapped",
+        (("swapped", "swapped"),),
     ),
     "pasted": FaultWords(
         "the reference image was copied into the frames",
         "remove the reference's background (--cutout), lower --image-guidance-scale, or give another view of the subject",
-        "copy_paste", "pasted",
+        (("copy_paste", "pasted"),),
     ),
     "flashed": FaultWords(
         "the reference image itself is shown for some frames",
         "cut these frames out, or lower --image-guidance-scale",
-        "flash", "flashed",
+        (("flash", "flashed"),),
     ),
     "frozen": FaultWords(
         "the video hardly moves",
         "ask for a motion in the prompt, or generate with another seed",
-        "frozen", "frozen",
+        (("frozen", "frozen"),),
     ),
     "flicker": FaultWords(
         "brightness jumps from frame to frame",
         "generate with more --num-inference-steps",
-        "flicker", "flicker",
+        (("flicker", "flicker"),),
+    ),
+    "drifting": FaultWords(
+        "the subject begins right and turns into another",
+        "cut the video before it changes, generate fewer frames, or use another seed",
+        (("similarity_min", "in_windows"),), least=True,
+    ),
+    "other clothes": FaultWords(
+        "the person wears other colors than in the reference",
+        "name the clothes and their colors in the prompt, or use a reference that shows them whole",
+        (("clothes", "clothes"),), least=True,
+    ),
+    "blurred": FaultWords(
+        "the frames are blurred",
+        "generate at a larger --size or with more --num-inference-steps",
+        (("blur", "blurred"),),
     ),
 }  # fmt: skip
 ELSE = FaultWords("this check failed", "look at the frames below")
@@ -74,20 +88,36 @@ def explained(fault: str, names: list[str], score: VideoScore, limits: Threshold
     """A fault of a video, of which subjects, and the values that tell it beside their threshold."""
     words = fault_words(fault)
     said = f"{fault}{': ' if any(names) else ''}{', '.join(names)}: {words.means}"
-    values = [getattr(part, words.metric, None) for part in _parts(score, names)]
-    found = [f"{value:.3g}" for value in values if value is not None and value == value]
-    if not found:
-        return said
-    limit = getattr(limits, "in_windows" if words.metric == "similarity" and score.in_windows else words.limit)
-    return f"{said} ({words.metric} {', '.join(found)}; {'at least' if words.least else 'at most'} {limit:g} passes)"
+    found = [part_words for part in _parts(score, names) if (part_words := _decided(words, part, score, limits))]
+    return f"{said} ({'; '.join(dict.fromkeys(found))})" if found else said
 
 
-def threshold(metric: str, score: VideoScore, limits: Thresholds) -> tuple[float, bool] | None:
-    """The threshold of a metric, and whether it is a minimum; None where no fault hangs on it."""
-    words = next((each for each in FAULT_WORDS.values() if each.metric == metric), None)
-    if words is None:
-        return None
-    return getattr(limits, "in_windows" if metric == "similarity" and score.in_windows else words.limit), words.least
+def _decided(words: FaultWords, part: SubjectScore | VideoScore, score: VideoScore, limits: Thresholds) -> str:
+    """The value that shows a fault, beside its threshold; empty if none was measured."""
+    for metric, name in words.decided:
+        value, limit = getattr(part, metric, None), _limit(metric, name, _in_windows(part, score), limits)
+        if value is not None and value == value and limit is not None:
+            return f"{metric} {value:.3g}; {'at least' if words.least else 'at most'} {limit:g} passes"
+    return ""
+
+
+def threshold(metric: str, part: SubjectScore | VideoScore, score: VideoScore, limits: Thresholds) -> tuple[float, bool] | None:
+    """The threshold of a metric, and whether it is a minimum; None if no fault depends on it."""
+    for words in FAULT_WORDS.values():
+        for each, name in words.decided:
+            if each == metric and (limit := _limit(metric, name, _in_windows(part, score), limits)) is not None:
+                return limit, words.least
+    return None
+
+
+def _in_windows(part: SubjectScore | VideoScore, score: VideoScore) -> bool:
+    """Whether similarity is of windows of photographed frames, which a subject says or, for all of them, the video."""
+    return getattr(part, "in_windows", getattr(score, "in_windows", False))
+
+
+def _limit(metric: str, name: str, in_windows: bool, limits: Thresholds) -> float | None:
+    """A threshold by name; that of similarity is another one in windows."""
+    return getattr(limits, "in_windows" if in_windows and metric == "similarity" else name, None)
 
 
 def _parts(score: VideoScore, names: list[str]) -> list[SubjectScore | VideoScore]:
