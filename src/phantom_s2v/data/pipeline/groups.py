@@ -85,7 +85,7 @@ class PairGroups:
                 (place, pairs),
             )
             keys = ("one", "other", "similarity", "sameness", "kind")
-            shown = [dict(zip(keys, each, strict=True)) for each in found]
+            shown: list[Record] = [dict(zip(keys, each, strict=True)) for each in found]
             ids = self._rows.execute("select id from members where place = ? order by id limit ?", (place, members)).fetchall()
             seen = dict.fromkeys([pair[side] for pair in shown for side in ("one", "other")] + [each for (each,) in ids])
             yield Group(appearances, count, least, best, shown, list(seen)[:members])
