@@ -1,6 +1,7 @@
-"""How the data pipeline does on films and photographs, against boxes that were drawn by eye (tests/data/real_boxes.json).
+"""How the data pipeline does on films and photographs, against boxes that were drawn by eye (tests/data/real_boxes.json), and
+how the evaluation does (real_evaluation.py).
 
-    python benchmarks/real.py SAMPLES [--only subjects,text,pairs]
+    python benchmarks/real.py SAMPLES [--only subjects,text,pairs,pasted,photographs,people,demonstrations]
 
 SAMPLES holds real/clips and real/photos; they are no part of this repository, and where they are not there is nothing to measure.
 Each figure is a function of `FIGURES`; the last line is JSON with all of them. Networks are the packaged ones.
@@ -16,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import real_evaluation
 from PIL import Image, ImageDraw, ImageFont
 
 from phantom_s2v.cli.data import asked_models, read_config
@@ -173,7 +175,12 @@ def _grabbed(photo: np.ndarray) -> np.ndarray:
     return cv2.resize(mask, photo.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
 
 
-FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {"subjects": subjects, "text": text, "pairs": pairs}
+FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "subjects": subjects,
+    "text": text,
+    "pairs": pairs,
+    **real_evaluation.FIGURES,
+}
 
 
 def main() -> None:

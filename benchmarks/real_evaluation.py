@@ -1,15 +1,12 @@
 """Figures of the evaluation on real films and photographs: pasted references, identity of things and of people, demonstrations.
 
-SAMPLES is a folder with real/photos (NAME-NN.jpg), real/clips and clips; nothing is fetched or written. Last line: one JSON
-object. `--only` runs some of: pasted, photographs, people, demonstrations.
-
-    python benchmarks/real_evaluation.py SAMPLES [--only pasted,people]
+`benchmarks/real.py SAMPLES --only pasted,photographs,people,demonstrations` prints them. SAMPLES holds real/photos (NAME-NN.jpg),
+real/clips and clips.
 """
 
-import argparse
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -191,28 +188,14 @@ def demonstrations(samples: Path, tools: Instruments) -> dict[str, object]:
     return {"demonstrations": told}
 
 
-PARTS = {"pasted": pasted, "photographs": identified, "people": people, "demonstrations": demonstrations}
+@cache
+def _tools() -> Instruments:
+    return instruments(Wanted())
 
 
-def figures(samples: Path, parts: Iterable[str] = tuple(PARTS)) -> Iterator[dict[str, object]]:
-    """The figures, part by part."""
-    tools = instruments(Wanted())
-    for part in parts:
-        yield PARTS[part](samples, tools)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("samples", type=Path)
-    parser.add_argument("--only", default=",".join(PARTS))
-    options = parser.parse_args()
-    found: dict[str, object] = {}
-    for part in figures(options.samples, options.only.split(",")):
-        print(part, flush=True)
-        found |= part
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+FIGURES: dict[str, Callable[[Path], dict[str, object]]] = {
+    "pasted": lambda samples: pasted(samples, _tools()),
+    "photographs": lambda samples: identified(samples, _tools()),
+    "people": lambda samples: people(samples, _tools()),
+    "demonstrations": lambda samples: demonstrations(samples, _tools()),
+}
