@@ -19,7 +19,7 @@ from phantom_s2v.evaluation.instruments import Thresholds
 from phantom_s2v.evaluation.kpi import Kpi, Verdict
 from phantom_s2v.evaluation.reports.comparison import write_comparison, write_votes
 from phantom_s2v.evaluation.reports.score import Scored, ScorePage
-from phantom_s2v.evaluation.reports.words import FAULT_WORDS
+from phantom_s2v.evaluation.reports.words import FAULT_WORDS, explained
 from phantom_s2v.evaluation.score import FAULTS, SubjectScore, VideoScore
 from phantom_s2v.media import images
 from phantom_s2v.media.charts import Axis, Bound, curve, histogram, ticks
@@ -101,7 +101,7 @@ def test_a_score_report_says_first_what_passes_and_what_to_do(tmp_path):
     assert "Not readable 1 of 4" in verdict
     places = [seen.text.rindex(name) for name in ("broken.mp4", f"{ODD}.mp4", "wrong.mp4", "good.mp4")]
     assert places == sorted(places)  # the worst first
-    assert "other subject: fox: another subject is in the reference's place (similarity 0.4; at least 0.52 passes)" in seen.text
+    assert "other subject: fox: another subject is in the reference's place (face 0.4; at least 0.5 passes)" in seen.text
     assert "frame 4 (0.5 s): similarity 0.20" in seen.text
     assert "frame 8 (1.0 s): not seen" in seen.text
     assert seen.text.count("no head was given") == 1
@@ -131,6 +131,20 @@ def test_a_missed_kpi_fails_a_video_and_its_bound_is_in_the_curve(tmp_path):
     for words in ("threshold 0.52 (mean)", "KPI similarity 0.95", "time (s)", "at least 0.95", "not measured"):
         assert words in seen.text
     assert sum(attrs.get("class") == "bound" for _, attrs in seen.tags) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "decided"),
+    [
+        ({}, "face 0.4; at least 0.5 passes"),
+        ({"face": float("nan")}, "similarity 0.4; at least 0.52 passes"),
+        ({"face": float("nan"), "in_windows": True}, "similarity 0.4; at least 0.5 passes"),
+    ],
+)
+def test_a_fault_names_the_value_that_decided_it(changes, decided):
+    score = scored("v.mp4", 0.4).score
+    score = replace(score, subjects=[replace(score.subjects[0], **changes)])
+    assert explained("other subject", ["fox"], score, Thresholds()).endswith(f"({decided})")
 
 
 def test_every_fault_has_words_and_a_threshold_that_exists():

@@ -133,17 +133,17 @@ class ScorePage:
             faults=[explained(fault, who, score, self.limits) for fault, who in video.faults.items()],
             kpis=[(v.kpi.metric, _number(v.value), _bounds(v.kpi), verdict_of(v), v.met, v.kpi.reason) for v in video.verdicts],
             subjects=[self._subject(one, image, video, score) for one, image in pairs],
-            measured=self._values([m for m in TABLE if not m.of_subjects], score, score),
+            measured=self._values([m for m in TABLE if not m.of_subjects], score),
         )  # fmt: skip
 
-    def _values(self, metrics: list[Metric], part: SubjectScore | VideoScore, score: VideoScore) -> list[tuple[str, ...]]:
+    def _values(self, metrics: list[Metric], part: SubjectScore | VideoScore) -> list[tuple[str, ...]]:
         """Name, value, threshold and network of all that was measured."""
         rows = []
         for metric in metrics:
             value = getattr(part, metric.name)
             if value is None or value != value:
                 continue
-            bound = threshold(metric.name, part, score, self.limits)
+            bound = threshold(metric.name, part, self.limits)
             words = f"{'at least' if bound[1] else 'at most'} {bound[0]:g}" if bound else ""
             rows.append((metric.name, _number(value), words, network_of(metric.name, self.networks)))
         decibels = part.reconstruction
@@ -162,7 +162,7 @@ class ScorePage:
             "reference": shown(reference),
             "figures": figures,
             "chart": self._chart(one, video, score) if len(one.over_time) > 1 else None,
-            "measured": self._values([m for m in TABLE if m.of_subjects], one, score),
+            "measured": self._values([m for m in TABLE if m.of_subjects], one),
         }
 
     def _chart(self, one: SubjectScore, video: Scored, score: VideoScore) -> Chart:
@@ -172,7 +172,7 @@ class ScorePage:
         at = [video.seconds[i] if timed else float(i) for i in looked]
         values = [None if v <= -1 else v for v in one.over_time]
         words = [f"{_moment(i, video)}: {_similarity(value)}" for i, value in zip(looked, one.over_time, strict=True)]
-        bound = threshold("similarity", one, score, self.limits)
+        bound = threshold("similarity", one, self.limits)
         bounds = [Bound(bound[0], f"threshold {bound[0]:g} (mean)")] if bound else []
         for verdict in video.verdicts:
             if verdict.kpi.metric in ("similarity", "similarity_min") and verdict.kpi.min is not None:

@@ -88,36 +88,34 @@ def explained(fault: str, names: list[str], score: VideoScore, limits: Threshold
     """A fault of a video, of which subjects, and the values that tell it beside their threshold."""
     words = fault_words(fault)
     said = f"{fault}{': ' if any(names) else ''}{', '.join(names)}: {words.means}"
-    found = [part_words for part in _parts(score, names) if (part_words := _decided(words, part, score, limits))]
+    found = [part_words for part in _parts(score, names) if (part_words := _decided(words, part, limits))]
     return f"{said} ({'; '.join(dict.fromkeys(found))})" if found else said
 
 
-def _decided(words: FaultWords, part: SubjectScore | VideoScore, score: VideoScore, limits: Thresholds) -> str:
+def _decided(words: FaultWords, part: SubjectScore | VideoScore, limits: Thresholds) -> str:
     """The value that shows a fault, beside its threshold; empty if none was measured."""
     for metric, name in words.decided:
-        value, limit = getattr(part, metric, None), _limit(metric, name, _in_windows(part, score), limits)
+        value, limit = getattr(part, metric), _limit(metric, name, part, limits)
         if value is not None and value == value and limit is not None:
             return f"{metric} {value:.3g}; {'at least' if words.least else 'at most'} {limit:g} passes"
     return ""
 
 
-def threshold(metric: str, part: SubjectScore | VideoScore, score: VideoScore, limits: Thresholds) -> tuple[float, bool] | None:
+def threshold(metric: str, part: SubjectScore | VideoScore, limits: Thresholds) -> tuple[float, bool] | None:
     """The threshold of a metric, and whether it is a minimum; None if no fault depends on it."""
     for words in FAULT_WORDS.values():
         for each, name in words.decided:
-            if each == metric and (limit := _limit(metric, name, _in_windows(part, score), limits)) is not None:
+            if each == metric and (limit := _limit(metric, name, part, limits)) is not None:
                 return limit, words.least
     return None
 
 
-def _in_windows(part: SubjectScore | VideoScore, score: VideoScore) -> bool:
-    """Whether similarity is of windows of photographed frames, which a subject says or, for all of them, the video."""
-    return getattr(part, "in_windows", getattr(score, "in_windows", False))
-
-
-def _limit(metric: str, name: str, in_windows: bool, limits: Thresholds) -> float | None:
-    """A threshold by name; that of similarity is another one in windows."""
-    return getattr(limits, "in_windows" if in_windows and metric == "similarity" else name, None)
+def _limit(metric: str, name: str, part: SubjectScore | VideoScore, limits: Thresholds) -> float | None:
+    """A threshold by name; that of similarity is another one in windows of the frames, where alone a subject can drift."""
+    in_windows = isinstance(part, SubjectScore) and part.in_windows
+    if name == "in_windows" and not in_windows:
+        return None
+    return getattr(limits, "in_windows" if in_windows and metric == "similarity" else name)
 
 
 def _parts(score: VideoScore, names: list[str]) -> list[SubjectScore | VideoScore]:
