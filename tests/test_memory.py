@@ -60,8 +60,8 @@ def write(path, count, height, width):
 
 @pytest.mark.parametrize("work", [WATCH, STORE], ids=["score", "import"])
 def test_length_takes_no_memory(tmp_path, work):
-    """Frames are 0.2 MB, so 400 more of them would be 74 MB."""
-    short, long = write(tmp_path / "short.mp4", 20, 200, 320), write(tmp_path / "long.mp4", 420, 200, 320)
+    """Frames are 0.2 MB, so 400 more of them would be 74 MB. In its first hundred frames a decoder still fills its buffers."""
+    short, long = write(tmp_path / "short.mp4", 120, 200, 320), write(tmp_path / "long.mp4", 520, 200, 320)
     assert peak(work, long) - peak(work, short) < 25
 
 
@@ -83,8 +83,11 @@ def test_prompts_lie_on_disk():
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_ten_minutes_of_480p_are_scored_in_the_memory_of_ten_seconds(tmp_path):
-    """The frames of ten minutes are 18 GB. Peaks of one length differ by up to 100 MB, by what the allocator gives back when."""
-    short, long = write(tmp_path / "short.mp4", 250, 480, 854), write(tmp_path / "long.mp4", 15_000, 480, 854)
+    """The frames of ten minutes are 18 GB. Peaks of one length differ by up to 100 MB, by what the allocator gives back when.
+
+    The short video has the 20 seconds that a report's preview shows at most.
+    """
+    short, long = write(tmp_path / "short.mp4", 600, 480, 854), write(tmp_path / "long.mp4", 15_000, 480, 854)
     less, more = peak(SCORE, short, tmp_path / "short.html"), peak(SCORE, long, tmp_path / "long.html")
     assert more - less < 150
     row = json.loads((tmp_path / "long.jsonl").read_text().splitlines()[0])

@@ -280,6 +280,6 @@ def test_a_suites_names_are_taken_as_they_are(suite):
 
     rows = {"a_1": {"prompt": "b", "img_paths": ["a.png"], "class_label": ["x=/etc/passwd"]}}
     (suite / "cases.json").write_text(json.dumps(rows))
-    (case,) = read_opens2v(suite / "cases.json")
+    (case,), _ = read_opens2v(suite / "cases.json")
     request = build_request(case.request, load_preset(model_folder("phantom-mini")))
     assert [(r.subject, r.path) for r in request.references] == [("x=/etc/passwd", str(suite / "a.png"))]

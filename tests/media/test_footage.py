@@ -19,7 +19,7 @@ from phantom_s2v.data.formats.published import _frame
 from phantom_s2v.data.loader import decode
 from phantom_s2v.data.pipeline import probe
 from phantom_s2v.data.pipeline.config import Config
-from phantom_s2v.data.pipeline.frames import cut, stream_frames
+from phantom_s2v.data.pipeline.frames import WHOLE, encoded, stream_frames
 from phantom_s2v.data.triplets import Rights
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
@@ -169,12 +169,19 @@ def whole(path):
     return images.read_video(path)[0][3]
 
 
+def cut(source_video, begins, ends):
+    """The mp4 of a span as the data pipeline encodes it, and how many frames it should have."""
+    count = max(1, round((ends - begins) * source_video["fps"]))
+    span = {"begins": begins, "ends": ends, "crop": WHOLE, "start": 0, "stop": count, "playable": False}
+    return encoded({**source_video, **span}, count, 1280), count
+
+
 def built(path):
     """A clip that the data pipeline cuts out, read again, and its small frames."""
     (source_video,) = probe.run([{"path": str(path)}], Config(), None)
     assert source_video["drop"] == ""
     same_scene(next(iter(stream_frames(source_video, 48)))[1], "alpha" in path.parent.name, 12)
-    return images.read_video(io.BytesIO(cut(source_video, 0.0, 0.9, (0.5,), 1280)[0]))[0][2]
+    return images.read_video(io.BytesIO(cut(source_video, 0.0, 0.9)[0]))[0][2]
 
 
 def imported(path):
@@ -289,11 +296,11 @@ def test_a_clip_of_a_varying_rate_keeps_to_its_own_shot(tmp_path):
     paced(tmp_path / "v.mp4", [shade(60)] * 60 + [shade(200)] * 20, stamps)
     (source_video,) = probe.run([{"path": str(tmp_path / "v.mp4")}], Config(), None)
     assert any("variable frame rate" in notice for notice in source_video["notices"])
-    content, _, count = cut(source_video, 0.0, 1.0, (0.5,), 1280)
+    content, count = cut(source_video, 0.0, 1.0)
     frames = images.read_video(io.BytesIO(content))[0]
     assert len(frames) == count == round(source_video["fps"])
     assert np.abs(frames.mean((1, 2, 3)) - 60).max() < 4
-    content, _, count = cut(source_video, 1.0, 5.0, (0.5,), 1280)
+    content, _ = cut(source_video, 1.0, 5.0)
     assert np.abs(images.read_video(io.BytesIO(content))[0].mean((1, 2, 3)) - 200).max() < 4
 
 
@@ -316,7 +323,7 @@ def test_timestamps_that_start_again_go_on(tmp_path):
     assert any("discontinuous" in notice for notice in video.facts.notices)
     assert [round(v / 10) for v in values] == [6] * 10 + [20] * 10
     source_video = next(probe.run([{"path": str(video.source)}], Config(), None))
-    content = cut(source_video, times[12], times[16], (0.5,), 1280)[0]
+    content = cut(source_video, times[12], times[16])[0]
     assert np.abs(images.read_video(io.BytesIO(content))[0].mean((1, 2, 3)) - 200).max() < 4
 
 

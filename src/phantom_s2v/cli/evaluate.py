@@ -446,8 +446,8 @@ def evaluate_calibrate(
 
 @evaluate.command("self-check")
 def evaluate_self_check(
-    films: Annotated[
-        Path | None, typer.Argument(help="Folder of films that show faces: faults are planted in them instead of emoji clips.")
+    videos: Annotated[
+        Path | None, typer.Argument(help="Folder of videos that show faces: faults are planted in them instead of emoji clips.")
     ] = None,
     each: Annotated[int, whole(1, MAX_VIDEOS, "Number of clips per fault.")] = 200,
     clean: Annotated[int, whole(1, MAX_VIDEOS, "Number of clips without a fault.")] = 500,
@@ -460,15 +460,15 @@ def evaluate_self_check(
     from phantom_s2v.evaluation.networks import Wanted, instruments
     from phantom_s2v.evaluation.run import find_videos
 
-    tools = instruments(Wanted(features="efficientnet-lite0" if films else "phantom-mini"))
+    tools = instruments(Wanted(features="efficientnet-lite0" if videos else "phantom-mini"))
     with progress() as bar:
         report = partial(by_stage(bar), "clips")
-        if films:
-            scores = footage_check.run(find_videos(films), tools, report)
+        if videos:
+            scores = footage_check.run(find_videos(videos), tools, report)
         else:
             tools = replace(tools, faces=None)  # drawn things have none that dlib knows
             scores = selfcheck.run(load_store(default_root()) if training else held_out(), tools, each, clean, report)
-    rows = selfcheck.table(scores, tools.limits, footage_check.PLANTED if films else selfcheck.PLANTED)
+    rows = selfcheck.table(scores, tools.limits, footage_check.PLANTED if videos else selfcheck.PLANTED)
     for fault, row in rows.items():
         (hit, low, high), (alarm, alarm_low, alarm_high) = row["detection"], row["false_alarm"]
         planted, clean_clips = row["clips"]

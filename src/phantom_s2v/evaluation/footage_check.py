@@ -1,4 +1,4 @@
-"""Does the evaluation see what it should on films? Faults planted in a user's own, in which people show their faces."""
+"""Does the evaluation see what it should on videos? Faults planted in a user's own, in which people show their faces."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from phantom_s2v.media.images import evenly_spaced
 from phantom_s2v.media.videos import Video
 
 PLANTED = ("other subject", "swapped", "pasted", "flashed", "blurred", "other clothes")
-FRAMES, SIDE = 12, 480  # of a film, and pixels of their shorter side
+FRAMES, SIDE = 12, 480  # of a video, and pixels of their shorter side
 FIRST = 3  # frames from which references are cut; the rest is the video
 SHAPES = ((16, 9), (1, 1), (9, 16), (4, 3), (21, 9))
 BLUR = 0.006  # of the shorter side
@@ -27,7 +27,7 @@ FLASHED = slice(4, 6)
 
 @dataclass(frozen=True)
 class Person:
-    """A film's frames, uint8 [F, H, W, 3], and head and shoulders of who shows a face in its first frames."""
+    """A video's frames, uint8 [F, H, W, 3], and head and shoulders of who shows a face in its first frames."""
 
     name: str
     reference: np.ndarray
@@ -35,9 +35,9 @@ class Person:
 
 
 def people(files: Sequence[Path], tools: Instruments) -> list[Person]:
-    """The people of films. Raises InputError for fewer than two, which cannot be told apart, or without face networks."""
+    """The people of videos. Raises InputError for fewer than two, which cannot be distinguished, or without face networks."""
     if not tools.faces:
-        raise InputError("a self-check on films needs phantom-s2v[people] and `phantom models fetch`")
+        raise InputError("a self-check on videos needs phantom-s2v[people] and `phantom models fetch`")
     found = []
     for file in files:
         video = Video(file)
@@ -47,12 +47,12 @@ def people(files: Sequence[Path], tools: Instruments) -> list[Person]:
         if cut is not None and len(frames) > FIRST + 2:
             found.append(Person(file.stem, cut, np.stack(frames[FIRST:])))
     if len(found) < 2:
-        raise InputError(f"a self-check on films needs two or more that show a face (got {len(found)} of {len(files)})")
+        raise InputError(f"a self-check on videos needs two or more that show a face (got {len(found)} of {len(files)})")
     return found
 
 
 def portrait(frame: np.ndarray, tools: Instruments) -> np.ndarray | None:
-    """Head and shoulders of the surest face that can be told from others; None where there is none."""
+    """Head and shoulders of the surest face that can be distinguished from others; None where there is none."""
     assert tools.faces
     for left, top, right, bottom in tools.faces.boxes(frame)[:1]:
         across, down = right - left, bottom - top
@@ -62,7 +62,7 @@ def portrait(frame: np.ndarray, tools: Instruments) -> np.ndarray | None:
 
 
 def planted(fault: str, number: int, some: Sequence[Person], tools: Instruments) -> Planted | None:
-    """Film `number` with a fault, "" for none; None where it cannot show that one."""
+    """Video `number` with a fault, "" for none; None where it cannot show that one."""
     person, other = some[number], some[(number + 1) % len(some)]
     video, references, prompt = person.frames, (person.reference,), ""
     if fault == "other subject":
@@ -105,7 +105,7 @@ def _recolored(frame: np.ndarray, number: int, tools: Instruments) -> np.ndarray
 
 
 def _side_by_side(left: Person, right: Person) -> np.ndarray:
-    """Both films in one, each cropped to a square."""
+    """Both videos in one, each cropped to a square."""
     count = min(len(left.frames), len(right.frames))
     halves = [np.stack([fill(frame, (1, 1), True) for frame in each.frames[:count]]) for each in (left, right)]
     return np.concatenate(halves, 2)
@@ -130,7 +130,7 @@ def fit(image: np.ndarray, size: tuple[int, ...], cropped: bool) -> np.ndarray:
 
 
 def run(files: Sequence[Path], tools: Instruments, report: Callable[[int, int], None]) -> list[tuple[str, VideoScore]]:
-    """(fault, score) of every film with every fault that it can show, and without."""
+    """(fault, score) of every video with every fault that it can show, and without."""
     some = people(files, tools)
     found = []
     todo = [(fault, n) for fault in (*PLANTED, "") for n in range(len(some))]

@@ -17,9 +17,9 @@ class Thresholds:
     similarity: float = 0.52  # mean below which a region is another subject
     there: float = 0.45  # similarity from which a subject counts as there, in one frame
     in_windows: float = 0.5  # both, where regions are windows of a photographed frame
-    pasted_cutout: float = 0.84  # of a transparent reference (15 on films of others: 0.71 to 0.997, and 0.69 at most without)
+    pasted_cutout: float = 0.84  # of a transparent reference (15 on videos of others: 0.71 to 0.997, and 0.69 at most without)
     clothes: float = 0.76  # least similarity of the colors below the face (set on seven people, docs/evaluation.md)
-    blurred: float = 0.45  # set on 23 films
+    blurred: float = 0.45  # set on 23 videos
     on_plain: float = 2.0  # from which a window counts on a plain background; phantom-mini knows cutouts alone, so none does
     drift: float = 0.08  # fall of similarity below its mean, in windows (set on three clips)
     face: float = 0.5  # mean similarity of faces below which it is another person (dlib; ArcFace has its own)

@@ -34,16 +34,16 @@ class Pose:
     sure: float  # by the network of landmarks
 
 
-def people(image: np.ndarray, least_found: float, least_sure: float) -> list[Pose]:
+def people(image: np.ndarray, min_score: float, min_confidence: float) -> list[Pose]:
     """People in uint8 [H, W, 3], the surest first; one is one, however often the detector finds it."""
     rows, columns = image.shape[:2]
     kept: list[Pose] = []
-    for score, hips, end in _candidates(image, least_found):
+    for score, hips, end in _candidates(image, min_score):
         x, y = int(np.clip(hips[0], 0, columns - 1)), int(np.clip(hips[1], 0, rows - 1))
         if any(pose.mask[y, x] and _near(pose, hips, end) for pose in kept):
             continue  # so the second network need not look
         pose = _pose(image, score, hips, end)
-        if pose and pose.sure >= least_sure and not any(_one(pose, other) for other in kept):
+        if pose and pose.sure >= min_confidence and not any(_one(pose, other) for other in kept):
             kept.append(pose)
     return kept
 

@@ -38,7 +38,7 @@ class Config:
     work_side: int = 128  # shorter side of the frames that shots and quality look at
     # quality
     border: float = 0.02  # share of a side from which on a black border is cropped
-    least_left: float = 0.4  # share of the frame that black borders must leave
+    min_left: float = 0.4  # share of the frame that black borders must leave
     blur: float = 12.0  # min variance of the Laplacian
     dark: float = 8.0
     bright: float = 250.0

@@ -24,14 +24,14 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         if record["kind"] != "clip" or record["drop"]:
             yield record
             continue
-        crop = picture(record["work"], config)
+        crop = borders_cropped(record["work"], config)
         work = cropped(record["work"], crop)
         scores = measure(work, record["fps"]) | {"border": 1 - (crop[2] - crop[0]) * (crop[3] - crop[1])}
         drop = fault(scores, config, models.text is None)
         yield {**record, "crop": crop, "work": work, "scores": scores, "signature": signature(work), "drop": drop}
 
 
-def picture(frames: np.ndarray, config: Config) -> Crop:
+def borders_cropped(frames: np.ndarray, config: Config) -> Crop:
     """What black borders leave of the frames of a clip; borders narrower than `config.border` stay."""
     top, bottom, left, right = black_borders(frames[evenly_spaced(len(frames), LOOKED_AT)])
     height, width = frames.shape[1:3]
@@ -70,7 +70,7 @@ def measure(frames: np.ndarray, fps: float) -> dict[str, float]:
 def fault(scores: dict[str, float], config: Config, letters: bool = True) -> str:
     """The first reason to drop a clip with these scores, "" where there is none; rows of letters are one with `letters`."""
     checks = (
-        ("black borders", 1 - scores["border"] < config.least_left),
+        ("black borders", 1 - scores["border"] < config.min_left),
         ("too dark", scores["brightness"] < config.dark),
         ("too bright", scores["brightness"] > config.bright),
         ("blurred", scores["blur"] < config.blur),
