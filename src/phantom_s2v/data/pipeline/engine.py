@@ -149,7 +149,7 @@ class _Stages:
 
     def __call__(self, row: Record) -> list[Record]:
         records = chain([pickle.loads(row["record"])], self.stages, self.config, self.models)
-        last = self.stages is KNOW  # what only the stages look at stays behind
+        last = self.stages == KNOW  # what only the stages look at stays behind
         return [{"record": pickle.dumps(_slim(record) if last else record)} for record in records]
 
 
@@ -172,10 +172,20 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
     gpus = _gpus(ray.cluster_resources().get("GPU", 0.0), workers * (1 + finds_cuts))
     rows = _by_actors(rows, LOOK, config, make, workers, gpus) if finds_cuts else rows.flat_map(look)
     rows = _by_actors(rows, KNOW, config, make, workers, gpus)
+    shown = iter(rows.iter_rows())
+    try:
+        yield from _in_order(pickle.loads(row["record"]) for row in shown)
+    finally:
+        del shown  # Ray Data ends its threads with it, which would start Ray anew after the shutdown
+        if address == "local":
+            ray.shutdown()
+
+
+def _in_order(records: Iterable[Record]) -> Iterator[Record]:
+    """Records with each source video's own after those of all of its clips."""
     source_videos: dict[str, Record] = {}  # those whose clips are still on the way
     left: dict[str, int] = {}  # how many of them: below zero while the source video's own record is on the way as well
-    for row in rows.iter_rows():
-        record = pickle.loads(row["record"])
+    for record in records:
         path, is_source_video = record["path"], record["kind"] == "source_video"
         left[path] = left.get(path, 0) + (record["clips"] if is_source_video else -1)
         if is_source_video:
@@ -185,8 +195,6 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
         if path in source_videos and not left[path]:
             del left[path]
             yield source_videos.pop(path)
-    if address == "local":
-        ray.shutdown()
 
 
 def _gpus(available: float, actors: int) -> float:
