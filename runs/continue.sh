@@ -12,5 +12,5 @@ FROM=dev/trunk/transformer
 mkdir -p "$OUT"
 [ -f "$OUT/seed" ] || echo "$SEED" > "$OUT/seed"
 OMP_NUM_THREADS=1 nohup nice -n 10 "$BIN/phantom" train transformer --out "$OUT" --init-from "$FROM" --seed "$(cat "$OUT/seed")" \
-  --buckets "${BUCKETS:-96x1x16:0.25,128x1x12:0.5,96x25x2:0.15,128x9x2:0.1}" --lr "${LR:-0.01}" >> "$OUT/output.log" 2>&1 &
+  --buckets "${BUCKETS:-128x25x1:0.5,128x1x12:0.35,96x25x2:0.15}" --lr "${LR:-0.01}" >> "$OUT/output.log" 2>&1 &
 echo "$!" | tee "$OUT/pid"
