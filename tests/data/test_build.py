@@ -141,7 +141,7 @@ def test_faults_are_found_and_good_clips_stay(tmp_path):
         "too much motion": rng.integers(0, 255, (24, 72, 128, 3)).astype(np.uint8),
     }
     for reason, frames in cases.items():
-        left, top, right, bottom = quality.picture(frames, CONFIG)
+        left, top, right, bottom = quality.content_crop(frames, CONFIG)
         scores = quality.measure(frames, 24.0) | {"border": 1 - (right - left) * (bottom - top)}
         assert quality.fault(scores, CONFIG) == reason
 

@@ -137,7 +137,7 @@ def test_a_subjects_name_occurs_in_its_caption_or_it_is_none():
 def test_black_borders_are_cropped_from_what_is_looked_at_and_what_is_written(tmp_path):
     frames = np.stack([np.roll(texture(np.random.default_rng(1), 96, 192), 3 * i, 1) for i in range(24)])
     film = np.pad(frames, ((0, 0), (16, 16), (0, 0), (0, 0)))
-    left, top, right, bottom = quality.picture(film, CONFIG)
+    left, top, right, bottom = quality.content_crop(film, CONFIG)
     assert (left, right) == (0, 1)
     assert (round(top * 128), round(bottom * 128)) == (17, 111)
     images.write_video(tmp_path / "a.mp4", film, 24)
@@ -306,11 +306,12 @@ def test_boxes_of_subjects_lie_in_their_frames():
 
 def test_a_report_shows_what_was_seen_in_a_dropped_clip_and_why_it_is_no_subject():
     seen = [
-        {"instant": 1, "box": (0.25, 0.25, 0.75, 0.75), "what": "person", "reason": "a person whose head is cut"},
-        {"instant": 0, "box": (0, 0, 1, 1), "what": "object", "reason": "too large"},
+        {"instant": report.MIDDLE, "box": (0.25, 0.25, 0.75, 0.75), "what": "person", "reason": "a person whose head is cut"},
+        {"instant": report.MIDDLE + 1, "box": (0, 0, 1, 1), "what": "object", "reason": "too large"},  # not in this frame
     ]
     still = jpeg(np.zeros((90, 160, 3), np.uint8))
-    (frame,), words = report._example(still, {"name": "a.mp4", "begins": 2.0, "passed_over": seen})
-    assert words == "a.mp4, 2.0 s; person: a person whose head is cut; object: too large"
+    frame, words = report._dropped({"name": "a.mp4", "begins": 2.0, "ends": 4.0, "still": still, "passed_over": seen})
+    assert words == "a.mp4, 2.0 to 4.0 s. 1: person, a person whose head is cut"
+    assert frame is not None
     assert frame[22:24, 60].max() > 100  # the upper edge of the box
     assert frame[45, 80].max() < 30

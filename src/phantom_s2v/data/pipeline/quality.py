@@ -24,14 +24,14 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         if record["kind"] != "clip" or record["drop"]:
             yield record
             continue
-        crop = borders_cropped(record["work"], config)
+        crop = content_crop(record["work"], config)
         work = cropped(record["work"], crop)
         scores = measure(work, record["fps"]) | {"border": 1 - (crop[2] - crop[0]) * (crop[3] - crop[1])}
         drop = fault(scores, config, models.text is None)
         yield {**record, "crop": crop, "work": work, "scores": scores, "signature": signature(work), "drop": drop}
 
 
-def borders_cropped(frames: np.ndarray, config: Config) -> Crop:
+def content_crop(frames: np.ndarray, config: Config) -> Crop:
     """What black borders leave of the frames of a clip; borders narrower than `config.border` stay."""
     top, bottom, left, right = black_borders(frames[evenly_spaced(len(frames), LOOKED_AT)])
     height, width = frames.shape[1:3]
