@@ -105,7 +105,7 @@ def remembering(embed: Callable[[list[np.ndarray]], np.ndarray]) -> Callable[[li
 def auc(own: Iterable[float], others: Iterable[float]) -> float:
     """Chance that an own value is above another's."""
     rest = np.array(list(others))
-    return round(float(np.mean([(value > rest).mean() + 0.5 * (value == rest).mean() for value in own])), 4)
+    return round(float(np.mean([np.mean(value > rest) + 0.5 * np.mean(value == rest) for value in own])), 4)
 
 
 def identified(samples: Path, tools: Instruments) -> dict[str, object]:
