@@ -12,7 +12,7 @@ from PIL import Image
 
 from phantom_s2v.data.detectors.people import detect_people_too
 from phantom_s2v.errors import CheckpointError, DataError
-from phantom_s2v.vision import faces, fetched
+from phantom_s2v.vision import faces, fetched, pose
 
 needs_files = pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
 
@@ -40,8 +40,8 @@ def test_a_face_in_a_wide_image_is_found_at_its_own_place():
 
 
 @needs_files
-def test_the_person_mask_holds_the_person():
-    mask = faces.person_mask(image("astronaut"))
+def test_the_mask_of_a_pose_holds_the_person():
+    mask = pose.people(image("astronaut"), 0.5, 0.5)[0].mask
     assert mask[100:300, 200:260].mean() > 0.95
     assert mask[:60, :60].mean() < 0.2
     assert mask.shape == (512, 512)

@@ -1,8 +1,8 @@
-"""People: a mask of persons, boxes of faces and features of faces, by small networks that registry packages ship.
+"""Boxes of faces and features of faces, by small networks that registry packages ship.
 
-The person mask (MediaPipe's selfie segmentation) and the face detector (BlazeFace, short range) are TensorFlow Lite files under
-Apache-2.0 (fetched.py). Face features are dlib's, from the packages dlib-bin and face-recognition-models. All are made for people
-near the camera; they miss people who are small or turned away.
+The face detector (BlazeFace, short range) is a TensorFlow Lite file under Apache-2.0 (fetched.py). Face features are dlib's, from
+the packages dlib-bin and face-recognition-models. Both are made for people near the camera; they miss people who are small or
+turned away.
 """
 
 import importlib.util
@@ -19,22 +19,13 @@ from phantom_s2v.geometry import covered, squares
 from phantom_s2v.models.finite import check_finite
 from phantom_s2v.vision.fetched import run_lite
 
-FACE_SIDE, MASK_SIDE = 128, 256  # pixels that the networks see
+FACE_SIDE = 128  # pixels that the network sees
 SURE = 0.6  # min score of a face in the whole image
 SURE_WITHIN = 0.75  # in a part of it, where more is tried and so more is mistaken
-PERSON = 0.5  # min probability that a pixel is a person's
 DLIB_SIDE = 200  # pixels of a face with its surroundings
 ARC_SIDE = 112  # pixels that ArcFace sees
 # Eyes, nose and the middle of the mouth, (x, y), as InsightFace aligns faces for ArcFace (the mouth's corners joined).
 TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [56.1396, 92.2848]])
-
-
-def person_mask(image: np.ndarray) -> np.ndarray:
-    """Mask bool [H, W] of all persons in uint8 [H, W, 3]."""
-    small = np.asarray(Image.fromarray(image).resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BILINEAR), np.float32) / 255
-    chance = run_lite("selfie_segmentation.tflite", small[None])[0][0, :, :, 0]
-    whole = Image.fromarray(chance).resize((image.shape[1], image.shape[0]), Image.Resampling.BILINEAR)
-    return np.asarray(whole) > PERSON
 
 
 def faces(image: np.ndarray) -> list[tuple[tuple[int, int, int, int], float]]:

@@ -1,7 +1,7 @@
 """Small networks that registry packages ship: files of wheels, pinned by hash, in the user's cache, and what runs them.
 
-`fetch` takes them out of wheels that are never installed: MediaPipe's person mask, face and pose networks and PaddleOCR's text
-detector (by RapidOCR), all Apache-2.0.
+`fetch` takes them out of wheels that are never installed: MediaPipe's face and pose networks and PaddleOCR's text detector (by
+RapidOCR), all Apache-2.0.
 """
 
 import hashlib
@@ -23,7 +23,6 @@ from phantom_s2v.models.finite import check_finite
 
 MEDIAPIPE, RAPIDOCR = "mediapipe==0.10.21", "rapidocr-onnxruntime==1.4.4"
 FILES = {  # name -> wheel and hash
-    "selfie_segmentation.tflite": (MEDIAPIPE, "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c"),
     "face_detection_short_range.tflite": (MEDIAPIPE, "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8"),
     "pose_detection.tflite": (MEDIAPIPE, "9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c"),
     "pose_landmark_full.tflite": (MEDIAPIPE, "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f"),

@@ -10,10 +10,8 @@ import numpy as np
 
 GRID = 8  # pixels between the points whose flow tells the camera's motion
 MOVES = 0.006  # least flow of its own, as a share of the image's diagonal
-AGREES, DIFFERS = (
-    24,
-    10,
-)  # of 255: largest difference to the end of a pixel's flow, least to where the camera alone would bring it
+AGREES = 24  # of 255: largest difference to the end of a pixel's flow
+DIFFERS = 10  # of 255: least difference to where the camera alone would bring it
 SMALLEST, LARGEST = 0.01, 0.6  # shares of the image that may move: less is noise, more is the camera
 MOVING_PART = 0.5  # share of a thing's mask that has to move: a head that nods is not the animal
 SOLID = 0.4  # least share of its box that a thing fills
