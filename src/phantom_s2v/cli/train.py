@@ -11,10 +11,11 @@ import typer
 
 from phantom_s2v.cli.app import MAX_MINUTES, MAX_PROCESSES, MAX_ROW, MAX_SEED, MAX_STEPS, real, say, train, whole
 from phantom_s2v.errors import InputError
-from phantom_s2v.geometry import SPACE_STRIDE, VideoSize
+from phantom_s2v.geometry import MAX_SUBJECTS, SPACE_STRIDE, VideoSize
 from phantom_s2v.pipeline.request import MAX_SIDE
 from phantom_s2v.training.config import Bucket
 
+NUMBER = r"\d*\.?\d+"
 AllowChange = Annotated[
     list[str] | None,
     typer.Option(
@@ -87,9 +88,14 @@ def train_transformer(
     buckets: Annotated[
         str,
         typer.Option(
-            help="Training buckets SIDExFRAMESxBATCH:WEIGHT,... : side in pixels, frames (4n+1), batch size, sampling weight."
+            help="Training buckets SIDExFRAMESxBATCH:WEIGHT,... : side in pixels, frames (4n+1), batch size, sampling weight "
+            "(START-END: changes linearly over --ramp-steps)."
         ),
     ] = "96x1x16:0.3,128x1x12:0.5,96x25x2:0.2",
+    ramp_steps: Annotated[int, whole(1, MAX_STEPS, "Steps over which sampling weights of buckets go from START to END.")] = 5_000,
+    references: Annotated[
+        str, typer.Option(help="Number of reference images per sample, NUMBER:WEIGHT,... , 0 to 4.")
+    ] = "0:0.04,1:0.66,2:0.24,4:0.06",
     lr: Annotated[float, real(0, 1, "Muon learning rate (matrices).")] = 0.01,
     adam_lr: Annotated[float, real(0, 1, "AdamW learning rate (all other parameters).")] = 5e-4,
     decay_fraction: Annotated[float, real(0, 1, "Fraction of steps, at the end, for linear learning rate decay.")] = 0.0,
@@ -121,6 +127,8 @@ def train_transformer(
             validate_minutes=validate_minutes, warmup=50, may_change=tuple(allow_change or ()),
         ),
         buckets=parse_buckets(buckets),
+        ramp_steps=ramp_steps,
+        references=parse_references(references),
         plain=plain,
     )  # fmt: skip
     config = distilling(config) if distill_guidance else config
@@ -129,18 +137,32 @@ def train_transformer(
 
 
 def parse_buckets(text: str) -> tuple[Bucket, ...]:
-    """Buckets of SIDExFRAMESxBATCH:WEIGHT,... Raises InputError for anything else."""
-    if not re.fullmatch(r"\d+x\d+x\d+:\d*\.?\d+(,\d+x\d+x\d+:\d*\.?\d+)*", text):
+    """Buckets of SIDExFRAMESxBATCH:WEIGHT,... or :START-END. Raises InputError for anything else."""
+    one = rf"\d+x\d+x\d+:{NUMBER}(-{NUMBER})?"
+    if not re.fullmatch(f"{one}(,{one})*", text):
         raise InputError(f"buckets must be SIDExFRAMESxBATCH:WEIGHT,... such as 128x1x12:0.8,96x25x2:0.2 (got {text!r})")
     buckets = []
     for part in text.split(","):
         shape, share = part.split(":")
         side, frames, batch = map(int, shape.split("x"))
         VideoSize(frames, side, side)
-        buckets.append(Bucket(side, frames, batch, float(share)))
-    if not all(bucket.batch for bucket in buckets) or not 0 < sum(bucket.share for bucket in buckets) < math.inf:
+        buckets.append(Bucket(side, frames, batch, *map(float, share.split("-"))))
+    sums = [sum(bucket.share_at(progress) for bucket in buckets) for progress in (0, 1)]
+    if not all(bucket.batch for bucket in buckets) or not all(0 < total < math.inf for total in sums):
         raise InputError(f"batch sizes must be at least 1 and the sum of weights positive and finite (got {text!r})")
     return tuple(buckets)
+
+
+def parse_references(text: str) -> tuple[tuple[int, float], ...]:
+    """Numbers of reference images and how often, of NUMBER:WEIGHT,... Raises InputError for anything else."""
+    one = rf"[0-{MAX_SUBJECTS}]:{NUMBER}"
+    if not re.fullmatch(f"{one}(,{one})*", text):
+        raise InputError(f"references must be NUMBER:WEIGHT,... with 0 to {MAX_SUBJECTS} images, such as 1:0.7,2:0.3 (got {text!r})")
+    pairs = [part.split(":") for part in text.split(",")]
+    references = tuple((int(count), float(weight)) for count, weight in pairs)
+    if not 0 < sum(weight for _, weight in references) < math.inf:
+        raise InputError(f"the sum of weights of references must be positive and finite (got {text!r})")
+    return references
 
 
 def parse_network(text: str) -> dict[str, int]:

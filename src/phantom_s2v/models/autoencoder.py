@@ -5,6 +5,7 @@ Pixels are float32 in -1..1, [B, 3, F, H, W]; latents are normalized by the conf
 """
 
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,16 @@ def encode(autoencoder: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
 
     Raises NotFiniteError, as decoding does.
     """
-    mean, std = latent_statistics(autoencoder, pixels)
-    output: Any = autoencoder.encode(pixels)
-    latents = (output.latent_dist.mode() - mean) / std
+    latents = latents_of(autoencoder, pixels)
     check_finite(latents, "what the autoencoder encodes")
     return latents
+
+
+def latents_of(autoencoder: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
+    """What `encode` gives, unchecked, so that training does not wait for the device."""
+    mean, std = latent_statistics(autoencoder, pixels)
+    output: Any = autoencoder.encode(pixels)
+    return (output.latent_dist.mode() - mean) / std
 
 
 def decode(autoencoder: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
@@ -105,5 +111,9 @@ def decode(autoencoder: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor
 def latent_statistics(autoencoder: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean, std) of the latent channels, [1, C, 1, 1, 1], on the device and in the type of `like`."""
     config: Any = autoencoder.config
-    mean, std = (torch.tensor(v, device=like.device, dtype=like.dtype) for v in (config.latents_mean, config.latents_std))
-    return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
+    return tuple(_per_channel(tuple(v), like.device, like.dtype) for v in (config.latents_mean, config.latents_std))
+
+
+@lru_cache(maxsize=8)  # a copy to a GPU waits for it
+def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(values, device=device, dtype=dtype).view(1, -1, 1, 1, 1)

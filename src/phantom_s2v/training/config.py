@@ -57,6 +57,12 @@ class Bucket:
     frames: int  # 1: stills
     batch: int  # samples of each process
     share: float  # how often, relative to the other buckets
+    end_share: float | None = None  # the share after the config's ramp_steps, where it changes; linear on the way
+
+    def share_at(self, progress: float) -> float:
+        """The share at a progress of 0 to 1 on that way."""
+        end = self.share if self.end_share is None else self.end_share
+        return self.share + (end - self.share) * min(1.0, progress)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class TransformerConfig:
 
     train: TrainConfig
     buckets: tuple[Bucket, ...] = (Bucket(96, 1, 16, 0.3), Bucket(128, 1, 12, 0.5), Bucket(96, 25, 2, 0.2))
+    ramp_steps: int = 5_000  # over which shares of buckets go to their end_share
     references: tuple[tuple[int, float], ...] = ((0, 0.04), (1, 0.66), (2, 0.24), (4, 0.06))  # images of a sample and how often
     plain: float = 0.6  # share of samples of one or two references that are large subjects on a plain background
     drop_text: float = 0.1  # empty prompt: the image branch

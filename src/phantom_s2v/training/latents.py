@@ -17,8 +17,8 @@ from phantom_s2v.data.synthetic.compose import ClipSpec, caption, plain_spec, ra
 from phantom_s2v.data.synthetic.emoji import Sprites, Subject
 from phantom_s2v.data.synthetic.render import Tensors, render
 from phantom_s2v.geometry import SPACE_STRIDE, TIME_STRIDE
-from phantom_s2v.models.autoencoder import encode
-from phantom_s2v.models.phantom.conditioning import Conditions, encode_references
+from phantom_s2v.models.autoencoder import latents_of
+from phantom_s2v.models.phantom.conditioning import Conditions
 from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.training.config import TransformerConfig
 
@@ -50,7 +50,7 @@ class Triplets:
         """Scene tensors, tokens and mask [B, L], and the side, of a process at a step. All processes have the same bucket."""
         seed = [self.config.train.seed, 6, step]
         shared = np.random.default_rng(seed)
-        shares = np.array([bucket.share for bucket in self.config.buckets])
+        shares = np.array([bucket.share_at(step / self.config.ramp_steps) for bucket in self.config.buckets])
         bucket = self.config.buckets[int(shared.choice(len(shares), p=shares / shares.sum()))]
         counts, odds = zip(*self.config.references, strict=True)
         count = int(shared.choice(counts, p=np.array(odds) / sum(odds)))
@@ -82,13 +82,14 @@ class TripletEncoder:
         """Latents [B, C, T, h, w], references [B, n, C, h, w], image tokens, subjects [B, n], text and its mask, and how much of
         each latent position subjects cover, [B, T, h, w].
         """
-        drawn = render(batch, self.pixels, int(batch["side"]))
+        with torch.autocast(batch["path"].device.type, enabled=False):  # places are exact to fractions of a pixel
+            drawn = render(batch, self.pixels, int(batch["side"]))
         n = drawn.references.shape[1]
         images = _to_pixels(drawn.references.flatten(0, 1))
         small = interpolate(images, (IMAGE_SIDE, IMAGE_SIDE), mode="bilinear", antialias=True)
         video = _to_pixels(drawn.video).transpose(1, 2)
         at_once = max(1, ENCODED_FRAMES[video.device.type] * 128**2 // video[0, 0].numel())
-        latents = torch.cat([encode(self.autoencoder, part) for part in video.split(at_once)])
+        latents = torch.cat([latents_of(self.autoencoder, part) for part in video.split(at_once)])
         flat, tokens = self._references(images, small) if n else _no_references(latents, self.image_encoder)
         return {
             "latents": latents.float(),
@@ -103,10 +104,8 @@ class TripletEncoder:
     def _references(self, images: torch.Tensor, small: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and image tokens of references [N, 3, H, W], some at a time."""
         at_once = ENCODED_FRAMES[images.device.type]
-        pairs = zip(images.split(at_once), small.split(at_once), strict=True)
-        parts = [encode_references(self.autoencoder, self.image_encoder, *pair) for pair in pairs]
-        latents, tokens = zip(*parts, strict=True)
-        return torch.cat(latents), torch.cat(tokens)
+        latents = [latents_of(self.autoencoder, part[:, :, None])[:, :, 0] for part in images.split(at_once)]
+        return torch.cat(latents), torch.cat([self.image_encoder(part) for part in small.split(at_once)])
 
 
 def conditions_of(batch: Tensors) -> Conditions:

@@ -83,7 +83,12 @@ class Muon(torch.optim.Optimizer):
         self.adamw.step()
 
     def _muon(self, touched: list[tuple[torch.Tensor, torch.Tensor]], group: dict) -> None:
-        updates = [self._momentum(p, grad, group["momentum"]) for p, grad in touched]
+        if not touched:
+            return
+        parameters, grads = [p for p, _ in touched], [grad for _, grad in touched]
+        buffers = [self._buffer(p) for p in parameters]
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        updates = [update.flatten(1) for update in torch._foreach_lerp(grads, buffers, group["momentum"])]
         numbers = range(rank(), len(updates), world())
         updates_by_number = dict(
             zip(numbers, orthogonalize_all([updates[number] for number in numbers], self.dtype), strict=True)
@@ -92,24 +97,25 @@ class Muon(torch.optim.Optimizer):
             updates_by_number[number] if number in updates_by_number else torch.zeros_like(update)
             for number, update in enumerate(updates)
         ]
-        for (p, _), direction in zip(touched, summed(mine), strict=True):
-            scale = max(1.0, direction.shape[0] / direction.shape[1]) ** 0.5
-            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction.view_as(p), alpha=group["lr"] * scale)
+        directions = summed(mine)
+        scales = [group["lr"] * max(1.0, d.shape[0] / d.shape[1]) ** 0.5 for d in directions]
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        steps = torch._foreach_mul(directions, scales)
+        torch._foreach_sub_(parameters, [step.view_as(p) for step, p in zip(steps, parameters, strict=True)])
 
-    def _momentum(self, p: torch.Tensor, grad: torch.Tensor, momentum: float) -> torch.Tensor:
+    def _buffer(self, p: torch.Tensor) -> torch.Tensor:
+        """The momentum of a parameter."""
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        buffer = state["momentum"].lerp_(grad, 1 - momentum)
-        return grad.lerp(buffer, momentum).flatten(1)
+        return state["momentum"]
 
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """ema <- decay ema + (1 - decay) model, with a shorter memory during the first steps."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
-    for target, source in zip(ema.parameters(), model.parameters(), strict=True):
-        target.lerp_(source, weight)
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), weight)
     for target, source in zip(ema.buffers(), model.buffers(), strict=True):
         target.copy_(source)
 

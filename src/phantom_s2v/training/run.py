@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,8 @@ from phantom_s2v.training.latents import TEXT_PLACES, TripletEncoder, Triplets, 
 from phantom_s2v.training.loop import Work, pick_dtype
 from phantom_s2v.training.transformer import TransformerLoss, loss_of, train_transformer
 from phantom_s2v.training.validation import Validation
+
+PROGRAMS = 64  # compiled for a block: beyond it torch goes on uncompiled
 
 
 def transformer_run(
@@ -64,7 +67,7 @@ def transformer_run(
     work = Work(flop, peak(device))
     print(json.dumps(work.stated()), flush=True)
     if device.type == "cuda":
-        _for_cuda(network, *([teacher] if teacher else []))
+        for_cuda(network, *([teacher] if teacher else []))
     loss: TransformerLoss = partial(distillation_loss, teacher=teacher) if teacher else loss_of
     largest = max(config.buckets, key=lambda bucket: (bucket.side, bucket.frames))
     lengths = sorted({1, largest.frames})
@@ -137,11 +140,49 @@ def _teacher(folder: Path) -> PhantomTransformer:
     return teacher
 
 
-def _for_cuda(*networks: PhantomTransformer) -> None:
-    """Matrix products in TF32 where they are not in bfloat16, and blocks compiled: one program for all of them."""
+def for_cuda(*networks: PhantomTransformer) -> None:
+    """Matrix products in TF32 where they are not in bfloat16, the fastest kernels, and blocks compiled.
+
+    All blocks share a program for each shape. Programs for any shape take several times as long to make, so that few shapes are
+    better: buckets times numbers of references.
+    """
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.recompile_limit = PROGRAMS
+    heads = networks[0].config.heads
+    times = attention_seconds(heads, networks[0].config.dim // heads)
+    torch.backends.cuda.enable_mem_efficient_sdp(times["efficient"] <= times["cudnn"])
+    torch.backends.cuda.enable_cudnn_sdp(times["cudnn"] < times["efficient"])
     for block in chain.from_iterable(network.blocks for network in networks):
-        block.compile()
+        block.compile(dynamic=False)
+
+
+def attention_seconds(heads: int, width: int, tokens: int = 2112, batch: int = 16) -> dict[str, float]:
+    """Seconds of masked attention, forward and backward, by fused kernel; infinite for one that refuses."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    draw = partial(torch.randn, batch, heads, tokens, width, device="cuda", dtype=torch.bfloat16)
+    q, k, v = (draw(requires_grad=True) for _ in range(3))
+    mask, grad = torch.rand(batch, 1, 1, tokens, device="cuda") > 0.1, draw()
+    times = {}
+    for name, backend in (("efficient", SDPBackend.EFFICIENT_ATTENTION), ("cudnn", SDPBackend.CUDNN_ATTENTION)):
+        try:
+            with sdpa_kernel(backend):
+                times[name] = _seconds(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, mask).backward(grad))
+        except RuntimeError:
+            times[name] = float("inf")
+    return times
+
+
+def _seconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """Mean of some runs on the GPU, the first not counted."""
+    work()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) / repeats
 
 
 def sample_flop(network: PhantomTransformer, bucket: Bucket) -> float:

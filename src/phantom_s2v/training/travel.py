@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ import typer
 from PIL import Image
 from safetensors.torch import load, load_file, save
 
-from phantom_s2v.data.synthetic.emoji import Sprites, load_store, write_store
+from phantom_s2v.data.synthetic.emoji import Sprites, Subject, load_store, write_store
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.hashes import folder_hash
 from phantom_s2v.files.io import read_json, write_json, writing
@@ -28,12 +29,13 @@ from phantom_s2v.models.tensors import FILE
 
 PART = 15 << 20  # bytes of a part: the transfer brings files of up to 16 MiB back
 ARCHIVE = 62 << 20  # bytes of an archive: 64 MiB travel at once, the tracked files among them
-QUALITY, ALPHA_QUALITY = 60, 50  # of the sprites' WebP
+SAMPLE = "sample"  # of the sprites
+QUALITY, ALPHA_QUALITY = 75, 80  # of the sprites' WebP
 TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def pack_sprites(store: Sprites, archive: zipfile.ZipFile) -> None:
+def pack_sprites(store: Sprites, archive: zipfile.ZipFile, name: str = "sprites") -> None:
     """Every subject's still and its animation's frames as WebP images side by side in one file, in the order of the store."""
     for subject in store.subjects:
         frames = store.pixels[subject.start : subject.start + subject.frames]
@@ -42,8 +44,18 @@ def pack_sprites(store: Sprites, archive: zipfile.ZipFile) -> None:
         Image.frombuffer("RGBa", strip.shape[1::-1], strip.tobytes()).convert("RGBA").save(
             data, "WEBP", quality=QUALITY, alpha_quality=ALPHA_QUALITY, method=4
         )
-        archive.writestr(f"sprites/{subject.key}.webp", data.getvalue())
-    archive.writestr("sprites/keys.json", json.dumps([subject.key for subject in store.subjects]))
+        archive.writestr(f"packed/{name}/{subject.key}.webp", data.getvalue())
+    archive.writestr(f"packed/{name}/keys.json", json.dumps([subject.key for subject in store.subjects]))
+
+
+def sample_of(store: Sprites) -> tuple[Subject, ...]:
+    """Subjects to try a run on: the animated families that validation takes, and as many others."""
+    from phantom_s2v.training.latents import VALIDATION, validation_families
+
+    apart = validation_families(store.subjects)
+    others = [subject for subject in store.subjects if subject.family not in apart]
+    kept = {subject.key for subject in others[:: max(1, len(others) // VALIDATION)]}
+    return tuple(s for s in store.subjects if s.key in kept or s.family in apart)
 
 
 def unpack_sprites(folder: Path, root: Path) -> None:
@@ -151,16 +163,17 @@ def pack_command(
     init_from: Annotated[Path | None, typer.Option(help="Initial weights of the transformer; without it, random ones.")] = None,
     wheels: Annotated[Path | None, typer.Option(help="Folder of wheels that the other machine lacks.")] = None,
 ) -> None:
-    """Pack sprites, autoencoder and wheels into data.zip, text encoder, image encoder and transformer into start.zip."""
+    """Pack networks, wheels and some sprites to try them on into start.zip, and all sprites into data.zip."""
     from phantom_s2v.models.phantom.encoders import text_encoder_folder
 
     store = load_store(root)
     with _archive(out / "data.zip") as archive:
         pack_sprites(store, archive)
+    with _archive(out / "start.zip") as archive:
+        pack_sprites(replace(store, subjects=sample_of(store)), archive, SAMPLE)
         pack_network(model / "vae", "vae", archive, without=("decoder.", "post_quant_conv."))
         for wheel in sorted(wheels.glob("*.whl")) if wheels else []:
             archive.write(wheel, f"wheels/{wheel.name}")
-    with _archive(out / "start.zip") as archive:
         pack_text_encoder(text_encoder_folder(), caption_tokens(store), archive)
         pack_network(model / "image_encoder", "image_encoder", archive)
         if init_from is not None:
@@ -183,14 +196,15 @@ def unpack_command(
     archive: Annotated[Path, typer.Argument(help="data.zip or start.zip.")],
     out: Annotated[Path, typer.Argument(help="Folder that takes both.")],
 ) -> None:
-    """Unpack an archive; sprites become a dataset in OUT/emoji, wheels importable packages in OUT/packages."""
+    """Unpack an archive; sprites become datasets in OUT/emoji and OUT/sample, wheels importable packages in OUT/packages."""
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(out)  # of our own making; zipfile keeps members inside
     for wheel in (out / "wheels").glob("*.whl"):
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(out / "packages")
-    if (out / "sprites").is_dir():
-        unpack_store(out / "sprites", out / "emoji")
+    for sprites, root in (("sprites", "emoji"), (SAMPLE, SAMPLE)):
+        if (out / "packed" / sprites).is_dir():
+            unpack_store(out / "packed" / sprites, out / root)
 
 
 def unpack_store(sprites: Path, root: Path) -> None:

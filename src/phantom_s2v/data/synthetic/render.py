@@ -18,7 +18,7 @@ from phantom_s2v.data.synthetic.appearance import COLORS, PATTERNS, TEXTURES, Ap
 
 BACKGROUNDS = ("plain", "graded", *TEXTURES)
 STANDARD = 64  # pixels a side at which the period of a texture is stated: larger images show the same world, finer
-CHUNK = 256  # images resampled at once
+CHUNK = {"cpu": 256, "cuda": 2048}  # images resampled at once
 LUMINANCE = (0.299, 0.587, 0.114)
 CROP_MARGIN = 1.1  # side of an in-pair reference over that of the subject's box
 
@@ -89,7 +89,7 @@ def apply_appearances(sprites: torch.Tensor, appearances: Tensors) -> torch.Tens
     x = torch.where(of["mirrored"], sprites.flip(2), sprites)
     alpha = x[..., 3:]
     rgb = (x[..., None, :3] * appearances["hue"][:, None, None]).sum(-1)
-    shades = (0.35 + 0.9 * (rgb * rgb.new_tensor(LUMINANCE)).sum(-1, keepdim=True)) * _color(appearances["tint"]) * alpha
+    shades = (0.35 + 0.9 * (rgb * _luminance(rgb.device)).sum(-1, keepdim=True)) * _color(appearances["tint"]) * alpha
     rgb = torch.where(of["tinted"], shades, rgb)
     weight = 0.75 * _patterns(sprites.shape[1], sprites.device)[appearances["pattern"]][..., None]
     rgb = rgb * (1 - weight) + weight * alpha * _color(appearances["pattern_color"])
@@ -99,6 +99,11 @@ def apply_appearances(sprites: torch.Tensor, appearances: Tensors) -> torch.Tens
 def apply_appearance(sprite: np.ndarray, appearance: Appearance) -> np.ndarray:
     """One sprite float32 [S, S, 4] in its appearance."""
     return apply_appearances(torch.from_numpy(np.ascontiguousarray(sprite))[None], appearance_tensors([appearance]))[0].numpy()
+
+
+@lru_cache(maxsize=8)  # a copy to a GPU waits for it
+def _luminance(device: torch.device) -> torch.Tensor:
+    return torch.tensor(LUMINANCE, device=device)
 
 
 def _color(rgb: torch.Tensor) -> torch.Tensor:
@@ -229,8 +234,9 @@ def _layers(
 ) -> torch.Tensor:
     """Sprites in their appearance at their boxes, [M, H, H, 4], some at a time."""
     parts = []
-    for start in range(0, len(index), CHUNK):
-        chosen = slice(start, start + CHUNK)
+    at_once = CHUNK[index.device.type]
+    for start in range(0, len(index), at_once):
+        chosen = slice(start, start + at_once)
         sprites = apply_appearances(_pick(pixels, index[chosen]), {name: value[chosen] for name, value in appearances.items()})
         parts.append(place(sprites, boxes[chosen], side))
     return torch.cat(parts)

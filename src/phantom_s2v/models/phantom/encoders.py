@@ -53,7 +53,9 @@ class TextEncoder:
     @torch.no_grad()
     def features(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Features float32 [B, L, 384] of `tokens`, on their device, where the network must be; zero where masked."""
-        features = self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state.float()
+        # given one row of the mask a place, transformers does not ask the device whether all is seen, and so waits for nothing
+        seen = mask.long() if mask.device.type == "cpu" else mask[:, None, None].expand(-1, 1, mask.shape[1], -1)
+        features = self.model(input_ids=tokens, attention_mask=seen).last_hidden_state.float()
         return features * mask[..., None]
 
     def sentences(self, texts: list[str]) -> torch.Tensor:
