@@ -16,7 +16,11 @@ BUCKETS=${BUCKETS:-128x1x192:0.8-0.35,128x25x24:0.2-0.65}
 NETWORK=${NETWORK:-10x256x4}
 CUDA=(--device cuda --precision bfloat16 --workers 12 --network "$NETWORK" --buckets "$BUCKETS" --references 1:0.72,2:0.28)
 [ ! -e "$KIT/uncompiled" ] || export TORCHDYNAMO_DISABLE=1
-unpack() { "$PYTHON" -m phantom_s2v.training.travel unpack "$ARCHIVES/$1.zip" "$KIT"; }
+unpack() { # ARCHIVE; what it holds of wheels comes first, since our own code imports them
+  "$PYTHON" -m zipfile -e "$ARCHIVES/$1.zip" "$KIT"
+  if [ -d "$KIT/wheels" ]; then find "$KIT/wheels" -name '*.whl' -exec "$PYTHON" -m zipfile -e {} "$KIT/packages" \;; fi
+  "$PYTHON" -m phantom_s2v.training.travel unpack "$KIT"
+}
 run() { # FOLDER MINUTES DECAY_MINUTES OPTIONS...
   "$PYTHON" -m phantom_s2v train transformer --out "$1" --minutes "$2" --decay-minutes "$3" --model "$KIT" --parts "$OUT" "${@:4}"
 }
@@ -27,9 +31,9 @@ mkdir -p "$OUT"
 case "${1:?try, train, distill or --smoke}" in
 try)
   unpack start
-  "$PYTHON" benchmarks/training_gpu.py --model "$KIT" --root "$KIT/sample" --network "$NETWORK" --buckets "$BUCKETS" 2>&1 | tee "$OUT/speed.txt" || true
+  timeout 110 "$PYTHON" benchmarks/training_gpu.py --model "$KIT" --root "$KIT/sample" --network "$NETWORK" --buckets "$BUCKETS" 2>&1 | tee "$OUT/speed.txt" || true
   # shellcheck disable=SC2046 - two words or none
-  run "$KIT/try" 0.35 0 --root "$KIT/sample" $(start) "${CUDA[@]}" "${@:2}" --save-minutes 0.2 --validate-minutes 0.2 || {
+  OUT=$KIT/parts run "$KIT/try" 0.35 0 --root "$KIT/sample" $(start) "${CUDA[@]}" "${@:2}" --save-minutes 0.2 --validate-minutes 0.2 || {
     echo "the compiled run failed: training goes on without torch.compile"; touch "$KIT/uncompiled"; }
   ;;
 train)
@@ -44,7 +48,7 @@ distill)
   ;;
 --smoke)
   ARCHIVES=${2:?folder of data.zip and start.zip}; shift 2
-  unpack data; unpack start
+  unpack start; unpack data
   CPU=(--buckets 32x1x4:0.6,32x5x2:0.4 --save-minutes 0.05 --validate-minutes 0.1 --precision float32)
   "$PYTHON" benchmarks/training_gpu.py --model "$KIT" --root "$KIT/sample" --network 1x48x2 --buckets 32x1x4:1,32x5x2:1 --repeats 1 --device cpu
   # shellcheck disable=SC2046

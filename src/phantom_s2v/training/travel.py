@@ -1,7 +1,7 @@
 """A training run that travels: sprites, networks and wheels in two archives for a small transfer, weights back in parts.
 
 The machine with the GPU needs neither a network nor this package's other dependencies (docs/training.md). runs/pack_gpu.sh and
-runs/gpu.sh call `python -m phantom_s2v.training.travel pack | unpack | join`.
+runs/gpu.sh call `python -m phantom_s2v.training.travel pack | unpack | join`; archives are extracted by Python's zipfile.
 """
 
 import io
@@ -193,18 +193,12 @@ def _archive(path: Path) -> zipfile.ZipFile:
 
 @app.command("unpack")
 def unpack_command(
-    archive: Annotated[Path, typer.Argument(help="data.zip or start.zip.")],
-    out: Annotated[Path, typer.Argument(help="Folder that takes both.")],
+    kit: Annotated[Path, typer.Argument(help="Folder into which the archives were extracted.")],
 ) -> None:
-    """Unpack an archive; sprites become datasets in OUT/emoji and OUT/sample, wheels importable packages in OUT/packages."""
-    with zipfile.ZipFile(archive) as packed:
-        packed.extractall(out)  # of our own making; zipfile keeps members inside
-    for wheel in (out / "wheels").glob("*.whl"):
-        with zipfile.ZipFile(wheel) as packed:
-            packed.extractall(out / "packages")
+    """Make datasets of the packed sprites: KIT/emoji of all, KIT/sample of some."""
     for sprites, root in (("sprites", "emoji"), (SAMPLE, SAMPLE)):
-        if (out / "packed" / sprites).is_dir():
-            unpack_store(out / "packed" / sprites, out / root)
+        if (kit / "packed" / sprites).is_dir():
+            unpack_store(kit / "packed" / sprites, kit / root)
 
 
 def unpack_store(sprites: Path, root: Path) -> None:

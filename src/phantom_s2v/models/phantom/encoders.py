@@ -35,7 +35,7 @@ class TextEncoder:
         folder = folder or text_encoder_folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        self.model = check_weights(align(model), "the text encoder").eval().requires_grad_(False)
+        self.model = check_weights(align(model), "the text encoder").float().eval().requires_grad_(False)
 
     def __call__(self, prompts: list[str], places: int = TEXT_TOKENS) -> tuple[torch.Tensor, torch.Tensor]:
         """Token features float32 [B, L, 384] and their mask bool [B, L]; L is the longest prompt's length, at most `places`."""
