@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dtype = pick_dtype("auto")
     store = Sprites(evaluated(held_out()), held_out().pixels)
-    encoder = load_encoder(model_folder("phantom-mini"), store, torch.device("cpu"), TextEncoder())
+    encoder = load_encoder(model_folder("phantom-mini"), store, torch.device("cpu"), TextEncoder(), dtype)
     config = TransformerConfig(TrainConfig(1), buckets=(Bucket(SIDE, 1, STILLS, 1.0),), references=((1, 1.0),))
     triplets = Triplets(store, config, encoder.text, pad_text=False)
     scenes = triplets(0)

@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ import typer
 
 from phantom_s2v.cli.train import parse_buckets, parse_network
 from phantom_s2v.data.synthetic.emoji import load_store
+from phantom_s2v.data.synthetic.render import render
 from phantom_s2v.models.phantom.encoders import TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
@@ -41,10 +43,11 @@ def main(
     store, text = load_store(root), TextEncoder(model / "text_encoder")
     result: dict[str, Any] = {"device": torch.cuda.get_device_name() if device == "cuda" else device, "torch": torch.__version__}
     result["peak_tflop"] = round(peak(on) / 1e12, 1)
-    encoder = load_encoder(model, store, on, text)
-    raw: Any = PhantomTransformer(**parse_network(network))
+    encoder = load_encoder(model, store, on, text, torch.bfloat16)
+    shape: dict[str, Any] = parse_network(network)
+    raw: Any = PhantomTransformer(**shape)
     transformer = raw.to(on).train()
-    average = PhantomTransformer(**parse_network(network)).to(on).requires_grad_(False)
+    average = deepcopy(transformer).requires_grad_(False)
     sizes = parse_buckets(buckets)
     flop = {bucket: sample_flop(transformer, bucket) for bucket in sizes}
     if device == "cuda":
@@ -62,10 +65,12 @@ def main(
 
         def step() -> dict[str, float]:
             with torch.compiler.set_stance(stance), torch.autocast(on.type, torch.bfloat16):
+                with torch.autocast(on.type, enabled=False):
+                    _, draw = timed(lambda: render(scenes, encoder.pixels, bucket.side), on)
                 batch, encode = timed(lambda: encoder(scenes), on)
                 _, train = timed(lambda: loss(batch, 0)["loss"].backward(), on)
             _, update = timed(lambda: (optimizer.step(), optimizer.zero_grad(), update_ema(average, transformer, 0.999, 1)), on)
-            return {"encode": encode, "train": train, "update": update}
+            return {"render": draw, "encode": encode - draw, "train": train, "update": update}
 
         began = time.perf_counter()
         step()
@@ -81,6 +86,7 @@ def main(
         name = f"{bucket.side}px_{bucket.frames}f_x{bucket.batch}_{count}ref{'_eager' if stance != 'default' else ''}"
         attempt(lambda b=bucket, c=count, s=stance: measure(b, c, s), result, name)
     if device == "cuda":
+        attempt(lambda: kernels(lambda: measure(sizes[-1], 1, "default")), result, "kernels")
         attempt(lambda: waits(lambda: measure(replace(sizes[0]), 1, "default")), result, "waits")
     print(json.dumps(result))
 
@@ -102,6 +108,15 @@ def attempt(work: Callable[[], Any], result: dict[str, Any], name: str) -> None:
         traceback.print_exc()
         result[name] = repr(error)[:300]
     print(name, result[name], flush=True)
+
+
+def kernels(work: Callable[[], Any], rows: int = 25) -> str:
+    """The kernels that take longest, and their sum, in a profile."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        work()
+    return seen.key_averages().table(sort_by="self_device_time_total", row_limit=rows, max_name_column_width=70)
 
 
 def waits(work: Callable[[], Any]) -> list[str]:

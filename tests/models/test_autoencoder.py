@@ -3,7 +3,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from phantom_s2v.models.autoencoder import build_autoencoder, skip_empty_history
+from phantom_s2v.models.autoencoder import build_autoencoder, encode, for_encoding, skip_empty_history
 
 pytestmark = pytest.mark.threads
 
@@ -31,3 +31,15 @@ def test_skipping_the_empty_history_changes_neither_numbers_nor_gradients(frames
         assert (gradient is None) == (other is None)
         if gradient is not None:
             torch.testing.assert_close(gradient, other, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-5), (torch.bfloat16, 0.05)])
+def test_the_copy_for_encoding_gives_the_same_latents(dtype, bound):
+    torch.manual_seed(0)
+    plain = build_autoencoder().eval()
+    quick = for_encoding(plain, dtype)
+    assert next(plain.parameters()).dtype == torch.float32
+    pixels = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    with torch.no_grad():
+        expected, got = encode(plain, pixels), encode(quick, pixels.to(dtype)).float()
+    assert (got - expected).abs().max() < bound * expected.std()

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from phantom_s2v.cli.train import parse_buckets
+from phantom_s2v.cli.train import parse_buckets, parse_references
 from phantom_s2v.data.synthetic.compose import compose, plain_spec, scene_tensors
 from phantom_s2v.data.synthetic.emoji import write_store
 from phantom_s2v.errors import CheckpointError, DataError, InputError, NotFiniteError, OutputError
@@ -431,6 +431,9 @@ def test_a_run_ends_after_its_minutes(tmp_path):
     ("--buckets", "64x1x0:1", "batch sizes must be at least 1"),
     ("--buckets", "64x1:1", "buckets must be SIDExFRAMESxBATCH:WEIGHT,... such as"),
     ("--buckets", "64x2x4:1", "number of frames must be 4n+1"),
+    ("--buckets", "64x1x4:0-0", "sum of weights positive"),
+    ("--references", "5:1", "references must be NUMBER:WEIGHT,... with 0 to 4 images"),
+    ("--references", "1:0", "sum of weights of references must be positive"),
     ("--network", "8x100x3", "network must have depth and heads of at least 1"),
     ("--device", "tpu", "device must be cpu or cuda (got 'tpu')"),
     ("--distill-guidance", "nowhere", "nowhere/config.json"),
@@ -444,6 +447,19 @@ def test_options_beyond_their_range_are_refused(call_phantom, tmp_path, option, 
 
 def test_buckets_are_read():
     assert parse_buckets("128x1x12:0.8,96x25x2:.2") == (Bucket(128, 1, 12, 0.8), Bucket(96, 25, 2, 0.2))
+    assert parse_buckets("128x1x12:0.8-.3") == (Bucket(128, 1, 12, 0.8, 0.3),)
+    assert parse_references("1:0.7,2:.3") == ((1, 0.7), (2, 0.3))
+
+
+def test_shares_of_buckets_change_over_the_ramp(sprites, encoder):
+    """Stills first, clips at the end, and stills again never."""
+    buckets = (Bucket(32, 1, 1, 1.0, 0.0), Bucket(32, 5, 1, 0.0, 1.0))
+    batches = Triplets(sprites, config(buckets=buckets, ramp_steps=40), encoder.text, pad_text=False)
+    frames = [batches(step)["sprite"].shape[2] for step in range(60)]
+    assert frames[0] == 1
+    assert frames[40:] == [5] * 20
+    assert 10 < frames[:40].count(1) < 30
+    assert [buckets[0].share_at(x) for x in (0, 0.25, 1, 9)] == [1, 0.75, 0, 0]
 
 
 STOPPED = (

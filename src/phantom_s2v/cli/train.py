@@ -157,7 +157,9 @@ def parse_references(text: str) -> tuple[tuple[int, float], ...]:
     """Numbers of reference images and how often, of NUMBER:WEIGHT,... Raises InputError for anything else."""
     one = rf"[0-{MAX_SUBJECTS}]:{NUMBER}"
     if not re.fullmatch(f"{one}(,{one})*", text):
-        raise InputError(f"references must be NUMBER:WEIGHT,... with 0 to {MAX_SUBJECTS} images, such as 1:0.7,2:0.3 (got {text!r})")
+        raise InputError(
+            f"references must be NUMBER:WEIGHT,... with 0 to {MAX_SUBJECTS} images, such as 1:0.7,2:0.3 (got {text!r})"
+        )
     pairs = [part.split(":") for part in text.split(",")]
     references = tuple((int(count), float(weight)) for count, weight in pairs)
     if not 0 < sum(weight for _, weight in references) < math.inf:

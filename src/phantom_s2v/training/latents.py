@@ -89,11 +89,11 @@ class TripletEncoder:
         small = interpolate(images, (IMAGE_SIDE, IMAGE_SIDE), mode="bilinear", antialias=True)
         video = _to_pixels(drawn.video).transpose(1, 2)
         at_once = max(1, ENCODED_FRAMES[video.device.type] * 128**2 // video[0, 0].numel())
-        latents = torch.cat([latents_of(self.autoencoder, part) for part in video.split(at_once)])
+        latents = torch.cat([self._latents(part) for part in video.split(at_once)])
         flat, tokens = self._references(images, small) if n else _no_references(latents, self.image_encoder)
         return {
-            "latents": latents.float(),
-            "references": flat.float().unflatten(0, (len(latents), n)),
+            "latents": latents,
+            "references": flat.unflatten(0, (len(latents), n)),
             "image_tokens": tokens.float().unflatten(0, (len(latents), n)),
             "subjects": batch["subjects"],
             "text": self.text.features(batch["tokens"], batch["text_mask"]),
@@ -104,8 +104,13 @@ class TripletEncoder:
     def _references(self, images: torch.Tensor, small: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and image tokens of references [N, 3, H, W], some at a time."""
         at_once = ENCODED_FRAMES[images.device.type]
-        latents = [latents_of(self.autoencoder, part[:, :, None])[:, :, 0] for part in images.split(at_once)]
+        latents = [self._latents(part[:, :, None])[:, :, 0] for part in images.split(at_once)]
         return torch.cat(latents), torch.cat([self.image_encoder(part) for part in small.split(at_once)])
+
+    def _latents(self, video: torch.Tensor) -> torch.Tensor:
+        """Latents float32 of videos [B, 3, F, H, W]. Autocast would convert weights in each call, and norms to float32."""
+        with torch.autocast(video.device.type, enabled=False):
+            return latents_of(self.autoencoder, video.to(self.autoencoder.dtype)).float()
 
 
 def conditions_of(batch: Tensors) -> Conditions:

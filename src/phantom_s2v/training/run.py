@@ -16,7 +16,7 @@ from phantom_s2v.data.synthetic.emoji import Sprites, default_root, load_store
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.hashes import MADE_OF, folder_hash
 from phantom_s2v.geometry import VideoSize
-from phantom_s2v.models.autoencoder import load_autoencoder
+from phantom_s2v.models.autoencoder import for_encoding, load_autoencoder
 from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder, text_encoder_folder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.models.weights import load_part
@@ -52,7 +52,7 @@ def transformer_run(
     teacher = _on(_teacher(teacher_folder), device) if teacher_folder else None
     store = load_store(root or default_root())
     text = TextEncoder(_text_folder(folder))
-    encoder = load_encoder(folder, store, device, text)
+    encoder = load_encoder(folder, store, device, text, pick_dtype(config.train.precision))
     apart = validation_families(store.subjects)
     learned = replace(store, subjects=tuple(s for s in store.subjects if s.family not in apart))
     shown = tuple(s for s in store.subjects if s.family in apart and s.animated)
@@ -99,14 +99,19 @@ def _text_folder(folder: Path) -> Path | None:
     return folder / "text_encoder" if (folder / "text_encoder").is_dir() else None
 
 
-def load_encoder(folder: Path, store: Sprites, device: torch.device, text: TextEncoder) -> TripletEncoder:
-    """The frozen networks of the model in `folder` on a device, with the store's sprites beside them. `text` stays."""
+def load_encoder(
+    folder: Path, store: Sprites, device: torch.device, text: TextEncoder, dtype: torch.dtype = torch.float32
+) -> TripletEncoder:
+    """The frozen networks of the model in `folder` on a device, with the store's sprites beside them. `text` stays.
+
+    `dtype` is the autoencoder's.
+    """
     if device.type != "cpu":
         text = deepcopy(text)
         text.model.to(device)
     return TripletEncoder(
         store.pixels if device.type == "cpu" else torch.from_numpy(store.pixels[:]).to(device),
-        _on(load_autoencoder(folder / "vae"), device),
+        _on(for_encoding(load_autoencoder(folder / "vae"), dtype), device),
         _on(load_part(ImageEncoder, folder / "image_encoder"), device),
         text,
     )

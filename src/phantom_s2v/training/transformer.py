@@ -110,7 +110,9 @@ def train_transformer(
     def validate(raw: nn.Module, average: nn.Module) -> dict[str, float]:
         networks = (("raw_", raw), ("average_", average))
         with torch.compiler.set_stance("force_eager"):  # its shapes are not compiled for
-            return {name: value for v in validations for prefix, network in networks for name, value in v(network, prefix).items()}
+            return {
+                name: value for v in validations for prefix, network in networks for name, value in v(network, prefix).items()
+            }
 
     def save(raw: nn.Module, average: nn.Module, decaying: bool) -> None:
         if not is_main():

@@ -164,8 +164,8 @@ def place(sprites: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Tensor
     length = sprites.shape[1]
     y, x, size = boxes.unbind(1)
     rows, columns = (_coverage(length, center - size / 2, length / size, side) for center in (y, x))
-    half = torch.bmm(rows, sprites.flatten(2)).unflatten(2, (length, 4))
-    return columns[:, None] @ half
+    half = torch.bmm(rows, sprites.flatten(2)).unflatten(2, (length, 4)).transpose(1, 2)
+    return torch.bmm(columns, half.flatten(2)).unflatten(2, (side, 4)).transpose(1, 2)
 
 
 def _coverage(length: int, start: torch.Tensor, scale: torch.Tensor, side: int) -> torch.Tensor:
