@@ -21,7 +21,8 @@ from phantom_s2v.models.phantom.conditioning import Conditions as Inputs
 from phantom_s2v.models.phantom.conditioning import null, stack, without_text
 from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
-from phantom_s2v.pipeline.phantom_pipeline import Branches, Conditions, Guided, PhantomPipeline
+from phantom_s2v.pipeline.conditions import Branches, Conditions, Guided
+from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 from phantom_s2v.pipeline.sampling.guidance import is_distilled
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
 

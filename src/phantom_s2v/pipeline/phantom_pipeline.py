@@ -4,7 +4,7 @@ Legend: N videos, C latent channels, T latent time, h w latent grid, n reference
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,21 +17,19 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import get_module_execution_device
 from diffusers.video_processor import VideoProcessor
 
-from phantom_s2v.errors import InputError, NotFiniteError
+from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.media.images import letterbox
 from phantom_s2v.models.autoencoder import decode, encode, to_pixels
 from phantom_s2v.models.base import Preset
-from phantom_s2v.models.finite import all_finite, check_finite, first_not_finite
-from phantom_s2v.pipeline.images import BACKGROUND, Named, per_prompt, read_images
+from phantom_s2v.models.finite import check_finite
+from phantom_s2v.pipeline.conditions import Branches, Conditions, Guided, repeat_rows
+from phantom_s2v.pipeline.images import Named, read_images
+from phantom_s2v.pipeline.inputs import check_arguments, images_of, request_of, texts_of
 from phantom_s2v.pipeline.loading import load_pipeline
-from phantom_s2v.pipeline.request import Reference, Request, check_request, with_defaults
+from phantom_s2v.pipeline.request import Request, check_request
+from phantom_s2v.pipeline.sampling.denoise import denoise
 from phantom_s2v.pipeline.sampling.guidance import combine, weights
-from phantom_s2v.pipeline.sampling.schedulers import restore_state, set_timesteps, shift_of, solver_of, state_of
-
-OUTPUT_TYPES = ("np", "pil", "pt", "latent")
-Guided = Callable[[torch.Tensor, int], torch.Tensor]  # x, step -> velocity
-Branches = Callable[[torch.Tensor, torch.Tensor, int, Iterable[str]], dict[str, torch.Tensor]]  # x, timestep, step, names
 
 
 @dataclass
@@ -39,18 +37,6 @@ class PhantomPipelineOutput(BaseOutput):
     """`frames`: np float32 [N, F, H, W, 3] in 0..1, pt [N, F, 3, H, W], pil lists of images, or latents [N, C, T, h, w]."""
 
     frames: Any
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What the videos of a call are made of, N rows each, before any noise."""
-
-    prompt_embeds: torch.Tensor  # [N, L, D]
-    negative_prompt_embeds: torch.Tensor  # [N, L, D]
-    references: Any  # of the model: see `encode_references`
-    places: int  # reference places
-    first: torch.Tensor | None  # latent [N, C, 1, h, w] that a video starts from
-    negated: bool  # a negative prompt was given
 
 
 class PhantomPipeline(DiffusionPipeline):
@@ -118,7 +104,7 @@ class PhantomPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Features [N, L, D] of prompts and negative prompts, zero beyond a prompt's own length; given ones are passed on."""
         sources = (prompt_embeds, prompt), (negative_prompt_embeds, negative_prompt)
-        first, second = (self.encode_texts(_texts(text), max_sequence_length) if e is None else e for e, text in sources)
+        first, second = (self.encode_texts(texts_of(text), max_sequence_length) if e is None else e for e, text in sources)
         if len(second) not in (1, len(first)):
             raise InputError(f"number of negative prompts must be {len(first)}, as of prompts (got {len(second)})")
         both = (self.pad_features(each) for each in (first, second.expand(len(first), -1, -1)))
@@ -188,33 +174,11 @@ class PhantomPipeline(DiffusionPipeline):
     def _execution_device(self) -> torch.device:
         return get_module_execution_device(self.transformer)
 
-    def check_inputs(
-        self,
-        request: Request,
-        prompts: int,
-        tensors: dict[str, torch.Tensor | None],
-        output_type: str,
-        callback_tensors: Sequence[str],
-        prompted: bool,
-    ) -> None:
-        """Raise InputError, in one sentence, for what cannot be made."""
-        if output_type not in OUTPUT_TYPES:
-            raise InputError(f"output_type must be np, pil, pt or latent (got {output_type!r})")
-        if odd := [name for name in callback_tensors if name not in self._callback_tensor_inputs]:
-            allowed = ", ".join(self._callback_tensor_inputs)
-            raise InputError(f"callback_on_step_end_tensor_inputs must be of {allowed} (got {odd[0]!r})")
-        if not prompts:
-            raise InputError("provide either prompt or prompt_embeds (got neither)")
-        if prompted and tensors["prompt_embeds"] is not None:
-            raise InputError("provide either prompt or prompt_embeds (got both)")
-        for name, rank in (("prompt_embeds", 3), ("negative_prompt_embeds", 3), ("latents", 5), ("reference_latents", 5)):
-            value = tensors[name]
-            if value is not None and value.ndim != rank:
-                raise InputError(f"{name} must have {rank} dimensions (got shape {tuple(value.shape)})")
-            if value is not None:
-                check_finite(value, name, InputError)
-        placeholder = tensors["prompt_embeds"] is not None or tensors["reference_latents"] is not None
-        check_request(replace(request, prompt=request.prompt or "given as features") if placeholder else request, self.preset)
+    def check_inputs(self, request: Request, arguments: dict[str, Any]) -> None:
+        """Raise InputError, in one sentence, for what cannot be made; `arguments` are those of a call, by name."""
+        check_arguments(arguments, self._callback_tensor_inputs)
+        encoded = arguments["prompt_embeds"] is not None or arguments["reference_latents"] is not None
+        check_request(replace(request, prompt=request.prompt or "given as features") if encoded else request, self.preset)
 
     def prepare_latents(
         self,
@@ -309,51 +273,18 @@ class PhantomPipeline(DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        prompts = _prompt_count(prompt, prompt_embeds)
-        named = self._named(reference_images, background, max(1, prompts))
-        request = with_defaults(
-            self.preset,
-            prompt=prompt if isinstance(prompt, str) else " / ".join(prompt or ()),
-            references=_as_references(named),
-            background=None if background is None else Named(background, BACKGROUND).label,
-            first_frame=None if image is None else "the first frame",
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            solver=solver_of(self.scheduler),
-            shift=shift_of(self.scheduler),
-            image_guidance_scale=image_guidance_scale,
-            guidance_scale=guidance_scale,
-            cutout=cutout,
-            several_views=several_views,
-            untrained_size=untrained_size,
-        )
-        tensors = {
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "latents": latents,
-            "reference_latents": reference_latents,
-        }
-        self.check_inputs(request, prompts, tensors, output_type, callback_on_step_end_tensor_inputs, bool(prompt))
-        negated = negative_prompt_embeds is not None or any(negative_prompt or ())
-        negative_prompt = self.preset.negative_prompt if negative_prompt is None else negative_prompt
+        arguments = dict(locals())
+        named = images_of(arguments)
+        request = request_of(arguments, named, self.preset, self.scheduler)
+        self.check_inputs(request, arguments)
         self._guidance_scale, self._image_guidance_scale = request.guidance_scale, request.image_guidance_scale
         self._attention_kwargs, self._interrupt, self._current_timestep = attention_kwargs, False, None
         device, size = self._execution_device, VideoSize(request.num_frames, request.height, request.width)
-        embeds = self.encode_prompt(
-            prompt, negative_prompt, num_videos_per_prompt, prompt_embeds, negative_prompt_embeds, max_sequence_length, device
-        )
-        for value, what in zip(embeds, ("the prompt", "the negative prompt"), strict=True):
-            check_finite(value, f"the embedding of {what}")
-        count = len(embeds[0])
-        read = [read_images(each, released_behavior, cutout, segmenter)[0] for each in named]
-        references, places = self._references(read, named, reference_latents, size, num_videos_per_prompt)
-        conditions = Conditions(*embeds, references, places, self._first_frame(image, size, count), negated)
-        noise = self.prepare_latents(count, size, places, generator, latents, device, released_behavior)
-        out = self._denoise(
-            conditions, noise, request.num_inference_steps, resume_state, callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
+        conditions = self._conditions(arguments, named, size)
+        count = len(conditions.prompt_embeds)
+        noise = self.prepare_latents(count, size, conditions.places, generator, latents, device, released_behavior)
+        steps, wanted = request.num_inference_steps, callback_on_step_end_tensor_inputs
+        out = denoise(self, conditions, noise, steps, resume_state, callback_on_step_end, wanted)
         frames = out if output_type == "latent" else self.video_processor.postprocess_video(self.decode(out), output_type)
         self.maybe_free_model_hooks()
         return PhantomPipelineOutput(frames=frames) if return_dict else (frames,)
@@ -371,15 +302,25 @@ class PhantomPipeline(DiffusionPipeline):
         pixels = (to_pixels(image[None])[None].to(device, self.vae.dtype) for image in prepared)
         return torch.cat([encode(self.vae, each).float() for each in pixels], 2).to(self._execution_device)
 
-    def _named(self, reference_images: Any, background: Any, prompts: int) -> list[tuple[Named, ...]]:
-        """The images of each prompt, the background last."""
-        named = per_prompt(reference_images, prompts)
-        if background is not None:
-            named = [(*each, Named(background, BACKGROUND)) for each in named]
-        if len({len(each) for each in named}) > 1:
-            counts = ", ".join(str(len(each)) for each in named)
-            raise InputError(f"all prompts of a batch must have the same number of reference images (got {counts})")
-        return named
+    def _conditions(self, arguments: dict[str, Any], named: list[tuple[Named, ...]], size: VideoSize) -> Conditions:
+        """What the arguments of a call and the images of its prompts become."""
+        negative, each = arguments["negative_prompt"], arguments["num_videos_per_prompt"]
+        embeds = self.encode_prompt(
+            arguments["prompt"],
+            self.preset.negative_prompt if negative is None else negative,
+            each,
+            arguments["prompt_embeds"],
+            arguments["negative_prompt_embeds"],
+            arguments["max_sequence_length"],
+        )
+        for value, what in zip(embeds, ("the prompt", "the negative prompt"), strict=True):
+            check_finite(value, f"the embedding of {what}")
+        reading = (arguments["released_behavior"], arguments["cutout"], arguments["segmenter"])
+        read = [read_images(images, *reading)[0] for images in named]
+        references, places = self._references(read, named, arguments["reference_latents"], size, each)
+        first = self._first_frame(arguments["image"], size, len(embeds[0]))
+        negated = arguments["negative_prompt_embeds"] is not None or any(negative or ())
+        return Conditions(*embeds, references, places, first, negated)
 
     def _references(
         self,
@@ -398,7 +339,7 @@ class PhantomPipeline(DiffusionPipeline):
         subjects = [[list(dict.fromkeys(n.subject for n in row)).index(n.subject) for n in row] for row in named]
         rows = [i for i in range(len(read)) for _ in range(each)]
         encoded = self.encode_references(read, prepared, subjects)
-        return _rows(encoded, rows), len(read[0])
+        return repeat_rows(encoded, rows), len(read[0])
 
     def _first_frame(self, image: Any, size: VideoSize, count: int) -> torch.Tensor | None:
         if image is None:
@@ -406,91 +347,3 @@ class PhantomPipeline(DiffusionPipeline):
         (frame,), _ = read_images([Named(image, "the first frame")])
         latent = self.encode_images([letterbox(frame, size.height, size.width)])
         return latent.expand(count, -1, -1, -1, -1)
-
-    def _denoise(
-        self,
-        conditions: Conditions,
-        latents: torch.Tensor,
-        steps: int,
-        resume_state: dict[str, torch.Tensor] | None,
-        callback: Any,
-        wanted: Sequence[str],
-    ) -> torch.Tensor:
-        """Latents [N, C, T, h, w]: the scheduler along the guided velocity."""
-        timesteps = set_timesteps(self.scheduler, steps, latents.device)
-        self._num_timesteps, begin = len(timesteps), 0
-        if conditions.first is not None:
-            latents = torch.cat([conditions.first.to(latents), latents[:, :, 1:]], 2)
-        if resume_state is not None:
-            if self.step_cache or getattr(self.transformer, "is_cache_enabled", False):
-                raise InputError("resume_state cannot be combined with a step cache")
-            latents, begin = restore_state(self.scheduler, resume_state, latents)
-        guided = self.guided(conditions, latents)
-        bar_of: Any = self.progress_bar  # the checker takes it for a decorator
-        with bar_of(total=steps - begin) as bar:
-            for step in range(begin, steps):
-                if self._interrupt:
-                    continue
-                self._current_timestep = timesteps[step]
-                velocity = self._velocity(guided, latents, step, steps)
-                clean = latents - float(self.scheduler.sigmas[step]) * velocity
-                latents = self.scheduler.step(velocity, timesteps[step], latents, return_dict=False)[0]
-                if callback is not None:
-                    held = {"latents": latents, "clean_latents": clean}
-                    held |= {name: getattr(conditions, name) for name in ("prompt_embeds", "negative_prompt_embeds")}
-                    if "resume_state" in wanted:
-                        held["resume_state"] = state_of(self.scheduler, latents, step + 1)
-                    changed = callback(self, step, timesteps[step], {name: held[name] for name in wanted}) or {}
-                    latents = changed.get("latents", latents)
-                    texts = {name: value for name, value in changed.items() if name in Conditions.__dataclass_fields__}
-                    if any(value is not getattr(conditions, name) for name, value in texts.items()):
-                        conditions = replace(conditions, **texts)
-                        guided = self.guided(conditions, latents)
-                bar.update()
-        self._current_timestep = None
-        if self.step_cache:
-            self.step_cache.end()
-        check_finite(latents, f"the latents after step {steps}, the last")
-        return latents
-
-    def _velocity(self, guided: Guided, x: torch.Tensor, step: int, steps: int) -> torch.Tensor:
-        """The guided velocity. Raises NotFiniteError at the first step that is not finite; the block is found by a second
-        forward, so that a sound step costs two sums over the latents.
-        """
-        where = f"step {step + 1} of {steps}"
-        check_finite(x, f"the latents before {where}")
-        v = guided(x, step)
-        if not all_finite(v):
-            block = first_not_finite(self.transformer, lambda: guided(x, step))
-            place = f"first in {block} of the transformer" if block else "and no block of the transformer shows it again"
-            narrow = self.transformer.dtype == torch.float16
-            advice = "; float16 may be too narrow for this model, bfloat16 is not" if narrow else ""
-            raise NotFiniteError(f"{where}: the velocity is not finite, {place}; no video was written{advice}")
-        return v
-
-
-def _prompt_count(prompt: str | list[str] | None, embeds: torch.Tensor | None) -> int:
-    """Prompts of a call, 0 where there is none."""
-    if prompt is not None and not (
-        isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(p, str) for p in prompt))
-    ):
-        raise InputError(f"prompt must be a string or a list of strings (got {type(prompt).__name__})")
-    if isinstance(prompt, list):
-        return len(prompt)
-    return 1 if prompt is not None else 0 if embeds is None else len(embeds)
-
-
-def _texts(text: str | list[str] | None) -> list[str]:
-    return text if isinstance(text, list) else [text or ""]
-
-
-def _as_references(named: list[tuple[Named, ...]]) -> tuple[Reference, ...]:
-    """The images of the first prompt as a request names them, for its checks."""
-    return tuple(Reference(each.label, each.subject) for each in named[0] if each.subject != BACKGROUND)
-
-
-def _rows(encoded: Any, rows: list[int]) -> Any:
-    """Rows of a tensor, of every tensor of a dict, or of those of a dataclass."""
-    if isinstance(encoded, dict):
-        return {name: value[rows] for name, value in encoded.items()}
-    return encoded[rows] if isinstance(encoded, torch.Tensor) else encoded.rows(rows)

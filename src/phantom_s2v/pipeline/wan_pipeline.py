@@ -20,7 +20,8 @@ from phantom_s2v.models.wan.lora import adapters_of, add_lora
 from phantom_s2v.models.wan.spec import TEXT_PLACES, WanModel
 from phantom_s2v.models.wan.text import prompt_features, prompt_tokens
 from phantom_s2v.models.wan.transformer import PhantomWanTransformer, pad_text, wan_velocity
-from phantom_s2v.pipeline.phantom_pipeline import Branches, Conditions, PhantomPipeline
+from phantom_s2v.pipeline.conditions import Branches, Conditions
+from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
 
 
