@@ -15,7 +15,8 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.files.io import writing
 from phantom_s2v.files.untrusted import is_file
 from phantom_s2v.geometry import fit_inside
-from phantom_s2v.media.videos import Video, encode, orientation
+from phantom_s2v.media.frames import orientation
+from phantom_s2v.media.videos import Video, encode
 
 Segment = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> bool [H, W]
 LONGEST_ASPECT = 8

@@ -27,7 +27,8 @@ from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.io import read_json
 from phantom_s2v.files.untrusted import is_file, parse_json
 from phantom_s2v.geometry import MAX_SUBJECTS
-from phantom_s2v.media.videos import MAX_FRAME_PIXELS, Video
+from phantom_s2v.media.frames import MAX_FRAME_PIXELS
+from phantom_s2v.media.videos import Video
 
 CANVAS = 768.0  # the longer side of Phantom-Data's boxes
 ROWS = 64  # of Parquet, in memory at once
