@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Pack a training run for a borrowed GPU whose transfer takes 64 MiB at a time, the tracked files among them:
-#   runs/pack_gpu.sh [FOLDER of initial transformer weights]   writes outputs/gpu/data.zip and start.zip, and takes what the run does
-#                                                              not need out of the working tree (git sparse-checkout)
+#   runs/pack_gpu.sh [FOLDER of initial transformer weights]   writes outputs/gpu/start.zip, data.zip and, with weights, weights.zip,
+#                                                              and takes what the run does not need out of the working tree
+#                                                              (git sparse-checkout)
 #   runs/pack_gpu.sh --restore                                 puts the tree back
 # Without initial weights the run starts from random ones. Nothing of this is committed. docs/training.md has the two commands.
 set -euo pipefail

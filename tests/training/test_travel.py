@@ -61,9 +61,8 @@ def extract(archives: Path, kit: Path) -> None:
 def test_sprites_come_out_nearly_as_they_were(store, archives, tmp_path):
     extract(archives, tmp_path)
     travel.unpack_command(tmp_path)
-    again, sample = load_store(tmp_path / "emoji"), load_store(tmp_path / "sample")
+    again = load_store(tmp_path / "emoji")
     assert again.subjects == store.subjects
-    assert {s.key for s in sample.subjects} == {s.key for s in travel.sample_of(store)}
     difference = np.abs(again.pixels.astype(int) - store.pixels)
     assert difference.mean() < 3
     assert difference[..., 3].mean() < 3

@@ -1,4 +1,4 @@
-"""A training run that travels: sprites, networks and wheels in two archives for a small transfer, weights back in parts.
+"""A training run that travels: sprites, networks and wheels in archives for a small transfer, weights back in parts.
 
 The machine with the GPU needs neither a network nor this package's other dependencies (docs/training.md). runs/pack_gpu.sh and
 runs/gpu.sh call `python -m phantom_s2v.training.travel pack | unpack | join`; archives are extracted by Python's zipfile.
@@ -10,7 +10,6 @@ import os
 import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +19,7 @@ import typer
 from PIL import Image
 from safetensors.torch import load, load_file, save
 
-from phantom_s2v.data.synthetic.emoji import Sprites, Subject, load_store, write_store
+from phantom_s2v.data.synthetic.emoji import Sprites, load_store, write_store
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.hashes import folder_hash
 from phantom_s2v.files.io import read_json, write_json, writing
@@ -29,13 +28,12 @@ from phantom_s2v.models.tensors import FILE
 
 PART = 15 << 20  # bytes of a part: the transfer brings files of up to 16 MiB back
 ARCHIVE = 62 << 20  # bytes of an archive: 64 MiB travel at once, the tracked files among them
-SAMPLE = "sample"  # of the sprites
 QUALITY, ALPHA_QUALITY = 75, 80  # of the sprites' WebP
 TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def pack_sprites(store: Sprites, archive: zipfile.ZipFile, name: str = "sprites") -> None:
+def pack_sprites(store: Sprites, archive: zipfile.ZipFile) -> None:
     """Every subject's still and its animation's frames as WebP images side by side in one file, in the order of the store."""
     for subject in store.subjects:
         frames = store.pixels[subject.start : subject.start + subject.frames]
@@ -44,18 +42,8 @@ def pack_sprites(store: Sprites, archive: zipfile.ZipFile, name: str = "sprites"
         Image.frombuffer("RGBa", strip.shape[1::-1], strip.tobytes()).convert("RGBA").save(
             data, "WEBP", quality=QUALITY, alpha_quality=ALPHA_QUALITY, method=4
         )
-        archive.writestr(f"packed/{name}/{subject.key}.webp", data.getvalue())
-    archive.writestr(f"packed/{name}/keys.json", json.dumps([subject.key for subject in store.subjects]))
-
-
-def sample_of(store: Sprites) -> tuple[Subject, ...]:
-    """Subjects to try a run on: the animated families that validation takes, and as many others."""
-    from phantom_s2v.training.latents import VALIDATION, validation_families
-
-    apart = validation_families(store.subjects)
-    others = [subject for subject in store.subjects if subject.family not in apart]
-    kept = {subject.key for subject in others[:: max(1, len(others) // VALIDATION)]}
-    return tuple(s for s in store.subjects if s.key in kept or s.family in apart)
+        archive.writestr(f"sprites/{subject.key}.webp", data.getvalue())
+    archive.writestr("sprites/keys.json", json.dumps([subject.key for subject in store.subjects]))
 
 
 def unpack_sprites(folder: Path, root: Path) -> None:
@@ -163,22 +151,23 @@ def pack_command(
     init_from: Annotated[Path | None, typer.Option(help="Initial weights of the transformer; without it, random ones.")] = None,
     wheels: Annotated[Path | None, typer.Option(help="Folder of wheels that the other machine lacks.")] = None,
 ) -> None:
-    """Pack networks, wheels and some sprites to try them on into start.zip, and all sprites into data.zip."""
+    """Pack frozen networks and wheels into start.zip, sprites into data.zip, initial weights into weights.zip."""
     from phantom_s2v.models.phantom.encoders import text_encoder_folder
 
     store = load_store(root)
     with _archive(out / "data.zip") as archive:
         pack_sprites(store, archive)
     with _archive(out / "start.zip") as archive:
-        pack_sprites(replace(store, subjects=sample_of(store)), archive, SAMPLE)
         pack_network(model / "vae", "vae", archive, without=("decoder.", "post_quant_conv."))
         for wheel in sorted(wheels.glob("*.whl")) if wheels else []:
             archive.write(wheel, f"wheels/{wheel.name}")
         pack_text_encoder(text_encoder_folder(), caption_tokens(store), archive)
         pack_network(model / "image_encoder", "image_encoder", archive)
-        if init_from is not None:
+    (out / "weights.zip").unlink(missing_ok=True)
+    if init_from is not None:
+        with _archive(out / "weights.zip") as archive:
             pack_network(init_from, "transformer", archive)
-    for file in (out / "data.zip", out / "start.zip"):
+    for file in sorted(out.glob("*.zip")):
         print(f"{file} {file.stat().st_size / (1 << 20):.1f} MiB")
         if file.stat().st_size > ARCHIVE:
             raise InputError(
@@ -192,13 +181,10 @@ def _archive(path: Path) -> zipfile.ZipFile:
 
 
 @app.command("unpack")
-def unpack_command(
-    kit: Annotated[Path, typer.Argument(help="Folder into which the archives were extracted.")],
-) -> None:
-    """Make datasets of the packed sprites: KIT/emoji of all, KIT/sample of some."""
-    for sprites, root in (("sprites", "emoji"), (SAMPLE, SAMPLE)):
-        if (kit / "packed" / sprites).is_dir():
-            unpack_store(kit / "packed" / sprites, kit / root)
+def unpack_command(kit: Annotated[Path, typer.Argument(help="Folder into which the archives were extracted.")]) -> None:
+    """Make the dataset KIT/emoji of the sprites in KIT/sprites, where they are."""
+    if (kit / "sprites").is_dir():
+        unpack_store(kit / "sprites", kit / "emoji")
 
 
 def unpack_store(sprites: Path, root: Path) -> None:
