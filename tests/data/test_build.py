@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from cheap import CONFIG, models, run
 
+from phantom_s2v.data.loader import decode
 from phantom_s2v.data.pipeline import caption, engine, names, pair, probe, quality, shots, subjects
 from phantom_s2v.data.pipeline.config import Detection
 from phantom_s2v.data.pipeline.engine import index_path, process
@@ -309,7 +311,14 @@ def test_a_run_finds_subjects_and_pairs_and_no_copies(source_videos, built):
     assert found["shot_f1"] == 1
     assert found["subject_recall"] > 0.8
     assert found["near_duplicates_kept"] == 0
+    assert found["identity_precision"] > 0.95
+    assert found["identity_recall"] > 0.7
     assert summary.triplets == len(TripletStore(out)) > 10
+    of_pairs = {p["subject"] for p in pairs_of(out, summary)}
+    samples = [decode(t) for t in TripletStore(out)]
+    named = [identity for sample in samples for identity in sample.identities]
+    assert all(re.fullmatch("[0-9a-f]{32}", identity) for identity in named)
+    assert len(set(named)) < len(of_pairs)
     crossed = [r for t in TripletStore(out) for r in t.references if r.pairing == "cross-pair"]
     assert len(crossed) > 5
     assert all(r.rights.license == "MIT" for r in crossed)
@@ -394,7 +403,7 @@ def test_other_thresholds_take_back_what_they_would_not_write(source_videos, bui
     run(source_videos, out)
     few = run(source_videos, out, replace(CONFIG, lower=0.999))
     assert len(rows(out)) == few.triplets
-    assert all(r.pairing == "in-pair" or r.score > 0.99 for t in TripletStore(out) for r in t.references)
+    assert all(r.score is None if r.pairing == "in-pair" else r.score > 0.99 for t in TripletStore(out) for r in t.references)
     run(source_videos, out)
     assert rows(out) == rows(built[0])
 

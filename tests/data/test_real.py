@@ -12,8 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from phantom_s2v.data.calibrate import labelled, separation
 from phantom_s2v.data.detectors.motion import moving
 from phantom_s2v.data.pipeline import names, pair, quality, report
-from phantom_s2v.data.pipeline.config import Config, Detection
+from phantom_s2v.data.pipeline.config import Config, Detection, Models
+from phantom_s2v.data.pipeline.engine import process
 from phantom_s2v.data.pipeline.frames import encoded
+from phantom_s2v.data.pipeline.groups import grouped
 from phantom_s2v.data.pipeline.index import SubjectIndex, jpeg
 from phantom_s2v.data.pipeline.stills import moments
 from phantom_s2v.data.pipeline.subjects import sift
@@ -194,6 +196,18 @@ def test_a_clip_of_two_frames_has_as_many_stills_as_moments():
     assert moments(1, CONFIG) == [0.0]
 
 
+def test_a_clip_dropped_for_its_borders_is_shown_with_them(tmp_path):
+    film = np.pad(np.stack([np.roll(texture(np.random.default_rng(1), 40, 192), 3 * i, 1) for i in range(24)]),
+                  ((0, 0), (44, 44), (0, 0), (0, 0)))  # fmt: skip
+    images.write_video(tmp_path / "a.mp4", film, 24)
+    models = Models(lambda *_: [], lambda cutouts: np.zeros((len(cutouts), 4), np.float32))
+    clip, _ = process(str(tmp_path / "a.mp4"), CONFIG, models)
+    assert clip["drop"] == "black borders"
+    still = cv2.imdecode(np.frombuffer(clip["still"], np.uint8), cv2.IMREAD_COLOR)
+    assert still.shape[:2] == (128, 192)
+    assert still[:40].max() < 30 < 60 < still[50:78].mean()
+
+
 # Pairs
 
 
@@ -260,6 +274,36 @@ def test_across_source_videos_a_face_or_a_logo_has_to_match(tmp_path):
         ("s3", "s4", "cross-source"),
         ("s4", "s3", "cross-source"),
     }
+
+
+def identities(pairs):
+    groups = grouped(pairs)
+    return groups, groups.identities({each[side] for each in pairs for side in ("subject", "partner")})
+
+
+def test_subjects_of_a_library_are_one_identity_by_pairs_and_across_films_by_face(tmp_path):
+    near, far = 0.005, 0.05  # of each of 128 numbers: distances 0.06 and 0.57
+    rows = [(f"a{i}", f"a{i}", "f", 0.0, False) for i in range(5)] + [(f"b{i}", f"b{i}", "g", near, False) for i in range(5)]
+    rows += [("c", "c", "h", far, False), ("d", "d", "f", None, False), ("e", "e", "f", None, False)]
+    pairs = list(pair.run(filled(tmp_path, rows), CONFIG))
+    groups, found = identities(pairs)
+    assert {found[f"s{i}"] for i in range(10)} == {"s0"}  # both have enough partners in their own film
+    assert found["s10"] == "s10"  # within a film this distance would be one person
+    assert found["s11"] == found["s12"] == "s11"
+    assert groups.across == 1
+    assert sum(not p["drop"] for p in pairs if p["subject"] == "s0") == CONFIG.partners
+    assert len({(p["subject"], p["partner"]) for p in pairs}) == len(pairs)
+
+
+def test_subjects_that_are_seen_together_are_two_and_the_least_similar_pair_between_them_is_not_used():
+    def of(one, other, similarity, drop=""):
+        ends = {"subject": one, "clip": one[0], "partner": other, "partner_clip": other[0]}
+        return {**ends, "kind": "cross-shot", "similarity": similarity, "sameness": 0.0, "drop": drop}
+
+    pairs = [of("a1", "b1", 0.9), of("a2", "b1", 0.7), of("b1", "c1", 0.8, "near-duplicate"), of("a2", "d1", 0.7)]
+    groups, found = identities([*pairs, of("c1", "d1", 0.1, "another subject")])
+    assert found == {"a1": "a1", "b1": "a1", "c1": "a1", "a2": "a2", "d1": "a2"}
+    assert groups.contradicting == 1
 
 
 def test_many_subjects_are_searched_through_an_index(tmp_path, monkeypatch):

@@ -7,11 +7,14 @@ import sys
 import time
 from dataclasses import replace
 
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from phantom_s2v.data import triplets as module
 from phantom_s2v.data.formats.exchange import export_folder, export_webdataset, read_captioned, read_export, to_files
 from phantom_s2v.data.loader import TripletLoader
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore, check_triplet
@@ -275,9 +278,6 @@ def test_a_writer_that_is_killed_loses_and_doubles_nothing(clip, tmp_path):
 
 
 def test_things_that_are_no_store(tmp_path):
-    import lance
-    import pyarrow as pa
-
     with pytest.raises(DataError, match="does not exist"):
         TripletStore(tmp_path / "nothing.lance")
     (tmp_path / "empty.lance").mkdir()
@@ -420,3 +420,42 @@ def test_nothing_to_import_is_said_and_makes_no_store(call_phantom, tmp_path):
         code, said = call_phantom("data", "import", tmp_path / folder, "--out", tmp_path / "s.lance")
         assert (code, len(said.err.splitlines()), said.out) == (2, 1, "")
     assert not (tmp_path / "s.lance").exists()
+
+
+def old_row(triplet):
+    """A row of a dataset and its schema as earlier versions wrote them: without identities, and 0 where nothing was measured."""
+    schema = module.SCHEMA
+    for name in module.ADDED:
+        schema = schema.remove(schema.get_field_index(name))
+    row = {name: value for name, value in module._to_row(triplet).items() if name not in module.ADDED}
+    return pa.Table.from_pylist([row], schema=schema)
+
+
+def test_what_was_not_measured_is_null_and_a_zero_is_zero(clip, tmp_path):
+    one, other = triplets(clip, 1)[0], triplets(clip, 2)[1]
+    zero = replace(one.references[0], score=0.0, identity="a" * 32, scores={"blur": None, "side": 12.0})
+    one = replace(one, references=(zero, one.references[1]), scores={"blur": None, "motion": 0.0})
+    store = TripletStore.create(tmp_path / "t.lance")
+    store.write([one])
+    (row,) = store.dataset.to_table().to_pylist()
+    assert [r["score"] for r in row["references"]] == [0.0, None]
+    assert json.loads(row["scores"]) == {"blur": None, "motion": 0.0}
+    assert row["identities"] == ["a" * 32, ""]
+    assert list(store) == [one]
+    export_folder(store, tmp_path / "out")
+    assert list(read_export(tmp_path / "out", pytest.fail)) == [one]
+    for scores in ({"scores": {"blur": float("nan")}}, {"references": (replace(one.references[0], score=float("inf")),)}):
+        with pytest.raises(DataError, match="must be finite, or null where it was not measured"):
+            check_triplet(replace(other, **scores))
+
+
+def test_a_dataset_of_an_earlier_version_is_read_and_written_on(clip, tmp_path):
+    first, second = triplets(clip, 2)
+    old = replace(first, references=(first.references[0], replace(first.references[1], score=0.0)))
+    lance.write_dataset(old_row(old), str(tmp_path / "t.lance"))
+    store = TripletStore(tmp_path / "t.lance")
+    assert list(store) == [first]  # its 0 was not measured
+    zero = replace(second, references=(replace(second.references[0], score=0.0, identity="b"), second.references[1]))
+    assert store.write([zero]) == 1
+    assert sorted(store, key=lambda t: t.caption) == [first, zero]
+    assert len(TripletStore(tmp_path / "t.lance", 1)) == 1

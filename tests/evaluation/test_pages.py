@@ -302,7 +302,8 @@ class Index:
 
 
 def pair(one, other, similarity, drop=""):
-    return {"subject": f"s{one}", "partner": f"s{other}", "similarity": similarity, "sameness": 0.5, "drop": drop}
+    ends = {"subject": f"s{one}", "clip": f"c{one}", "partner": f"s{other}", "partner_clip": f"c{other}"}
+    return {**ends, "kind": "cross-shot", "similarity": similarity, "sameness": 0.5, "drop": drop}
 
 
 def test_a_build_report_shows_what_was_dropped_and_a_subject_once(tmp_path):
@@ -354,7 +355,9 @@ def test_groups_put_together_what_is_paired_through_others_and_choose_the_doubtf
     for number in range(0, 600, 3):
         groups.add(pair(number, number + 1, 0.5 + number / 2000))
         groups.add(pair(number + 2, number + 1, 0.9))
+    groups.add(pair(0, 5, 0.9, "another subject"))
     assert groups.gather() == 200
+    assert groups.identities(["s0", "s2", "s3", "alone"]) == {"s0": "s0", "s2": "s0", "s3": "s3", "alone": "alone"}
     chosen = list(groups.chosen(10, 2, 2))
     assert [group.appearances for group in chosen] == [3] * 10
     assert [len(group.members) for group in chosen] == [2] * 10

@@ -163,7 +163,7 @@ CHANGES = {
     "fps": ["8", None, True, [8], 1e400, -1e30],
     "frames": [8.5, "5", None, 10**30, [], 4, 6, -1],
     "height": ["32", 33, None, 1e9],
-    "scores": [5, {"a": "b"}, [1], {"a": None}],
+    "scores": [5, {"a": "b"}, [1], {"a": []}],
     "rights": [5, {"license": 5}, {"other": "a"}, ["a"]],
     "references": [5, {}, [5], [[]], [{}], ["a"], [{"subject": "a"}], [{"subject": 5, "pairing": "in-pair"}], [None] * 100],
     "unknown": [1],

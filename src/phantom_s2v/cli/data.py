@@ -336,8 +336,9 @@ def data_show(
         say(f"{triplet.id}  {triplet.width}x{triplet.height}, {triplet.frames} frames at {triplet.fps:g}  {triplet.caption}")
         for reference in triplet.references:
             license = reference.rights.license or "no license"
-            score = f"{reference.score:.2f}" if reference.score else "not measured"
-            say(f"    {reference.pairing} of {reference.subject}, similarity {score}, {license}")
+            score = "not measured" if reference.score is None else f"{reference.score:.2f}"
+            identity = f", identity {reference.identity}" if reference.identity else ""
+            say(f"    {reference.pairing} of {reference.subject}, similarity {score}, {license}{identity}")
     say(json.dumps({"triplets": len(triplets), "versions": [n for n, _ in triplets.versions()]}))
 
 

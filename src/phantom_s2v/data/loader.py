@@ -19,6 +19,8 @@ class Sample:
     references: tuple[np.ndarray, ...]  # uint8 [h, w, 3] each
     subjects: tuple[int, ...]  # which subject each reference shows
     caption: str
+    names: tuple[str, ...] = ()  # what the caption calls the subject of each reference
+    identities: tuple[str, ...] = ()  # of each reference: the same in all triplets that show this subject; empty: not known
 
 
 class TripletLoader:
@@ -48,5 +50,7 @@ def decode(triplet: Triplet) -> Sample:
     video, _ = images.read_video(io.BytesIO(triplet.video), f"the video of triplet {triplet.id}")
     name = f"a reference of triplet {triplet.id}"
     reference_images = tuple(images.read_image(reference.image, name=name)[0] for reference in triplet.references)
-    names = list(dict.fromkeys(r.subject for r in triplet.references))
-    return Sample(triplet.id, video, reference_images, tuple(names.index(r.subject) for r in triplet.references), triplet.caption)
+    names, identities = (tuple(getattr(r, field) for r in triplet.references) for field in ("subject", "identity"))
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    subjects = tuple(places[name] for name in names)
+    return Sample(triplet.id, video, reference_images, subjects, triplet.caption, names, identities)

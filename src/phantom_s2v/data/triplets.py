@@ -1,11 +1,14 @@
 """Text-image-video triplets: the data class, its checks, and the Lance store.
 
 One row a triplet: the video as it was encoded, its caption, and its references, each with its image, subject, box, mask,
-pairing, score and rights. The id is a hash of content, so that writing the same triplet again changes nothing.
+pairing, score, identity and rights. The id is a hash of content, so that writing the same triplet again changes nothing.
+
+What was not measured is None, null in the store and in JSON.
 """
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -48,8 +51,10 @@ class TripletReference:
     pairing: str  # in-pair: from the clip itself; cross-pair: from elsewhere; same-shot: from another piece of its shot
     box: tuple[float, float, float, float] | None = None  # of the subject in the image: left, top, right, bottom, in shares
     mask: bytes = b""  # PNG of one channel, of the image's size; empty: none
-    score: float = 0.0  # similarity of the pair; 0: not measured
+    score: float | None = None  # similarity of the pair; None: not measured
     rights: Rights = field(default_factory=Rights)
+    identity: str = ""  # the same for references of one subject anywhere in the library; empty: not known
+    scores: dict[str, float | None] = field(default_factory=dict)  # quality of the image by name
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Triplet:
     frames: int
     height: int  # pixels
     width: int
-    scores: dict[str, float] = field(default_factory=dict)  # quality of the clip by name
+    scores: dict[str, float | None] = field(default_factory=dict)  # quality of the clip by name
     rights: Rights = field(default_factory=Rights)
 
     @property
@@ -97,6 +102,11 @@ def check_triplet(triplet: Triplet, require_license: bool = False) -> None:
             faults.append(
                 f"the box of reference {number} must be fractions with left < right and top < bottom (got {reference.box})"
             )
+    named = [("score", triplet.scores), *((f"score of reference {n}", r.scores) for n, r in enumerate(triplet.references, 1))]
+    named += [(f"score of reference {n}", {"pair": r.score}) for n, r in enumerate(triplet.references, 1)]
+    for what, scores in named:
+        if odd := [name for name, value in scores.items() if value is not None and not math.isfinite(value)]:
+            faults.append(f"the {what} {odd[0]} must be finite, or null where it was not measured (got {scores[odd[0]]})")
     if require_license:
         lacking = [name for name, rights in _all_rights(triplet) if not rights.license]
         if lacking:
@@ -143,24 +153,37 @@ SCHEMA = pa.schema(
         ("width", pa.int64()),
         ("scores", pa.string()),
         ("rights", RIGHTS),
+        ("identities", pa.list_(pa.string())),  # of the references
+        ("reference_scores", pa.string()),
     ]
 )
+ADDED = ("identities", "reference_scores")  # columns that datasets of earlier versions lack; writing adds them
+APART = ("identity", "scores")  # fields of a reference that are in those columns
 
 
 def _to_row(triplet: Triplet) -> dict[str, Any]:
-    references = [asdict(r) | {"box": list(r.box) if r.box else []} for r in triplet.references]
-    scores = json.dumps(triplet.scores, sort_keys=True)
-    return asdict(replace(triplet, references=())) | {"id": triplet.id, "references": references, "scores": scores}
+    described = [asdict(r) | {"box": list(r.box) if r.box else []} for r in triplet.references]
+    return asdict(replace(triplet, references=())) | {
+        "id": triplet.id,
+        "references": [{k: v for k, v in each.items() if k not in APART} for each in described],
+        "scores": json.dumps(triplet.scores, sort_keys=True),
+        "identities": [r.identity for r in triplet.references],
+        "reference_scores": json.dumps([r.scores for r in triplet.references], sort_keys=True),
+    }
 
 
 def _from_row(row: dict[str, Any]) -> Triplet:
     """A row of a store. Raises DataError for one that others wrote otherwise."""
     try:
+        known = row.get("identities") is not None  # else of an earlier version, in which 0 was not measured
+        more = zip(row["identities"], parse_json(row["reference_scores"]), strict=True) if known else ()
+        own: list[dict[str, Any]] = [{"identity": identity, "scores": scores} for identity, scores in more]
+        own = own if known else [{"score": r["score"] or None} for r in row["references"]]
         references = tuple(
-            TripletReference(**{**r, "box": tuple(r["box"] or ()) or None, "rights": Rights(**r["rights"])})
-            for r in row["references"]
+            TripletReference(**{**r, "box": tuple(r["box"] or ()) or None, "rights": Rights(**r["rights"]), **each})
+            for r, each in zip(row["references"], own, strict=True)
         )
-        values = {k: v for k, v in row.items() if k in SCHEMA.names and k != "id"}
+        values = {k: v for k, v in row.items() if k in SCHEMA.names and k not in ("id", *ADDED)}
         scores = parse_json(row["scores"])
         return Triplet(**{**values, "references": references, "scores": scores, "rights": Rights(**row["rights"])})
     except (TypeError, ValueError) as error:
@@ -192,9 +215,10 @@ class TripletStore:
                 self.dataset = self.dataset.checkout_version(version)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is not a Lance dataset ({_first_line(error)})") from error
-        if missing := set(SCHEMA.names) - set(self.dataset.schema.names):
+        if missing := set(SCHEMA.names) - set(ADDED) - set(self.dataset.schema.names):
             raise DataError(f"{path} is not a triplet dataset; missing columns: {', '.join(sorted(missing))}")
-        if odd := [name for name in SCHEMA.names if self.dataset.schema.field(name).type != SCHEMA.field(name).type]:
+        there = [name for name in SCHEMA.names if name in self.dataset.schema.names]
+        if odd := [name for name in there if self.dataset.schema.field(name).type != SCHEMA.field(name).type]:
             raise DataError(f"{path} is not a triplet dataset; columns of another type: {', '.join(odd)}")
         with self._reading():
             self.repaired = self._repair() if version is None else 0
@@ -254,6 +278,8 @@ class TripletStore:
         unique = list({row["id"]: row for row in rows}.values())
         table = pa.Table.from_pylist(unique, schema=SCHEMA)
         with self._writing():
+            if lacking := [SCHEMA.field(name) for name in ADDED if name not in self.dataset.schema.names]:
+                self.dataset.add_columns(lacking)
             done = self.dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
             self._tidy(COMPACT)
         return done["num_inserted_rows"]

@@ -213,6 +213,8 @@ def is_file_name(value: str) -> bool:
 def _words(hint: Any) -> str:
     known = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
     inner = [each for each in get_args(hint) if each is not ...]
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join("null" if each is type(None) else _words(each) for each in inner)
     if get_origin(hint) is tuple:
         return f"a list of {_words(inner[0])}" if len(inner) == 1 else f"a list of {len(inner)}"
     return known.get(hint, "an object")

@@ -45,9 +45,9 @@ def from_files(name: str, files: Files) -> Triplet:
             raise ValueError(f"references must be a list of at most {MAX_IMAGES}")
         images = {int(k.split("-")[1].split(".")[0]): v for k, v in files.items() if k.startswith("reference-")}
         references = tuple(
-            typed(
+            typed(  # in an export of an earlier version, without identities, a score of 0 was not measured
                 TripletReference,
-                {**row, "box": row.get("box") or None},
+                {**row, "box": row.get("box") or None, **({} if "identity" in row else {"score": row.get("score") or None})},
                 f"reference {number}",
                 image=images[number],
                 mask=files.get(f"mask-{number}.png", b""),

@@ -124,13 +124,19 @@ def _from_frame(clips: Path, facts: dict[str, Any], box: list[float], phrase: st
     scaled = np.array(box, float) * max(height, width) / CANVAS
     if (scaled[[2, 3]] > np.array([width, height]) * SLACK).any():
         raise DataError(f"the box {box} is outside the frame")
-    score = facts.get("scores", 0.0)
+    scores = facts.get("scores")
+    score = scores[0] if isinstance(scores, list) and scores else scores
     own = _named(rights, f"Koala-36M {facts['vid']}")
-    return _cropped(frame, scaled, None, phrase, "cross-pair", float(score[0] if isinstance(score, list) else score), own)
+    return _cropped(frame, scaled, None, phrase, "cross-pair", _measured(score), own)
+
+
+def _measured(score: Any) -> float | None:
+    """A published score; None where there is no number."""
+    return float(score) if isinstance(score, int | float | str) and score != "" else None
 
 
 def _cropped(
-    frame: np.ndarray, box: np.ndarray, mask: np.ndarray | None, name: str, pairing: str, score: float, rights: Rights
+    frame: np.ndarray, box: np.ndarray, mask: np.ndarray | None, name: str, pairing: str, score: float | None, rights: Rights
 ) -> TripletReference:
     """The box of a frame as an image. Raises DataError for a box that holds nothing."""
     height, width = frame.shape[:2]
@@ -168,14 +174,17 @@ def _from_annotation(name: str, entry: dict[str, Any], clips: Path, rights: Righ
     best: dict[str, tuple[float, TripletReference]] = {}
     for number, each in enumerate(shown["annotations"], 1):
         mask = decode_mask(masks[str(number)]) if str(number) in masks else None
-        score, word = float(each.get("gme_score", 0.0)), each["class_name"]
-        if word not in best or best[word][0] < score:
+        score, word = _measured(each.get("gme_score")), each["class_name"]
+        rank = float("-inf") if score is None else score
+        if word not in best or best[word][0] < rank:
             own = _named(rights, f"OpenS2V-5M {facts['path']}")
-            best[word] = (score, _cropped(still, np.array(each["bbox"], float), mask, word, "in-pair", score, own))
+            best[word] = (rank, _cropped(still, np.array(each["bbox"], float), mask, word, "in-pair", score, own))
     chosen = sorted(best.values(), key=lambda pair: -pair[0])[:MAX_SUBJECTS]
     captions = facts.get("cap") or [facts.get("face_cap_qwen", "")]
     caption = captions[0] if isinstance(captions, list) else captions
-    scores = {k: float(facts[k]) for k in ("aesthetic", "motion", "tech") if isinstance(facts.get(k), int | float)}
+    scores: dict[str, float | None] = {
+        k: float(facts[k]) for k in ("aesthetic", "motion", "tech") if isinstance(facts.get(k), int | float)
+    }
     own = _named(rights, f"OpenS2V-5M {name}")
     references = tuple(reference for _, reference in chosen)
     triplet = Triplet(

@@ -8,7 +8,7 @@ records with a reason in "drop", and the source video's own record, which comes 
     shots     kind "clip", clip (id), shot (id), start, stop (frames), begins, ends (seconds), work (uint8 [n, h, w, 3], small),
               drop ""
     quality   crop (left, top, right, bottom, in shares of the frame), scores, signature (float32 [64]), work without black
-              borders, drop
+              borders where the clip is kept, drop
     stills    stills, around (uint8 [3, h, w, 3] small frames of each still's moment), frames (of the clip), height, width, drop
     caption   caption, phrases
     subjects  subjects: a list of dicts, see subjects.py; passed_over: what was seen and is no subject, with its reason

@@ -17,6 +17,7 @@ from typing import Any
 
 from phantom_s2v.data.pipeline import caption, embed, encode, pair, probe, quality, shots, stills, subjects, verify, write
 from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.data.pipeline.groups import grouped
 from phantom_s2v.data.pipeline.index import SubjectIndex, jpeg, mark
 from phantom_s2v.data.triplets import Rights, Triplet, TripletStore
 from phantom_s2v.errors import DataError
@@ -240,7 +241,8 @@ def build(
         summary.version = find_pairs(subject_index, config, own, repeated, report)
         summary.seconds["pair, verify"] = time.process_time() - start
         start = time.process_time()
-        triplets = write.run(partial(subject_index.pairs, summary.version, config), repeated, subject_index, rights)
+        pairs = partial(subject_index.pairs, summary.version, config)
+        triplets = write.run(pairs, grouped(pairs()), repeated, subject_index, rights)
         summary.new, summary.triplets = _replace(TripletStore.create(out), subject_index, triplets, require_license)
         summary.seconds["write"] = time.process_time() - start
         return summary

@@ -19,6 +19,8 @@ from phantom_s2v.data.pipeline.index import SubjectIndex
 
 COLUMNS = ["clip", "shot", "source_video", "name", "is_person", "has_logo", "has_face", "vector", "face", "context"]
 PROBES = 32  # parts of the index that are looked through
+DUPLICATE, MORE = "near-duplicate", "enough partners"
+ONE_SUBJECT = ("", DUPLICATE, MORE)  # what becomes of pairs that show one subject
 
 
 def run(
@@ -26,8 +28,9 @@ def run(
 ) -> Iterator[Record]:
     """Pair records: subject, partner, kind (cross-shot, cross-source or same-shot), similarity, sameness, and "drop": why, if so.
 
-    Those of one subject follow each other. Subjects in `done` are passed over, and those of `repeated` clips, which are looked
-    for where they are not given.
+    Those of one subject follow each other. Beyond the partners that are kept, pairs of one subject are given once for both of
+    its sides: they tell which subjects are one identity (groups.py). Subjects in `done` are passed over, and those of
+    `repeated` clips, which are looked for where they are not given.
     """
     repeated = repeats(subject_index, config) if repeated is None else repeated
     dataset = subject_index.open("subjects")
@@ -41,10 +44,11 @@ def run(
             if candidate["clip"] in repeated:
                 continue
             pair = _compared(row, candidate, config)
-            kept += not pair["drop"]
-            yield pair
-            if kept == config.partners:
-                break
+            if kept < config.partners:
+                kept += not pair["drop"]
+                yield pair
+            elif pair["drop"] in ONE_SUBJECT and row["id"] < candidate["id"]:
+                yield {**pair, "drop": pair["drop"] or MORE}
 
 
 def _neighbors(dataset: Any, row: Record, config: Config) -> list[Record]:
@@ -89,7 +93,7 @@ def _compared(row: Record, other: Record, config: Config) -> Record:
         "kind": kind,
         "similarity": similarity,
         "sameness": sameness,
-        "drop": drop or ("near-duplicate" if sameness > config.upper else ""),
+        "drop": drop or (DUPLICATE if sameness > config.upper else ""),
     }
 
 

@@ -11,6 +11,7 @@ from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.embed import centered
 from phantom_s2v.data.pipeline.frames import Crop
 from phantom_s2v.media.images import evenly_spaced
+from phantom_s2v.media.quality import sharpness
 
 LOOKED_AT = 8  # frames of a clip
 CHANGED = 14  # of 255: what counts as a changed pixel
@@ -19,7 +20,7 @@ MAX_LETTER_HEIGHT, MIN_LETTER_HEIGHT = 0.12, 0.035  # letters, as shares of the 
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
-    """Adds crop, scores and signature to clips, crops their small frames, and gives the first reason to drop them."""
+    """Adds crop, scores and signature to clips, crops the small frames of those kept, and gives the first reason to drop them."""
     for record in records:
         if record["kind"] != "clip" or record["drop"]:
             yield record
@@ -28,7 +29,8 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         work = cropped(record["work"], crop)
         scores = measure(work, record["fps"]) | {"border": 1 - (crop[2] - crop[0]) * (crop[3] - crop[1])}
         drop = fault(scores, config, models.text is None)
-        yield {**record, "crop": crop, "work": work, "scores": scores, "signature": signature(work), "drop": drop}
+        shown = record["work"] if drop else work  # a report shows why it was dropped, so with its borders
+        yield {**record, "crop": crop, "work": shown, "scores": scores, "signature": signature(work), "drop": drop}
 
 
 def content_crop(frames: np.ndarray, config: Config) -> Crop:
@@ -60,7 +62,7 @@ def measure(frames: np.ndarray, fps: float) -> dict[str, float]:
     chosen = frames[evenly_spaced(len(frames), LOOKED_AT)]
     gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in chosen])
     return {
-        "blur": float(np.median([cv2.Laplacian(g, cv2.CV_32F).var() for g in gray])),
+        "blur": float(np.median([sharpness(frame) for frame in chosen])),
         "brightness": float(gray.mean()),
         "motion": motion(frames, max(1, round(fps / 2))),
         "letters": float(letters_in_a_row(gray)),

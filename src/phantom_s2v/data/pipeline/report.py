@@ -13,6 +13,7 @@ from phantom_s2v.data.pipeline.advice import NO_PAIRS, advice
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.data.pipeline.groups import Group, PairGroups
 from phantom_s2v.data.pipeline.index import SubjectIndex, unpng
+from phantom_s2v.data.pipeline.pair import DUPLICATE, MORE
 from phantom_s2v.media.charts import Axis, Bound, histogram
 from phantom_s2v.media.pages import Cases, Headline, Preview, percent, preview, render, shown, write_pages
 
@@ -34,6 +35,7 @@ class _Pairs:
 
     def __init__(self, config: Config) -> None:
         self.config, self.looked_at, self.kept, self.paired = config, 0, 0, 0
+        self.more = 0  # of one subject, beyond the partners that are kept
         self.drops: Counter[str] = Counter()
         self.similar, self.same = np.zeros(BINS, int), np.zeros(BINS, int)
         self.near: list[Record] = []  # rejected, the least beyond a bound first, of each subject one
@@ -41,6 +43,10 @@ class _Pairs:
 
     def add(self, pair: Record) -> None:
         """Take in a pair; those of one subject follow each other."""
+        self.groups.add(pair)
+        if pair["drop"] == MORE:
+            self.more += 1
+            return
         self.looked_at += 1
         self.similar[_bin(pair["similarity"])] += 1
         if pair["similarity"] >= self.config.lower:
@@ -57,7 +63,6 @@ class _Pairs:
         self.kept += 1
         self.paired += pair["subject"] != self.last
         self.last = pair["subject"]
-        self.groups.add(pair)
 
 
 class _Clips:
@@ -180,16 +185,19 @@ def _counts(read: int, left: int, clips: _Clips, pairs: _Pairs, subjects: int, t
         ("clips kept", clips.kept),
         ("subjects in them, each clip's by itself", clips.subjects),
         ("subjects with a cross-pair", pairs.paired),
-        ("different subjects among those", subjects),
+        ("identities among those", subjects),
+        ("identities in several files", pairs.groups.across),
         ("pairs looked at", pairs.looked_at),
         ("pairs kept", pairs.kept),
+        ("pairs kept but not used: their subjects were seen together", pairs.groups.contradicting),
+        ("further pairs of one subject, which connect identities", pairs.more),
         ("triplets", triplets),
     ]
 
 
 def _beyond(pair: Record, config: Config) -> float:
     """How far a pair lies beyond the bound that rejected it."""
-    return pair["sameness"] - config.upper if pair["drop"] == "near-duplicate" else max(0.0, config.lower - pair["similarity"])
+    return pair["sameness"] - config.upper if pair["drop"] == DUPLICATE else max(0.0, config.lower - pair["similarity"])
 
 
 def _bin(value: float) -> int:

@@ -1,8 +1,9 @@
 """What the data pipeline finds in source videos whose truth is known (source videos.py), in numbers."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.data.pipeline.frames import WHOLE
+from phantom_s2v.data.pipeline.groups import PairGroups
 from phantom_s2v.data.pipeline.index import SubjectIndex
 from phantom_s2v.data.pipeline.pair import repeats
 from phantom_s2v.geometry import iou
@@ -44,7 +46,7 @@ class Known:
 def evaluate_pipeline(
     subject_index: SubjectIndex, source_videos: list[Path], pairs: Iterable[Record], config: Config
 ) -> dict[str, float]:
-    """shot_f1, subject_recall, pair_precision, pair_recall, near_duplicates_kept, decoys_kept, and what they are counted over."""
+    """shot_f1, subject_recall, pair and identity precision and recall, near_duplicates_kept, decoys_kept, and their counts."""
     truths = {str(path): json.loads(path.with_suffix(".truth.json").read_text()) for path in source_videos}
     clips: dict[str, list[Record]] = {path: [] for path in truths}
     names = {row["source_video"]: row["path"] for row in subject_index.source_videos()}
@@ -52,7 +54,7 @@ def evaluate_pipeline(
         facts = json.loads(row["facts"])
         if names.get(facts["source_video"]) in clips:
             clips[names[facts["source_video"]]].append(_in_frame(facts))
-    counts, known, repeated = Counts(), {}, repeats(subject_index, config)
+    counts, known, repeated, groups = Counts(), {}, repeats(subject_index, config), PairGroups()
     for path, truth in truths.items():
         count_cuts(clips[path], truth, counts.cuts)
         for clip in clips[path]:
@@ -68,7 +70,8 @@ def evaluate_pipeline(
     return {
         "shot_f1": 2 * right / max(1, 2 * right + invented + missed),
         "subject_recall": counts.seen / max(1, counts.shown),
-        **pair_metrics((p for p in pairs if not p["drop"]), known, truths),
+        **pair_metrics(_kept(pairs, groups), known, truths),
+        **identity_metrics(groups, known),
         "shots": sum(len(t["shots"]) for t in truths.values()),
         "subjects": counts.shown,
         "faults_found": faults_found(counts.drops),
@@ -126,6 +129,25 @@ def _overlap(views: list[Record], boxes: list[list[int] | None], frames: list[in
     """Mean IoU of a subject's views with an identity's boxes, over the moments that have both."""
     values = [iou(tuple(v["box"]), tuple(box)) for v in views if (box := boxes[frames[v["instant"]]])]
     return float(np.mean(values)) if values else 0.0
+
+
+def _kept(pairs: Iterable[Record], groups: PairGroups) -> Iterator[Record]:
+    """The pairs that were kept; all of them are added to `groups`."""
+    for pair in pairs:
+        groups.add(pair)
+        if not pair["drop"]:
+            yield pair
+
+
+def identity_metrics(groups: PairGroups, known: dict[str, Known]) -> dict[str, float]:
+    """Of two subjects that are one identity: are they (precision); of two that are, are they found to be so (recall)."""
+    groups.gather()
+    found = groups.identities(known)
+    true = {subject: (k.source_video, k.identity) for subject, k in known.items() if k.identity >= 0}
+    twos = [sum(math.comb(n, 2) for n in Counter(names).values()) for names in (
+        [(found[each], true[each]) for each in true], [found[each] for each in true], list(true.values())
+    )]  # fmt: skip
+    return {"identity_precision": twos[0] / max(1, twos[1]), "identity_recall": twos[0] / max(1, twos[2])}
 
 
 def pair_metrics(pairs: Iterable[Record], known: dict[str, Known], truths: dict[str, Record]) -> dict[str, float]:

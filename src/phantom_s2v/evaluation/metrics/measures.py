@@ -12,6 +12,7 @@ from phantom_s2v.data.detectors.objects import box_of
 from phantom_s2v.data.synthetic.appearance import nearest_color
 from phantom_s2v.evaluation.metrics.pasting import Follower
 from phantom_s2v.evaluation.metrics.regions import border_color, regions
+from phantom_s2v.media import quality
 
 CUT = 8.0  # of 255: a mean change from frame to frame that may show another image
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -150,9 +151,7 @@ def smoothness(seen: OverTime) -> float:
 
 def sharpness(frames: Sequence[np.ndarray]) -> float:
     """Median variance of the Laplacian of gray frames, uint8 [H, W, 3] each; 0 and more. Noise counts as sharp."""
-    import cv2
-
-    return float(np.median([cv2.Laplacian(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.CV_32F).var() for f in frames]))
+    return float(np.median([quality.sharpness(frame) for frame in frames]))
 
 
 def similarity(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
