@@ -10,6 +10,7 @@ import typer
 from phantom_s2v.cli import evaluate, generate  # noqa: F401 - they register their commands
 from phantom_s2v.cli.app import app
 from phantom_s2v.cli.generate import requested
+from phantom_s2v.cli.options import GenerateOptions
 from phantom_s2v.models.registry import load_preset, model_folder
 from phantom_s2v.models.wan.spec import WanModel
 
@@ -54,7 +55,8 @@ def test_a_command_of_the_docs_is_taken(page, words):
         heads = HEADS.get(model)
         config = {"_class_name": "WanTransformer3DModel", "num_attention_heads": heads, "attention_head_dim": 128}
         preset = WanModel().preset(config) if heads else load_preset(model_folder(model))
-        assert requested(options, preset)
+        asked = GenerateOptions(**{name: options[name] for name in GenerateOptions.__dataclass_fields__})
+        assert requested(asked, preset)
 
 
 TERMS = {  # a word of our own, or British spelling -> the term of diffusers and PyTorch

@@ -177,6 +177,15 @@ def test_opens2v_runs_without_the_cases_whose_images_are_missing(phantom, opens2
         own_suites.read_opens2v(file)
 
 
+@pytest.mark.parametrize("option", ["--curricularface", "--vlm"])
+def test_the_networks_of_opens2v_are_not_ignored(phantom, opens2v, tmp_path, option):
+    file, videos = opens2v
+    code, said = phantom("run", "opens2v", file, "--videos", videos, "--out", tmp_path / "o", option, tmp_path / "missing")
+    assert code == 2
+    assert "missing" in said.err
+    assert len(said.err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

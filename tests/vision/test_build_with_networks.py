@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
-from phantom_s2v.cli.evaluate import chosen
+from phantom_s2v.cli.evaluate import load_networks
+from phantom_s2v.cli.options import Networks
 from phantom_s2v.data.pipeline import engine
 from phantom_s2v.data.pipeline.config import Config
 from phantom_s2v.data.pipeline.index import SubjectIndex
@@ -103,12 +104,17 @@ def test_options_that_do_nothing_alone_are_refused(network, videos, call_phantom
 
 
 def test_scores_are_measured_by_siglip_and_dinov3(network):
-    options = {"backend": "hub", "clip": str(network("siglip")), "dino": str(network("dinov3")), "reconstruct": "none"}
-    tools = chosen(options)
+    tools = load_networks(Networks(backend="hub", clip=str(network("siglip")), dino=str(network("dinov3"))))
     image = np.asarray(Image.effect_noise((32, 32), 90).convert("RGB"))
     assert tools.clip([image]).shape == (1, 16)
     assert tools.words("a red dog").shape == (16,)
     assert tools.dino([image]).shape == (1, 16)
+
+
+def test_the_networks_of_opens2v_are_loaded(network):
+    tools = load_networks(Networks(), "opens2v", vlm=str(network("qwen3-vl")))
+    assert tools.ask
+    assert tools.names["vlm"] == str(network("qwen3-vl"))
 
 
 @pytest.mark.parametrize(

