@@ -11,6 +11,7 @@ from phantom_s2v.cli import (  # noqa: F401 - each registers its commands
     evaluate_metrics,
     generate,
     models,
+    own,
     train,
 )
 from phantom_s2v.cli.app import main

@@ -20,7 +20,7 @@ from phantom_s2v.files.untrusted import printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True, help="Build and manage training data.")
-train = typer.Typer(no_args_is_help=True, help="Train one component. Resumes from the last checkpoint.")
+train = typer.Typer(no_args_is_help=True)
 evaluate = typer.Typer(no_args_is_help=True, help="Evaluate models and videos.")
 models = typer.Typer(no_args_is_help=True, help="Download models.")
 app.add_typer(data, name="data")

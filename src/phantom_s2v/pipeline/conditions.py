@@ -25,6 +25,17 @@ class Conditions:
     negated: bool  # a negative prompt was given
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """Rows of a training batch whose conditions are dropped, bool [B] each, so that guidance has its branches."""
+
+    text: torch.Tensor
+    references: torch.Tensor  # all that is seen of them
+    latents: torch.Tensor  # of references alone, where a model sees more of them (the paper's VAE-reference dropout)
+    tokens: torch.Tensor  # image tokens alone
+    empty: torch.Tensor  # [1, L, D], features of the empty prompt
+
+
 def repeat_rows(encoded: Any, rows: list[int]) -> Any:
     """Rows of a tensor, of every tensor of a dict, or of those of a dataclass with `rows`."""
     if isinstance(encoded, dict):

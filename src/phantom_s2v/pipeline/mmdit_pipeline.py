@@ -18,10 +18,10 @@ from phantom_s2v.models.autoencoder import for_inference, to_pixels
 from phantom_s2v.models.base import Preset
 from phantom_s2v.models.finite import check_finite
 from phantom_s2v.models.phantom.conditioning import Conditions as Inputs
-from phantom_s2v.models.phantom.conditioning import null, stack, without_text
+from phantom_s2v.models.phantom.conditioning import null, stack, without_image_tokens, without_latents, without_text
 from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
-from phantom_s2v.pipeline.conditions import Branches, Conditions, Guided
+from phantom_s2v.pipeline.conditions import Branches, Conditions, Dropped, Guided
 from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 from phantom_s2v.pipeline.sampling.guidance import is_distilled
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
@@ -108,6 +108,24 @@ class PhantomMMDiTPipeline(PhantomPipeline):
             check_finite(token, f"the image tokens of reference {place}")
         where = latents.device
         return References(latents, tokens.to(where), torch.tensor(subjects, dtype=torch.int64, device=where))
+
+    def reference_tensors(self, images: list[np.ndarray], height: int, width: int) -> dict[str, torch.Tensor]:
+        """Latents "references" [n, C, h, w], and "image_tokens" [n, k, D]."""
+        prepared = [letterbox(image, height, width) for image in images]
+        encoded = self.encode_references([images], [prepared], [[0] * len(images)])
+        return {"references": encoded.latents[0], "image_tokens": encoded.tokens[0]}
+
+    def training_velocity(
+        self, x: torch.Tensor, t: torch.Tensor, batch: dict[str, torch.Tensor], dropped: Dropped
+    ) -> torch.Tensor:
+        """By PhantomTransformer.forward; dropped references have zero latents and the learned null for image tokens."""
+        text, none = batch["text"], dropped.empty
+        seen = torch.ones_like(batch["subjects"], dtype=torch.bool)
+        inputs = Inputs(text, _mask(text), batch["references"], batch["image_tokens"], seen, batch["subjects"])
+        inputs = without_text(inputs, (none, _mask(none)), dropped.text)
+        inputs = without_latents(inputs, dropped.references | dropped.latents)
+        inputs = without_image_tokens(inputs, dropped.references | dropped.tokens)
+        return self.transformer(x, t, **inputs.arguments())
 
     def guided(self, conditions: Conditions, latents: torch.Tensor) -> Guided:
         """One forward of a distilled model, where it serves; else that of the branches."""

@@ -23,7 +23,7 @@ from phantom_s2v.media.images import letterbox
 from phantom_s2v.models.autoencoder import decode, encode, to_pixels
 from phantom_s2v.models.base import Preset
 from phantom_s2v.models.finite import check_finite
-from phantom_s2v.pipeline.conditions import Branches, Conditions, Guided, repeat_rows
+from phantom_s2v.pipeline.conditions import Branches, Conditions, Dropped, Guided, repeat_rows
 from phantom_s2v.pipeline.images import Named, read_images
 from phantom_s2v.pipeline.inputs import check_arguments, images_of, request_of, texts_of
 from phantom_s2v.pipeline.loading import load_pipeline
@@ -64,6 +64,7 @@ class PhantomPipeline(DiffusionPipeline):
     tokenizer: Any
     scheduler: Any
     step_cache: Any = None  # see models.memory.place
+    whole_timesteps = False  # whether t of a training is a multiple of 1/1000
     english_only = False  # whether its text encoder reads no other language
 
     def __init__(self) -> None:
@@ -87,6 +88,20 @@ class PhantomPipeline(DiffusionPipeline):
     @abstractmethod
     def encode_texts(self, texts: list[str], places: int) -> torch.Tensor:
         """Features [N, L, D] of texts of at most `places` tokens, each at its own length, then zeros."""
+
+    @abstractmethod
+    def reference_tensors(self, images: list[np.ndarray], height: int, width: int) -> dict[str, torch.Tensor]:
+        """What training needs of reference images: latents "references" [n, C, h, w] at the video's size, and the model's own."""
+
+    @abstractmethod
+    def training_velocity(
+        self, x: torch.Tensor, t: torch.Tensor, batch: dict[str, torch.Tensor], dropped: Dropped
+    ) -> torch.Tensor:
+        """Velocity [B, C, T, h, w] of noisy latents x at t [B], with gradients, by the forward that generation uses.
+
+        `batch` holds "text" [B, L, D], zero beyond a prompt's length, "references" [B, n, C, h, w], "subjects" int [B, n], and
+        what else `reference_tensors` gives.
+        """
 
     def pad_features(self, features: torch.Tensor) -> torch.Tensor:
         """Features [N, L, D] at the length that the model sees."""

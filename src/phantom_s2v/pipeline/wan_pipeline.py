@@ -14,13 +14,14 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from phantom_s2v.errors import CheckpointError, InputError
+from phantom_s2v.media.images import letterbox
 from phantom_s2v.models.autoencoder import for_inference
 from phantom_s2v.models.base import Preset
 from phantom_s2v.models.wan.lora import adapters_of, add_lora
 from phantom_s2v.models.wan.spec import TEXT_PLACES, WanModel
 from phantom_s2v.models.wan.text import prompt_features, prompt_tokens
 from phantom_s2v.models.wan.transformer import PhantomWanTransformer, pad_text, wan_velocity
-from phantom_s2v.pipeline.conditions import Branches, Conditions
+from phantom_s2v.pipeline.conditions import Branches, Conditions, Dropped
 from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
 
@@ -34,6 +35,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
 
     _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "scheduler", "transformer", "vae"]
     _lora_loadable_modules: ClassVar[list[str]] = ["transformer"]
+    whole_timesteps = True
 
     def __init__(
         self,
@@ -136,6 +138,19 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
     ) -> torch.Tensor:
         """Latents [N, C, n, h, w]."""
         return torch.cat([self.encode_images(each) for each in prepared])
+
+    def reference_tensors(self, images: list[np.ndarray], height: int, width: int) -> dict[str, torch.Tensor]:
+        """Latents "references" [n, C, h, w]."""
+        prepared = [letterbox(image, height, width) for image in images]
+        return {"references": self.encode_images(prepared)[0].transpose(0, 1)}
+
+    def training_velocity(
+        self, x: torch.Tensor, t: torch.Tensor, batch: dict[str, torch.Tensor], dropped: Dropped
+    ) -> torch.Tensor:
+        """By `wan_velocity`; dropped references are zero latents, as in the release's null branch, and t is a whole timestep."""
+        texts = torch.where(dropped.text[:, None, None], pad_text(dropped.empty), pad_text(batch["text"]))
+        kept = batch["references"] * ~dropped.references[:, None, None, None, None]
+        return wan_velocity(self.transformer, x, t * 1000, texts.to(x.dtype), kept.transpose(1, 2))
 
     def branches(self, conditions: Conditions, latents: torch.Tensor, attention_kwargs: dict[str, Any] | None) -> Branches:
         """The three forwards of the released code, one after the other: what each sees is written here.

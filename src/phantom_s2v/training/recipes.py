@@ -1,9 +1,12 @@
-"""Complete configurations of phantom-mini's trainings."""
+"""Complete configurations of trainings: of phantom-mini's parts, and of fine-tuning on one's own triplets."""
 
 from dataclasses import replace
 
+from phantom_s2v.models.wan.spec import LORA_TARGETS
 from phantom_s2v.training.config import AutoencoderConfig, ImageEncoderConfig, TrainConfig
+from phantom_s2v.training.own import Lora, OwnConfig
 
+WAN_TOKENS = 21 * 60 * 104  # latent positions of 81 frames at 832x480
 CONVOLUTIONS = "float32"  # with bfloat16 a CPU with AMX gives NaN for gradients of causal convolutions at 128 pixels (torch 2.13)
 
 
@@ -22,3 +25,29 @@ def mini_decoder(steps: int = 4_000) -> AutoencoderConfig:
 def mini_image_encoder(steps: int = 800) -> ImageEncoderConfig:
     """phantom-mini's image encoder: about a quarter of an hour on one core."""
     return ImageEncoderConfig(TrainConfig(steps, lr=0.01, decay_share=0.4, ema_decay=0.995))
+
+
+def own_mini() -> OwnConfig:
+    """phantom-mini on one's own triplets, all weights."""
+    train = TrainConfig(500, lr=0.0, adam_lr=1e-4, warmup=50, decay_share=0.2, ema_decay=0.99)
+    return OwnConfig(train, batch_size=2, drop_latents=0.1, drop_tokens=0.1, t_mean=0.8)
+
+
+def own_wan() -> OwnConfig:
+    """Phantom-Wan 1.3B, all weights (RefAlign's learning rate of 1e-5)."""
+    train = TrainConfig(2_000, lr=0.0, adam_lr=1e-5, warmup=100, decay_share=0.1, ema_decay=0.995, precision="bfloat16")
+    return OwnConfig(train, t_tokens=WAN_TOKENS, permute_subjects=False)
+
+
+def own_wan_lora() -> OwnConfig:
+    """LoRA of rank 32 on Phantom-Wan 1.3B or 14B, as it is usual: learning rate 1e-4, on attention and feed-forward."""
+    config = own_wan()
+    return replace(config, train=replace(config.train, adam_lr=1e-4), lora=Lora(targets=LORA_TARGETS))
+
+
+OWN = {  # preset -> the model that it fine-tunes, and its configuration
+    "mini": ("phantom-mini", own_mini),
+    "wan-1.3b": ("phantom-wan-1.3b", own_wan),
+    "wan-1.3b-lora": ("phantom-wan-1.3b", own_wan_lora),
+    "wan-14b-lora": ("phantom-wan-14b", own_wan_lora),
+}

@@ -14,6 +14,7 @@ NEGATIVE = (  # Wan's own negative prompt
     "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，"
     "倒着走"
 )
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")  # diffusers' names of q, k, v, o, ffn.0, ffn.2
 CHANNELS = 16  # of the latents of Wan2.1's autoencoder, which Phantom-Wan was trained with
 SHAPES = {  # of the released models
     "phantom-wan-1.3b": {"width": 1536, "num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},

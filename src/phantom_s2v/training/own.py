@@ -1,0 +1,333 @@
+"""Fine-tuning of a model on encoded triplets: the paper's own model or Wan, all weights or LoRA, by one loss.
+
+Legend: B batch, C latent channels, T latent time, h w latent grid, n references, L text tokens, D width.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from phantom_s2v.errors import DataError
+from phantom_s2v.files.hashes import MADE_OF, folder_hash
+from phantom_s2v.files.io import read_text, write_text
+from phantom_s2v.files.reuse import code_version
+from phantom_s2v.geometry import MAX_SUBJECTS, VideoSize
+from phantom_s2v.models.distributed import is_main, world
+from phantom_s2v.models.flow_matching import clean, interpolate, sample_t, shift_mean, velocity_loss, velocity_target
+from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.phantom.encoders import text_encoder_folder
+from phantom_s2v.models.tensors import FILE, save_tensors
+from phantom_s2v.models.wan.lora import native_name
+from phantom_s2v.pipeline.conditions import Dropped
+from phantom_s2v.pipeline.loading import load_models
+from phantom_s2v.training.config import TrainConfig
+from phantom_s2v.training.encoded import EncodedStore
+from phantom_s2v.training.loop import Loss, train
+
+TIMESTEPS = 1000  # of Wan
+HELD = 16  # validation triplets at most
+TIMES = (0.3, 0.5, 0.7, 0.9)  # of validation
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu 2021, arXiv 2106.09685)."""
+
+    rank: int = 32
+    alpha: float = 32.0
+    rank_stabilized: bool = False  # scale alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732)
+    targets: tuple[str, ...] = ()  # ends of the names of linear layers
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """A fine-tuning. Rates of dropping are shares of samples."""
+
+    train: TrainConfig
+    batch_size: int = (
+        1  # triplets of the largest bucket; of smaller ones as many more as have the same number of latent positions
+    )
+    lora: Lora | None = None  # None: all weights
+    drop_text: float = 0.1  # the image branch of guidance
+    drop_references: float = 0.1  # zeros instead (Phantom-Wan's authors: 10%); with the text, the null branch
+    drop_latents: float = 0.0  # reference latents alone (Phantom 4.1: 0.7), where the model has image tokens as well
+    drop_tokens: float = 0.0  # image tokens alone
+    t_mean: float = 0.0  # logit-normal timestep density (SD3), toward noise, for latents of t_tokens positions
+    t_scale: float = 1.0
+    t_tokens: int = 256
+    permute_subjects: bool = True  # rename subjects at random
+    validation: float = 0.05  # share of triplets that are held out, at most HELD
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches by step out of an encoded dataset, in an order that follows from the seed alone.
+
+    A batch has one size, length and number of subjects. Every triplet is in one batch of an epoch; a last batch may be smaller.
+    """
+
+    store: EncodedStore
+    rows: tuple[tuple[int, ...], ...]  # rows of the dataset, by bucket
+    counts: tuple[int, ...]  # rows of a batch, by bucket
+    seed: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of batches of an epoch."""
+        return sum(ceil(len(rows) / count) for rows, count in zip(self.rows, self.counts, strict=True))
+
+    def of(self, number: int) -> list[int]:
+        """Rows of batch `number`, counted over all epochs."""
+        epoch, place = divmod(number, self.per_epoch)
+        rng = np.random.default_rng([self.seed, 11, epoch])
+        parts = []
+        for rows, count in zip(self.rows, self.counts, strict=True):
+            order = [rows[i] for i in rng.permutation(len(rows))]
+            parts += [order[start : start + count] for start in range(0, len(order), count)]
+        return parts[int(rng.permutation(len(parts))[place])]
+
+    def __call__(self, step: int, rank: int = 0, processes: int = 1) -> Batch:
+        """The batch of a process at a step; one reference is drawn for each subject of a triplet."""
+        number = step * processes + rank
+        return collate(self.store.take(self.of(number)), np.random.default_rng([self.seed, 13, number]))
+
+
+def collate(rows: list[Batch], rng: np.random.Generator) -> Batch:
+    """Rows of one bucket as a batch in float32, with one reference of each subject and texts padded with zeros."""
+    chosen = []
+    for row in rows:
+        subjects = row["subjects"]
+        views = [rng.choice(np.flatnonzero(subjects.numpy() == s)) for s in subjects.unique().tolist()]
+        chosen.append(torch.tensor(views, dtype=torch.int64))
+    of_references = [name for name in rows[0] if name not in ("latents", "text", "subjects")]
+    batch = {"latents": torch.stack([row["latents"].float() for row in rows])}
+    batch["text"] = nn.utils.rnn.pad_sequence([row["text"].float() for row in rows], batch_first=True)
+    for name in of_references:
+        batch[name] = torch.stack([row[name][views].float() for row, views in zip(rows, chosen, strict=True)])
+    batch["subjects"] = torch.arange(len(chosen[0])).expand(len(rows), -1).clone()
+    return batch
+
+
+def split(store: EncodedStore, config: OwnConfig) -> tuple[Batches, list[int]]:
+    """Batches of what is trained on, and the rows that are held out, which follow from ids alone.
+
+    Raises DataError where nothing can be trained on.
+    """
+    sizes = store.sizes()
+    usable = sorted((each for each in enumerate(sizes) if each[1][4]), key=lambda each: each[1][0])
+    if not usable:
+        raise DataError(f"{store.path} has no triplets with references ({len(sizes)} without)")
+    held = min(HELD, int(len(usable) * config.validation))
+    apart = {row for row, _ in usable[:held]}  # ids are hashes: their order is random
+    buckets: dict[tuple[int, ...], list[int]] = {}
+    for row, (_, *size) in usable:
+        if row not in apart:
+            buckets.setdefault(tuple(size), []).append(row)
+    positions = {size: _positions(size) for size in buckets}
+    most = max(positions.values()) * config.batch_size
+    ordered = sorted(buckets)
+    counts = tuple(most // positions[size] for size in ordered)
+    return Batches(store, tuple(tuple(buckets[size]) for size in ordered), counts, config.train.seed), sorted(apart)
+
+
+def _positions(size: tuple[int, ...]) -> int:
+    """Latent positions of a row: video and references."""
+    height, width, frames, subjects = size
+    time, h, w = VideoSize(frames, height, width).latent
+    return (time + subjects) * h * w
+
+
+def draw_dropped(batch: Batch, config: OwnConfig, empty: torch.Tensor) -> Dropped:
+    """Which rows lose what, at random."""
+    draw = torch.rand(4, len(batch["latents"]), device=batch["latents"].device)
+    rates = (config.drop_text, config.drop_references, config.drop_latents, config.drop_tokens)
+    text, references, latents, tokens = (row < rate for row, rate in zip(draw, rates, strict=True))
+    return Dropped(text, references, latents, tokens, empty)
+
+
+def loss_of(pipe: Any, config: OwnConfig, empty: torch.Tensor) -> Loss:
+    """Rectified flow: squared error of the velocity. References are clean, and no part of the loss (Phantom 3.3)."""
+
+    def loss(batch: Batch, step: int) -> Batch:
+        x = batch["latents"]
+        if config.permute_subjects:
+            names = torch.rand(len(x), MAX_SUBJECTS, device=x.device).argsort(1)
+            batch = {**batch, "subjects": names.gather(1, batch["subjects"])}
+        mean = shift_mean(config.t_mean, x[0, 0].numel(), config.t_tokens)
+        t = whole(sample_t(len(x), mean, config.t_scale, device=x.device), pipe)
+        noise = torch.randn(x.shape, device=x.device)
+        velocity = pipe.training_velocity(
+            interpolate(x, noise, t[:, None, None, None, None]), t, batch, draw_dropped(batch, config, empty)
+        )
+        counted = torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
+        return {"loss": velocity_loss(velocity, velocity_target(x, noise), counted)}
+
+    return loss
+
+
+def whole(t: torch.Tensor, pipe: Any) -> torch.Tensor:
+    """t as the model takes it: whole timesteps of 1 to 1000, or any."""
+    return ((t * TIMESTEPS).floor().clamp(min=1) / TIMESTEPS) if pipe.whole_timesteps else t
+
+
+class Errors:
+    """Error of the predicted clean latent on held-out triplets, at fixed t and noise, with and without the references.
+
+    Their difference is what the references are worth.
+    """
+
+    def __init__(self, store: EncodedStore, rows: list[int], pipe: Any, empty: torch.Tensor) -> None:
+        self.store, self.rows, self.pipe, self.empty = store, rows, pipe, empty
+
+    @torch.no_grad()
+    def __call__(self, device: torch.device) -> dict[str, float]:
+        """`with_0.3` and so on, `without_...`; means over the triplets. One is held in memory at a time."""
+        sums: dict[str, float] = {}
+        for number, row in enumerate(self.rows):
+            batch = collate(self.store.take([row]), np.random.default_rng([17, number]))
+            batch = {name: value.to(device) for name, value in batch.items()}
+            x = batch["latents"]
+            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(number)).to(x)
+            for t in TIMES:
+                time = whole(torch.full((1,), t, device=device), self.pipe)
+                x_t = interpolate(x, noise, time[:, None, None, None, None])
+                for name, gone in (("with", False), ("without", True)):
+                    no = torch.zeros(1, dtype=torch.bool, device=device)
+                    velocity = self.pipe.training_velocity(x_t, time, batch, Dropped(no, no | gone, no, no, self.empty))
+                    error = (clean(x_t, velocity.float(), t) - x).square().mean()
+                    sums[f"{name}_{t}"] = sums.get(f"{name}_{t}", 0.0) + float(error)
+        return {key: value / len(self.rows) for key, value in sums.items()}
+
+
+def fine_tune(
+    config: OwnConfig, pipe: Any, store: EncodedStore, out: Path, on_save: Callable[[nn.Module], None], origin: dict[str, Any]
+) -> nn.Module:
+    """Train `pipe.transformer`, on its device, on an encoded dataset, to the end of the config; returns the averaged weights.
+
+    `on_save(average)` is called with each checkpoint. With LoRA the modules trained, saved and averaged are the adapters alone.
+    Raises DataError where the dataset was encoded by another model.
+    """
+    for part in ("vae", "text", "image_encoder"):
+        if part in origin and store.origin.get(part) != origin[part]:
+            raise DataError(f"{store.path} was encoded with another {part} than the model's; encode it again with this model")
+    device = pipe.transformer.device
+    batches, apart = split(store, config)
+    empty = pipe.encode_texts([""], 512).to(device)
+    torch.manual_seed(config.train.seed)  # of adapters
+    trained = trainable(pipe.transformer, config.lora)
+    validation = Errors(store, apart, pipe, empty)
+    say = {
+        "triplets": sum(map(len, batches.rows)),
+        "held_out": len(apart),
+        "buckets": len(batches.rows),
+        "batches_per_epoch": batches.per_epoch,
+    }
+    if is_main():
+        print(json.dumps(say), flush=True)
+    pipe.transformer.train()
+    return train(
+        config.train,
+        trained,
+        lambda step, rank: batches(step, rank, world()),
+        lambda m: loss_of(pipe, config, empty),
+        out,
+        {**origin, "config": asdict(config), "code": code_version("training.own")},
+        on_validate=(lambda raw, average: validation(device)) if apart else None,
+        on_save=lambda raw, average, decaying: on_save(average),
+        exclude=("",),
+    )
+
+
+def trainable(transformer: Any, lora: Lora | None) -> nn.Module:
+    """The parameters that learn, in float32: the transformer itself, or adapters that are added to it."""
+    if lora is None:
+        return transformer.float().requires_grad_(True)
+    from peft import LoraConfig
+
+    settings: Any = {"use_rslora": lora.rank_stabilized, "target_modules": list(lora.targets)}
+    transformer.requires_grad_(False)
+    transformer.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings))  # type: ignore[arg-type]
+    named = {name.replace(".", "/"): p for name, p in transformer.named_parameters() if p.requires_grad}
+    for parameter in named.values():
+        parameter.data = parameter.data.float()
+    return nn.ParameterDict(named)
+
+
+def origin_of(folder: Path) -> dict[str, str]:
+    """Hashes of the parts of a model that encode: what an encoded dataset and a training on it must have in common."""
+    parts = {"vae": folder / "vae", "text": folder / "text_encoder", "image_encoder": folder / "image_encoder"}
+    parts["text"] = parts["text"] if parts["text"].is_dir() else text_encoder_folder()
+    return {name: folder_hash(part, MADE_OF) for name, part in parts.items() if part.is_dir()}
+
+
+def write_model(folder: Path, transformer: Any, dtype: torch.dtype, out: Path) -> None:
+    """A model folder: that in `folder` with other weights of the transformer, in `dtype`. Other parts are linked if possible."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(folder.rglob("*")):
+        target = out / (place := file.relative_to(folder))
+        if place.parts[0] != "transformer" and file.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(file.resolve(), target)
+            except OSError:  # another file system
+                shutil.copy2(file, target)
+    state = {name: value.detach().to(dtype) for name, value in transformer.state_dict().items()}
+    (out / "transformer").mkdir(exist_ok=True)
+    save_tensors(state, out / "transformer" / FILE, {"format": "pt"})
+    write_text(out / "transformer" / "config.json", read_text(folder / "transformer" / "config.json"))
+
+
+def write_lora(adapters: nn.Module, lora: Lora, file: Path) -> None:
+    """Adapters in the native names with alpha, which diffusers, ComfyUI and `phantom generate --lora` apply at one strength."""
+    alpha = lora.alpha * (lora.rank**0.5 if lora.rank_stabilized else 1.0)
+    tensors = {}
+    for name, value in adapters.state_dict().items():
+        layer, _, factor = name.replace("/", ".").partition(".lora_")
+        place = "diffusion_model." + native_name(f"{layer}.weight").removesuffix(".weight")
+        tensors[f"{place}.lora_{factor[0]}.weight"] = value.detach().half()
+        tensors[f"{place}.alpha"] = torch.tensor(alpha)
+    metadata = {"format": "pt", "ss_network_dim": str(lora.rank), "ss_network_alpha": str(alpha), "ss_network_module": "lora"}
+    save_tensors(tensors, file, {**metadata, "modelspec.architecture": "wan2.1/lora", "modelspec.title": file.stem})
+
+
+def run(config: OwnConfig, folder: Path, latents: Path, out: Path, placement: Placement) -> dict[str, Any]:
+    """Fine-tune the model in `folder` on an encoded dataset; returns what was made.
+
+    Writes `out`/model, which loads like any model, or with LoRA `out`/lora.safetensors, and state.safetensors, log.jsonl and
+    TensorBoard events beside it. Run again, it resumes.
+    """
+    store = EncodedStore(latents)
+    origin = {**origin_of(folder), "dataset": dataset_hash(store), "init_from": folder_hash(folder / "transformer", MADE_OF)}
+    out.mkdir(parents=True, exist_ok=True)
+    pipe = load_models(folder, placement)
+    dtype = pipe.transformer.dtype
+    made = out / ("model" if config.lora is None else "lora.safetensors")
+
+    def save(average: nn.Module) -> None:
+        if config.lora is None:
+            write_model(folder, average, dtype, made)
+        else:
+            write_lora(average, config.lora, made)
+
+    fine_tune(config, pipe, store, out, save, origin)
+    return {"written": str(made), "steps": config.train.steps, "triplets": len(store)}
+
+
+def dataset_hash(store: EncodedStore) -> str:
+    """Of an encoded dataset: what made it, and the ids of its triplets, which are hashes of their content."""
+    digest = hashlib.sha256(json.dumps(store.origin, sort_keys=True).encode())
+    for key in sorted(store.ids()):
+        digest.update(key.encode())
+    return digest.hexdigest()

@@ -1,0 +1,237 @@
+"""From a dataset of triplets to a fine-tuned model: encoded, trained, stopped and resumed, generated with."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from phantom_s2v.data.triplets import Triplet, TripletReference, TripletStore
+from phantom_s2v.errors import DataError
+from phantom_s2v.media import images
+from phantom_s2v.models.memory import Placement
+from phantom_s2v.pipeline.conditions import Dropped
+from phantom_s2v.pipeline.loading import load_models
+from phantom_s2v.training import encoded, own, recipes
+from phantom_s2v.training.encoded import Bucket, EncodedStore, Target, bucket_of, fitted
+
+TARGET = Target(32 * 32, 9, 8.0, 8)
+
+
+def picture(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def triplet(tmp_path, number: int, size=(40, 40), frames=9, views=1) -> Triplet:
+    path = tmp_path / f"{number}.mp4"
+    images.write_video(path, np.random.default_rng(number).integers(0, 255, (frames, *size, 3), dtype=np.uint8), 8)
+    names = ["fox"] * views + ["犬"] * (number % 2)
+    references = tuple(TripletReference(picture(number * 10 + i), name, "cross-pair") for i, name in enumerate(names))
+    return Triplet(path.read_bytes(), f"A fox, number {number}.", references, 8.0, frames, *size)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> TripletStore:
+    folder = tmp_path_factory.mktemp("triplets")
+    store = TripletStore.create(folder / "t.lance")
+    shapes = [{}, {}, {"views": 3}, {"size": (30, 60)}, {"frames": 5}, {}, {}, {"size": (30, 60)}]
+    store.write(triplet(folder, number, **shape) for number, shape in enumerate(shapes))
+    return store
+
+
+@pytest.fixture(scope="module")
+def latents(store, tiny, tiny_models, tmp_path_factory) -> EncodedStore:
+    return encode(store, tiny_models, tiny, tmp_path_factory.mktemp("latents") / "l.lance")
+
+
+def encode(store, pipe, folder, path, refused=None) -> EncodedStore:
+    out = EncodedStore.create(path, own.origin_of(folder))
+    encoded.encode_store(store, out, pipe, TARGET, encoded.plan(store, TARGET), lambda count: None, (refused or {}).__setitem__)
+    return out
+
+
+@pytest.mark.parametrize(("video", "bucket"), [
+    ((480, 832, 81, 16), (480, 832, 81)),
+    ((1080, 1920, 300, 30), (464, 832, 81)),  # 16:9 of 16 pixels, 81 of 160 frames
+    ((832, 480, 40, 16), (832, 464, 37)),
+    ((100, 100, 2, 16), (96, 96, 1)),  # never enlarged
+    ((720, 720, 200, 60), (624, 624, 53)),  # 200 frames of 60 are 53 of 16
+])  # fmt: skip
+def test_videos_keep_their_aspect_and_are_never_enlarged(video, bucket):
+    target = Target(480 * 832, 81, 16.0, 16)
+    got = bucket_of(*video, target)
+    assert (got.height, got.width, got.frames) == pytest.approx(bucket, abs=16)
+    assert got.frames == bucket[2]
+    assert got.height * got.width <= 480 * 832
+    assert got.height % 16 == got.width % 16 == 0
+    assert (got.height, got.width) <= (video[0], video[1])
+    assert got.width <= video[1]
+
+
+def test_a_video_that_is_too_small_is_refused():
+    with pytest.raises(DataError, match="each side must have at least 16"):
+        bucket_of(8, 400, 9, 8.0, Target(480 * 832, 81, 16.0, 16))
+
+
+def test_videos_are_resampled_by_time_and_cut_in_the_middle():
+    video = np.zeros((16, 10, 30, 3), np.uint8)
+    video += np.arange(16, dtype=np.uint8)[:, None, None, None] * 10
+    video[:, :, :10] = 255
+    got = fitted(video, 16.0, Bucket(10, 10, 5), Target(100, 5, 8.0, 1))
+    assert got[:, 5, 5, 0].tolist() == [0, 20, 40, 60, 80]  # every second frame
+    assert (got < 200).all()  # nothing of the left third
+
+
+def test_what_is_encoded_is_what_the_pipeline_would_see(store, latents, tiny_models):
+    """Latents of the clip, references letterboxed, and the prompt, each by the pipeline's own functions, in float16."""
+    number = store.ids().index(next(each[0] for each in latents.sizes() if each[1:4] == (32, 32, 9)))
+    triplet = store.take([number])[0]
+    row = latents.take([latents.ids().index(triplet.id)])[0]
+    text = tiny_models.encode_texts([triplet.caption], 512)[0]
+    torch.testing.assert_close(row["text"].float(), text, atol=5e-3, rtol=5e-3)
+    image = images.read_image(io.BytesIO(triplet.references[0].image), name="x")[0]
+    prepared = images.letterbox(image, 32, 32)
+    torch.testing.assert_close(row["references"][0].float(), tiny_models.encode_images([prepared])[0, :, 0], atol=5e-3, rtol=5e-3)
+    assert row["latents"].shape == (8, 3, 4, 4)
+    assert row["image_tokens"].shape[1:] == (16, 32)
+
+
+def test_encoding_goes_on_where_it_was_and_follows_the_dataset(store, latents, tiny, tiny_models, tmp_path, monkeypatch):
+    calls = []
+    real = encoded.encode_sample
+    monkeypatch.setattr(encoded, "encode_sample", lambda *given: calls.append(given[1].id) or real(*given))
+    path = tmp_path / "l.lance"
+    some = TripletStore.create(tmp_path / "some.lance")
+    some.write(list(store)[:3])
+    encode(some, tiny_models, tiny, path)
+    assert len(calls) == 3
+    encode(some, tiny_models, tiny, path)
+    assert len(calls) == 3
+    some.remove(some.ids()[:1])
+    some.write([list(store)[4]])
+    out = encode(some, tiny_models, tiny, path)
+    assert len(calls) == 4
+    assert set(out.ids()) == set(some.ids())
+
+
+def test_latents_of_another_model_are_refused(latents, tiny):
+    with pytest.raises(DataError, match="was encoded otherwise: vae was"):
+        EncodedStore(latents.path, {**own.origin_of(tiny), "vae": "0" * 64})
+    with pytest.raises(DataError, match="is not a dataset of encoded triplets"):
+        EncodedStore(latents.path.parent.parent)
+
+
+def test_every_triplet_is_in_one_batch_of_an_epoch(latents):
+    config = replace(recipes.own_mini(), batch_size=2, validation=0.2)
+    batches, apart = own.split(latents, config)
+    assert len(apart) == 1
+    for epoch in (0, 1):
+        rows = [row for number in range(batches.per_epoch) for row in batches.of(epoch * batches.per_epoch + number)]
+        assert sorted(rows + apart) == list(range(len(latents)))
+    first, second = ([batches.of(e * batches.per_epoch + i) for i in range(batches.per_epoch)] for e in (0, 1))
+    assert first != second
+    for number in range(batches.per_epoch):
+        batch = batches(number)
+        assert batch["references"].shape[1] == batch["subjects"].shape[1] <= 2
+    assert torch.equal(batches(3)["latents"], batches(1, 1, 2)["latents"])  # step 1 of the second of two processes
+
+
+def test_views_of_a_subject_are_drawn_in_turn(latents):
+    row = next(row for row in latents.take(list(range(len(latents)))) if (row["subjects"] == 0).sum() == 3)
+    drawn = {own.collate([row], np.random.default_rng(seed))["references"][0, 0].flatten()[0].item() for seed in range(20)}
+    assert len(drawn) == 3
+
+
+def test_training_uses_the_forward_of_generation(latents, tiny_models):
+    """The training's velocity is that of the pipeline's branches, dropped or not."""
+    batch = own.collate(latents.take([0]), np.random.default_rng(0))
+    x, t = torch.randn(batch["latents"].shape), torch.tensor([0.5])
+    no, yes, empty = torch.tensor([False]), torch.tensor([True]), tiny_models.encode_texts([""], 512)
+    seen = {}
+    for name, dropped in (("both", (no, no)), ("image", (yes, no)), ("null", (yes, yes))):
+        seen[name] = tiny_models.training_velocity(x, t, batch, Dropped(*dropped, no, no, empty))
+    from phantom_s2v.pipeline.conditions import Conditions
+    from phantom_s2v.pipeline.mmdit_pipeline import References
+
+    references = References(batch["references"], batch["image_tokens"], batch["subjects"])
+    conditions = Conditions(batch["text"], empty, references, 1, None, False)
+    tiny_models.scheduler.set_timesteps(2)
+    tiny_models.scheduler.sigmas[0] = 0.5
+    got = tiny_models.branches(conditions, x, None)(x, torch.tensor(500), 0, list(seen))
+    for name, velocity in got.items():
+        torch.testing.assert_close(seen[name], velocity, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(seen["both"], seen["null"], atol=1e-2)
+
+
+def run(latents, folder, out, steps, **changes) -> dict:
+    config = recipes.own_mini()
+    train = replace(config.train, steps=steps, adam_lr=2e-3, warmup=2, precision="float32", workers=0, log_steps=1, decay_share=0)
+    config = replace(config, train=train, validation=0.2, **changes)
+    return own.run(config, folder, latents.path, out, Placement(device="cpu"))
+
+
+def test_a_fine_tuned_model_loads_and_generates_and_a_stopped_run_goes_on_bit_for_bit(latents, tiny, tmp_path):
+    whole = run(latents, tiny, tmp_path / "whole", 6)
+    run(latents, tiny, tmp_path / "parts", 3)
+    run(latents, tiny, tmp_path / "parts", 6)
+    one, other = (load_file(tmp_path / name / "model" / "transformer" / own.FILE) for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    base = load_file(tiny / "transformer" / own.FILE)
+    assert any(not torch.equal(one[name], base[name]) for name in base)
+    pipe = load_models(tmp_path / "whole" / "model")
+    video = pipe("a fox", reference_images=np.zeros((20, 20, 3), np.uint8), generator=torch.Generator().manual_seed(0)).frames[0]
+    assert video.shape == (9, 32, 32, 3)
+    assert np.isfinite(video).all()
+    assert whole["triplets"] == 8
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert {"with_0.5", "without_0.5"} < set(log[-1])
+
+
+def test_it_learns_one_clip(latents, tiny, tmp_path):
+    """Trained on its few clips, the error of what it was trained on falls."""
+    run(latents, tiny, tmp_path / "run", 60, drop_references=0.0, drop_text=0.0)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert np.mean(losses[-15:]) < 0.7 * np.mean(losses[:15])
+
+
+def test_commands_go_from_triplets_to_a_model(call_phantom, store, tiny, tmp_path):
+    latents, out, toml = tmp_path / "l.lance", tmp_path / "run", tmp_path / "run.toml"
+    code, said = call_phantom("encode", store.path, "--model", tiny, "--out", latents)
+    assert code == 0, said.err
+    assert json.loads(said.out.splitlines()[-1]) == {"new": 8, "triplets": 8, "left_out": 0}
+    toml.write_text('batch_size = 3\n[train]\nwarmup = 1\nworkers = 0\nprecision = "float32"\n')
+    command = ("train", "--preset", "mini", "--model", tiny, "--latents", latents, "--out", out, "--steps", 2, "--config", toml)
+    code, said = call_phantom(*command)
+    assert code == 0, said.err
+    assert json.loads(said.out.splitlines()[-1])["steps"] == 2
+    assert (out / "model" / "transformer" / "config.json").is_file()
+    code, said = call_phantom("train", "--preset", "mini", "--config", toml, "--print-config")
+    assert json.loads(said.out)["batch_size"] == 3
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("batchsize = 2", "unknown key 'batchsize' (did you mean batch_size?)"),
+    ("[train]\nadam_lr = 'much'", "adam_lr must be"),
+    ("batch_size = ", "run.toml: "),
+])  # fmt: skip
+def test_a_wrong_field_is_one_sentence(call_phantom, tmp_path, text, said):
+    (tmp_path / "run.toml").write_text(text)
+    code, out = call_phantom("train", "--preset", "mini", "--config", tmp_path / "run.toml", "--print-config")
+    assert code == 2
+    assert said in out.err
+
+
+def test_what_is_missing_is_one_sentence(call_phantom, tmp_path):
+    code, out = call_phantom("train", "--preset", "large")
+    assert (code, "preset must be mini, wan-1.3b, wan-1.3b-lora, wan-14b-lora (got 'large')" in out.err) == (2, True)
+    code, out = call_phantom("train", "--preset", "mini", "--out", tmp_path)
+    assert (code, "--latents and --out are needed" in out.err) == (2, True)
+    code, out = call_phantom("encode", tmp_path / "none.lance", "--out", tmp_path / "l.lance")
+    assert (code, "none.lance does not exist" in out.err) == (2, True)

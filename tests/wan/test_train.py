@@ -1,0 +1,115 @@
+"""Fine-tuning of a tiny Wan: the released forward with gradients, all weights or LoRA, and a LoRA file that others read."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from phantom_s2v.data.triplets import Triplet, TripletReference, TripletStore
+from phantom_s2v.media import images
+from phantom_s2v.models.memory import Placement
+from phantom_s2v.pipeline.conditions import Conditions, Dropped
+from phantom_s2v.pipeline.loading import load_models
+from phantom_s2v.training import encoded, own, recipes
+from phantom_s2v.training.own import Lora
+
+TARGET = encoded.Target(32 * 32, 5, 16.0, 16)
+
+
+@pytest.fixture(scope="module")
+def latents(pipe, converted, tmp_path_factory) -> encoded.EncodedStore:
+    folder = tmp_path_factory.mktemp("triplets")
+    store = TripletStore.create(folder / "t.lance")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(4):
+        images.write_video(folder / "a.mp4", rng.integers(0, 255, (5, 32, 48, 3), dtype=np.uint8), 16)
+        picture = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(picture, "PNG")
+        reference = TripletReference(picture.getvalue(), "dog", "cross-pair")
+        rows.append(Triplet((folder / "a.mp4").read_bytes(), f"A dog, {number}.", (reference,), 16.0, 5, 32, 48))
+    store.write(rows)
+    out = encoded.EncodedStore.create(folder / "l.lance", own.origin_of(converted))
+    assert encoded.encode_store(store, out, pipe, TARGET, encoded.plan(store, TARGET), lambda done: None, pytest.fail) == 4
+    return out
+
+
+def test_training_uses_the_forward_of_generation(latents, pipe):
+    batch = own.collate(latents.take([0]), np.random.default_rng(0))
+    x, t = torch.randn(batch["latents"].shape), torch.tensor([0.5])
+    no, yes, empty = torch.tensor([False]), torch.tensor([True]), pipe.encode_texts([""], 512)
+    seen = {}
+    for name, dropped in (("both", (no, no)), ("image", (yes, no)), ("null", (yes, yes))):
+        seen[name] = pipe.training_velocity(x, t, batch, Dropped(*dropped, no, no, empty))
+    text, none = pipe.pad_features(batch["text"]), pipe.pad_features(empty)
+    pipe.scheduler.set_timesteps(2)
+    pipe._num_timesteps = 2
+    got = pipe.branches(Conditions(text, none, batch["references"].transpose(1, 2), 1, None, False), x, None)
+    velocities = got(x, torch.tensor(500), 0, list(seen))
+    for name, velocity in velocities.items():
+        torch.testing.assert_close(seen[name], velocity, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(seen["both"], seen["null"], atol=1e-2)
+
+
+def run(latents, folder, out, lora, steps=3) -> dict:
+    config = recipes.own_wan_lora() if lora else recipes.own_wan()
+    train = replace(config.train, steps=steps, adam_lr=5e-3, warmup=1, precision="float32", workers=0, log_steps=1, decay_share=0)
+    train = replace(train, ema_decay=0.0)
+    return own.run(replace(config, train=train, lora=lora, t_tokens=16), folder, latents.path, out, Placement(device="cpu"))
+
+
+def test_all_weights_are_trained_into_a_model_folder(latents, converted, tmp_path):
+    run(latents, converted, tmp_path / "run", None)
+    again = load_models(tmp_path / "run" / "model")
+    before = load_models(converted).transformer.state_dict()
+    after = again.transformer.state_dict()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(moved) > 0.9 * len(before)
+
+
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_a_lora_file_is_as_strong_as_the_adapters_it_was_trained_as(latents, converted, tmp_path, stabilized):
+    """Loaded by our own --lora, in diffusers' way, and folded by hand."""
+    lora = Lora(4, 16.0, stabilized, recipes.own_wan_lora().lora.targets)
+    kept = {}
+    real = own.write_lora
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own, "write_lora", lambda adapters, *more: (kept.update(adapters=adapters), real(adapters, *more)))
+        run(latents, converted, tmp_path / "run", lora)
+    file = tmp_path / "run" / "lora.safetensors"
+    by_hand = load_models(converted)
+    scale = 16 / 2 if stabilized else 16 / 4
+    factors = {name.replace("/", "."): value for name, value in kept["adapters"].state_dict().items()}
+    state = by_hand.transformer.state_dict()
+    for name in [name for name in factors if "lora_A" in name]:
+        layer = name.partition(".lora_A")[0]
+        product = factors[name.replace("lora_A", "lora_B")].half().float() @ factors[name].half().float()
+        assert product.abs().max() > 0
+        state[f"{layer}.weight"] += scale * product
+    by_hand.transformer.load_state_dict(state)
+    given = (torch.randn(1, 16, 2, 4, 6), torch.tensor([500.0]), torch.randn(1, 512, 24), torch.randn(1, 16, 1, 4, 6))
+    from phantom_s2v.models.wan.transformer import wan_velocity
+
+    expected = wan_velocity(by_hand.transformer, *given)
+    ours = load_models(converted)
+    plain = wan_velocity(ours.transformer, *given)
+    ours.load_lora_weights(str(file))
+    torch.testing.assert_close(wan_velocity(ours.transformer, *given), expected, atol=1e-4, rtol=1e-4)
+    assert (plain - expected).abs().max() > 1e-2
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["ss_network_dim"] == "4"
+    assert "diffusion_model.blocks.0.self_attn.q.lora_A.weight" in load_file(file)
+
+
+def test_a_stopped_lora_goes_on_bit_for_bit(latents, converted, tmp_path):
+    lora = Lora(2, 2.0, targets=("to_q",))
+    run(latents, converted, tmp_path / "whole", lora, 4)
+    run(latents, converted, tmp_path / "parts", lora, 2)
+    run(latents, converted, tmp_path / "parts", lora, 4)
+    one, other = (load_file(tmp_path / name / "lora.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
