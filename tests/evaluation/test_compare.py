@@ -18,7 +18,9 @@ from phantom_s2v.evaluation import calibration, compare, rating
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
 from phantom_s2v.evaluation.kpi import check_networks, evaluate_kpis, read_kpis
 from phantom_s2v.evaluation.metrics.table import METRICS
+from phantom_s2v.evaluation.pairs import QUESTIONS, Pair, find_pairs
 from phantom_s2v.evaluation.score import SubjectScore, VideoScore, check_scores
+from phantom_s2v.evaluation.votes import agreement, bind, keep, links, open_votes, results
 from phantom_s2v.media import images
 
 TOOLS = Instruments("color", lambda p: np.zeros((len(p), 1)), Thresholds())
@@ -206,26 +208,26 @@ def pairs(tmp_path):
             images.write_video(tmp_path / system / "videos" / f"case {case}.mp4", frames, 8)
     images.write_image(tmp_path / "ref.png", np.zeros((8, 8, 3), np.uint8))
     told = {"case 0": ("A <fox> runs.", (tmp_path / "ref.png",))}
-    return rating.find_pairs([tmp_path / "secret-a", tmp_path / "secret-b" / "videos"], told)
+    return find_pairs([tmp_path / "secret-a", tmp_path / "secret-b" / "videos"], told)
 
 
 def test_votes_on_other_videos_of_the_same_name_are_not_counted_for_these(pairs, tmp_path):
     file = tmp_path / "votes.sqlite"
-    rating.bind(file, pairs)
-    rating.bind(file, pairs)
-    with rating.open_votes(file) as votes:
-        rating.keep(votes, pairs[0], "ann", dict.fromkeys(rating.QUESTIONS, "left"))
-    rating.bind(file, pairs)
+    bind(file, pairs)
+    bind(file, pairs)
+    with open_votes(file) as votes:
+        keep(votes, pairs[0], "ann", dict.fromkeys(QUESTIONS, "left"))
+    bind(file, pairs)
     for change in (pairs[0].videos[1], pairs[0].references[0]):
         kept = change.read_bytes()
         change.write_bytes(pairs[1].videos[0].read_bytes())
         with pytest.raises(
             InputError, match=r"contains votes on other videos of case case 0, .* choose another file with --votes"
         ):
-            rating.bind(file, pairs)
+            bind(file, pairs)
         change.write_bytes(kept)
     pairs[1].videos[0].write_bytes(pairs[2].videos[0].read_bytes())  # nobody has voted on these yet
-    rating.bind(file, pairs)
+    bind(file, pairs)
 
 
 def client_of(pairs, file):
@@ -237,7 +239,7 @@ def client_of(pairs, file):
 def test_a_rater_sees_no_names_and_votes_reach_the_right_system(pairs, tmp_path):
     file = tmp_path / "votes.sqlite"
     client = client_of(pairs, file)
-    first, second = (f"/rate/{secret}" for secret in rating.links(file, ["Zoë & co", "another"]).values())
+    first, second = (f"/rate/{secret}" for secret in links(file, ["Zoë & co", "another"]).values())
     sides = set()
     for done in range(6):
         page = client.get(first).text
@@ -254,7 +256,7 @@ def test_a_rater_sees_no_names_and_votes_reach_the_right_system(pairs, tmp_path)
     assert sides == {0, 1}  # both systems stood at both sides
     assert "All 6 comparisons are done" in client.get(first).text
     assert "Comparison 1 of 6" in client.get(second).text
-    better, logo = rating.results(file)
+    better, logo = results(file)
     assert (better["first_wins"], better["second_wins"], better["second_share"]) == (0, 6, 1.0)
     assert (logo["question"], logo["equal"], logo["second_share"]) == ("logo", 6, 0.5)
 
@@ -267,21 +269,21 @@ def as_file(content):
 
 def test_bad_votes_and_places_are_refused(pairs, tmp_path):
     client = client_of(pairs, tmp_path / "votes.sqlite")
-    link = f"/rate/{rating.links(tmp_path / 'votes.sqlite', ['a'])['a']}"
+    link = f"/rate/{links(tmp_path / 'votes.sqlite', ['a'])['a']}"
     assert client.post(f"{link}/vote/0", data={"better": "secret-a"}).status_code == 422
     assert client.post(f"{link}/vote/99", data={"better": "left"}).status_code == 422
     assert client.post(f"{link}/vote/0", data={"logo": "left"}).status_code == 422
     assert client.get(f"{link}/video/0/7").status_code == 404
     assert client.get(f"{link}/video/-1/0").status_code == 404
     with pytest.raises(InputError, match="contains no votes yet"):
-        rating.results(tmp_path / "votes.sqlite")
+        results(tmp_path / "votes.sqlite")
     with pytest.raises(InputError, match="not a file"):
-        rating.results(tmp_path / "none.sqlite")
+        results(tmp_path / "none.sqlite")
     (tmp_path / "no.sqlite").write_bytes(b"x" * 5000)
     with pytest.raises(InputError, match="not a votes file"):
-        rating.open_votes(tmp_path / "no.sqlite")
+        open_votes(tmp_path / "no.sqlite")
     with pytest.raises(InputError, match="at least two folders"):
-        rating.find_pairs([tmp_path / "secret-a"], {})
+        find_pairs([tmp_path / "secret-a"], {})
 
 
 @pytest.mark.parametrize(
@@ -297,13 +299,13 @@ def test_systems_and_cases_that_votes_could_not_tell_apart_are_refused(tmp_path,
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(InputError, match=said):
-        rating.find_pairs(list(dict.fromkeys((tmp_path / name).parent for name in videos)), {})
+        find_pairs(list(dict.fromkeys((tmp_path / name).parent for name in videos)), {})
 
 
 def test_a_vote_given_again_replaces_the_former(pairs, tmp_path):
-    votes = rating.open_votes(tmp_path / "v.sqlite")
+    votes = open_votes(tmp_path / "v.sqlite")
     for choice in ("left", "right"):
-        rating.keep(votes, pairs[0], "a", {"better": choice})
+        keep(votes, pairs[0], "a", {"better": choice})
     votes.commit()
     expected = (pairs[0].first, pairs[0].second)[pairs[0].sides("a")[1]]
     assert sqlite3.connect(tmp_path / "v.sqlite").execute("select choice from votes").fetchall() == [(expected,)]
@@ -311,21 +313,21 @@ def test_a_vote_given_again_replaces_the_former(pairs, tmp_path):
 
 def test_agreement_on_known_answers():
     """Full, none beyond chance, and Krippendorff's own example of nominal data (alpha 0.743, twelve units, four observers)."""
-    assert rating.agreement([["a", "a"], ["b", "b"], ["a", "a"]]) == 1.0
-    assert rating.agreement([["a", "b"]] * 10) < 0
-    assert rating.agreement([["a"], ["b"]]) is None
-    assert rating.agreement([["a", "a"]]) is None
+    assert agreement([["a", "a"], ["b", "b"], ["a", "a"]]) == 1.0
+    assert agreement([["a", "b"]] * 10) < 0
+    assert agreement([["a"], ["b"]]) is None
+    assert agreement([["a", "a"]]) is None
     observers = ["1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 ."]
     units = [[answer for answer in column if answer != "."] for column in zip(*map(str.split, observers), strict=True)]
-    assert rating.agreement(units) == pytest.approx(0.743, abs=0.001)
+    assert agreement(units) == pytest.approx(0.743, abs=0.001)
 
 
 def test_votes_as_a_user_calls_it(phantom, pairs, tmp_path):
     file = tmp_path / "votes.sqlite"
-    votes = rating.open_votes(file)
+    votes = open_votes(file)
     for rater in ("a", "b"):
         for pair in pairs:
-            rating.keep(votes, pair, rater, {"better": ("left", "right")[pair.sides(rater).index(1)]})
+            keep(votes, pair, rater, {"better": ("left", "right")[pair.sides(rater).index(1)]})
     votes.commit()
     code, said = phantom("votes", file)
     assert code == 0
@@ -336,5 +338,5 @@ def test_votes_as_a_user_calls_it(phantom, pairs, tmp_path):
 
 def test_the_sides_are_even():
     pair = SimpleNamespace(case="c", first="a", second="b")
-    left = sum(rating.Pair.sides(pair, str(i))[0] for i in range(400))
+    left = sum(Pair.sides(pair, str(i))[0] for i in range(400))
     assert 150 < left < 250

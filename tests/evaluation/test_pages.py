@@ -383,20 +383,22 @@ def test_a_page_that_is_not_ours_stays(tmp_path):
 def test_a_page_of_rating_has_a_choice_for_every_question(tmp_path):
     fastapi = pytest.importorskip("fastapi.testclient")
     from phantom_s2v.evaluation import rating
+    from phantom_s2v.evaluation.pairs import QUESTIONS, Pair
+    from phantom_s2v.evaluation.votes import links
 
     for name in ("one.mp4", "two.mp4"):
         images.write_video(tmp_path / name, np.zeros((5, 32, 32, 3), np.uint8), 8)
     reference = tmp_path / "r.png"
     reference.write_bytes(png(np.full((8, 9, 3), 200, np.uint8)))
-    shown = rating.Pair("case", "one", "two", (tmp_path / "one.mp4", tmp_path / "two.mp4"), ODD, (reference,))
-    secret = rating.links(tmp_path / "votes.sqlite", ["ann"])["ann"]
+    shown = Pair("case", "one", "two", (tmp_path / "one.mp4", tmp_path / "two.mp4"), ODD, (reference,))
+    secret = links(tmp_path / "votes.sqlite", ["ann"])["ann"]
     app = rating.application([shown], tmp_path / "votes.sqlite")
     with fastapi.TestClient(app, base_url="http://localhost") as client:
         ballot = Seen(client.get(f"/rate/{secret}").text)
         client.post(f"/rate/{secret}/vote/0", data={"better": "left"}, headers={"origin": "http://localhost"})
         thanks = Seen(client.get(f"/rate/{secret}").text)
     radios = [attrs["name"] for tag, attrs in ballot.tags if attrs.get("type") == "radio"]
-    assert {name: radios.count(name) for name in radios} == {name: 4 - (name == "better") for name in rating.QUESTIONS}
+    assert {name: radios.count(name) for name in radios} == {name: 4 - (name == "better") for name in QUESTIONS}
     assert ODD in ballot.text
     assert not [tag for tag, _ in ballot.tags if tag == "script"]
     assert not ballot.open

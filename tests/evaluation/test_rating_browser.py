@@ -12,6 +12,8 @@ import uvicorn
 from playwright.sync_api import sync_playwright
 
 from phantom_s2v.evaluation import rating
+from phantom_s2v.evaluation.pairs import find_pairs
+from phantom_s2v.evaluation.votes import links
 from phantom_s2v.media import images
 
 CHROMIUM = shutil.which("chromium")
@@ -24,7 +26,7 @@ def served(tmp_path):
         (tmp_path / system).mkdir()
         for case in ("one", "two"):
             images.write_video(tmp_path / system / f"{case}.mp4", np.full((8, 64, 64, 3), shade, np.uint8), 8)
-    pairs = rating.find_pairs([tmp_path / "a", tmp_path / "b"], {"one": ("A gray field.", ())})
+    pairs = find_pairs([tmp_path / "a", tmp_path / "b"], {"one": ("A gray field.", ())})
     app = rating.application(pairs, tmp_path / "votes.sqlite")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:  # a port that nobody else can take before the server has it
@@ -32,7 +34,7 @@ def served(tmp_path):
         thread.start()
         while not server.started:
             time.sleep(0.02)
-        secret = rating.links(tmp_path / "votes.sqlite", ["Ayşe"])["Ayşe"]
+        secret = links(tmp_path / "votes.sqlite", ["Ayşe"])["Ayşe"]
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/rate/{secret}", tmp_path / "votes.sqlite"
         server.should_exit = True
         thread.join()

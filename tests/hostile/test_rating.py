@@ -9,7 +9,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from phantom_s2v.errors import InputError
-from phantom_s2v.evaluation import rating
+from phantom_s2v.evaluation import rating, votes
+from phantom_s2v.evaluation.pairs import find_pairs
+from phantom_s2v.evaluation.votes import open_votes, results
 from phantom_s2v.media import images
 
 HOME = "http://127.0.0.1:8765"
@@ -25,14 +27,14 @@ def pairs(tmp_path_factory):
             path = folder / system / f"{case}.mp4"
             images.write_video(path, np.full((4, 16, 16, 3), 100 * number, np.uint8), 8)
             os.utime(path, (1e9 * (1 + number / 10),) * 2)
-    return rating.find_pairs([folder / "a", folder / "b"], {})
+    return find_pairs([folder / "a", folder / "b"], {})
 
 
 @pytest.fixture
 def served(pairs, tmp_path):
     file = tmp_path / "votes.sqlite"
     client = TestClient(rating.application(pairs, file), base_url=HOME)
-    links = {name: f"/rate/{secret}" for name, secret in rating.links(file, ["Ann", "Bo"]).items()}
+    links = {name: f"/rate/{secret}" for name, secret in votes.links(file, ["Ann", "Bo"]).items()}
     return client, links, file
 
 
@@ -58,11 +60,11 @@ def test_links_are_long_differ_and_stay_the_same(served):
     _, links, file = served
     assert len({*links.values()}) == 2
     assert all(len(link) >= len("/rate/") + 32 for link in links.values())
-    again = rating.links(file, ["Bo", "Carl"])
+    again = votes.links(file, ["Bo", "Carl"])
     assert {name: f"/rate/{secret}" for name, secret in again.items() if name != "Carl"} == links
     for name in ("", "  ", "x" * 81):
         with pytest.raises(InputError, match="must have 1 to 80"):
-            rating.links(file, [name])
+            votes.links(file, [name])
 
 
 @pytest.mark.parametrize(
@@ -115,12 +117,12 @@ def test_a_link_is_no_file_of_votes(tmp_path):
     link, target = tmp_path / "v.sqlite", tmp_path / "other.sqlite"
     link.symlink_to(target)
     with pytest.raises(InputError, match=r"v\.sqlite is a symbolic link"):
-        rating.open_votes(link)
+        open_votes(link)
     assert not target.exists()
-    rating.open_votes(target).close()
+    open_votes(target).close()
     target.chmod(0o644)
     with pytest.raises(InputError, match=r"v\.sqlite is a symbolic link"):
-        rating.open_votes(link)
+        open_votes(link)
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
 
 
@@ -128,9 +130,9 @@ def test_votes_are_their_owners(served, tmp_path, monkeypatch):
     _, _, file = served
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     old = tmp_path / "old.sqlite"
-    rating.open_votes(old).close()
+    open_votes(old).close()
     old.chmod(0o644)
-    rating.open_votes(old).close()
+    open_votes(old).close()
     assert stat.S_IMODE(old.stat().st_mode) == 0o600
 
 
@@ -140,7 +142,7 @@ def test_counting_writes_nothing_into_another_file(tmp_path):
         base.execute("create table notes (text)")
     before = foreign.read_bytes()
     with pytest.raises(InputError, match="is not a valid votes file"):
-        rating.results(foreign)
+        results(foreign)
     assert foreign.read_bytes() == before
 
 

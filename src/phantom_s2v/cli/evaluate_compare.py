@@ -63,7 +63,9 @@ def evaluate_rate(
     try:
         import uvicorn
 
-        from phantom_s2v.evaluation.rating import application, as_shown, find_pairs, is_loopback, links
+        from phantom_s2v.evaluation.pairs import as_shown, find_pairs
+        from phantom_s2v.evaluation.rating import application, is_loopback
+        from phantom_s2v.evaluation.votes import links
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; run pip install 'phantom-s2v[web]'") from error
     from phantom_s2v.evaluation.suites.own import read_own
@@ -97,7 +99,8 @@ def evaluate_votes(
 ) -> None:
     """Count the votes: wins per system and question, with intervals and inter-rater agreement."""
     try:
-        from phantom_s2v.evaluation.rating import QUESTIONS, results
+        from phantom_s2v.evaluation.pairs import QUESTIONS
+        from phantom_s2v.evaluation.votes import results
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; run pip install 'phantom-s2v[web]'") from error
 

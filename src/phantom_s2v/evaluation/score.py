@@ -119,9 +119,7 @@ def score_footage(
     seen = looked.sightings
     there = [tools.limits.in_windows if windows else tools.limits.there for windows in looked.in_windows]
     networks = {"whole": tools.embed, "clip_i": tools.clip, "dino_i": tools.dino}
-    views = {name: embed(frames) for name, embed in networks.items() if embed and (references or name == "clip_i")}
-    for name, vectors in views.items():
-        check_finite(vectors, f"the embedding of frames for {name}")
+    views = _views(frames, {name: embed for name, embed in networks.items() if references or name == "clip_i"})
     faces, known = _faces(frames, references, tools)
     subjects = [
         SubjectScore(
@@ -155,6 +153,14 @@ def score_footage(
     )
     check_scores(scores)
     return scores
+
+
+def _views(frames: list[np.ndarray], networks: Mapping[str, Embed | None]) -> dict[str, np.ndarray]:
+    """Features of the frames by each network that there is."""
+    views = {name: embed(frames) for name, embed in networks.items() if embed}
+    for name, vectors in views.items():
+        check_finite(vectors, f"the embedding of frames for {name}")
+    return views
 
 
 def check_scores(score: VideoScore) -> None:

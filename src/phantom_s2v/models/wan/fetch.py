@@ -99,19 +99,9 @@ def fetch(
             tell(f"{name} is there already: {target}")
             return target
     check_new_folder(target)
-    begun = _begun(name)
-    if revision == REVISION and PHANTOM in begun:
-        revision = begun[PHANTOM]
-    if wan_revision == REVISION and WAN in begun:
-        wan_revision = begun[WAN]
-    with _hub_errors():
-        phantom, license = look_up(PHANTOM, revision, PHANTOM_FILES[name])
-        wan, wan_license = look_up(WAN, wan_revision, WAN_FILES)
-    files = [*wan, *phantom]
-    for remotes, terms in ((wan, wan_license), (phantom, license)):
-        tell(f"{remotes[0].repository} at {remotes[0].commit[:12]}: {_gigabytes(sum(f.size for f in remotes))}, license {terms}")
+    files = _remotes(name, revision, wan_revision, tell)
     _check_room(files, target, tell)
-    commits = {repository: remotes[0].commit for repository, remotes in ((WAN, wan), (PHANTOM, phantom))}
+    commits = {file.repository: file.commit for file in files}
     write_json(downloads() / f"{name}.json", commits)
     with locked(downloads(), lambda: tell("another fetch is running; waiting for its end")):
         paths = {file: _download(file, report) for file in files}
@@ -124,6 +114,21 @@ def fetch(
     (downloads() / f"{name}.json").unlink(missing_ok=True)
     tell(f"{downloads()} keeps the encoder and autoencoder for the other size; it can be removed")
     return target
+
+
+def _remotes(name: str, revision: str, wan_revision: str, tell: Callable[[str], object]) -> list[Remote]:
+    """The files of a model at the revisions asked for, else at those of a fetch that was begun; sizes and licenses are told."""
+    begun = _begun(name)
+    if revision == REVISION and PHANTOM in begun:
+        revision = begun[PHANTOM]
+    if wan_revision == REVISION and WAN in begun:
+        wan_revision = begun[WAN]
+    with _hub_errors():
+        phantom, license = look_up(PHANTOM, revision, PHANTOM_FILES[name])
+        wan, wan_license = look_up(WAN, wan_revision, WAN_FILES)
+    for remotes, terms in ((wan, wan_license), (phantom, license)):
+        tell(f"{remotes[0].repository} at {remotes[0].commit[:12]}: {_gigabytes(sum(f.size for f in remotes))}, license {terms}")
+    return [*wan, *phantom]
 
 
 def _begun(name: str) -> dict[str, str]:
