@@ -5,10 +5,12 @@ import re
 import sys
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FirstBlockCacheConfig, WanPipeline
+from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.utils import export_to_video
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from phantom_s2v import PhantomPipeline, PhantomWanPipeline
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.media.videos import Video
+from phantom_s2v.pipeline.sampling.schedulers import build_scheduler, shift_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wan"))
 import native
@@ -78,7 +81,8 @@ def test_references_are_the_same_in_every_form(pipe, cat, tmp_path):
     array = np.asarray(cat)
     forms = [
         tmp_path / "猫.png", str(tmp_path / "猫.png"), [cat], cat, array, array.astype(np.float32) / 255,
-        torch.from_numpy(array.copy()).movedim(-1, 0).float() / 255, {"cat": cat}, [[cat]],
+        torch.from_numpy(array.copy()).movedim(-1, 0).float() / 255, torch.from_numpy(array.copy()).movedim(-1, 0), {"cat": cat},
+        torch.from_numpy(array.copy()), [[cat]],
     ]  # fmt: skip
     videos = [make(pipe, reference_images=form) for form in forms]
     assert all(np.array_equal(video, videos[0]) for video in videos[1:])
@@ -149,7 +153,7 @@ def test_callbacks_see_change_and_interrupt(pipe):
     names = list(pipe._callback_tensor_inputs)
     make(pipe, callback_on_step_end=lambda p, i, t, k: steps.append(sorted(k)) or k, callback_on_step_end_tensor_inputs=names)
     assert steps[-1] == sorted(names)
-    with pytest.raises(InputError, match="must be of latents"):
+    with pytest.raises(InputError, match="must be a list of latents"):
         make(pipe, callback_on_step_end=stop, callback_on_step_end_tensor_inputs=["noise"])
 
 
@@ -177,8 +181,23 @@ def test_a_video_goes_on_from_its_state_with_the_same_bits(pipe, cat, tmp_path, 
     make(pipe, **asked, callback_on_step_end=keep, callback_on_step_end_tensor_inputs=["resume_state"])
     state = load_file(tmp_path / "state.safetensors")
     assert torch.equal(make(pipe, **asked, resume_state=state), whole)
-    with pytest.raises(InputError, match="resume_state must be of latents"):
-        make(pipe, **asked, resume_state=state, num_frames=9)
+    latents = state["latents"]
+    last = {"last_sample": torch.zeros(2, 2)} if "last_sample" in state else {"model_outputs.0": latents}
+    for changed, said, more in (
+        (state, "must be of latents", {"num_frames": 9}),
+        (state, "the same 6 steps and shift .got 3 steps", {"num_inference_steps": 6}),
+        (state, "must be a dict .got 'state'", {"resume_state": "state"}),
+        ({**state, "latents": [1]}, "a dict of tensors .got list for latents", {}),
+        ({**state, "step": torch.tensor(1.5)}, "between 0 and 3 .got 1.5", {}),
+        ({**state, "step": torch.tensor([1, 2])}, "between 0 and 3", {}),
+        ({"latents": latents, "step": state["step"]}, "got no sigmas", {}),
+        ({**state, **last}, "must be of", {}),
+    ):
+        with pytest.raises(InputError, match=f"resume_state .*{said}"):
+            make(pipe, **asked, **{"resume_state": changed, **more})
+    pipe.scheduler = build_scheduler("euler" if "last_sample" in state else "unipc", shift_of(pipe.scheduler))
+    with pytest.raises(InputError, match="resume_state must be of the same scheduler"):
+        make(pipe, **asked, resume_state=state)
 
 
 def test_it_saves_loads_and_shares_its_components(pipe, cat, tmp_path):
@@ -294,15 +313,122 @@ def test_a_script_for_wan_runs_with_the_class_and_the_references_changed(folders
     ({"height": 33}, "multiple"),
     ({"num_inference_steps": 0}, "num_inference_steps must be between"),
     ({"guidance_scale": float("nan")}, "guidance_scale"),
-    ({"latents": torch.full((1, 16, 2, 4, 4), float("nan"))}, "latents is not finite"),
+    ({"latents": torch.full((1, 16, 2, 4, 4), float("nan"))}, "latents is not finite|must have shape .1, 8"),
     ({"generator": [torch.Generator(), torch.Generator()]}, "got 2 for"),
     ({"prompt": ["a", "b"], "reference_images": [[], [np.zeros((4, 4, 3), np.uint8)]]}, "same number of reference images"),
+    ({"reference_images": {"cat": []}}, "an image of each name .got none of cat"),
+    ({"reference_images": "https://example.org/a.png"}, "download it first"),
+    ({"reference_images": {"background": np.zeros((4, 4, 3), np.uint8)}}, "use background for an image of the place"),
+    ({"reference_images": [np.zeros((4, 4, 3), np.uint8)] * 4, "background": "a.png"}, "with the background|at most 4"),
+    ({"background": [np.zeros((4, 4, 3), np.uint8)]}, "the image of background must be a path, .* .got list"),
+    ({"image": 3}, "not support a first frame|the first frame must be a path, .* .got int"),
+    ({"image": [np.zeros((4, 4, 3), np.uint8)] * 2}, "image must be one, or one per prompt .got 2|not support a first frame"),
+    ({"prompt": ["a", ""]}, "a prompt or a reference image is required"),
+    ({"prompt": ["a", 3]}, "prompt must be a string or a list of strings .got list"),
+    ({"negative_prompt": 3}, "negative_prompt must be a string or a list of strings .got 3"),
+    ({"negative_prompt": []}, "negative_prompt must be one, or one per prompt .got 0"),
+    ({"negative_prompt": ["a", "b"]}, "one per prompt .got 2 for 1"),
+    ({"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 2, 3)}, "either negative_prompt or .* .got both"),
+    ({"num_videos_per_prompt": 0}, "num_videos_per_prompt must be a whole number between 1 and 1000 .got 0"),
+    ({"num_videos_per_prompt": "2"}, "got '2'"),
+    ({"num_videos_per_prompt": 1.5}, "got 1.5"),
+    ({"max_sequence_length": None}, "max_sequence_length must be a whole number between 2 and 512 .got None"),
+    ({"max_sequence_length": 513}, "got 513"),
+    ({"generator": 5}, "generator must be a torch.Generator, or a list of one per video .got 5"),
+    ({"generator": [5]}, "got 5"),
+    ({"generator": (torch.Generator(),)}, "got tuple"),
+    ({"released_behavior": 3}, "released_behavior must be true or false"),
+    ({"segmenter": "sam"}, "^segmenter has an effect with cutout only"),
+    ({"untrained_size": False, "width": 2048, "height": 2048}, "use untrained_size to override"),
+    ({"attention_kwargs": 3}, "attention_kwargs must be a dict .got 3"),
+    ({"callback_on_step_end": 3}, "callback_on_step_end must be a function .got 3"),
+    ({"callback_on_step_end_tensor_inputs": "latents"}, "must be a list of .* .got 'latents'"),
+    ({"callback_on_step_end_tensor_inputs": None}, "must be a list of .* .got None"),
+    ({"callback_on_step_end": lambda *_: 3}, "must return a dict or None .got int"),
+    ({"callback_on_step_end": lambda *_: {"latents": torch.zeros(1)}}, "must return latents of shape"),
+    ({"callback_on_step_end": lambda *_: {"prompt_embeds": None}}, "must return prompt_embeds as a tensor .got NoneType"),
+    ({"latents": np.zeros((1, 16, 2, 4, 4))}, "latents must be a floating point tensor .got float64"),
+    ({"latents": torch.zeros(16, 2, 4, 4)}, "latents must have 5 dimensions"),
+    ({"latents": torch.zeros(1, 1, 2, 4, 4)}, r"latents must have shape \[1, (16|8), 2, 4, 4\] .got \[1, 1, 2, 4, 4"),
+    ({"prompt": None, "prompt_embeds": [torch.zeros(1, 2, 3)]}, "prompt_embeds must be a floating point tensor .got list"),
+    ({"prompt": None, "prompt_embeds": torch.zeros(1, 2, 3)}, r"prompt_embeds must have shape \[1, 1 to \d+, (24|384)\]"),
+    ({"prompt": None, "prompt_embeds": torch.zeros(1, 0, 24)}, "prompt_embeds must have shape"),
+    ({"negative_prompt_embeds": torch.zeros(3, 2, 24)}, "negative_prompt_embeds must have shape"),
+    ({"reference_latents": torch.zeros(1, 3, 1, 4, 4)}, r"must have shape \[1, 16, 0 to 4, 4, 4\]|for Phantom-Wan only"),
+    ({"reference_latents": torch.zeros(3, 16, 1, 4, 4)}, r"must have shape \[1, 16|for Phantom-Wan only"),
+    ({"reference_latents": torch.zeros(1, 16, 5, 4, 4)}, r"must have shape \[1, 16|for Phantom-Wan only"),
+    ({"reference_latents": torch.zeros(1, 16, 1, 4, 4), "background": "a.png"}, "got both|for Phantom-Wan only"),
+    ({"prompt": ["a", "b"], "reference_images": [{"x": "a.png"}, {"background": "a.png"}]}, "use background for an image"),
 ])  # fmt: skip
 def test_what_cannot_be_made_is_one_sentence(pipe, changes, said):
     asked = {"prompt": "A cat.", **ASK, **changes}
     with pytest.raises(InputError, match=said) as error:
         pipe(**asked)
     assert len(str(error.value).splitlines()) == 1
+
+
+SCHEDULERS = {
+    "DPMSolverMultistepScheduler": {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
+    "FlowMatchHeunDiscreteScheduler": {}, "DDIMScheduler": {}, "UniPCMultistepScheduler": {},
+    "FlowMatchEulerDiscreteScheduler": {"use_dynamic_shifting": True}, "EulerDiscreteScheduler": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_that_follow_no_flow_on_our_grid_are_refused(pipe, name):
+    pipe.scheduler = getattr(diffusers, name)(**SCHEDULERS[name])
+    with pytest.raises(InputError, match=f"scheduler must be FlowMatchEulerDiscreteScheduler, or .* .got {name}"):
+        make(pipe)
+
+
+def test_a_callback_that_sets_the_guidance_is_heard_from_the_next_step_on(pipe, cat):
+    def cut(pipe, step, timestep, given):
+        pipe._guidance_scale = pipe._image_guidance_scale = 1.0
+        return given
+
+    calls = []
+    pipe.transformer.register_forward_hook(
+        lambda module, args, kwargs, out: calls.append(len(out[0] if isinstance(out, tuple) else out)), with_kwargs=True
+    )
+    cutoff = make(pipe, reference_images=cat, callback_on_step_end=cut, output_type="latent")
+    assert sum(calls) == 3 + 1 + 1  # rows of the branches
+    assert not torch.equal(cutoff, make(pipe, reference_images=cat, output_type="latent"))
+    make(pipe, reference_images=cat, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1))
+    assert pipe.guidance_scale == 0.0
+
+
+def test_the_first_arguments_are_wan_pipelines(pipe, cat):
+    ours, wan = (list(inspect.signature(each.__call__).parameters.values()) for each in (type(pipe), WanPipeline))
+    positional = [p.name for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert len(positional) == 8  # with self
+    assert positional == [p.name for p in wan[: len(positional)]]
+    ours, wan = (list(inspect.signature(each.encode_prompt).parameters)[1:] for each in (type(pipe), WanPipeline))
+    assert ours == wan
+    embeds, none = pipe.encode_prompt("A cat.", do_classifier_free_guidance=False, dtype=torch.bfloat16)
+    assert (embeds.dtype, none) == (torch.bfloat16, None)
+
+
+def test_latents_of_references_go_with_their_prompts(folders):
+    pipe = PhantomPipeline.from_pretrained(folders["wan"])
+    references = torch.randn(2, 16, 2, 4, 4, generator=torch.Generator().manual_seed(4))
+    generators = [torch.Generator().manual_seed(i) for i in range(4)]
+    four = make(
+        pipe, ["a", "b"], reference_latents=references, num_videos_per_prompt=2, generator=generators, output_type="latent"
+    )
+    for i, prompt in enumerate("aabb"):
+        one = make(pipe, prompt, i, reference_latents=references[i // 2 : i // 2 + 1], output_type="latent")
+        torch.testing.assert_close(four[i : i + 1], one, atol=1e-4, rtol=1e-4)
+
+
+def test_first_frames_go_with_their_prompts(folders, cat):
+    pipe = PhantomPipeline.from_pretrained(folders["mmdit"])
+    frames = [cat, cat.rotate(90)]
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    both = make(pipe, ["a", "b"], image=frames, generator=generators, output_type="latent")
+    for i, prompt in enumerate("ab"):
+        torch.testing.assert_close(
+            both[i : i + 1], make(pipe, prompt, i, image=frames[i], output_type="latent"), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_the_docs_compare_all_of_wan_pipeline_with_ours():

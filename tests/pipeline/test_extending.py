@@ -57,7 +57,9 @@ def test_a_base_model_of_ones_own_generates_is_estimated_and_evaluated(toy, imag
     found = score_all([(tmp_path / "cat.mp4", Asked([("cat", image)], "A cat.", tools))], None, lambda *_: None)
     assert any(name.startswith("similarity") and np.isfinite(value) for name, value in found.means(tools).items()), found.lines
     other = PhantomPipeline.from_pretrained(toy)
-    first, second = (p("A cat.", image, generator=torch.Generator().manual_seed(0)).frames for p in (pipe, other))
+    first, second = (
+        p("A cat.", reference_images=image, generator=torch.Generator().manual_seed(0)).frames for p in (pipe, other)
+    )
     assert np.array_equal(first, second)
 
 
@@ -95,7 +97,9 @@ def test_a_condition_of_ones_own_generates_trains_and_changes_the_video(tiny_mod
     pipe = PhantomPipeline.from_pretrained(tmp_path / "tinted")
 
     def latents(prompt="A cat.", images=image, **options):
-        return pipe(prompt, images, generator=torch.Generator().manual_seed(0), output_type="latent", **options).frames
+        return pipe(
+            prompt, reference_images=images, generator=torch.Generator().manual_seed(0), output_type="latent", **options
+        ).frames
 
     alone = latents()
     assert latents(images=None).shape == alone.shape

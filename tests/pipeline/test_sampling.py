@@ -77,7 +77,7 @@ def test_a_scheduler_goes_on_from_its_state_bit_for_bit(solver, tmp_path):
     latents, step = restore_state(second, load_file(tmp_path / "state.safetensors"), torch.zeros_like(x))
     assert step == 3
     assert torch.equal(run(second, latents, 3, 7), run(first, half, 3, 7))
-    with pytest.raises(InputError, match="must be of latents"):
+    with pytest.raises(InputError, match="resume_state must be of a step between 0 and 7"):
         restore_state(second, {"latents": half}, torch.zeros_like(x))
 
 

@@ -195,7 +195,7 @@ def test_a_first_frame_and_views_are_refused_with_the_reason(pipe, image):
     with pytest.raises(InputError, match="takes one image per subject"):
         build_request(views, preset)
     assert len(build_request(views | {"several_views": True}, preset).references) == 2
-    with pytest.raises(InputError, match="number of images must be at most 4"):
+    with pytest.raises(InputError, match=r"must be at most 4 .got 5"):
         build_request({"prompt": "A.", "reference": [str(image)] * 4, "background": str(image)}, preset)
 
 

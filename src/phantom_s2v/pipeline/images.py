@@ -46,6 +46,8 @@ def name_images(value: Any) -> tuple[Named, ...]:
         return (Named(value, "subject 1"),)
     if isinstance(value, Mapping):
         views = [(str(name), [views] if is_image(views) else views) for name, views in value.items()]
+        if empty := [name for name, many in views if isinstance(many, list | tuple) and not many]:
+            raise InputError(f"reference_images must have an image of each name (got none of {empty[0]})")
         return tuple(Named(view, name) for name, many in views for view in _sequence(many))
     return tuple(Named(image, f"subject {i + 1}") for i, image in enumerate(_sequence(value)))
 
@@ -93,17 +95,24 @@ def read_images(
 def _source(named: Named) -> Path | Image.Image:
     """A path, or a PIL image of what is in memory."""
     image = named.image
+    if isinstance(image, str) and "://" in image:
+        raise InputError(f"{image} is not a file; download it first (diffusers.utils.load_image does)")
     if isinstance(image, str | Path):
         return Path(image)
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu().float().movedim(0, -1).numpy() if image.shape[0] in (1, 3, 4) else image.cpu().numpy()
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+        image = np.moveaxis(image, 0, -1) if image.ndim == 3 and image.shape[0] in (1, 3, 4) else image
     return Image.fromarray(_bytes(image, named.label))
 
 
 def _bytes(image: np.ndarray, label: str) -> np.ndarray:
     """uint8 [H, W, C] or [H, W] of an array: uint8 as it is, floating point from 0..1."""
+    if not isinstance(image, np.ndarray):
+        kinds = "a path, a PIL image, an array [H, W, 3] or a tensor [3, H, W]"
+        raise InputError(f"{label} must be {kinds} (got {type(image).__name__})")
     if image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or not image.size:
         raise InputError(f"{label} must have shape [H, W, 3], or [3, H, W] for a tensor (got {tuple(image.shape)})")
     if image.dtype != np.uint8:

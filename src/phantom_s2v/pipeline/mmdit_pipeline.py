@@ -1,6 +1,6 @@
 """PhantomMMDiTPipeline: the paper's own model (Phantom 3.2), such as phantom-mini."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.pipeline.conditions import Branches, Conditions, Dropped, Guided
 from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
+from phantom_s2v.pipeline.request import Request
 from phantom_s2v.pipeline.sampling.guidance import is_distilled
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
 
@@ -88,6 +89,12 @@ class PhantomMMDiTPipeline(PhantomPipeline):
     def cut(self, prompt: str) -> str:
         """The part of a prompt beyond the maximum length of the encoder."""
         return self.reader.cut(prompt) or ""
+
+    def check_inputs(self, requests: Sequence[Request], arguments: dict[str, Any]) -> None:
+        """As of every pipeline; latents of references are no more than half of what this model sees of them."""
+        if arguments["reference_latents"] is not None:
+            raise InputError(f"reference_latents are for Phantom-Wan only; {self.preset.name} takes reference_images")
+        super().check_inputs(requests, arguments)
 
     def encode_texts(self, texts: list[str], places: int) -> torch.Tensor:
         """A place whose features are all zero is not seen; at most 64 are read."""
@@ -174,8 +181,6 @@ class PhantomMMDiTPipeline(PhantomPipeline):
             none = torch.zeros(count, 0, dtype=torch.int64, device=latents.device)
             tokens = latents.new_zeros(count, 0, config.image_tokens, config.image_dim)
             references = References(latents.new_zeros(count, 0, latents.shape[1], *latents.shape[3:]), tokens, none)
-        elif isinstance(references, torch.Tensor):
-            raise InputError(f"reference_latents are for Phantom-Wan only; {self.preset.name} takes reference_images")
         seen = torch.ones(references.subjects.shape, dtype=torch.bool, device=latents.device)
         return Inputs(text, _mask(text), references.latents, references.tokens, seen, references.subjects)
 

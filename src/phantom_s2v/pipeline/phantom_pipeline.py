@@ -5,7 +5,7 @@ Legend: N videos, C latent channels, T latent time, h w latent grid, n reference
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from phantom_s2v.models.base import Preset
 from phantom_s2v.models.finite import check_finite
 from phantom_s2v.pipeline.conditions import Branches, Conditions, Dropped, Guided, repeat_rows
 from phantom_s2v.pipeline.images import Named, read_images
-from phantom_s2v.pipeline.inputs import check_arguments, images_of, request_of, texts_of
+from phantom_s2v.pipeline.inputs import check_arguments, check_tensors, images_of, python_names, requests_of, texts_of
 from phantom_s2v.pipeline.loading import load_pipeline
 from phantom_s2v.pipeline.request import Request, check_request
 from phantom_s2v.pipeline.sampling.denoise import denoise
@@ -66,11 +66,13 @@ class PhantomPipeline(DiffusionPipeline):
     step_cache: Any = None  # see models.memory.place
     whole_timesteps = False  # whether t of a training is a multiple of 1/1000
     english_only = False  # whether its text encoder reads no other language
+    max_tokens: ClassVar[int | None] = None  # of text features that it sees; None: any number
 
     def __init__(self) -> None:
         super().__init__()
         self.video_processor = VideoProcessor(vae_scale_factor=8)
-        self._interrupt = False
+        self._interrupt, self._num_timesteps, self._current_timestep = False, 0, None
+        self._guidance_scale = self._image_guidance_scale = self._attention_kwargs = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -111,21 +113,29 @@ class PhantomPipeline(DiffusionPipeline):
         self,
         prompt: str | list[str] | None,
         negative_prompt: str | list[str] | None = None,
+        do_classifier_free_guidance: bool = True,
         num_videos_per_prompt: int = 1,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         max_sequence_length: int = 512,
         device: torch.device | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [N, L, D] of prompts and negative prompts, zero beyond a prompt's own length; given ones are passed on."""
-        sources = (prompt_embeds, prompt), (negative_prompt_embeds, negative_prompt)
-        first, second = (self.encode_texts(texts_of(text), max_sequence_length) if e is None else e for e, text in sources)
-        if len(second) not in (1, len(first)):
-            raise InputError(f"number of negative prompts must be {len(first)}, as of prompts (got {len(second)})")
-        both = (self.pad_features(each) for each in (first, second.expand(len(first), -1, -1)))
+        dtype: torch.dtype | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features [N, L, D] of prompts and negative prompts, zero beyond a prompt's own length; given ones are passed on.
+
+        The arguments are WanPipeline's: without `do_classifier_free_guidance` there are none of negative prompts.
+        """
+        sources = [(prompt_embeds, prompt, "prompt"), (negative_prompt_embeds, negative_prompt, "negative_prompt")]
+        first, *second = (
+            self.encode_texts(texts_of(text, name), max_sequence_length) if embeds is None else embeds
+            for embeds, text, name in sources[: 1 + do_classifier_free_guidance]
+        )
+        if second and len(second[0]) not in (1, len(first)):
+            raise InputError(f"number of negative prompts must be {len(first)}, as of prompts (got {len(second[0])})")
+        both = (self.pad_features(each) for each in (first, *(each.expand(len(first), -1, -1) for each in second)))
         where = device or self._execution_device
-        first, second = (each.repeat_interleave(num_videos_per_prompt, 0).to(where) for each in both)
-        return first, second
+        first, *second = (each.repeat_interleave(num_videos_per_prompt, 0).to(where, dtype) for each in both)
+        return first, second[0] if second else None
 
     @abstractmethod
     def encode_references(
@@ -189,11 +199,19 @@ class PhantomPipeline(DiffusionPipeline):
     def _execution_device(self) -> torch.device:
         return get_module_execution_device(self.transformer)
 
-    def check_inputs(self, request: Request, arguments: dict[str, Any]) -> None:
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.vae.config.z_dim
+
+    def check_inputs(self, requests: Sequence[Request], arguments: dict[str, Any]) -> None:
         """Raise InputError, in one sentence, for what cannot be made; `arguments` are those of a call, by name."""
         check_arguments(arguments, self._callback_tensor_inputs)
-        encoded = arguments["prompt_embeds"] is not None or arguments["reference_latents"] is not None
-        check_request(replace(request, prompt=request.prompt or "given as features") if encoded else request, self.preset)
+        for request in requests:
+            check_request(request, self.preset)
+        size = VideoSize(requests[0].num_frames, requests[0].height, requests[0].width)
+        width = self.transformer.config.get("text_dim")
+        check_tensors(arguments, size, self.latent_channels, width, self.preset.max_images, self.max_tokens)
 
     def prepare_latents(
         self,
@@ -209,16 +227,10 @@ class PhantomPipeline(DiffusionPipeline):
 
         `latents` are taken as they are. The released code draws noise on the device that computes.
         """
-        frames, *grid = size.latent
-        channels = self.vae.config.z_dim
-        shape = (channels, frames, *grid)
         if latents is not None:
-            if tuple(latents.shape) != (count, *shape):
-                raise InputError(f"latents must have shape {(count, *shape)} (got {tuple(latents.shape)})")
             return latents.to(device, torch.float32)
-        if isinstance(generator, list) and len(generator) != count:
-            raise InputError(f"generator must be one, or one per video (got {len(generator)} for {count} videos)")
-        drawn = (channels, self.noise_frames(frames, places), *grid)
+        frames, *grid = size.latent
+        drawn = (self.latent_channels, self.noise_frames(frames, places), *grid)
         sources = generator if isinstance(generator, list) else [generator] * count
         where = device if released_behavior else torch.device("cpu")
         rows = [torch.randn(drawn, generator=g, device=g.device if g is not None else where) for g in sources]
@@ -228,15 +240,16 @@ class PhantomPipeline(DiffusionPipeline):
     def __call__(
         self,
         prompt: str | list[str] | None = None,
-        reference_images: Any = None,
-        image: Any = None,
         negative_prompt: str | list[str] | None = None,
-        background: Any = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        *,
+        reference_images: Any = None,
+        image: Any = None,
+        background: Any = None,
         image_guidance_scale: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -257,18 +270,19 @@ class PhantomPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 512,
     ) -> PhantomPipelineOutput | tuple[Any]:
-        """Generate videos of the subjects of reference images.
+        """Generate videos of the subjects of reference images. Positional arguments are in WanPipeline's order.
 
         Args:
             prompt: what happens; a list makes a batch. Describe each subject.
-            reference_images: paths, PIL images, arrays [H, W, 3] (uint8, or 0..1) or tensors [3, H, W] (0..1): one, a list of
-                subjects, or {name: image or views}; with a list of prompts also a list of one of these for each prompt.
-            image: first frame that the video starts from (the paper's own model).
-            negative_prompt: default is the model's.
+            negative_prompt: one, or one per prompt; default is the model's.
+            reference_images: paths, PIL images, arrays [H, W, 3] or tensors [3, H, W] (uint8, or 0..1): one, a list of
+                subjects, or {name: image or views}, of all prompts alike; of each prompt its own as a list of lists.
+            image: first frame that the video starts from (the paper's own model): one, or one per prompt.
             background: image of the place, never cut out; it takes the last reference place.
             height, width: pixels; num_frames: 4n+1. Defaults and limits are the model's (`pipe.preset`).
             num_inference_steps: steps of `pipe.scheduler`.
-            guidance_scale: of the text; image_guidance_scale: of the references (released code: 7.5 and 5).
+            guidance_scale: of the text; image_guidance_scale: of the references (released code: 7.5 and 5). At 1 and 1 there is
+                no guidance and one forward per step; at 0 the prompt, or the references, have no effect.
             num_videos_per_prompt: videos of each prompt.
             generator: one for all videos, or one for each; noise is drawn on its device.
             latents: noise [N, C, T, h, w]. prompt_embeds, negative_prompt_embeds: [N, L, D], of `encode_prompt`.
@@ -289,13 +303,16 @@ class PhantomPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         arguments = dict(locals())
-        named = images_of(arguments)
-        request = request_of(arguments, named, self.preset, self.scheduler)
-        self.check_inputs(request, arguments)
+        with python_names():
+            named = images_of(arguments)
+            requests = requests_of(arguments, named, self.preset, self.scheduler)
+            self.check_inputs(requests, arguments)
+        request = requests[0]
         self._guidance_scale, self._image_guidance_scale = request.guidance_scale, request.image_guidance_scale
         self._attention_kwargs, self._interrupt, self._current_timestep = attention_kwargs, False, None
         device, size = self._execution_device, VideoSize(request.num_frames, request.height, request.width)
-        conditions = self._conditions(arguments, named, size)
+        with python_names():
+            conditions = self._conditions(arguments, named, size)
         count = len(conditions.prompt_embeds)
         noise = self.prepare_latents(count, size, conditions.places, generator, latents, device, released_behavior)
         steps, wanted = request.num_inference_steps, callback_on_step_end_tensor_inputs
@@ -323,17 +340,17 @@ class PhantomPipeline(DiffusionPipeline):
         embeds = self.encode_prompt(
             arguments["prompt"],
             self.preset.negative_prompt if negative is None else negative,
-            each,
-            arguments["prompt_embeds"],
-            arguments["negative_prompt_embeds"],
-            arguments["max_sequence_length"],
+            num_videos_per_prompt=each,
+            prompt_embeds=arguments["prompt_embeds"],
+            negative_prompt_embeds=arguments["negative_prompt_embeds"],
+            max_sequence_length=arguments["max_sequence_length"],
         )
         for value, what in zip(embeds, ("the prompt", "the negative prompt"), strict=True):
             check_finite(value, f"the embedding of {what}")
         reading = (arguments["released_behavior"], arguments["cutout"], arguments["segmenter"])
         read = [read_images(images, *reading)[0] for images in named]
         references, places = self._references(read, named, arguments["reference_latents"], size, each)
-        first = self._first_frame(arguments["image"], size, len(embeds[0]))
+        first = self._first_frames(arguments["image"], size, len(embeds[0]))
         negated = arguments["negative_prompt_embeds"] is not None or any(negative or ())
         return Conditions(*embeds, references, places, first, negated)
 
@@ -346,19 +363,22 @@ class PhantomPipeline(DiffusionPipeline):
         each: int,
     ) -> tuple[Any, int]:
         """The model's references for N videos, and the number of their places."""
+        rows = [i for i in range(len(read)) for _ in range(each)]
         if latents is not None:
-            return latents.to(self._execution_device, torch.float32), latents.shape[2]
+            latents = latents.to(self._execution_device, torch.float32).expand(len(read), -1, -1, -1, -1)
+            return latents[rows], latents.shape[2]
         if not read[0]:
             return None, 0
         prepared = [[letterbox(image, size.height, size.width) for image in images] for images in read]
         subjects = [[list(dict.fromkeys(n.subject for n in row)).index(n.subject) for n in row] for row in named]
-        rows = [i for i in range(len(read)) for _ in range(each)]
         encoded = self.encode_references(read, prepared, subjects)
         return repeat_rows(encoded, rows), len(read[0])
 
-    def _first_frame(self, image: Any, size: VideoSize, count: int) -> torch.Tensor | None:
+    def _first_frames(self, image: Any, size: VideoSize, count: int) -> torch.Tensor | None:
+        """Latents [count, C, 1, h, w] of the frames that the videos start from, one for all or one per prompt."""
         if image is None:
             return None
-        (frame,), _ = read_images([Named(image, "the first frame")])
-        latent = self.encode_images([letterbox(frame, size.height, size.width)])
-        return latent.expand(count, -1, -1, -1, -1)
+        each = image if isinstance(image, list | tuple) else [image]
+        frames, _ = read_images([Named(one, "the first frame") for one in each])
+        latents = [self.encode_images([letterbox(frame, size.height, size.width)]) for frame in frames]
+        return torch.cat(latents).repeat_interleave(count // len(latents), 0)

@@ -72,13 +72,16 @@ def check_request(request: Request, preset: Preset) -> None:
         raise InputError(str(error)) from error
     _check_bounds(request)
     VideoSize(request.num_frames, request.height, request.width)
-    subjects, images = len(request.subjects()), len(request.images())
+    subjects, images = len(request.subjects()) + bool(request.background), len(request.images())
     if subjects > MAX_SUBJECTS:
-        raise InputError(
-            f"number of subjects must be at most {MAX_SUBJECTS} (got {subjects}; images with the same NAME= are one subject)"
-        )
+        counted = "with the background" if request.background else "images of one name are one subject"
+        raise InputError(f"number of subjects must be at most {MAX_SUBJECTS} (got {subjects}; {counted})")
     if images > MAX_IMAGES:
         raise InputError(f"number of reference images must be at most {MAX_IMAGES} (got {images})")
+    if "background" in request.subjects():
+        raise InputError("a subject must not be named background; use --background for an image of the place")
+    if request.segmenter and not request.cutout:
+        raise InputError("--segmenter has an effect with --cutout only")
     if not request.prompt.strip() and not images:
         raise InputError("a prompt or a reference image is required")
     if request.solver not in SOLVERS:

@@ -36,6 +36,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
     _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "scheduler", "transformer", "vae"]
     _lora_loadable_modules: ClassVar[list[str]] = ["transformer"]
     whole_timesteps = True
+    max_tokens: ClassVar[int | None] = TEXT_PLACES
 
     def __init__(
         self,
@@ -104,6 +105,11 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
     def preset(self) -> Preset:
         """Defaults of the released code for a transformer of this size."""
         return WanModel().preset({**self.transformer.config, "_class_name": "WanTransformer3DModel"})
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents; the vae may be missing."""
+        return self.transformer.config.out_channels
 
     def noise_frames(self, frames: int, places: int) -> int:
         """The released code draws noise once over video and reference places; what falls on those is never seen."""
