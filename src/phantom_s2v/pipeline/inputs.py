@@ -112,7 +112,7 @@ def check_arguments(arguments: Mapping[str, Any], callback_tensors: Sequence[str
         raise InputError(f"output_type must be np, pil, pt or latent (got {arguments['output_type']!r})")
     for name, (low, high) in NUMBERS.items():
         value = arguments[name]
-        if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
+        if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
             raise InputError(f"{name} must be a whole number between {low} and {high} (got {_brief(value)})")
     for name in DICTIONARIES:
         if arguments[name] is not None and not isinstance(arguments[name], dict):

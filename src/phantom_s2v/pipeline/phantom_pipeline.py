@@ -72,7 +72,9 @@ class PhantomPipeline(DiffusionPipeline):
         super().__init__()
         self.video_processor = VideoProcessor(vae_scale_factor=8)
         self._interrupt, self._num_timesteps, self._current_timestep = False, 0, None
-        self._guidance_scale = self._image_guidance_scale = self._attention_kwargs = None
+        self._attention_kwargs: dict[str, Any] | None = None
+        self._guidance_scale: Any = None
+        self._image_guidance_scale: Any = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -120,7 +122,7 @@ class PhantomPipeline(DiffusionPipeline):
         max_sequence_length: int = 512,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, Any]:
         """Features [N, L, D] of prompts and negative prompts, zero beyond a prompt's own length; given ones are passed on.
 
         The arguments are WanPipeline's: without `do_classifier_free_guidance` there are none of negative prompts.
