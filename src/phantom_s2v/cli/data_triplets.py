@@ -66,7 +66,13 @@ def data_export(
 
 @data.command("import")
 def data_import(
-    folder: Annotated[Path, typer.Argument(help="Exported folder, folder of captioned videos, or published metadata.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Exported folder, folder of captioned videos (--captioned) or of images of one subject (--subject), published "
+            "metadata (--published), or a list of videos as other trainers read it (.jsonl, .csv, .json)."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Output dataset, NAME.lance; triplets are merged into an existing one.")],
     captioned: Annotated[
         bool, typer.Option(help="Folder of videos NAME.mp4 with captions NAME.txt and reference images NAME.SUBJECT.png.")
@@ -74,7 +80,8 @@ def data_import(
     published: Annotated[
         str, typer.Option(help="Published metadata: phantom-data (.parquet) or opens2v (.json), with the clips in --clips.")
     ] = "",
-    clips: Annotated[Path | None, typer.Option(help="Folder of the clips listed in the published metadata.")] = None,
+    clips: Annotated[Path | None, typer.Option(help="Folder of the clips of a list or of published metadata.")] = None,
+    subject: Annotated[str, typer.Option(help="Name of the one subject that a folder of images shows.")] = "",
     source: Annotated[str, typer.Option(help="Origin of the captioned videos.")] = "",
     license: License = "",
     consent: Consent = "",
@@ -83,6 +90,7 @@ def data_import(
     """Import triplets into a dataset. Damaged ones are reported and skipped (exit code 3)."""
     from phantom_s2v.data.formats.exchange import read_captioned, read_export
     from phantom_s2v.data.formats.intake import accepted
+    from phantom_s2v.data.formats.listed import LISTS, read_listed, read_subject
     from phantom_s2v.data.formats.published import read_opens2v, read_phantom_data
     from phantom_s2v.data.triplets import Rights, TripletStore
 
@@ -99,6 +107,10 @@ def data_import(
         raise InputError(f"published must be {' or '.join(readers)}, with the folder of its clips as --clips (got {published!r})")
     if published and clips:
         triplets = readers[published](folder, clips, rights, left_out, tell)
+    elif subject:
+        triplets = read_subject(folder, subject, rights, left_out, tell)
+    elif folder.is_file() and folder.suffix in LISTS:
+        triplets = read_listed(folder, clips, rights, left_out, tell)
     else:
         triplets = read_captioned(folder, rights, left_out, tell) if captioned else read_export(folder, left_out)
     first = next(triplets, None)  # what cannot be read at all shows before a store is made

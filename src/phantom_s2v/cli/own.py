@@ -1,7 +1,6 @@
 """phantom encode, and phantom train --preset: fine-tuning on one's own triplets."""
 
 import json
-import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 from phantom_s2v.cli.app import MAX_SEED, MAX_STEPS, app, progress, real, say, tell, train, whole
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.io import read_text
-from phantom_s2v.files.untrusted import typed
+from phantom_s2v.files.untrusted import parse_toml, typed
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DType = Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16.")]
@@ -120,8 +119,8 @@ def read_config(config: Any, file: Path | None) -> Any:
     if file is None:
         return config
     try:
-        return typed(type(config), _over(asdict(config), tomllib.loads(read_text(file))), str(file))
-    except (ValueError, OSError) as error:  # tomllib's own error is a ValueError
+        return typed(type(config), _over(asdict(config), parse_toml(read_text(file))), str(file))
+    except (ValueError, OSError) as error:
         raise InputError(f"{file}: {error}") from error
 
 
