@@ -117,7 +117,7 @@ def fetch(
 
 
 def _remotes(name: str, revision: str, wan_revision: str, tell: Callable[[str], object]) -> list[Remote]:
-    """The files of a model at the revisions asked for, else at those of a fetch that was begun; sizes and licenses are reported."""
+    """The files of a model at the revisions asked for, else at those of a fetch that was begun. Sizes and licenses are said."""
     begun = _begun(name)
     if revision == REVISION and PHANTOM in begun:
         revision = begun[PHANTOM]
