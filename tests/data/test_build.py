@@ -354,6 +354,9 @@ def test_a_source_video_is_looked_at_again_where_anything_that_made_its_records_
     assert again() == 0  # the same content
     (videos / "source_video.txt").write_text("The toys play.")
     assert [again(), again()] == [1, 0]
+    index = SubjectIndex(index_path(out))  # subjects of the former caption are gone
+    listed = [each for row in index.rows("clips", ["facts"], "`drop` = ''") for each in json.loads(row["facts"])["subjects"]]
+    assert sorted(listed) == [row["id"] for row in index.rows("subjects", [])]
     other = replace(CONFIG, models="embedder=another content")
     assert [again(other), again(other)] == [1, 0]
     source_video.write_bytes((source_videos / "video-0001.mp4").read_bytes())
@@ -523,6 +526,16 @@ def test_time_of_a_stage_is_its_own(source_videos):
     source_video = list(process(str(sorted(source_videos.glob("*.mp4"))[0]), CONFIG, MODELS))[-1]
     start = time.process_time()
     list(process(source_video["path"], CONFIG, MODELS))
-    assert set(source_video["seconds"]) == {"probe", "shots", "quality", "stills", "caption", "subjects", "embed", "encode"}
+    assert set(source_video["seconds"]) == {
+        "probe",
+        "shots",
+        "quality",
+        "stills",
+        "caption",
+        "subjects",
+        "crops",
+        "embed",
+        "encode",
+    }
     assert sum(source_video["seconds"].values()) < 3 * (time.process_time() - start) + 1
     assert min(source_video["seconds"].values()) >= 0

@@ -11,21 +11,23 @@ from PIL import Image, ImageDraw, ImageFont
 
 from phantom_s2v.data.calibrate import labelled, separation
 from phantom_s2v.data.detectors.motion import moving
-from phantom_s2v.data.pipeline import names, pair, quality, report
+from phantom_s2v.data.pipeline import background, crops, names, pair, quality, report, write
 from phantom_s2v.data.pipeline.config import Config, Detection, Models
-from phantom_s2v.data.pipeline.engine import process
+from phantom_s2v.data.pipeline.engine import _slim, process
 from phantom_s2v.data.pipeline.frames import encoded
 from phantom_s2v.data.pipeline.groups import grouped
 from phantom_s2v.data.pipeline.index import SubjectIndex, jpeg
 from phantom_s2v.data.pipeline.stills import moments
 from phantom_s2v.data.pipeline.subjects import sift
 from phantom_s2v.data.pipeline.tracks import carried, follow, steady
+from phantom_s2v.data.triplets import Rights, check_triplet
 from phantom_s2v.errors import InputError
 from phantom_s2v.media import images
 from phantom_s2v.media.videos import Video
 from phantom_s2v.vision import fetched
 
 CONFIG = Config()
+MODELS = Models(lambda *_: [], lambda cutouts: np.zeros((len(cutouts), 4), np.float32))
 needs_files = pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
 
 
@@ -200,12 +202,120 @@ def test_a_clip_dropped_for_its_borders_is_shown_with_them(tmp_path):
     film = np.pad(np.stack([np.roll(texture(np.random.default_rng(1), 40, 192), 3 * i, 1) for i in range(24)]),
                   ((0, 0), (44, 44), (0, 0), (0, 0)))  # fmt: skip
     images.write_video(tmp_path / "a.mp4", film, 24)
-    models = Models(lambda *_: [], lambda cutouts: np.zeros((len(cutouts), 4), np.float32))
-    clip, _ = process(str(tmp_path / "a.mp4"), CONFIG, models)
+    clip, _ = process(str(tmp_path / "a.mp4"), CONFIG, MODELS)
     assert clip["drop"] == "black borders"
     still = cv2.imdecode(np.frombuffer(clip["still"], np.uint8), cv2.IMREAD_COLOR)
     assert still.shape[:2] == (128, 192)
     assert still[:40].max() < 30 < 60 < still[50:78].mean()
+
+
+# Reference images
+
+
+def view(image, number):
+    height, width = image.shape[:2]
+    inner = np.zeros((height, width), bool)
+    inner[40:-40, 40:-40] = True
+    share = (0.1, 0.2, 0.9, 0.9)
+    return {"instant": number, "image": image, "mask": inner, "box": (40, 40, width - 40, height - 40), "share": share}
+
+
+def test_views_that_are_no_references_go_and_a_clip_that_has_none_is_dropped():
+    sharp = cv2.resize(texture(np.random.default_rng(4), 50, 50, 4), (400, 400), interpolation=cv2.INTER_NEAREST)
+    dark, soft = sharp // 40, cv2.GaussianBlur(sharp, (0, 0), 6)
+    soft[:40] = sharp[:40]  # what surrounds the subject is sharp
+    clip = {"kind": "clip", "drop": "", "passed_over": [], "subjects": [{"name": "red bus", "views": []}]}
+    views = [view(image, number) for number, image in enumerate((sharp, dark, soft))]
+
+    def through(*chosen, config=CONFIG, models=MODELS):
+        (record,) = crops.run([{**clip, "subjects": [{"name": "red bus", "views": list(chosen)}]}], config, models)
+        return record
+
+    record = through(*views)
+    assert [v["instant"] for s in record["subjects"] for v in s["views"]] == [0]
+    assert record["crops"]["seen"] == 3
+    assert record["crops"]["dropped"] == {
+        "a blurred reference image": 1, "a reference image that is too dark or too bright": 1
+    }  # fmt: skip
+    assert [each["reason"] for each in record["passed_over"]] == [
+        "a reference image that is too dark or too bright", "a blurred reference image"
+    ]  # fmt: skip
+    scores = record["subjects"][0]["views"][0]["scores"]
+    assert (scores["side"], scores["aesthetic"]) == (320, None)
+    assert through(views[2])["drop"] == "no subject: a blurred reference image"
+    assert through(*views, config=replace(CONFIG, reference_blur=1.0, reference_clipped=1.0))["drop"] == ""
+    assert through(views[0], config=replace(CONFIG, reference_side=321))["drop"].endswith("too small")
+    ugly = replace(MODELS, aesthetic=lambda images: np.array([3.0] * len(images), np.float32))
+    assert through(views[0], models=ugly)["drop"] == ""
+    assert "low aesthetic" in through(views[0], config=replace(CONFIG, reference_aesthetic=4.0), models=ugly)["drop"]
+
+
+# Backgrounds
+
+
+def scenes(tmp_path, config, subjects=1, models=MODELS):
+    """A library of one film, written: shots of a red square on backgrounds 0, 0, 1, the first of two pieces; triplets by clip."""
+    index, rights = SubjectIndex(tmp_path / "t.index"), Rights("film", "MIT")
+    for number, (shot, seed) in enumerate((("a", 0), ("a", 0), ("b", 0), ("c", 1))):
+        still = texture(np.random.default_rng(seed), 96, 160)
+        covered = np.zeros((96, 160), bool)
+        covered[30:60, 20 + 30 * number : 50 + 30 * number] = True
+        still[covered] = (220, 20, 20)
+        views = [{"image": still, "mask": covered, "inner": (0, 0, 1, 1), "box": (0, 0, 160, 96), "instant": 1}]
+        one = {"name": "red square", "is_person": False, "has_logo": False, "has_face": False, "views": views}
+        one |= {"vector": np.eye(4, dtype=np.float32)[number], "face": np.zeros(128, np.float32)}
+        one |= {"context": np.eye(768, dtype=np.float32)[number : number + 1]}
+        record = {"kind": "clip", "clip": f"c{number}", "shot": shot, "source_video": "f", "drop": "", "video": b"x",
+                  "signature": signature(number), "start": 0, "stop": 9, "name": "f.mp4", "caption": "A red square.", "fps": 8.0,
+                  "frames": 9, "height": 96, "width": 160, "scores": {}, "stills": [still, still], "covered": [~covered, covered],
+                  "subjects": [{**one, "subject": f"s{number}{i}"} for i in range(subjects)]}  # fmt: skip
+        (record,) = background.run([record], config, models)
+        index.add(_slim(record))
+    index.flush()
+    pairs = list(pair.run(index, config))
+    found = write.run(lambda _: pairs, grouped(pairs), set(), index, rights, config)
+    return dict(zip(("c0", "c1", "c2", "c3"), found, strict=True))
+
+
+def scene_vectors(cutouts):
+    """Large colors of an image: the same of one scene whatever is filled."""
+    small = np.stack([cv2.resize(each, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32).ravel() for each in cutouts])
+    small -= small.mean(1, keepdims=True)
+    return small / np.linalg.norm(small, axis=1, keepdims=True)
+
+
+BACKGROUNDS = replace(CONFIG, background=True)
+
+
+def test_a_background_is_the_scene_of_another_shot_without_its_subjects(tmp_path):
+    found = scenes(tmp_path, BACKGROUNDS, models=replace(MODELS, embed=scene_vectors))
+    last = {clip: triplet.references[-1] for clip, triplet in found.items()}
+    assert {reference.subject for reference in last.values()} == {"background"}
+    pairings = {clip: reference.pairing for clip, reference in last.items()}
+    assert pairings == {"c0": "cross-pair", "c1": "cross-pair", "c2": "cross-pair", "c3": "in-pair"}
+    assert last["c0"].image == last["c1"].image  # of the other shot
+    assert last["c3"].score is None
+    assert last["c0"].score > 0.8
+    assert 0.8 < last["c0"].scores["seen"] < 1
+    for clip, seed, left in (("c0", 0, 80), ("c3", 1, 110)):
+        image = images.read_image(io.BytesIO(last[clip].image))[0].astype(int)
+        true = texture(np.random.default_rng(seed), 96, 160).astype(int)
+        assert np.abs(image[70:] - true[70:]).mean() < 8  # what was seen is as it was
+        assert image[30:60, left : left + 30, 1:].mean() > 60  # 20 of the square
+    assert [reference.subject for reference in found["c0"].references] == ["red square", "background"]
+    check_triplet(found["c0"])
+
+
+def test_a_background_needs_enough_of_the_scene_and_room(tmp_path):
+    assert [r.subject for t in scenes(tmp_path / "off", CONFIG).values() for r in t.references] == ["red square"] * 4
+    none = scenes(tmp_path / "unseen", replace(BACKGROUNDS, background_seen=0.99))
+    assert [r.subject for t in none.values() for r in t.references] == ["red square"] * 4
+    facts = SubjectIndex(tmp_path / "unseen" / "t.index").clip_facts(["c0"])["c0"]["background"]
+    assert facts["reason"] == "too little of the scene is seen"
+    clip = {"stills": [np.zeros((9, 9, 3), np.uint8)] * 2, "covered": [None, None]}
+    assert background._background(clip, BACKGROUNDS, MODELS)["reason"] == "no moment shows all of its subjects"
+    four = scenes(tmp_path / "four", BACKGROUNDS, subjects=4, models=replace(MODELS, embed=scene_vectors))
+    assert "background" not in {r.subject for t in four.values() for r in t.references}
 
 
 # Pairs

@@ -12,7 +12,7 @@ import pytest
 from phantom_s2v.data.pipeline import report as data_report
 from phantom_s2v.data.pipeline.config import Config
 from phantom_s2v.data.pipeline.groups import PairGroups
-from phantom_s2v.data.pipeline.index import png
+from phantom_s2v.data.pipeline.index import jpeg, png
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.compare import Change, Comparison
 from phantom_s2v.evaluation.instruments import Thresholds
@@ -275,13 +275,17 @@ def test_votes_say_first_who_is_preferred(tmp_path):
 class Index:
     """What a report reads of the index of a build: clips of one film, each with one subject of its number."""
 
+    still = jpeg(np.full((90, 160, 3), 90, np.uint8))
+
     def __init__(self, dropped=()):
         self.dropped = dropped
 
     def rows(self, name, columns, where=None):
         if "video" in columns:
             return iter(())
-        kept = [{"id": f"c{i}", "drop": "", "still": b"", "facts": json.dumps(self._facts(i))} for i in range(3)]
+        lost = {"seen": 3, "dropped": {"a blurred reference image": 1}, "reason": "a blurred reference image", "words": ODD}
+        facts = [{**self._facts(i), "crops": lost} for i in range(3)]
+        kept = [{"id": f"c{i}", "drop": "", "still": self.still, "facts": json.dumps(each)} for i, each in enumerate(facts)]
         return iter([*kept, *self.dropped])
 
     def _facts(self, number):
@@ -309,14 +313,11 @@ def pair(one, other, similarity, drop=""):
 def test_a_build_report_shows_what_was_dropped_and_a_subject_once(tmp_path):
     facts = {"name": "d.mp4", "begins": 0.0, "ends": 2.0, "subjects": []}
     seen_there = [{"instant": 1, "box": [0.1, 0.2, 0.5, 0.6], "what": ODD, "reason": "too small"}]
-    still = images.Image.fromarray(np.full((90, 160, 3), 90, np.uint8))
-    buffer = io.BytesIO()
-    still.save(buffer, "JPEG")
     dropped = [
         {
             "id": "d",
             "drop": "no subject: too small",
-            "still": buffer.getvalue(),
+            "still": Index.still,
             "facts": json.dumps({**facts, "passed_over": seen_there}),
         },
         {"id": "e", "drop": "dark", "still": b"", "facts": json.dumps({**facts, "passed_over": []})},
@@ -332,6 +333,8 @@ def test_a_build_report_shows_what_was_dropped_and_a_subject_once(tmp_path):
     assert "smallest_box" in verdict
     assert "Not read 1 file;" in verdict
     assert f"d.mp4, 0.0 to 2.0 s. 1: {ODD}, too small" in seen.text
+    assert "Reference images not used" in seen.text
+    assert "reference images kept 6" in seen.text
     groups = [attrs for tag, attrs in seen.tags if attrs.get("class") == "group"]
     assert len(groups) == 2
     assert "3 pairs of 4 clips; similarity 0.70 to 0.90" in seen.text

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from phantom_s2v import PhantomPipeline
-from phantom_s2v.data.detectors.own import detector_hash, load_detector
+from phantom_s2v.data.detectors.own import load_detector, own_hash
 from phantom_s2v.data.synthetic.compose import compose
 from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.errors import InputError
@@ -161,9 +161,9 @@ def test_a_detector_of_ones_own_makes_a_dataset(call_phantom, tmp_path, monkeypa
     ):
         code, _, said = build(name, *more)
         assert (code, wanted in said, len(said.splitlines())) == (2, True, 1), said
-    before = detector_hash("own_detectors.colors:found")
+    before = own_hash("own_detectors.colors:found")
     (package / "weights.safetensors").write_bytes(b"weights")
-    assert detector_hash("own_detectors.colors:found") != before
+    assert own_hash("own_detectors.colors:found") != before
     with pytest.raises(InputError, match=r"cannot be imported .module .* has no attribute 'none'"):
         load_detector("own_detectors.colors:none")
     with pytest.raises(InputError, match=r"must be a function of stills and phrases .got str"):

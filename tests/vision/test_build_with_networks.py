@@ -1,7 +1,9 @@
 """Networks of a hub in `phantom data build` and `phantom evaluate`, by the options that a user gives."""
 
+import io
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import hub
 import numpy as np
@@ -14,8 +16,10 @@ from phantom_s2v.cli.options import Networks
 from phantom_s2v.data.pipeline import engine
 from phantom_s2v.data.pipeline.config import Config
 from phantom_s2v.data.pipeline.index import SubjectIndex
+from phantom_s2v.data.triplets import TripletStore
 from phantom_s2v.media import images as media
 from phantom_s2v.models.registry import hub_folder
+from phantom_s2v.vision.embed import Aesthetics
 
 OPEN = {  # nothing is dropped for what it looks like
     "blur": 0.0, "still": 0.0, "shaking": 1.1, "letters": 1000, "smallest_box": 0.0, "largest_box": 1.1, "smallest_side": 1,
@@ -87,9 +91,57 @@ def test_subjects_of_a_caption_are_found_by_name(network, videos, call_phantom, 
     assert len(subjects[0]["vector"]) == 16
 
 
+def test_reference_images_have_an_aesthetic_score_and_a_bound_for_it(network, videos, call_phantom):
+    (videos / "a.txt").write_text("A gray wolf stands beside a blue mug.")
+    folder, config = network("clip-with-head"), videos.parent / "config.toml"
+    options = ["--object-detector", network("owlv2"), "--clip", folder, "--aesthetic", folder / "head.safetensors"]
+    bounds = config.read_text()
+    config.write_text(f"{bounds}reference_aesthetic = -1000\n")
+    code, said, clips, out = build(call_phantom, videos, *options)
+    assert code == 0, said.err
+    assert [clip["drop"] for clip in clips] == [""]
+    (triplet,) = TripletStore(out)
+    (reference,) = triplet.references
+    image = np.asarray(Image.open(io.BytesIO(reference.image)).convert("RGB"))
+    value = Aesthetics(folder, folder / "head.safetensors")([image])[0]
+    assert reference.scores["aesthetic"] == pytest.approx(float(value), abs=1e-4)
+    assert reference.scores["blur"] is None  # too small
+    assert set(reference.scores) == {"side", "sharpness", "blur", "clipped", "aesthetic"}
+    config.write_text(f"{bounds}reference_aesthetic = {value + 1}\n")
+    code, said, clips, out = build(call_phantom, videos, *options)
+    assert clips[0]["drop"] == "no subject: a reference image of a low aesthetic score"
+    page = out.with_suffix(".html").read_text()
+    assert "Reference images not used" in page
+    assert "lower reference_aesthetic in --config" in page
+
+
+def darkened(image, mask):
+    """An inpainter of one's own."""
+    return np.where(mask[..., None], 0, image).astype(np.uint8)
+
+
+def test_backgrounds_are_filled_by_a_pipeline_of_a_hub_or_a_function(network, videos, call_phantom, monkeypatch):
+    (videos / "a.txt").write_text("A gray wolf stands beside a blue mug.")
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    found = {}
+    for name in (network("inpainting"), f"{Path(__file__).stem}:darkened", ""):
+        options = ["--object-detector", network("owlv2"), "--background", *(["--inpainter", name] if name else [])]
+        code, said, _, out = build(call_phantom, videos, *options)
+        assert code == 0, said.err
+        (triplet,) = TripletStore(out)
+        assert [(r.subject, r.pairing) for r in triplet.references][-1] == ("background", "in-pair")
+        found[str(name)] = triplet.references[-1].image
+    assert len(set(found.values())) == 3  # another inpainter fills anew
+    assert "clips with a background" in out.with_suffix(".html").read_text()
+    dark = np.asarray(Image.open(io.BytesIO(found[f"{Path(__file__).stem}:darkened"])))
+    assert 0 < (dark.max(-1) < 40).mean() < 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--inpainter", "inpainting"], "--inpainter needs --background: it fills the subjects in backgrounds"),
+        (["--clip", "clip"], "--clip needs --aesthetic: it embeds the images that the aesthetic head scores"),
         (["--segmenter", "sam2"], "--segmenter needs --object-detector: SAM2 follows what the detector finds"),
         (["--object-detector", "owlv2"], "--object-detector needs captions: give --captioner, or NAME.txt beside the videos"),
     ],

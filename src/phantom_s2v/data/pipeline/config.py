@@ -11,8 +11,11 @@ records with a reason in "drop", and the source video's own record, which comes 
               borders where the clip is kept, drop
     stills    stills, around (uint8 [3, h, w, 3] small frames of each still's moment), frames (of the clip), height, width, drop
     caption   caption, phrases
-    subjects  subjects: a list of dicts, see subjects.py; passed_over: what was seen and is no subject, with its reason
+    subjects  subjects: a list of dicts, see subjects.py; passed_over: what was seen and is no subject, with its reason; covered:
+              of each still what was detected, bool [h, w], None where a subject of the clip was not
+    crops     scores in each view; subjects and passed_over without views that are no references; crops, still, drop
     embed     vector, context, face and has_face in each subject
+    background seen, reason and, where there is no reason against it, image and vector of the scene without subjects
     encode    video (mp4 bytes)
 """
 
@@ -21,6 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from phantom_s2v.media.inpaint import inpaint
 
 Record = dict[str, Any]
 
@@ -64,6 +69,15 @@ class Config:
     overlap: float = 0.8  # IoU above which the weaker of two boxes goes
     max_subjects: int = 4
     longest_side: int = 1280  # of the clips that are written
+    # reference images; what cannot be measured drops none
+    reference_side: int = 0  # min shorter side of the subject's box, pixels
+    reference_blur: float = 0.6  # max blur effect of the subject, 0 sharp..1; not measured below 200 pixels
+    reference_clipped: float = 0.9  # max share of the subject's pixels that are black or white
+    reference_aesthetic: float = 0.0  # min aesthetic score, 1..10, where its network is given
+    # the scene without its subjects, as a reference
+    background: bool = False
+    background_seen: float = 0.5  # min share of the frame that no subject covers
+    scene: float = 0.8  # min similarity of two clips' scenes that are one
     # pairs; bounds hold for an embedder: these for EfficientNet-Lite0 (`phantom data calibrate` sets others)
     embedder: str = "efficientnet-lite0"  # or phantom-mini, for drawn subjects; a larger one is in `models`
     lower: float = 0.628  # similarity below which it is another subject
@@ -110,4 +124,7 @@ class Models:
     face_width: int = 128  # numbers of it: 128 of dlib's, 512 of ArcFace's
     same: Callable[[np.ndarray, np.ndarray], bool] | None = None  # do two crops show one subject in different places
     whole: Callable[[np.ndarray], bool] | None = None  # does a crop show a whole subject
+    aesthetic: Callable[[list[np.ndarray]], np.ndarray] | None = None  # reference images -> float32 [n], 1..10
     text: Callable[[list[np.ndarray]], list[tuple[float, float]]] | None = None  # stills -> lines of text, see quality.burnt_in
+    # an image, uint8 [h, w, 3], and a mask, bool [h, w] -> the image with what the mask covers filled
+    inpaint: Callable[[np.ndarray, np.ndarray], np.ndarray] = inpaint

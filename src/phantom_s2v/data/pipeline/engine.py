@@ -15,7 +15,21 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
-from phantom_s2v.data.pipeline import caption, embed, encode, pair, probe, quality, shots, stills, subjects, verify, write
+from phantom_s2v.data.pipeline import (
+    background,
+    caption,
+    crops,
+    embed,
+    encode,
+    pair,
+    probe,
+    quality,
+    shots,
+    stills,
+    subjects,
+    verify,
+    write,
+)
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.groups import grouped
 from phantom_s2v.data.pipeline.index import SubjectIndex, jpeg, mark
@@ -28,7 +42,9 @@ KNOW = (
     ("stills", stills.run),
     ("caption", caption.run),
     ("subjects", subjects.run),
+    ("crops", crops.run),
     ("embed", embed.run),
+    ("background", background.run),
     ("encode", encode.run),
 )
 AHEAD = 2  # source videos a process that wait for it
@@ -92,7 +108,7 @@ def process(path: str, config: Config, models: Models) -> Iterator[Record]:
 def _slim(record: Record) -> Record:
     """A record without what only the stages look at; a clip that is dropped keeps one small frame to be shown by."""
     frames = record.get("stills", record.get("work"))
-    slim = {name: value for name, value in record.items() if name not in ("work", "stills", "around")}
+    slim = {name: value for name, value in record.items() if name not in ("work", "stills", "around", "covered")}
     if record["kind"] == "clip" and record["drop"] and frames is not None:
         slim["still"] = jpeg(frames[len(frames) // 2])
     return slim
@@ -242,7 +258,7 @@ def build(
         summary.seconds["pair, verify"] = time.process_time() - start
         start = time.process_time()
         pairs = partial(subject_index.pairs, summary.version, config)
-        triplets = write.run(pairs, grouped(pairs()), repeated, subject_index, rights)
+        triplets = write.run(pairs, grouped(pairs()), repeated, subject_index, rights, config)
         summary.new, summary.triplets = _replace(TripletStore.create(out), subject_index, triplets, require_license)
         summary.seconds["write"] = time.process_time() - start
         return summary
@@ -266,6 +282,7 @@ def _look(
         records = in_pool(todo, config, make, workers)
     else:
         records = (record for path in todo for record in process(path, config, make()))
+    subject_index.forget(path for path in todo if path in done)
     number = len(paths) - len(todo)
     report("source videos", number, len(paths))
     for record in records:
@@ -317,7 +334,17 @@ def index_path(out: Path) -> Path:
 def before_pairing(config: Config) -> Config:
     """The configuration without what concerns pairs, which are recomputed if it changes."""
     return replace(
-        config, lower=0, upper=0, colors=0, texture=0, neighbors=0, partners=0, same_face=0, same_face_across=0, same_shot=False
+        config,
+        lower=0,
+        upper=0,
+        scene=0,
+        colors=0,
+        texture=0,
+        neighbors=0,
+        partners=0,
+        same_face=0,
+        same_face_across=0,
+        same_shot=False,
     )
 
 

@@ -3,6 +3,7 @@
 source_videos  one row for every file that is done: its record and the seconds that each stage took
 clips     one row for every clip, kept or dropped; the video of those kept
 subjects  one row for every subject: its vectors and images
+backgrounds  one row for every clip whose scene without subjects is a reference: its image and vector
 written   ids of the triplets that were written
 pairs     one row for every subject: the results for its pairs, and at which version of the subjects
 
@@ -12,7 +13,8 @@ again, and merging them changes nothing.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ BUFFER, BUFFER_BYTES = 64, 64 << 20  # records, and bytes of their videos and im
 BATCH = 64  # rows that are read at once, with their videos
 PAIRING = ("pair", "verify")  # stages that decide pairs
 PASSED_OVER = 12  # of what was seen in a clip and is no subject
+BACKGROUND_QUALITY = 95  # of JPEG: a whole frame as PNG takes some megabytes
 STILL = 256  # pixels, the longer side of the frame of a dropped clip
 INDEXED = 20_000  # subjects from which on their vectors have an approximate index
 COMPACT = 32  # fragments from which on a dataset is put together again
@@ -73,13 +76,19 @@ def subjects_schema(width: int, face_width: int) -> pa.Schema:
     )
 
 
+def backgrounds_schema(width: int) -> pa.Schema:
+    """Schema of backgrounds whose vectors have `width` numbers."""
+    texts: list[tuple[str, pa.DataType]] = [(name, pa.string()) for name in ("id", "shot", "source_video")]
+    return pa.schema([*texts, ("image", pa.large_binary()), ("vector", _vector(width))])
+
+
 class SubjectIndex:
     """The datasets below a folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.held: dict[str, list[Record]] = {"subjects": [], "clips": [], "source_videos": []}  # rows
+        self.held: dict[str, list[Record]] = {"subjects": [], "backgrounds": [], "clips": [], "source_videos": []}  # rows
 
     def _path(self, name: str) -> str:
         return str(self.folder / f"{name}.lance")
@@ -136,29 +145,42 @@ class SubjectIndex:
         if record["kind"] == "source_video":
             self.held["source_videos"].append(_source_video_row(record))
             if record["drop"] and record["clips"]:
-                self._forget(record["source_video"])
+                self._forget([record["source_video"]])
         else:
             self.held["clips"].append(_clip_row(record))
             if not record["drop"]:
                 self.held["subjects"] += [_subject_row(record, subject) for subject in record["subjects"]]
+                if "image" in record.get("background", {}):
+                    self.held["backgrounds"].append(_background_row(record))
         images = sum(len(view["image"]) for row in self.held["subjects"] for view in row["views"])
+        images += sum(len(row["image"]) for row in self.held["backgrounds"])
         size = images + sum(len(row["video"]) for row in self.held["clips"])
         if size >= BUFFER_BYTES or len(self.held["clips"]) + len(self.held["source_videos"]) >= BUFFER:
             self.flush()
 
-    def _forget(self, source_video: str) -> None:
-        """Remove the clips and subjects of a source video."""
-        for name in ("subjects", "clips"):
-            self.held[name] = [row for row in self.held[name] if row["source_video"] != source_video]
+    def forget(self, paths: Iterable[str]) -> None:
+        """Remove what was found in files that are looked at again: another caption or bound gives other subjects."""
+        wanted = set(paths)
+        known = (row["source_video"] for row in self.source_videos() if row["path"] in wanted and row["source_video"])
+        while part := list(islice(known, BATCH)):
+            self._forget(part)
+
+    def _forget(self, source_videos: Collection[str]) -> None:
+        """Remove the clips and subjects of source videos."""
+        listed = ", ".join(f"'{each}'" for each in source_videos)
+        for name in ("subjects", "backgrounds", "clips"):
+            self.held[name] = [row for row in self.held[name] if row["source_video"] not in source_videos]
             if dataset := self.open(name):
-                dataset.delete(f"source_video = '{source_video}'")
+                dataset.delete(f"source_video IN ({listed})")
 
     def flush(self) -> None:
-        """Write what is held: subjects, then clips, then source videos."""
+        """Write what is held: subjects and backgrounds, then clips, then source videos."""
         held, self.held = self.held, {name: [] for name in self.held}
         if held["subjects"]:
             first = held["subjects"][0]
             self._merge("subjects", held["subjects"], subjects_schema(len(first["vector"]), len(first["face"])))
+        if held["backgrounds"]:
+            self._merge("backgrounds", held["backgrounds"], backgrounds_schema(len(held["backgrounds"][0]["vector"])))
         if held["clips"]:
             self._merge("clips", held["clips"], CLIPS)
         if held["source_videos"]:
@@ -200,6 +222,27 @@ class SubjectIndex:
         """Clip, name and views of subjects by id."""
         return self._by_id("subjects", ["clip", "name", "views"], ids)
 
+    def scenes_like(self, clip: str, shot: str, k: int) -> list[Record]:
+        """Backgrounds of the `k` clips of the same source video whose scenes are most like that of `clip`, its own first: id,
+        similarity and whether they are of its `shot`. Empty where it has none.
+        """
+        dataset = self.open("backgrounds")
+        own = next(iter(self.rows("backgrounds", ["source_video", "vector"], f"id = '{clip}'")), None)
+        if dataset is None or own is None:
+            return []
+        query = {"column": "vector", "q": np.asarray(own["vector"], np.float32), "k": k, "metric": "dot", "use_index": False}
+        where = f"source_video = '{own['source_video']}' AND id != '{clip}'"
+        found = dataset.to_table(columns=["id", "shot", "vector", "_distance"], nearest=query, filter=where, prefilter=True)
+        others = [
+            {"id": row["id"], "similarity": float(np.dot(own["vector"], row["vector"])), "same_shot": row["shot"] == shot}
+            for row in found.to_pylist()
+        ]
+        return [{"id": clip, "similarity": 1.0, "same_shot": True}, *sorted(others, key=lambda o: (-o["similarity"], o["id"]))]
+
+    def background(self, clip: str) -> bytes:
+        """The image of a clip's background, empty where it has none."""
+        return next((row["image"] for row in self.rows("backgrounds", ["image"], f"id = '{clip}'")), b"")
+
     def clip_facts(self, ids: Collection[str]) -> dict[str, Record]:
         """Facts of clips by id."""
         return {name: json.loads(row["facts"]) for name, row in self._by_id("clips", ["facts"], ids).items()}
@@ -240,14 +283,16 @@ def _source_video_row(source_video: Record) -> Record:
 
 
 def _clip_row(clip: Record) -> Record:
-    left_out = ("video", "still", "signature", "subjects", "path", "notices", "phrases", "origin", "passed_over")
+    left_out = ("video", "still", "signature", "subjects", "path", "notices", "phrases", "origin", "passed_over", "background")
     facts = {k: v for k, v in clip.items() if k not in left_out}
     facts["subjects"] = [s["subject"] for s in clip.get("subjects", [])]
     facts["views"] = [
-        {"subject": s["subject"], "instant": v["instant"], "box": list(v["box"])}
+        {"subject": s["subject"], "instant": v["instant"], "box": list(v["box"]), "scores": v.get("scores", {})}
         for s in clip.get("subjects", [])
         for v in s["views"]
     ]
+    if background := clip.get("background"):
+        facts["background"] = {"seen": background["seen"], "reason": background["reason"]}
     facts["passed_over"] = clip.get("passed_over", [])[:PASSED_OVER]
     empty = np.zeros(64, np.float32)
     return {
@@ -281,6 +326,13 @@ def _subject_row(clip: Record, subject: Record) -> Record:
     }
 
 
+def _background_row(clip: Record) -> Record:
+    names = ("shot", "source_video")
+    found = clip["background"]
+    image = encoded_jpeg(found["image"], BACKGROUND_QUALITY)
+    return {"id": clip["clip"], **{name: clip[name] for name in names}, "image": image, "vector": found["vector"].tolist()}
+
+
 def png(image: np.ndarray) -> bytes:
     """An image as PNG."""
     return cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
@@ -290,7 +342,12 @@ def jpeg(image: np.ndarray) -> bytes:
     """A small copy of an image as JPEG."""
     scale = STILL / max(image.shape[:2])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
-    return cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+    return encoded_jpeg(small, 80)
+
+
+def encoded_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """An image as JPEG."""
+    return cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def unpng(content: bytes) -> np.ndarray:

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from phantom_s2v.data.detectors.objects import detect_objects
-from phantom_s2v.data.detectors.own import load_detector
+from phantom_s2v.data.detectors.own import load_detector, load_inpainter
 from phantom_s2v.data.detectors.people import detect_people_too
 from phantom_s2v.data.detectors.phrases import detect_phrases
 from phantom_s2v.data.pipeline.config import Models
 from phantom_s2v.vision import faces
 from phantom_s2v.vision.detect import OpenVocabularyDetector
-from phantom_s2v.vision.embed import Embedder
+from phantom_s2v.vision.embed import Aesthetics, Embedder
 from phantom_s2v.vision.factory import FEATURES, cut_chances, texture_mini
+from phantom_s2v.vision.inpaint import Inpainter
 from phantom_s2v.vision.segment import ClipSegmenter
 from phantom_s2v.vision.text import fixed_lines
 from phantom_s2v.vision.vlm import VisionLanguageModel
@@ -47,9 +48,13 @@ def with_larger(
     segmenter: Path | None = None,
     embedder: Path | None = None,
     arcface: Path | None = None,
+    clip: Path | None = None,
+    aesthetic: Path | None = None,
+    inpainter: Path | str | None = None,
 ) -> Models:
-    """`models` with those of the larger networks that are given: folders of models in transformers' layout, MODULE:FUNCTION of a
-    detector of the user's own, ArcFace's ONNX file.
+    """`models` with those of the larger networks that are given: folders of models in transformers' layout (of the inpainter in
+    diffusers'), MODULE:FUNCTION of a detector or an inpainter of the user's own, ArcFace's ONNX file, the safetensors file of the
+    aesthetic head on `clip`.
 
     Bounds of similarity hold for the embeddings that they were set for: another embedder needs its own.
     """
@@ -67,4 +72,8 @@ def with_larger(
     if arcface:
         network = faces.ArcFace(arcface)
         models = replace(models, face=lambda image: next(iter(network(image)), None), face_width=512)
+    if inpainter:
+        models = replace(models, inpaint=load_inpainter(inpainter) if isinstance(inpainter, str) else Inpainter(inpainter))
+    if clip and aesthetic:
+        models = replace(models, aesthetic=Aesthetics(clip, aesthetic))
     return models

@@ -73,6 +73,9 @@ class _Clips:
         self.kept, self.subjects = 0, 0
         self.examples: dict[str, list[Record]] = {}  # reason -> some clips, every one with the same chance
         self.sample: list[Record] = []  # of those kept
+        self.crops, self.lost = 0, Counter[str]()  # reference images, and why some went
+        self.backgrounds: Counter[str] = Counter()
+        self.lost_examples: dict[str, list[Record]] = {}
         self.rng = np.random.default_rng(0)
 
     @property
@@ -83,6 +86,10 @@ class _Clips:
     def add(self, clip: Record) -> None:
         """Take in a row of the index: id, drop, facts and, of a dropped clip, still."""
         facts = json.loads(clip["facts"])
+        if not clip["drop"] and (background := facts.get("background")):
+            words = f"clips without a background: {background['reason']}" if background["reason"] else "clips with a background"
+            self.backgrounds[words] += 1
+        self._add_crops(clip, facts.get("crops", {"seen": 0, "dropped": {}}))
         if not clip["drop"]:
             self.kept, self.subjects = self.kept + 1, self.subjects + len(facts["subjects"])
             self._sample(self.sample, {**facts, "id": clip["id"]}, self.kept, KEPT)
@@ -91,6 +98,13 @@ class _Clips:
         if clip["drop"] in self.examples or len(self.examples) < LISTED:
             example = {**facts, "still": clip["still"]}
             self._sample(self.examples.setdefault(clip["drop"], []), example, self.drops[clip["drop"]], EXAMPLES)
+
+    def _add_crops(self, clip: Record, crops: Record) -> None:
+        self.crops += crops["seen"]
+        self.lost.update(crops["dropped"])
+        if crops["dropped"] and not clip["drop"]:  # a dropped clip shows its frame instead
+            some = self.lost_examples.setdefault(crops["reason"], [])
+            self._sample(some, {"still": clip["still"], "words": crops["words"]}, self.lost[crops["reason"]], EXAMPLES)
 
     def _sample(self, some: list[Record], clip: Record, seen: int, most: int) -> None:
         if len(some) < most:
@@ -127,6 +141,10 @@ def write_report(
         dropped=clips.drops.most_common(),
         examples=[(reason, [_dropped(each) for each in clips.examples[reason]])
                   for reason, _ in clips.drops.most_common() if reason in clips.examples][:REASONS],
+        crops=clips.crops,
+        lost=clips.lost.most_common(),
+        lost_examples=[(reason, [(_decoded(each["still"]), each["words"]) for each in some])
+                       for reason, some in clips.lost_examples.items()],
         clips_kept=clips.kept,
         kept=[_kept(subject_index, clip) for clip in clips.sample],
         subjects=subjects,
@@ -178,19 +196,25 @@ def _headline(clips: _Clips, pairs: _Pairs, subjects: int, triplets: int, left: 
 
 
 def _counts(read: int, left: int, clips: _Clips, pairs: _Pairs, subjects: int, triplets: int) -> list[tuple[str, int]]:
+    rare = [
+        ("pairs kept but not used: their subjects were seen together", pairs.groups.contradicting),
+        ("further pairs of one subject, which connect identities", pairs.more),
+    ]
     return [
         ("files", read + left),
         ("files read", read),
         ("clips", clips.total),
         ("clips kept", clips.kept),
         ("subjects in them, each clip's by itself", clips.subjects),
+        ("reference images", clips.crops),
+        ("reference images kept", clips.crops - clips.lost.total()),
+        *clips.backgrounds.items(),
         ("subjects with a cross-pair", pairs.paired),
         ("identities among those", subjects),
         ("identities in several files", pairs.groups.across),
         ("pairs looked at", pairs.looked_at),
         ("pairs kept", pairs.kept),
-        ("pairs kept but not used: their subjects were seen together", pairs.groups.contradicting),
-        ("further pairs of one subject, which connect identities", pairs.more),
+        *((words, count) for words, count in rare if count),
         ("triplets", triplets),
     ]
 
@@ -210,13 +234,17 @@ def _where(facts: Record) -> str:
     return f"{facts['name']}, {facts['begins']:.1f} to {facts['ends']:.1f} s"
 
 
+def _decoded(content: bytes) -> np.ndarray:
+    """A JPEG as uint8 [H, W, 3]."""
+    return np.ascontiguousarray(np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR))[..., ::-1])
+
+
 def _dropped(clip: Record) -> tuple[np.ndarray | None, str]:
     """The frame of a dropped clip, with boxes around what was seen in it and is no subject, and why."""
-    image = cv2.imdecode(np.frombuffer(clip["still"], np.uint8), cv2.IMREAD_COLOR) if clip["still"] else None
+    image = _decoded(clip["still"]) if clip["still"] else None
     here = [each for each in clip["passed_over"] if each["instant"] == MIDDLE]
     seen = list({(each["what"], each["reason"], tuple(each["box"])) for each in here})[:4] if image is not None else []
     if image is not None:
-        image = np.ascontiguousarray(image[..., ::-1])
         height, width = image.shape[:2]
         for number, (_, _, (left, top, right, bottom)) in enumerate(sorted(seen), 1):
             corner = round(left * width), round(top * height)
@@ -230,6 +258,8 @@ def _kept(subject_index: SubjectIndex, clip: Record) -> Record:
     """A kept clip as it can be played, and its subjects."""
     found = subject_index.subjects(clip["subjects"])
     views = [(_middle(found[each]), found[each]["name"]) for each in clip["subjects"] if each in found]
+    if background := subject_index.background(clip["id"]) if clip.get("background") else b"":
+        views.append((shown(_decoded(background), SIDE), "background, subjects filled in"))
     return {"words": _where(clip), "caption": clip["caption"], "video": _video(subject_index, clip["id"]), "subjects": views}
 
 

@@ -34,7 +34,8 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         if record["kind"] != "clip" or record["drop"]:
             yield record
             continue
-        subjects, passed = _found(record, config, models)
+        detections = _seen(record, config, models)
+        subjects, passed = _found(record, detections, config, models)
         named = names.name(subjects, record["phrases"], record["caption"])
         has_unique_names = names.tell_apart(named)
         caption = record["caption"] or (
@@ -49,14 +50,29 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
                 "the caption does not name its subjects" if not named else "" if has_unique_names else "ambiguous subject names"
             )
         rest = {k: v for k, v in record.items() if k != "work"}
-        yield {**rest, "subjects": named, "caption": caption, "passed_over": passed, "drop": drop}
+        everyone = [{view["instant"] for view in subject["views"]} for subject in subjects]
+        covered = [
+            _union(each, still.shape) if all(number in instants for instants in everyone) else None
+            for number, (each, still) in enumerate(zip(detections, record["stills"], strict=True))
+        ]
+        yield {**rest, "subjects": named, "caption": caption, "passed_over": passed, "covered": covered, "drop": drop}
 
 
-def _found(record: Record, config: Config, models: Models) -> tuple[list[dict[str, Any]], list[Record]]:
-    """Subjects of a clip, and what was seen and is none, as records: instant, box in shares, what, reason."""
+def _union(detections: list[Detection], shape: tuple[int, ...]) -> np.ndarray:
+    """What detections cover, bool [h, w]."""
+    covered = np.zeros(shape[:2], bool)
+    for each in detections:
+        covered |= each.mask
+    return covered
+
+
+def _found(
+    record: Record, seen: list[list[Detection]], config: Config, models: Models
+) -> tuple[list[dict[str, Any]], list[Record]]:
+    """Subjects of a clip out of what was `seen` in its stills, and what is none: instant, box in shares, what, reason."""
     stills: list[np.ndarray] = record["stills"]
     found, passed = [], list[Record]()
-    for number, each in enumerate(_seen(record, config, models)):
+    for number, each in enumerate(seen):
         kept, dropped = sift(each, stills[number].shape[:2], config)
         if models.whole:
             judged = {id(d): models.whole(_part(stills[number], d.box)) for d in kept}
