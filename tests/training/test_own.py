@@ -230,8 +230,36 @@ def test_a_wrong_field_is_one_sentence(call_phantom, tmp_path, text, said):
 
 def test_what_is_missing_is_one_sentence(call_phantom, tmp_path):
     code, out = call_phantom("train", "--preset", "large")
-    assert (code, "preset must be mini, wan-1.3b, wan-1.3b-lora, wan-14b-lora (got 'large')" in out.err) == (2, True)
+    assert (code, "preset must be mini, mini-lora, wan-1.3b, wan-1.3b-lora, wan-14b-lora (got 'large')" in out.err) == (2, True)
     code, out = call_phantom("train", "--preset", "mini", "--out", tmp_path)
     assert (code, "--latents and --out are needed" in out.err) == (2, True)
     code, out = call_phantom("encode", tmp_path / "none.lance", "--out", tmp_path / "l.lance")
     assert (code, "none.lance does not exist" in out.err) == (2, True)
+
+
+def test_a_lora_of_the_own_model_is_loaded_by_generate(latents, tiny, tmp_path, call_phantom):
+    """--lora gives the video of the adapters folded into the weights; at strength 0 that of the model without."""
+    config = replace(recipes.own_mini_lora(), validation=0.0)
+    train = replace(config.train, steps=3, adam_lr=2e-2, warmup=1, precision="float32", workers=0, decay_share=0, ema_decay=0.0)
+    own.run(replace(config, train=train), tiny, latents.path, tmp_path / "run", Placement(device="cpu"))
+    file = tmp_path / "run" / "lora.safetensors"
+    image = np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)
+
+    def make(placement, change=lambda pipe: None) -> np.ndarray:
+        pipe = load_models(tiny, placement)
+        change(pipe)
+        return pipe("a fox", reference_images=image, generator=torch.Generator().manual_seed(0)).frames[0]
+
+    def fold(pipe) -> None:
+        state, saved = pipe.transformer.state_dict(), load_file(file)
+        for name in [name for name in saved if name.endswith("lora_A.weight")]:
+            layer = name.removeprefix("diffusion_model.").removesuffix(".lora_A.weight")
+            up = saved[name.replace("lora_A", "lora_B")].float()
+            state[f"{layer}.weight"] += up @ saved[name].float()  # alpha is the rank
+        pipe.transformer.load_state_dict(state)
+
+    plain, folded = make(Placement(device="cpu")), make(Placement(device="cpu"), fold)
+    assert np.abs(folded - plain).max() > 1e-2
+    np.testing.assert_allclose(make(Placement(device="cpu", loras=((str(file), 1.0),))), folded, atol=1e-3)
+    np.testing.assert_allclose(make(Placement(device="cpu", loras=((str(file), 0.0),))), plain, atol=1e-5)
+    np.testing.assert_allclose(make(Placement(device="cpu"), lambda pipe: pipe.load_lora_weights(file)), folded, atol=1e-3)

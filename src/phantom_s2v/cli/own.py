@@ -77,7 +77,7 @@ def encode(
 @train.callback(invoke_without_command=True)
 def train_own(
     context: typer.Context,
-    preset: Annotated[str | None, typer.Option(help="mini, wan-1.3b, wan-1.3b-lora or wan-14b-lora.")] = None,
+    preset: Annotated[str | None, typer.Option(help="mini, mini-lora, wan-1.3b, wan-1.3b-lora or wan-14b-lora.")] = None,
     latents: Annotated[Path | None, typer.Option(help="Dataset of latents (phantom encode).")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder of the run.")] = None,
     model: Annotated[str | None, typer.Option(help="Model to fine-tune; default: the preset's.")] = None,

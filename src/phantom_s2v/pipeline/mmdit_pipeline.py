@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
+from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +23,7 @@ from phantom_s2v.models.phantom.conditioning import Conditions as Inputs
 from phantom_s2v.models.phantom.conditioning import null, stack, without_image_tokens, without_latents, without_text
 from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
+from phantom_s2v.models.wan.lora import adapters_of, add_lora
 from phantom_s2v.pipeline.conditions import Branches, Conditions, Dropped, Guided
 from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 from phantom_s2v.pipeline.request import Request
@@ -80,6 +83,11 @@ class PhantomMMDiTPipeline(PhantomPipeline):
     def preset(self) -> Preset:
         """Defaults of the model."""
         return self._preset
+
+    def load_lora_weights(self, file: str | Path, adapter_name: str | None = None) -> None:
+        """Load a LoRA file, strictly; `transformer.set_adapters` and the like are those of diffusers' models."""
+        free = next(name for name in map("default_{}".format, count()) if name not in adapters_of(self.transformer))
+        add_lora(self.transformer, Path(file), adapter_name or free)
 
     @cached_property
     def reader(self) -> TextEncoder:

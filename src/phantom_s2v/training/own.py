@@ -289,8 +289,8 @@ def write_model(folder: Path, transformer: Any, dtype: torch.dtype, out: Path) -
     write_text(out / "transformer" / "config.json", read_text(folder / "transformer" / "config.json"))
 
 
-def write_lora(adapters: nn.Module, lora: Lora, file: Path) -> None:
-    """Adapters in the native names with alpha, which diffusers, ComfyUI and `phantom generate --lora` apply at one strength."""
+def write_lora(adapters: nn.Module, lora: Lora, model: str, file: Path) -> None:
+    """Adapters of a `model` in the native names with alpha: diffusers, ComfyUI and --lora apply them at one strength."""
     alpha = lora.alpha * (lora.rank**0.5 if lora.rank_stabilized else 1.0)
     tensors = {}
     for name, value in adapters.state_dict().items():
@@ -299,7 +299,7 @@ def write_lora(adapters: nn.Module, lora: Lora, file: Path) -> None:
         tensors[f"{place}.lora_{factor[0]}.weight"] = value.detach().half()
         tensors[f"{place}.alpha"] = torch.tensor(alpha)
     metadata = {"format": "pt", "ss_network_dim": str(lora.rank), "ss_network_alpha": str(alpha), "ss_network_module": "lora"}
-    save_tensors(tensors, file, {**metadata, "modelspec.architecture": "wan2.1/lora", "modelspec.title": file.stem})
+    save_tensors(tensors, file, {**metadata, "modelspec.architecture": f"{model}/lora", "modelspec.title": file.stem})
 
 
 def run(config: OwnConfig, folder: Path, latents: Path, out: Path, placement: Placement) -> dict[str, Any]:
@@ -319,7 +319,7 @@ def run(config: OwnConfig, folder: Path, latents: Path, out: Path, placement: Pl
         if config.lora is None:
             write_model(folder, average, dtype, made)
         else:
-            write_lora(average, config.lora, made)
+            write_lora(average, config.lora, pipe.preset.name, made)
 
     fine_tune(config, pipe, store, out, save, origin)
     return {"written": str(made), "steps": config.train.steps, "triplets": len(store)}

@@ -6,6 +6,7 @@ from phantom_s2v.models.wan.spec import LORA_TARGETS
 from phantom_s2v.training.config import AutoencoderConfig, ImageEncoderConfig, TrainConfig
 from phantom_s2v.training.own import Lora, OwnConfig
 
+MINI_TARGETS = ("q", "k", "v", "out", "mlp.0", "mlp.2")  # of both branches
 WAN_TOKENS = 21 * 60 * 104  # latent positions of 81 frames at 832x480
 CONVOLUTIONS = "float32"  # with bfloat16 a CPU with AMX gives NaN for gradients of causal convolutions at 128 pixels (torch 2.13)
 
@@ -33,6 +34,12 @@ def own_mini() -> OwnConfig:
     return OwnConfig(train, batch_size=2, drop_latents=0.1, drop_tokens=0.1, t_mean=0.8)
 
 
+def own_mini_lora() -> OwnConfig:
+    """LoRA of rank 16 on phantom-mini."""
+    config = own_mini()
+    return replace(config, train=replace(config.train, adam_lr=1e-3), lora=Lora(16, 16.0, targets=MINI_TARGETS))
+
+
 def own_wan() -> OwnConfig:
     """Phantom-Wan 1.3B, all weights (RefAlign's learning rate of 1e-5)."""
     train = TrainConfig(2_000, lr=0.0, adam_lr=1e-5, warmup=100, decay_share=0.1, ema_decay=0.995, precision="bfloat16")
@@ -47,6 +54,7 @@ def own_wan_lora() -> OwnConfig:
 
 OWN = {  # preset -> the model that it fine-tunes, and its configuration
     "mini": ("phantom-mini", own_mini),
+    "mini-lora": ("phantom-mini", own_mini_lora),
     "wan-1.3b": ("phantom-wan-1.3b", own_wan),
     "wan-1.3b-lora": ("phantom-wan-1.3b", own_wan_lora),
     "wan-14b-lora": ("phantom-wan-14b", own_wan_lora),

@@ -29,7 +29,7 @@ class PhantomModel(VideoModel):
     pipeline = "phantom_s2v.pipeline.mmdit_pipeline:PhantomMMDiTPipeline"
     own_text_encoder = False
     checks_prompts = False
-    placed = frozenset[str]()
+    placed = frozenset({"loras"})
     depth, measured_depth = "depth", 2  # windows alternate
 
     def preset(self, config: dict[str, Any]) -> Preset:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from einops import rearrange
 from torch import nn
 
@@ -75,7 +76,7 @@ class Block(nn.Module):
         return vision, text
 
 
-class PhantomTransformer(ModelMixin, ConfigMixin):
+class PhantomTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Velocity of a noisy video latent under text, reference latents and image tokens.
 
     The ablations of the paper are fields: `window_size`, `shift_windows` (ours), `inject_everywhere`,
