@@ -9,7 +9,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FirstBlockCacheConfig, WanPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.utils import export_to_video
 from PIL import Image
@@ -18,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from phantom_s2v import PhantomPipeline, PhantomWanPipeline
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.media.videos import Video
+from phantom_s2v.models.memory import Placement
+from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler, shift_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wan"))
@@ -248,11 +257,7 @@ def test_a_cache_that_skips_nothing_changes_no_bit(folders, cat):
 def test_a_lora_loads_scales_fuses_and_unloads(folders, cat, tmp_path):
     pipe = PhantomPipeline.from_pretrained(folders["wan"])
     before = make(pipe, reference_images=cat)
-    key, generator = "transformer.blocks.0.attn1.to_q", torch.Generator().manual_seed(0)
-    shapes = {"A": (3, native.DIM), "B": (native.DIM, 3)}
-    state = {f"{key}.lora_{part}.weight": torch.randn(shape, generator=generator) for part, shape in shapes.items()}
-    save_file(state, tmp_path / "lora.safetensors")
-    pipe.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="style")
+    pipe.load_lora_weights(str(lora_file(tmp_path)), adapter_name="style")
     with_lora = make(pipe, reference_images=cat)
     assert np.abs(with_lora - before).max() > 1e-3
     pipe.set_adapters("style", 0.0)
@@ -263,6 +268,115 @@ def test_a_lora_loads_scales_fuses_and_unloads(folders, cat, tmp_path):
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
     np.testing.assert_allclose(make(pipe, reference_images=cat), before, atol=1e-4)
+
+
+def lora_file(folder, name="lora.safetensors"):
+    key, generator = "transformer.blocks.0.attn1.to_q", torch.Generator().manual_seed(0)
+    shapes = {"A": (3, native.DIM), "B": (native.DIM, 3)}
+    folder.mkdir(exist_ok=True)
+    save_file({f"{key}.lora_{p}.weight": torch.randn(s, generator=generator) for p, s in shapes.items()}, folder / name)
+    return folder / name
+
+
+def test_what_is_saved_loads_again_with_loras_and_the_text_cache(folders, cat, tmp_path):
+    pipe = load_models(folders["wan"], Placement(cache_text=True, device="cpu"))
+    pipe.load_lora_weights(lora_file(tmp_path), adapter_name="style")
+    with pytest.raises(InputError, match=r"no part of saved weights \(on: style\); call fuse_lora or"):
+        pipe.save_pretrained(tmp_path / "active")
+    assert not (tmp_path / "active").exists()
+    pipe.fuse_lora()
+    pipe.save_pretrained(tmp_path / "fused")
+    fused = make(pipe, reference_images=cat)
+    assert np.array_equal(make(PhantomPipeline.from_pretrained(tmp_path / "fused"), reference_images=cat), fused)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    pipe.save_pretrained(tmp_path / "plain")
+    plain = make(PhantomPipeline.from_pretrained(tmp_path / "plain"), reference_images=cat)
+    np.testing.assert_allclose(plain, make(PhantomPipeline.from_pretrained(folders["wan"]), reference_images=cat), atol=1e-4)
+    assert np.abs(plain - fused).max() > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{"safe_serialization": False}, {"variant": "fp16"}])
+def test_a_folder_that_would_not_load_is_not_saved(pipe, tmp_path, changes):
+    with pytest.raises(InputError, match="saved as safetensors and without a variant"):
+        pipe.save_pretrained(tmp_path / "model", **changes)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_callers_transformer_stays_as_it_is(folders, tmp_path):
+    """Through fused LoRAs, through differences of norms, and in its type and place."""
+    given = WanTransformer3DModel.from_pretrained(folders["wan"] / "transformer")
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    pipe = PhantomPipeline.from_pretrained(folders["wan"], transformer=given)
+    own = {each.data_ptr() for each in given.parameters()}
+    assert own == {each.data_ptr() for each in pipe.transformer.parameters()}  # no second set of weights
+    pipe.load_lora_weights(lora_file(tmp_path))
+    pipe.fuse_lora()
+    save_file({"blocks.0.norm3.diff": torch.full((native.DIM,), 0.3)}, tmp_path / "norms.safetensors")
+    pipe.load_lora_weights(tmp_path / "norms.safetensors")
+    pipe.to(torch.bfloat16)
+    assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
+
+
+def test_a_lora_comes_from_a_file_a_folder_or_a_dict(folders, cat, tmp_path):
+    file = lora_file(tmp_path / "lora", "pytorch_lora_weights.safetensors")
+    lora_file(tmp_path / "lora", "other.safetensors")
+    sources = [(file, {}), (str(file), {}), (str(tmp_path / "lora"), {}), (load_file(file), {})]
+    sources += [(tmp_path / "lora", {"weight_name": "other.safetensors"})]
+    videos = []
+    for source, options in sources:
+        pipe = PhantomPipeline.from_pretrained(folders["wan"])
+        pipe.load_lora_weights(source, **options)
+        videos.append(make(pipe, reference_images=cat))
+    assert all(np.array_equal(video, videos[0]) for video in videos[1:])
+
+
+@pytest.mark.parametrize(("source", "options", "said"), [
+    ("nope.safetensors", {}, "nope.safetensors is not a readable LoRA"),
+    (Path("a/b"), {}, "a/b is not a readable LoRA"),
+    (str(Path(__file__).parent), {}, "has no LoRA; it must hold pytorch_lora_weights.safetensors or adapter_model.safetensors"),
+    (str(Path(__file__).parent), {"weight_name": "x.safetensors"}, "it must hold x.safetensors"),
+    (None, {}, "a LoRA must be a file, .* .got None"),
+    ({}, {}, "a LoRA must be a file, .* .got {}"),
+    ({"a": torch.zeros(1)}, {}, "the state dict cannot be loaded as a LoRA: "),
+    ("nope.safetensors", {"adapter_name": "a.b"}, "adapter_name must be a text without dots .got 'a.b'"),
+    ("nope.safetensors", {"adapter_name": 3}, "adapter_name must be .* .got 3"),
+])  # fmt: skip
+def test_what_is_no_lora_is_one_sentence(folders, source, options, said):
+    pipe = PhantomPipeline.from_pretrained(folders["wan"])
+    with pytest.raises((InputError, CheckpointError), match=said) as error:
+        pipe.load_lora_weights(source, **options)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_weights_of_adapters_are_finite(folders, tmp_path):
+    pipe = PhantomPipeline.from_pretrained(folders["wan"])
+    pipe.load_lora_weights(lora_file(tmp_path), adapter_name="style")
+    with pytest.raises(InputError, match="weights of adapters must be finite .got nan"):
+        pipe.set_adapters("style", float("nan"))
+
+
+def test_caches_with_one_state_get_the_branches_as_one_batch(folders, cat):
+    """Else the attention of one branch would be used for the next."""
+    pipe = PhantomPipeline.from_pretrained(folders["wan"])
+    before = make(pipe, reference_images=cat)
+    own = {"current_timestep_callback": lambda: pipe.current_timestep, "spatial_attention_timestep_skip_range": (-1, 0)}
+    rows = []
+    pipe.transformer.register_forward_hook(lambda module, args, out: rows.append(len(out[0])))
+    for config in (PyramidAttentionBroadcastConfig, FasterCacheConfig):
+        distilled = (
+            {"is_guidance_distilled": True, "attention_weight_callback": lambda _: 0.5} if config is FasterCacheConfig else {}
+        )
+        pipe.transformer.enable_cache(config(spatial_attention_block_skip_range=2, **own, **distilled))
+        np.testing.assert_allclose(make(pipe, reference_images=cat), before, atol=1e-4)  # no timestep is skipped
+        assert rows == [3, 3, 3]
+        rows.clear()
+        pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(
+        FasterCacheConfig(spatial_attention_block_skip_range=2, **own, attention_weight_callback=lambda _: 0.5)
+    )
+    with pytest.raises(InputError, match="must have is_guidance_distilled=True"):
+        make(pipe, reference_images=cat)
 
 
 def test_a_pipeline_without_a_text_encoder_takes_embeds(folders):

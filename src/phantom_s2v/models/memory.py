@@ -168,6 +168,7 @@ class Remembered(nn.Module):
         super().__init__()
         self.module = module
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.register_state_dict_post_hook(_unwrapped)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The output for this very tensor; the newest three are kept, as many as there are branches."""
@@ -176,6 +177,12 @@ class Remembered(nn.Module):
                 return out
         self.kept = [*self.kept[-2:], (x, self.module(x))]
         return self.kept[-1][1]
+
+
+def _unwrapped(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """The state under the names of the module alone, so that it can be saved and loaded."""
+    for name in [name for name in state if name.startswith(f"{prefix}module.")]:
+        state[prefix + name.removeprefix(f"{prefix}module.")] = state.pop(name)
 
 
 def remember_text(transformer: Any) -> None:

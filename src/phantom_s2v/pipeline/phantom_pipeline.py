@@ -84,6 +84,15 @@ class PhantomPipeline(DiffusionPipeline):
         """
         return load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
 
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write a model folder that `from_pretrained` and the command line read; the arguments are DiffusionPipeline's.
+
+        Raises InputError, before anything is written, for pickles and for variants, which are not read.
+        """
+        if not kwargs.get("safe_serialization", True) or kwargs.get("variant"):
+            raise InputError("weights are saved as safetensors and without a variant, which from_pretrained reads")
+        super().save_pretrained(str(save_directory), **kwargs)
+
     @property
     @abstractmethod
     def preset(self) -> Preset:

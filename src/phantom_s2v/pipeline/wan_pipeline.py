@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.media.images import letterbox
 from phantom_s2v.models.autoencoder import for_inference
 from phantom_s2v.models.base import Preset
-from phantom_s2v.models.wan.lora import adapters_of, add_lora
+from phantom_s2v.models.wan.lora import adapters_of, add_lora, local_lora
 from phantom_s2v.models.wan.spec import TEXT_PLACES, WanModel
+from phantom_s2v.models.wan.step_cache import wants_one_batch
 from phantom_s2v.models.wan.text import prompt_features, prompt_tokens
 from phantom_s2v.models.wan.transformer import PhantomWanTransformer, pad_text, wan_velocity
 from phantom_s2v.pipeline.conditions import Branches, Conditions, Dropped
@@ -58,25 +59,39 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a model folder that `from_pretrained`, the command line and diffusers' WanPipeline read; see DiffusionPipeline.
 
-        LoRAs are no part of it: fuse them, or save them by `save_lora_weights`.
+        LoRAs are no part of it: fuse them, or save them by `save_lora_weights`. Raises InputError, before anything is written,
+        for adapters that are on and not fused, and for quantized weights.
         """
+        if self.transformer is not None:
+            self.transformer.check_savable()
         self.register_to_config(transformer=("diffusers", "WanTransformer3DModel"))  # of which ours is a subclass
-        super().save_pretrained(str(save_directory), **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
 
     def load_lora_weights(
         self, pretrained_model_name_or_path_or_dict: Any, adapter_name: str | None = None, **kwargs: Any
     ) -> None:
-        """Load a LoRA: a .safetensors file of any spelling that models.wan.lora knows, strictly; else as diffusers does.
+        """Load a LoRA: a .safetensors file of any spelling that models.wan.lora knows, or a folder with one, strictly; a state
+        dict or a repository of a hub as diffusers does.
 
-        `hotswap` and the other arguments are those of WanLoraLoaderMixin.
+        `hotswap` and the other arguments are those of WanLoraLoaderMixin. Raises InputError and CheckpointError.
         """
-        path_or_dict: Any = pretrained_model_name_or_path_or_dict
-        if kwargs or not isinstance(path_or_dict, str | Path) or not Path(path_or_dict).is_file():
-            WanLoraLoaderMixin.load_lora_weights(self, path_or_dict, adapter_name=adapter_name, **kwargs)  # type: ignore[arg-type]
+        source: Any = pretrained_model_name_or_path_or_dict
+        if not isinstance(adapter_name, str | None) or "." in (adapter_name or ""):
+            raise InputError(f"adapter_name must be a text without dots (got {adapter_name!r})")
+        if not source or not isinstance(source, str | Path | dict):
+            raise InputError(f"a LoRA must be a file, a folder, OWNER/NAME on a hub or a state dict (got {source!r})")
+        file = None if isinstance(source, dict) else local_lora(source, kwargs.get("weight_name"))
+        if file is not None and not kwargs.get("hotswap"):
+            known = adapters_of(self.transformer)
+            free = next(name for name in map("default_{}".format, count()) if name not in known)
+            add_lora(self.transformer, file, adapter_name or free)
             return
-        known = adapters_of(self.transformer)
-        free = next(name for name in map("default_{}".format, count()) if name not in known)
-        add_lora(self.transformer, Path(path_or_dict), adapter_name or free)
+        try:
+            WanLoraLoaderMixin.load_lora_weights(self, cast(Any, source), adapter_name=adapter_name, **kwargs)
+        except Exception as error:  # diffusers, peft and the hub's client each have their own
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            what = "the state dict" if isinstance(source, dict) else source
+            raise CheckpointError(f"{what} cannot be loaded as a LoRA: {reason}") from error
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """Adapters by component, those that hold differences of norms alone among them."""
@@ -177,6 +192,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
             cache.begin(self._num_timesteps, some.shape[2])
         elif transformer.is_cache_enabled:  # by the user
             transformer._reset_stateful_cache()
+        one_batch = cache.one_batch if cache else wants_one_batch(transformer)
 
         @lru_cache  # the same tensors at every step: keys and values of the text are kept by them
         def batch(group: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +203,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
             out: dict[str, torch.Tensor] = {}
             sigma = float(self.scheduler.sigmas[step])
             state = {"step_index": step, "sigma": sigma, "num_inference_steps": self._num_timesteps}
-            for group in [tuple(names)] if cache and cache.one_batch else [(name,) for name in names]:
+            for group in [tuple(names)] if one_batch else [(name,) for name in names]:
                 name = "+".join(group)
                 with cache.context(name, step, sigma) if cache else transformer.cache_context(name, **state):
                     parts = wan_velocity(

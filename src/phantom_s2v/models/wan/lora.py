@@ -25,6 +25,7 @@ from phantom_s2v.errors import CheckpointError
 from phantom_s2v.files.untrusted import parse_json, read_small
 from phantom_s2v.models.finite import check_finite
 from phantom_s2v.models.tensors import read_tensors
+from phantom_s2v.models.wan.transformer import unshare
 
 PREFIXES = (
     "base_model.model.",  # peft's save_pretrained
@@ -63,6 +64,7 @@ KINDS = (  # what a key says of a layer, and the parameters that it may belong t
     ("diff_b", re.compile(r"\.diff_b$"), (".bias",)),
     ("diff", re.compile(r"\.diff_m$"), (".modulation",)),
 )
+FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # of a LoRA in a folder, as diffusers and peft name it
 Parts = dict[str, torch.Tensor]  # of one layer, by kind
 
 
@@ -108,6 +110,7 @@ class Differences:
 
     def add(self, transformer: nn.Module, adapter: str, values: Parts, strength: float) -> None:
         """Take in an adapter's differences and switch them on."""
+        unshare(transformer, (transformer.get_parameter(name) for name in values))
         for name in values:
             self.untouched.setdefault(name, transformer.get_parameter(name).detach().clone())
         self.by_adapter[adapter] = values
@@ -162,6 +165,21 @@ def adapters_of(transformer: Any) -> list[str]:
     """Names of the adapters of a transformer: peft's, and those that hold differences alone."""
     apart = getattr(transformer, "lora_differences", None)
     return list(dict.fromkeys([*(getattr(transformer, "peft_config", None) or {}), *(apart.by_adapter if apart else ())]))
+
+
+def local_lora(source: str | Path, name: str | None = None) -> Path | None:
+    """The LoRA of this machine that `source` names: a file, or in a folder the file `name` or one of the usual names; None where
+    it can only be a repository of a hub. Raises CheckpointError for a folder without one.
+    """
+    path = Path(source)
+    if path.is_dir():
+        names = [name] if name else FILES
+        found = next((path / each for each in names if (path / each).is_file()), None)
+        if found is None:
+            raise CheckpointError(f"{path} has no LoRA; it must hold {' or '.join(names)}")
+        return found
+    hub = isinstance(source, str) and not path.suffix and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.exists()
+    return None if hub else path
 
 
 def lora_files(file: Path) -> list[Path]:

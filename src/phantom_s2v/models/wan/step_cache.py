@@ -108,6 +108,17 @@ class StepCache:
         self.measured = torch.tensor([state.calibration_ratios for state in states]).mean(0).tolist()
 
 
+def wants_one_batch(transformer: Any) -> bool:
+    """Whether the cache that a user enabled on a transformer has one state for all forwards of a step.
+
+    Raises InputError for one whose state assumes two branches.
+    """
+    config = transformer._cache_config if transformer.is_cache_enabled else None
+    if isinstance(config, FasterCacheConfig) and not config.is_guidance_distilled:
+        raise InputError("FasterCacheConfig must have is_guidance_distilled=True; otherwise it assumes two branches, not three")
+    return isinstance(config, FasterCacheConfig | PyramidAttentionBroadcastConfig)
+
+
 def read_ratios(folder: Path, weights: str) -> list[float]:
     """What `phantom calibrate-magcache` measured of these weights, which are given by their hash. Raises where it did not, where
     it measured other weights, and where the file is damaged.

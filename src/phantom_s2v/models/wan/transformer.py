@@ -5,15 +5,20 @@ Legend: B batch, C latent channels, T latent time, n reference places, h w laten
 
 import html
 import math
+from collections.abc import Iterable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary, ref
 
 import ftfy
 import regex
 import torch
 from diffusers import WanTransformer3DModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from phantom_s2v.errors import InputError
 from phantom_s2v.models.tensors import align
 from phantom_s2v.models.wan.spec import TEXT_PLACES
 
@@ -33,6 +38,9 @@ class Sinusoid(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], 1).float()
 
 
+_LENDERS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()  # a transformer -> reference to the one whose weights it shares
+
+
 class PhantomWanTransformer(WanTransformer3DModel):
     """Wan's transformer with an exact timestep embedding: in diffusers' float32 angles near t = 1000 are off by 1e-4."""
 
@@ -46,6 +54,8 @@ class PhantomWanTransformer(WanTransformer3DModel):
         """As diffusers does; what a LoRA file has for norms goes with its adapter, at the same strength."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         strengths = weights if isinstance(weights, list) else [weights] * len(names)
+        if odd := [value for value in strengths if isinstance(value, int | float) and not math.isfinite(value)]:
+            raise InputError(f"weights of adapters must be finite (got {odd[0]})")
         known = getattr(self, "peft_config", {})
         apart = self.lora_differences.by_adapter if self.lora_differences else {}
         held = [(name, value) for name, value in zip(names, strengths, strict=True) if name in known or name not in apart]
@@ -71,6 +81,8 @@ class PhantomWanTransformer(WanTransformer3DModel):
 
     def fuse_lora(self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: list[str] | None = None) -> None:
         """As diffusers does, with the differences of norms."""
+        layers = (module for module in self.modules() if isinstance(module, BaseTunerLayer))
+        unshare(self, (parameter for layer in layers for parameter in layer.get_base_layer().parameters()))
         super().fuse_lora(lora_scale, safe_fusing, adapter_names)
         if self.lora_differences:
             self.lora_differences.fuse(self, adapter_names, lora_scale)
@@ -96,18 +108,68 @@ class PhantomWanTransformer(WanTransformer3DModel):
         if self.lora_differences:
             self.lora_differences.forget(self, list(self.lora_differences.by_adapter))
 
+    def check_savable(self) -> None:
+        """Raise InputError for weights that a folder of Wan's layout cannot hold: quantized ones, and adapters that are on."""
+        if getattr(self, "hf_quantizer", None) or any(type(p) is not nn.Parameter for p in self.parameters()):
+            raise InputError(
+                "quantized weights cannot be saved; save the model before it is quantized, and quantize when loading"
+            )
+        layers = [m for m in self.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+        loose = {name for layer in layers for name in layer.active_adapters if name not in layer.merged_adapters}
+        if apart := self.lora_differences:
+            loose |= apart.on - set(apart.fused)
+        if loose:
+            raise InputError(
+                f"LoRA adapters are no part of saved weights (on: {', '.join(sorted(loose))}); call fuse_lora or "
+                "unload_lora_weights first, or save them alone by save_lora_weights"
+            )
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """As diffusers does, under the names of a transformer without adapters. Raises InputError as `check_savable` does."""
+        self.check_savable()
+        plain = self.register_state_dict_post_hook(_without_adapters)
+        try:
+            super().save_pretrained(str(save_directory), *args, **kwargs)
+        finally:
+            plain.remove()
+
     @classmethod
     def of(cls, transformer: WanTransformer3DModel) -> "PhantomWanTransformer":
         """A transformer that is loaded already: a copy that shares its weights. The given one stays as it is, but for tensors
         that a file was mapped to at odd addresses, which are moved with the same values (`models.tensors.align`).
+
+        Quantized parameters are the same objects in both, so that moving one moves the other.
         """
         if isinstance(transformer, cls):
             return transformer
-        weights = (*align(transformer).parameters(), *transformer.buffers())
-        copy: Any = deepcopy(transformer, {id(each): each for each in weights})
+        shared: dict[int, Any] = {id(p): p for p in (*align(transformer).parameters(), *transformer.buffers())}
+        for parameter in transformer.parameters():
+            if type(parameter) is nn.Parameter:
+                shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+        copy: Any = deepcopy(transformer, shared)
         copy.__class__ = cls
         _make_exact(copy)
+        _LENDERS[copy] = ref(transformer)
         return copy
+
+
+def unshare(transformer: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Give a transformer these of its parameters as its own, before they are changed in place, as long as the one that it was
+    made of lives, whose weights they would be.
+    """
+    lender = _LENDERS.get(transformer, lambda: None)()
+    lent = {each.data_ptr() for each in lender.parameters()} if lender is not None else ()
+    for parameter in parameters:
+        if parameter.data_ptr() in lent:
+            parameter.data = parameter.data.clone()
+
+
+def _without_adapters(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """The state of a transformer as if it had no adapters; what is fused into a layer is in its weights."""
+    for name in list(state):
+        value = state.pop(name)
+        if ".lora_" not in name:
+            state[name.replace(".base_layer.", ".")] = value
 
 
 def _make_exact(transformer: Any) -> None:
