@@ -1,6 +1,7 @@
 """Metadata that others publish, on files of their layout made here."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -125,8 +126,57 @@ def test_opens2v(clips, tmp_path):
     assert "gone.mp4 is missing" in left[0]
     assert "annotation" in left[1]
     (tmp_path / "b.json").write_text("[]")
-    with pytest.raises(DataError, match="must be a JSON object"):
+    with pytest.raises(DataError, match="not a valid JSON object"):
         list(read_opens2v(tmp_path / "b.json", clips, RIGHTS, left.append))
+
+
+def test_opens2v_is_read_item_by_item(tmp_path):
+    """A list of missing clips: memory does not grow with the file, and each is named."""
+    peaks = []
+    for count in (500, 4000):
+        entry = {"metadata": {"path": "gone.mp4", "cap": ["x" * 2000]}, "annotation": {}}
+        (tmp_path / "a.json").write_text(json.dumps({f"clip {i}": entry for i in range(count)}))
+        said = 0
+
+        def count_one(line):
+            nonlocal said
+            said += "the clip gone.mp4 is missing" in line
+
+        tracemalloc.start()
+        assert list(read_opens2v(tmp_path / "a.json", tmp_path, RIGHTS, count_one)) == []
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert said == count
+    assert peaks[1] < peaks[0] + 200_000 < (tmp_path / "a.json").stat().st_size / 4
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "{ must come next"), ("[]", "{ must come next"), ("nan", "{ must come next"), ("{", "end of the file"),
+        ('{"a": NaN}', "not a JSON number"), ('{"a": ' + "[" * 100_000, "too deeply"), ('{"a" 1}', ": must come next"),
+        ('{"a": 12', "end of the file"), ('{1: 2}', "a valid JSON object"),
+    ],
+)  # fmt: skip
+def test_what_is_no_opens2v_is_one_sentence(tmp_path, text, reason):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=reason) as caught:
+        list(read_opens2v(tmp_path / "a.json", tmp_path, RIGHTS, pytest.fail))
+    assert len(str(caught.value).splitlines()) == 1
+    left = []
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + b' \n{"first": {}, "second": {"metadata": [1, 2')
+    assert list(read_opens2v(tmp_path / "a.json", tmp_path, RIGHTS, left.append)) == []
+    assert left[0] == "first: 'metadata' is missing"
+    assert left[1].startswith("the rest after 1 items: ")
+    assert len(left) == 2
+
+
+def test_an_item_of_any_size_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("phantom_s2v.files.io.MAX_ITEM", 200_000)
+    (tmp_path / "a.json").write_text(json.dumps({"a": {}, "b": ["x" * 1000] * 1000}))
+    left = []
+    assert list(read_opens2v(tmp_path / "a.json", tmp_path, RIGHTS, left.append)) == []
+    assert "an item must have at most" in left[1]
 
 
 def test_the_command_line_merges_what_is_there(clips, tmp_path, monkeypatch, capsys):

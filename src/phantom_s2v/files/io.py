@@ -14,12 +14,12 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from filelock import FileLock, Timeout
 
 from phantom_s2v.errors import InputError, OutputError
-from phantom_s2v.files.untrusted import parse_json
+from phantom_s2v.files.untrusted import not_json, parse_json
 
 MARK = b"phantom-s2v sha256 "
 SEAL = len(MARK) + 64
@@ -42,6 +42,9 @@ REASONS = {
     errno.ENOENT: "its folder is gone",
 }
 FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+MAX_ITEM, AHEAD = 64 << 20, 1 << 16  # characters of one item of a JSON object, and read at once
+WHITE = re.compile(r"[ \t\n\r]*")
+DECODER = json.JSONDecoder(parse_constant=not_json)
 ROOM = 1 << 20  # bytes that must be free before any work starts
 MAX_TEXT_FILE_BYTES = 256 << 20  # bytes of a text that is read at once
 BOMS = (
@@ -329,3 +332,84 @@ def read_json(path: Path) -> Any:
         return parse_json(read_text(path))
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error})") from error
+
+
+def json_items(path: Path) -> Iterator[tuple[str, Any]]:
+    """(key, value) of the JSON object in a UTF-8 file, one in memory at a time.
+
+    Raises InputError where the file is none, at the item where it is damaged: those before it have been given by then.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from _items(_Ahead(file))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a valid JSON object ({error})") from error
+
+
+def _items(text: "_Ahead") -> Iterator[tuple[str, Any]]:
+    text.expect("{")
+    if text.sign() == "}":
+        return
+    while True:
+        key = text.value()
+        if not isinstance(key, str):
+            raise ValueError("a key must be a text")
+        text.expect(":")
+        yield key, text.value()
+        if text.expect(",}") == "}":
+            return
+
+
+class _Ahead:
+    """A text that is read as far as the next JSON value needs; an object of any size takes the memory of its largest item.
+
+    Not by ijson, whose memory grows with the square of the depth: a file of 100 kB ended the process.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.held, self.place = file, "", 0
+
+    def _more(self) -> bool:
+        """Read about as much again as is held; False at the end of the file."""
+        self.held, self.place = self.held[self.place :], 0
+        if len(self.held) > MAX_ITEM:
+            raise ValueError(f"an item must have at most {MAX_ITEM:,} characters")
+        part = self.file.read(max(AHEAD, len(self.held)))
+        self.held += part
+        return bool(part)
+
+    def sign(self) -> str:
+        """The next sign that is no white space, which stays; empty at the end of the file."""
+        while True:
+            self.place = WHITE.match(self.held, self.place).end()  # type: ignore[union-attr]
+            if self.place < len(self.held) or not self._more():
+                return self.held[self.place : self.place + 1]
+
+    def expect(self, signs: str) -> str:
+        """Read the next sign. Raises ValueError where it is none of `signs`."""
+        sign = self.sign()
+        if not sign or sign not in signs:
+            raise ValueError(f"{' or '.join(signs)} must come next (got {sign or 'the end of the file'!r})")
+        self.place += 1
+        return sign
+
+    def value(self) -> Any:
+        """Read the next value. Raises ValueError where there is none, or a number may go on at the end of the file."""
+        self.sign()
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self.held, self.place)
+                if end < len(self.held):
+                    self.place = end
+                    return value
+                reason = "the end of the file"
+            except RecursionError as error:
+                raise ValueError("nested too deeply") from error
+            except json.JSONDecodeError as error:
+                reason = error.msg
+            if not self._more():
+                raise ValueError(reason)

@@ -55,7 +55,7 @@ def without_credentials(text: str) -> str:
 def parse_json(text: str | bytes) -> Any:
     """JSON that others wrote. Raises ValueError for what is none, for NaN and Infinity, and for what is nested too deep."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=not_json)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -68,7 +68,8 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError("nested too deeply") from error
 
 
-def _refuse(name: str) -> Any:
+def not_json(name: str) -> Any:
+    """Raise ValueError for NaN and Infinity."""
     raise ValueError(f"{name} is not a JSON number")
 
 

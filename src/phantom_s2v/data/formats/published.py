@@ -24,7 +24,7 @@ from phantom_s2v.data.clips import Notify, StoredClip, encoded, store_video
 from phantom_s2v.data.pipeline.index import png
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check_triplet
 from phantom_s2v.errors import DataError, InputError
-from phantom_s2v.files.io import read_json
+from phantom_s2v.files.io import json_items
 from phantom_s2v.files.untrusted import is_file, parse_json
 from phantom_s2v.geometry import MAX_SUBJECTS
 from phantom_s2v.media.frames import MAX_FRAME_PIXELS
@@ -150,14 +150,21 @@ def _cropped(
 def read_opens2v(file: Path, clips: Path, rights: Rights, left_out: Notify, notify: Notify = lambda _: None) -> Iterator[Triplet]:
     """In-pair triplets of one of OpenS2V's JSON files whose clips are in `clips`; the rest is named to `left_out`.
 
-    What is converted is `notify`. Raises DataError where the file is not of that layout.
+    The file is read item by item; from where it is damaged on it is left out. What is converted is `notify`. Raises DataError
+    where the file is not of that layout.
     """
-    try:
-        annotations = read_json(file)
-        entries = list(annotations.items())
-    except AttributeError as error:
-        raise DataError(f"{file} must be a JSON object that maps names to metadata and annotation ({error})") from error
-    for name, entry in entries:
+    entries, count = json_items(file), 0
+    while True:
+        try:
+            name, entry = next(entries)
+            count += 1
+        except StopIteration:
+            return
+        except InputError as error:
+            if not count:
+                raise DataError(f"{error}; OpenS2V's maps names to metadata and annotation") from error
+            left_out(f"the rest after {count:,} items: {error}")
+            return
         try:
             yield _from_annotation(name, entry, clips, rights, notify)
         except BAD as error:

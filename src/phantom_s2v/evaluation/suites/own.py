@@ -19,7 +19,7 @@ from phantom_s2v.evaluation.metrics.measures import bootstrap
 from phantom_s2v.evaluation.run import Asked, SuiteResult, score_all
 from phantom_s2v.evaluation.suites.nexus import NATURAL, NEXUS, natural_score, nexus_score
 from phantom_s2v.files.hashes import content_hash
-from phantom_s2v.files.io import check_outputs, ours, read_json, text_lines, write_json
+from phantom_s2v.files.io import check_outputs, json_items, ours, read_json, text_lines, write_json
 from phantom_s2v.files.untrusted import is_file_name, parse_json, typed
 from phantom_s2v.media import images
 from phantom_s2v.media.videos import Video
@@ -129,11 +129,8 @@ def read_opens2v(file: Path) -> tuple[list[Case], list[str]]:
 
     Its archive of images is often unpacked in part. Raises InputError where the file is none, or no case has its images.
     """
-    entries = read_json(file)
-    if not isinstance(entries, dict):
-        raise InputError(f"{file} is not an OpenS2V-Eval file; it must map ids to prompt, img_paths and class_label")
     cases = []
-    for name, row in entries.items():
+    for name, row in json_items(file):
         try:
             entry = typed(_Entry, _known(row, _Entry) if isinstance(row, dict) else row)
         except ValueError as error:
