@@ -153,7 +153,7 @@ def test_opens2v_is_read_item_by_item(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "{ must come next"), ("[]", "{ must come next"), ("nan", "{ must come next"), ("{", "end of the file"),
+        ("", "{ must come next"), ("[]", "{ must come next"), ("nan", "{ must come next"), ("{", "Expecting value"),
         ('{"a": NaN}', "not a JSON number"), ('{"a": ' + "[" * 100_000, "too deeply"), ('{"a" 1}', ": must come next"),
         ('{"a": 12', "end of the file"), ('{1: 2}', "a valid JSON object"),
     ],
