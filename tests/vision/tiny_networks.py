@@ -44,7 +44,7 @@ def qwen_tokenizer(folder: Path) -> dict[str, int]:
 
 
 def qwen(folder: Path, version: str = "2.5") -> Path:
-    """Qwen2.5-VL or Qwen3-VL, with chat_template.jinja and the video processor's file, which needs torchvision."""
+    """Qwen2-VL, Qwen2.5-VL or Qwen3-VL, with chat_template.jinja and the video processor's file, which needs torchvision."""
     ids = qwen_tokenizer(folder)
     text = {
         **BLOCK, "vocab_size": max(ids.values()) + 1, "num_key_value_heads": 1, "max_position_embeddings": 8192,
@@ -54,7 +54,12 @@ def qwen(folder: Path, version: str = "2.5") -> Path:
         "image_token_id": ids["<|image_pad|>"], "video_token_id": ids["<|video_pad|>"],
         "vision_start_token_id": ids["<|vision_start|>"], "vision_end_token_id": ids["<|vision_end|>"],
     }  # fmt: skip
-    if version == "2.5":
+    if version == "2":
+        vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+        config = tf.Qwen2VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision, **marks)
+        model, patch = tf.Qwen2VLForConditionalGeneration(config), 4
+    elif version == "2.5":
         vision = {
             "depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 16, "patch_size": 4,
             "window_size": 16, "fullatt_block_indexes": [0],
@@ -74,11 +79,11 @@ def qwen(folder: Path, version: str = "2.5") -> Path:
         torch.nn.init.normal_(weight, std=0.3)  # so that what is seen changes what is said
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = text["eos_token_id"], text["pad_token_id"]
     model.save_pretrained(folder)
-    name = "Qwen2_5_VLProcessor" if version == "2.5" else "Qwen3VLProcessor"
+    name = {"2": "Qwen2VLProcessor", "2.5": "Qwen2_5_VLProcessor", "3": "Qwen3VLProcessor"}[version]
     sizes = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
     image = {"image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": name, **sizes}
     write_json(folder / "preprocessor_config.json", image)
-    video = "Qwen2VLVideoProcessor" if version == "2.5" else "Qwen3VLVideoProcessor"
+    video = "Qwen3VLVideoProcessor" if version == "3" else "Qwen2VLVideoProcessor"
     write_json(folder / "video_preprocessor_config.json", {"video_processor_type": video, "processor_class": name, **sizes})
     (folder / "chat_template.jinja").write_text(CHAT)
     return folder
@@ -231,6 +236,7 @@ def sam2(folder: Path, video: bool = True) -> Path:
 
 
 NETWORKS = {
+    "gme": lambda folder: qwen(folder, "2"),
     "qwen2.5-vl": qwen, "qwen3-vl": lambda folder: qwen(folder, "3"), "grounding-dino": grounding_dino, "owlv2": owlv2,
     "clip": clip, "clip-with-head": clip_with_head, "inpainting": inpainting, "siglip": siglip,
     "dinov2": dinov2, "dinov3": dinov3, "sam2": sam2,

@@ -25,15 +25,17 @@ if TYPE_CHECKING:
     from phantom_s2v.pipeline.request import Request
 
 
-def load_networks(networks: Networks, suite: str = "", curricularface: str = "", vlm: str = "", **more: str) -> "Instruments":
+def load_networks(
+    networks: Networks, suite: str = "", curricularface: str = "", vlm: str = "", gme: str = "", **more: str
+) -> "Instruments":
     """The instruments that a command's options name; `more` are fields of evaluation.networks.Wanted."""
     from phantom_s2v.evaluation.networks import Wanted, instruments
 
     if networks.object_detector and not (networks.segmenter or suite == "opens2v"):
         raise InputError("--object-detector needs --segmenter")
-    if suite != "opens2v" and (curricularface or vlm):
-        raise InputError("--curricularface and --vlm are for the opens2v suite only")
-    return instruments(Wanted(**asdict(networks), curricularface=curricularface, vlm=vlm, **more))
+    if suite != "opens2v" and (curricularface or vlm or gme):
+        raise InputError("--curricularface, --vlm and --gme are for the opens2v suite only")
+    return instruments(Wanted(**asdict(networks), curricularface=curricularface, vlm=vlm, gme=gme, **more))
 
 
 @evaluate.command("run")
@@ -57,6 +59,7 @@ def evaluate_run(
     networks: Networks,
     curricularface: Annotated[str, typer.Option(help="opens2v only: CurricularFace model (.onnx) for FaceSim-Cur.")] = "",
     vlm: Annotated[str, typer.Option(help="opens2v only: vision-language model for our NaturalScore.")] = "",
+    gme: Annotated[str, typer.Option(help="opens2v only: GME on Qwen2-VL for our GmeScore.")] = "",
     reconstruct: Reconstruct = "references",
     kpi: KpiFile = None,
 ) -> None:
@@ -73,7 +76,7 @@ def evaluate_run(
         run_emoji_suite(model, target, limit, size)
         return
     kpis = read_kpis(kpi) if kpi else []
-    tools = load_networks(networks, suite, curricularface, vlm, reconstruct=reconstruct, model=model)
+    tools = load_networks(networks, suite, curricularface, vlm, gme, reconstruct=reconstruct, model=model)
     check_networks(kpis, tools)
     target.mkdir(parents=True, exist_ok=True)
     cases, clips = cases_of(suite, path, target, tools, limit)

@@ -67,6 +67,8 @@ class Instruments:
     curricular: Faces | None = None  # CurricularFace, for OpenS2V's FaceSim-Cur
     find: Callable[[list[np.ndarray], list[str]], list[list[Found]]] | None = None  # images and phrases -> boxes, best first
     ask: Callable[[list[np.ndarray], str], str] | None = None  # images and a question -> an answer
+    gme: Embed | None = None  # for OpenS2V's GmeScore
+    gme_words: Callable[[str], np.ndarray] | None = None  # a text into gme's space
     reconstruct: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
     reconstruct_videos: bool = False
     names: dict[str, str] = field(default_factory=dict)  # metric -> network, beside `features`

@@ -20,6 +20,7 @@ from phantom_s2v.vision import faces, fetched
 from phantom_s2v.vision.detect import OpenVocabularyDetector
 from phantom_s2v.vision.embed import CLIP, Aesthetics, Embedder
 from phantom_s2v.vision.factory import FEATURES, features_hash
+from phantom_s2v.vision.gme import MultimodalEmbedder
 from phantom_s2v.vision.segment import MARGIN, Segmenter
 from phantom_s2v.vision.vlm import VisionLanguageModel
 
@@ -40,6 +41,7 @@ class Wanted:
     arcface: str = ""  # an ONNX file
     curricularface: str = ""  # an ONNX file, for OpenS2V
     vlm: str = ""  # an image-text-to-text model, for OpenS2V
+    gme: str = ""  # GME on Qwen2-VL, for OpenS2V
     segmenter: str = ""  # SAM2
     object_detector: str = ""  # GroundingDINO or OWLv2: finds the box of what the segmenter cuts out
     reconstruct: str = "none"  # none, references, videos
@@ -120,6 +122,9 @@ def _with_larger(tools: Instruments, wanted: Wanted) -> Instruments:
         named["object_detector"] = wanted.object_detector
     if wanted.vlm:
         tools, named["vlm"] = replace(tools, ask=VisionLanguageModel(source_path(wanted.vlm)).ask), wanted.vlm
+    if wanted.gme:
+        gme = MultimodalEmbedder(source_path(wanted.gme))
+        tools, named["gme"] = replace(tools, gme=gme, gme_words=gme.words), wanted.gme
     if wanted.segmenter:
         tools, named["segmenter"] = replace(tools, segment=_segment(wanted.segmenter, tools)), wanted.segmenter
     return replace(tools, names=named, hashes=hashes)

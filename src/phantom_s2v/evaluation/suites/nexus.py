@@ -1,7 +1,8 @@
 """OpenS2V-Nexus' scores that need larger networks, reimplemented on networks of one's own: never set beside its leaderboard.
 
 NexusScore is made with YOLO-World and GME there, and with OWLv2 and CLIP here; NaturalScore with a paid model there, and with a
-local vision-language model here. Their files carry other names than the benchmark's, so that nobody mistakes one for the other.
+local vision-language model here; GmeScore with GME's own code there, and on transformers' class here (vision/gme.py). Their files
+carry other names than the benchmark's, so that nobody mistakes one for the other.
 """
 
 import re
@@ -11,7 +12,7 @@ import numpy as np
 
 from phantom_s2v.evaluation.instruments import Instruments
 
-NEXUS, NATURAL = "nexusscore_owlv2", "naturalscore_vlm"
+NEXUS, NATURAL, GME = "nexusscore_owlv2", "naturalscore_vlm", "gmescore_qwen2vl"
 QUESTION = (
     "These are frames of one video, in order. Rate how natural it is, whether things, people and motion obey the laws of nature "
     "and common sense: 1 (absurd), 2 (unnatural), 3 (somewhat unnatural), 4 (nearly natural), 5 (natural). Answer with the "
@@ -43,3 +44,11 @@ def natural_score(frames: Sequence[np.ndarray], tools: Instruments) -> float | N
     chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, min(SHOWN, len(frames))).astype(int)]
     answer = re.search(r"[1-5]", tools.ask(chosen, QUESTION))
     return (int(answer[0]) - 1) / 4 if answer else None
+
+
+def gme_score(frames: Sequence[np.ndarray], prompt: str, tools: Instruments) -> float | None:
+    """Similarity of a prompt and frames by GME, mean over frames, -1..1: does the video show what was asked for.
+
+    It sees each frame by itself, so neither motion nor order counts. None without GME.
+    """
+    return float((tools.gme(list(frames)) @ tools.gme_words(prompt)).mean()) if tools.gme and tools.gme_words else None

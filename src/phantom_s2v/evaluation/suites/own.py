@@ -17,7 +17,7 @@ from phantom_s2v.evaluation.instruments import Faces, Instruments
 from phantom_s2v.evaluation.kpi import Kpi
 from phantom_s2v.evaluation.metrics.measures import bootstrap
 from phantom_s2v.evaluation.run import Asked, SuiteResult, score_all
-from phantom_s2v.evaluation.suites.nexus import NATURAL, NEXUS, natural_score, nexus_score
+from phantom_s2v.evaluation.suites.nexus import GME, NATURAL, NEXUS, gme_score, natural_score, nexus_score
 from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.io import check_outputs, json_items, ours, read_json, text_lines, write_json
 from phantom_s2v.files.untrusted import is_file_name, parse_json, typed
@@ -26,7 +26,7 @@ from phantom_s2v.media.videos import Video
 from phantom_s2v.pipeline.request import split_reference
 
 # OpenS2V's result files, those under names of our own, and what we wrote
-COLUMNS, WRITTEN = ("motionscore", "aesthetic_score", "facesim", NEXUS, NATURAL), "written.json"
+COLUMNS, WRITTEN = ("motionscore", "aesthetic_score", "facesim", NEXUS, NATURAL, GME), "written.json"
 FILES = ("first_frame", "background", "segmenter")  # options of a case that name files
 OPENS2V_FRAMES = 32  # that OpenS2V looks at for faces and aesthetics
 OPENS2V_FACES = ("singlehuman", "singleface", "faceobj", "humanobj")  # its cases with a face
@@ -244,8 +244,8 @@ def write_opens2v(cases: Sequence[Case], videos: Path, tools: Instruments, out: 
     """OpenS2V's own result files in `out`, id -> column, for the columns that can be computed here; returns the files.
 
     motionscore.json has motion_fb (its motion_lk is random); aesthetic_score.json and facesim.json's arc_score and cur_score come
-    with their networks, and NexusScore and NaturalScore with ours, in files of other names (suites/nexus.py). Faces are found by
-    BlazeFace and not by its own detector, so these are near to its columns and not the same.
+    with their networks, and NexusScore, NaturalScore and GmeScore with ours, in files of other names (suites/nexus.py). Faces are
+    found by BlazeFace and not by its own detector, so these are near to its columns and not the same.
     """
     columns: dict[str, dict[str, dict[str, float]]] = {name: {} for name in COLUMNS}
     rows = {row["id"]: row for row in read_rows(out.parent)}
@@ -288,7 +288,7 @@ def spread(video: Video, count: int) -> list[np.ndarray]:
 def _columns(case: Case, video: Path, tools: Instruments) -> dict[str, dict[str, float]]:
     """Result file -> columns of a case, by what networks there are."""
     arcface = tools.faces if tools.faces and tools.faces.name.startswith("arcface") else None
-    if not any((tools.aesthetic, arcface, tools.curricular, tools.find, tools.ask)):
+    if not any((tools.aesthetic, arcface, tools.curricular, tools.find, tools.ask, tools.gme)):
         return {}
     frames = spread(Video(video), OPENS2V_FRAMES)
     references = [(name, images.read_image(path)[0]) for name, path in case.references]
@@ -297,6 +297,7 @@ def _columns(case: Case, video: Path, tools: Instruments) -> dict[str, dict[str,
         "facesim": {"arc_score": face_score(case, frames, arcface), "cur_score": face_score(case, frames, tools.curricular)},
         NEXUS: {NEXUS: nexus_score(frames, references, tools)},
         NATURAL: {NATURAL: natural_score(frames, tools)},
+        GME: {GME: gme_score(frames, case.prompt, tools)},
     }
     measured = {file: {k: v for k, v in each.items() if v is not None} for file, each in values.items()}
     return {file: each for file, each in measured.items() if each}
