@@ -64,6 +64,22 @@ def cat():
     return Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8))
 
 
+def write_gguf(file):
+    """The tiny transformer, with its blocks in Q4_0."""
+    import gguf
+
+    writer = gguf.GGUFWriter(file, "wan")
+    for name, value in native.transformer().items():
+        whole = name.startswith("blocks") and value.ndim == 2 and value.shape[1] % 32 == 0
+        kind = gguf.GGMLQuantizationType.Q4_0
+        data = gguf.quants.quantize(value.float().numpy(), kind) if whole else value.float().numpy()
+        writer.add_tensor(name, data, raw_dtype=kind if whole else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def make(pipe, prompt="A cat moves.", seed=0, **changes):
     generator = changes.pop("generator", None) or torch.Generator().manual_seed(seed)
     return pipe(prompt, **{**ASK, **changes}, generator=generator).frames
@@ -397,6 +413,41 @@ def test_diffusers_own_loading_finds_it_by_custom_pipeline(folders, cat):
     assert type(pipe) is type(ours)
     expected = make(ours, reference_images=cat)
     np.testing.assert_allclose(make(pipe, reference_images=cat), expected, atol=1e-5)
+
+
+def scripts(page):
+    return re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / page).read_text(), re.S)
+
+
+SCRIPTS = [script for page in ("README.md", "docs/phantom-wan.md") for script in scripts(page)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.splitlines()[0])
+def test_the_scripts_of_the_docs_run(folders, cat, tmp_path, monkeypatch, script):
+    """As they are, but for a tiny model, a small video and no GPU."""
+    for name in ("torchao", "gguf"):
+        pytest.importorskip(name) if name in script else None
+    for name in ("woman.png", "bag.png", "fox.webp"):
+        cat.save(tmp_path / name)
+    if "gguf" in script:
+        write_gguf(tmp_path / "phantom-wan-14b-Q4_0.gguf")
+    (tmp_path / "phantom-wan-1.3b").symlink_to(folders["wan"])
+    (tmp_path / "phantom-wan-14b").symlink_to(folders["wan"])
+    monkeypatch.chdir(tmp_path)
+    offload = DiffusionPipeline.enable_model_cpu_offload
+    monkeypatch.setattr(
+        DiffusionPipeline, "enable_model_cpu_offload", lambda pipe, **own: offload(pipe, **{"device": "cpu", **own})
+    )
+    small = f"num_frames=5, {', '.join(f'{k}={v}' for k, v in ASK.items() if k != 'num_frames')}"
+    script = (
+        re.sub(r"num_frames=\d+", small, script) if "num_frames" in script else script.replace(").frames", f", {small}).frames")
+    )
+    known = {}
+    exec(script, known)
+    if "video" in known:
+        assert known["video"].shape == (5, 32, 32, 3)
+    else:
+        assert make(known["pipe"], output_type="latent").isfinite().all()
 
 
 @pytest.mark.parametrize("cls", [WanPipeline, PhantomPipeline])

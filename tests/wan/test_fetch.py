@@ -111,10 +111,39 @@ def test_an_interrupted_fetch_goes_on_with_the_commit_that_it_began_with(served,
     monkeypatch.setattr(module, "look_up", lambda repo, revision, files: asked.append(revision) or look_up(repo, revision, files))
     fetch("phantom-wan-1.3b", None, quiet, quiet)
     assert asked == [hub.COMMIT, hub.COMMIT]
+    with pytest.raises(InputError, match=f"is of commit {hub.COMMIT} of {PHANTOM}, not of v2; give another folder by --out"):
+        fetch("phantom-wan-1.3b", None, quiet, quiet, revision="v2")
+    assert fetch("phantom-wan-1.3b", None, quiet, quiet, hub.COMMIT, hub.COMMIT) == model_folder("phantom-wan-1.3b")
     assert not list((tmp_path / "cache" / "phantom-s2v" / "downloads").glob("*.json"))
     asked.clear()
     fetch("phantom-wan-1.3b", tmp_path / "again", quiet, quiet)  # a fetch that is not begun asks for main
     assert asked == ["main", "main"]
+
+
+def test_a_fetch_goes_on_with_its_commit_only_for_the_revision_that_it_began_with(served, tmp_path, small_parts, monkeypatch):
+    served.revisions += ("v1", "v2")
+
+    def interrupt(part, done, total):
+        raise KeyboardInterrupt
+
+    asked = []
+    monkeypatch.setattr(module, "look_up", lambda repo, revision, files: asked.append(revision) or look_up(repo, revision, files))
+    for revision in ("v1", "v1", "v2", "main"):
+        with pytest.raises(KeyboardInterrupt):
+            fetch("phantom-wan-1.3b", tmp_path / "model", quiet, interrupt, revision=revision)
+    assert asked == ["v1", "main", hub.COMMIT, hub.COMMIT, "v2", hub.COMMIT, "main", hub.COMMIT]
+    (tmp_path / "cache" / "phantom-s2v" / "downloads" / "phantom-wan-1.3b.json").write_text('{"a": 3}')  # of no use: asked anew
+    fetch("phantom-wan-1.3b", tmp_path / "model", quiet, quiet, revision="v1")
+    assert asked[-2:] == ["v1", "main"]
+    assert json.loads((tmp_path / "model" / "facts.json").read_text())["commits"] == {WAN: hub.COMMIT, PHANTOM: hub.COMMIT}
+
+
+def test_a_hub_that_gives_another_commit_than_the_asked_one_is_refused(served, tmp_path):
+    other = "f" * 40
+    served.revisions += (other,)
+    with pytest.raises(CheckpointError, match=f"gives commit {hub.COMMIT} for {other} of {PHANTOM}"):
+        fetch("phantom-wan-1.3b", tmp_path / "model", quiet, quiet, revision=other)
+    assert not [path for _, path, _ in served.asked if "/resolve/" in path]
 
 
 def test_a_connection_that_breaks_is_taken_up_again(served, tmp_path, small_parts):

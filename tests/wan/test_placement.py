@@ -12,8 +12,10 @@ from pathlib import Path
 import native
 import pytest
 import torch
+from diffusers import PipelineQuantizationConfig, TorchAoConfig, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from phantom_s2v import PhantomPipeline
 from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.models.memory import Placement, placement_from
 from phantom_s2v.models.wan.step_cache import ONE_BATCH, RATIOS
@@ -90,6 +92,33 @@ def test_int8_is_near(converted, plain):
     pytest.importorskip("torchao")
     one = latents(placed(converted, quantization="int8"), num_inference_steps=1)
     assert 0 < (one - latents(placed(converted), num_inference_steps=1)).std() < 0.1 * plain.std()
+
+
+@pytest.mark.parametrize("way", ["pipeline", "transformer"])
+def test_torchao_quantizes_through_diffusers_config(converted, plain, tmp_path, way):
+    """As users of diffusers write it, of a pipeline and of a transformer that a pipeline is given; in a folder it cannot be."""
+    pytest.importorskip("torchao")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    config = TorchAoConfig(Int8WeightOnlyConfig(version=2))
+    if way == "pipeline":
+        options = {"quantization_config": PipelineQuantizationConfig(quant_mapping={"transformer": config})}
+    else:
+        folder = converted / "transformer"
+        options = {"transformer": WanTransformer3DModel.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16)}
+    pipe = PhantomPipeline.from_pretrained(converted, dtype=torch.bfloat16, **options)
+    assert type(pipe.transformer.blocks[0].attn1.to_q.weight).__name__ == "Int8Tensor"
+    one = latents(pipe, num_inference_steps=1)
+    assert 0 < (one - latents(placed(converted), num_inference_steps=1)).std() < 0.1 * plain.std()
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(latents(pipe, num_inference_steps=1), one)
+    with pytest.raises(InputError, match="quantized weights cannot be saved"):
+        pipe.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    state, _ = lora_state(FORMS["peft"])
+    save_file(state, tmp_path / "lora.safetensors")
+    pipe.load_lora_weights(tmp_path / "lora.safetensors")
+    assert not torch.equal(latents(pipe, num_inference_steps=1), one)
 
 
 @pytest.fixture(scope="module")

@@ -106,8 +106,12 @@ def models_fetch(
         str | None, typer.Argument(help="phantom-wan-1.3b or phantom-wan-14b. Default: the people, face and text networks.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Output model folder. Default: in the cache.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of bytedance-research/Phantom. Default: main.")] = None,
-    wan_revision: Annotated[str | None, typer.Option(help="Revision of Wan-AI/Wan2.1-T2V-1.3B. Default: main.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit, branch or tag of bytedance-research/Phantom. Default: main.")
+    ] = None,
+    wan_revision: Annotated[
+        str | None, typer.Option(help="Commit, branch or tag of Wan-AI/Wan2.1-T2V-1.3B. Default: main.")
+    ] = None,
 ) -> None:
     """Download a model from the hub and convert it. Shows sizes and licenses first, resumes, and checks hashes.
 

@@ -5,6 +5,7 @@ stays when the download is interrupted, which the client's own cache does not ke
 """
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from phantom_s2v.models.wan.convert import T5_FILE, VAE_FILE, Report, convert
 
 WAN, PHANTOM = "Wan-AI/Wan2.1-T2V-1.3B", "bytedance-research/Phantom"  # both sizes of Phantom use this encoder and autoencoder
 REVISION = "main"  # of both repositories, unless another is asked for; it is resolved to one commit, which facts.json notes
+COMMIT = re.compile("[0-9a-f]{40}")
 WAN_FILES = (VAE_FILE, T5_FILE, "google/umt5-xxl/*")
 CLIENTS = ("huggingface_hub", "httpx", "httpx2", "requests", "hf_xet")  # whose errors are the network's or the hub's
 PHANTOM_FILES = {
@@ -86,9 +88,11 @@ def fetch(
 ) -> Path:
     """Fetch and convert a model by its name; returns its folder, `out` or the one in the user's cache that `--model NAME` finds.
 
-    `tell` gets sizes, licenses and paths before anything is fetched, `report` the progress. What was fetched before is kept.
-    Raises InputError for another name, where something is in `out` or the disk has too little room, CheckpointError where the
-    hub cannot be reached, lacks a file, or a file is damaged.
+    A revision is a branch, a tag or a commit. It is resolved to one commit first, from which all files come, and which facts.json
+    notes; an interrupted fetch of the same revision goes on with the commit that it began with. `tell` gets sizes, licenses and
+    paths before anything is fetched, `report` the progress. What was fetched before is kept.
+    Raises InputError for another name, where something is in `out`, the model is there of another commit, or the disk has too
+    little room, CheckpointError where the hub cannot be reached, lacks a file, or a file is damaged.
     """
     if name not in FETCHED:
         raise InputError(f"there is no model {name!r} to fetch; it must be {' or '.join(FETCHED)}")
@@ -96,13 +100,15 @@ def fetch(
     if out is None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if (target / "facts.json").is_file():
+            _check_same(target, {PHANTOM: revision, WAN: wan_revision})
             tell(f"{name} is there already: {target}")
             return target
     check_new_folder(target)
     files = _remotes(name, revision, wan_revision, tell)
     _check_room(files, target, tell)
     commits = {file.repository: file.commit for file in files}
-    write_json(downloads() / f"{name}.json", commits)
+    asked = {PHANTOM: revision, WAN: wan_revision}
+    write_json(downloads() / f"{name}.json", {each: [asked[each], commit] for each, commit in commits.items()})
     with locked(downloads(), lambda: tell("another fetch is running; waiting for its end")):
         paths = {file: _download(file, report) for file in files}
     source = next(path for file, path in paths.items() if file.repository == PHANTOM)
@@ -119,27 +125,38 @@ def fetch(
 def _remotes(name: str, revision: str, wan_revision: str, tell: Callable[[str], object]) -> list[Remote]:
     """The files of a model at the revisions asked for, else at those of a fetch that was begun. Sizes and licenses are said."""
     begun = _begun(name)
-    if revision == REVISION and PHANTOM in begun:
-        revision = begun[PHANTOM]
-    if wan_revision == REVISION and WAN in begun:
-        wan_revision = begun[WAN]
     with _hub_errors():
-        phantom, license = look_up(PHANTOM, revision, PHANTOM_FILES[name])
-        wan, wan_license = look_up(WAN, wan_revision, WAN_FILES)
+        phantom, license = look_up(PHANTOM, begun.get((PHANTOM, revision), revision), PHANTOM_FILES[name])
+        wan, wan_license = look_up(WAN, begun.get((WAN, wan_revision), wan_revision), WAN_FILES)
     for remotes, terms in ((wan, wan_license), (phantom, license)):
         tell(f"{remotes[0].repository} at {remotes[0].commit[:12]}: {_gigabytes(sum(f.size for f in remotes))}, license {terms}")
     return [*wan, *phantom]
 
 
-def _begun(name: str) -> dict[str, str]:
-    """The commit of each repository with which a fetch of this model began and was interrupted: the same one goes on, and what
-    came is not mixed with a newer one nor fetched again.
+def _begun(name: str) -> dict[tuple[str, str], str]:
+    """The commit, by repository and asked revision, with which a fetch of this model began and was interrupted: the same one goes
+    on, and what came is not mixed with a newer one nor fetched again.
     """
     file = downloads() / f"{name}.json"
     try:
-        return {key: value for key, value in read_json(file).items() if isinstance(value, str)} if file.is_file() else {}
-    except (InputError, AttributeError):
+        known = read_json(file).items() if file.is_file() else ()
+        return {(repository, revision): commit for repository, (revision, commit) in known if COMMIT.fullmatch(commit)}
+    except (InputError, AttributeError, TypeError, ValueError):
         return {}
+
+
+def _check_same(target: Path, asked: dict[str, str]) -> None:
+    """Raise InputError where a model that is there is of another commit than the one that is asked for.
+
+    A branch or a tag, beside the default, cannot be compared without the hub, and is refused as well.
+    """
+    commits = read_json(target / "facts.json").get("commits") or {}
+    for repository, revision in asked.items():
+        if revision not in (REVISION, commits.get(repository)):
+            raise InputError(
+                f"{target} is of commit {commits.get(repository, 'unknown')} of {repository}, not of {revision}; give another "
+                "folder by --out, or remove it"
+            )
 
 
 def downloads() -> Path:
@@ -150,15 +167,18 @@ def downloads() -> Path:
 def look_up(repository: str, revision: str, patterns: tuple[str, ...]) -> tuple[list[Remote], str]:
     """The files of a repository that match `patterns`, at the commit of `revision`, and its license."""
     info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    commit = str(info.sha)
+    if not COMMIT.fullmatch(commit) or (COMMIT.fullmatch(revision) and commit != revision):
+        raise CheckpointError(
+            f"the hub gives commit {commit} for {revision} of {repository}; it must be a full commit, and that one"
+        )
     files = []
     for pattern in patterns:
         alike = [s for s in info.siblings or [] if fnmatch(s.rfilename, pattern) or fnmatch(s.rfilename, f"*/{pattern}")]
         if not alike:
             raise CheckpointError(f"{repository} has no {pattern} at {revision}; choose another revision")
         for s in alike:
-            files.append(
-                Remote(repository, str(info.sha), s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id or "")
-            )
+            files.append(Remote(repository, commit, s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id or ""))
     card: Any = info.card_data or {}
     tagged = next((tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")), None)
     return files, str(card.get("license") or tagged or "not stated")
