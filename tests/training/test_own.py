@@ -206,7 +206,7 @@ def test_commands_go_from_triplets_to_a_model(call_phantom, store, tiny, tmp_pat
     code, said = call_phantom("encode", store.path, "--model", tiny, "--out", latents)
     assert code == 0, said.err
     assert json.loads(said.out.splitlines()[-1]) == {"new": 8, "triplets": 8, "left_out": 0}
-    toml.write_text('batch_size = 3\n[train]\nwarmup = 1\nworkers = 0\nprecision = "float32"\n')
+    toml.write_text('batch_size = 3\n[train]\nwarmup = 1\nprecision = "float32"\n')
     command = ("train", "--preset", "mini", "--model", tiny, "--latents", latents, "--out", out, "--steps", 2, "--config", toml)
     code, said = call_phantom(*command)
     assert code == 0, said.err

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from phantom_s2v.errors import DataError
+from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.hashes import MADE_OF, folder_hash
 from phantom_s2v.files.io import read_text, write_text
 from phantom_s2v.files.reuse import code_version
@@ -217,11 +217,13 @@ def fine_tune(
     """Train `pipe.transformer`, on its device, on an encoded dataset, to the end of the config; returns the averaged weights.
 
     `on_save(average)` is called with each checkpoint. With LoRA the modules trained, saved and averaged are the adapters alone.
-    Raises DataError where the dataset was encoded by another model.
+    Raises DataError where the dataset was encoded by another model, InputError for worker processes.
     """
     for part in ("vae", "text", "image_encoder"):
         if part in origin and store.origin.get(part) != origin[part]:
             raise DataError(f"{store.path} was encoded with another {part} than the model's; encode it again with this model")
+    if config.train.workers:  # Lance does not survive a fork, and reading takes little
+        raise InputError(f"workers must be 0 for training on latents (got {config.train.workers})")
     device = pipe.transformer.device
     batches, apart = split(store, config)
     empty = pipe.encode_texts([""], 512).to(device)

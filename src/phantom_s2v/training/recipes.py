@@ -30,7 +30,7 @@ def mini_image_encoder(steps: int = 800) -> ImageEncoderConfig:
 
 def own_mini() -> OwnConfig:
     """phantom-mini on one's own triplets, all weights."""
-    train = TrainConfig(500, lr=0.0, adam_lr=1e-4, warmup=50, decay_share=0.2, ema_decay=0.99)
+    train = TrainConfig(500, lr=0.0, workers=0, adam_lr=1e-4, warmup=50, decay_share=0.2, ema_decay=0.99)
     return OwnConfig(train, batch_size=2, drop_latents=0.1, drop_tokens=0.1, t_mean=0.8)
 
 
@@ -42,7 +42,9 @@ def own_mini_lora() -> OwnConfig:
 
 def own_wan() -> OwnConfig:
     """Phantom-Wan 1.3B, all weights (RefAlign's learning rate of 1e-5)."""
-    train = TrainConfig(2_000, lr=0.0, adam_lr=1e-5, warmup=100, decay_share=0.1, ema_decay=0.995, precision="bfloat16")
+    train = TrainConfig(
+        2_000, lr=0.0, workers=0, adam_lr=1e-5, warmup=100, decay_share=0.1, ema_decay=0.995, precision="bfloat16"
+    )
     return OwnConfig(train, t_tokens=WAN_TOKENS, permute_subjects=False)
 
 
