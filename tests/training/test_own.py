@@ -193,6 +193,27 @@ def test_a_fine_tuned_model_loads_and_generates_and_a_stopped_run_goes_on_bit_fo
     assert {"with_0.5", "without_0.5"} < set(log[-1])
 
 
+def test_checkpointed_blocks_have_the_same_gradients(latents, tiny):
+    """For both models; what is kept between the passes is computed again."""
+    batch = own.collate(latents.take([0]), np.random.default_rng(0))
+    x, t, no = torch.randn(batch["latents"].shape), torch.tensor([0.5]), torch.tensor([False])
+    grads = []
+    for again in (False, True):
+        pipe = load_models(tiny)
+        pipe.transformer.requires_grad_(True).train()
+        calls = []
+        for block in pipe.transformer.blocks:
+            block.register_forward_pre_hook(lambda *given, calls=calls: calls.append(1))
+        if again:
+            pipe.transformer.enable_gradient_checkpointing()
+        pipe.training_velocity(x, t, batch, Dropped(no, no, no, no, pipe.encode_texts([""], 512))).square().mean().backward()
+        assert len(calls) == (4 if again else 2)
+        grads.append([p.grad for p in pipe.transformer.parameters() if p.grad is not None])
+    assert len(grads[0]) > 20
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
 def test_it_learns_one_clip(latents, tiny, tmp_path):
     """Trained on its few clips, the error of what it was trained on falls."""
     run(latents, tiny, tmp_path / "run", 60, drop_references=0.0, drop_text=0.0)

@@ -414,6 +414,30 @@ def test_a_run_trains_validates_and_resumes(tiny, sprites, tmp_path, monkeypatch
     assert steps == [1, 2, 2, 3, 3]
 
 
+def test_batches_are_accumulated(tmp_path):
+    """Two batches of four are one of eight, to the last step, and a stopped run goes on bit for bit."""
+    rows = torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
+
+    def made(out, steps, size, each) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(16, 16)
+        config = TrainConfig(steps, workers=0, precision="float32", warmup=1, gradient_accumulation_steps=each)
+
+        def batch(number: int, rank: int) -> torch.Tensor:
+            return rows[number * size : (number + 1) * size]
+
+        train(
+            config, model, batch, lambda m: lambda b, s: {"loss": (m(b) - b.roll(1, 1)).square().mean()}, out, {}, exclude=("",)
+        )
+        return model.weight.detach()
+
+    whole = made(tmp_path / "whole", 5, 8, 1)
+    torch.testing.assert_close(made(tmp_path / "parts", 5, 4, 2), whole, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(made(tmp_path / "half", 5, 4, 1), whole, atol=1e-4)
+    made(tmp_path / "stopped", 2, 4, 2)
+    assert torch.equal(made(tmp_path / "stopped", 5, 4, 2), made(tmp_path / "again", 5, 4, 2))
+
+
 def test_a_run_ends_after_its_minutes(tmp_path):
     model, began = nn.Linear(16, 16), time.monotonic()
     config = TrainConfig(10**9, workers=0, log_steps=1, precision="float32", minutes=1 / 60)

@@ -113,3 +113,18 @@ def test_a_stopped_lora_goes_on_bit_for_bit(latents, converted, tmp_path):
     run(latents, converted, tmp_path / "parts", lora, 4)
     one, other = (load_file(tmp_path / name / "lora.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_checkpointed_blocks_have_the_same_gradients(latents, converted):
+    batch = own.collate(latents.take([0]), np.random.default_rng(0))
+    x, t, no = torch.randn(batch["latents"].shape), torch.tensor([0.5]), torch.tensor([False])
+    grads = []
+    for again in (False, True):
+        pipe = load_models(converted)
+        pipe.transformer.requires_grad_(True).train()
+        if again:
+            pipe.transformer.enable_gradient_checkpointing()
+        pipe.training_velocity(x, t, batch, Dropped(no, no, no, no, pipe.encode_texts([""], 512))).square().mean().backward()
+        grads.append([p.grad for p in pipe.transformer.parameters() if p.grad is not None])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)

@@ -13,6 +13,7 @@ class TrainConfig:
     warmup: int = 200  # steps
     decay_share: float = 0.0  # share of the run over which the rates fall to zero; 0: never
     clip_norm: float = 1.0  # bound on the gradient's norm
+    gradient_accumulation_steps: int = 1  # batches of an optimizer step
     ema_decay: float = 0.999
     seed: int = 0
     threads: int = 1  # CPU threads of torch

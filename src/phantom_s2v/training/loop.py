@@ -3,10 +3,11 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,9 @@ def train(
 ) -> nn.Module:
     """Train `model` on its device to `config.steps`, going on from `out`/state.safetensors where it exists; returns the average.
 
-    `make_batch(step, rank)` is the batch of a process, composed ahead by worker processes and sent to the device, where `prepare`
-    makes of it what the loss takes; gradients are averaged over torchrun's processes, of which the first writes. It writes
+    `make_batch(number, rank)` is a batch of a process, one a step without gradient accumulation. It is composed ahead by worker
+    processes and sent to the device, where `prepare` makes of it what the loss takes; gradients are averaged over torchrun's
+    processes, of which the first writes. It writes
     state.safetensors, log.jsonl and TensorBoard events under `out`. `on_save(model, average, decaying)` is called with each state
     and just before the rates begin to fall, `on_validate(model, average)` every `validate_minutes`; its figures go into the log.
     `exclude` and `slow` name matrices as Muon has it; with `work` the log says what share of the peak is reached.
@@ -119,15 +121,23 @@ def train(
     check_folder(out, room=SAVED_BYTES * numbers)
     if start >= config.steps and is_main():
         print(f"phantom: {state} is at step {start} of {config.steps} already; nothing was trained", file=sys.stderr)
-    loader = _loader(config, lambda step: make_batch(step, rank()), start, device)
+    each = config.gradient_accumulation_steps
+    loader = _loader(config, lambda number: make_batch(number, rank()), start * each, device)
     loss_fn, watch = loss_of(model), StepWatch()
     began = saved = validated = time.monotonic()
     decaying = start > config.warmup and rate_at(start - 1, config.steps, config.warmup, config.decay_share) < 1
     with stopping(device) as asked, closing(_Log(out, config.log_steps, work)) if is_main() else nullcontext() as log:
-        for step, batch in enumerate(loader, start):
-            torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))  # a resumed run draws the noise of an unbroken one
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                parts = loss_fn(prepare(to_device(batch, device)), step)
+        for step, batches in enumerate(_grouped(loader, each), start):
+            optimizer.zero_grad(set_to_none=True)
+            seen = []
+            for place, batch in enumerate(batches):
+                # a resumed run draws the noise of an unbroken one
+                torch.manual_seed(config.seed * 1_000_003 + step * each + place + (rank() << 40))
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    parts = loss_fn(prepare(to_device(batch, device)), step)
+                (parts["loss"] / each).backward()
+                seen.append({name: value.detach() for name, value in parts.items()})
+            parts = _means(seen)
             factor = rate_at(step, config.steps, config.warmup, config.decay_share)
             spent = shared(time.monotonic() - began, device) if config.minutes else 0.0
             factor = min(factor, rate_left(spent, config.minutes, config.decay_minutes))
@@ -135,7 +145,7 @@ def train(
                 watch.check()
                 on_save(model, ema, False)
                 decaying = True
-            norm = _update(optimizer, parts["loss"], factor, config.clip_norm)
+            norm = _update(optimizer, factor, config.clip_norm)
             update_ema(ema, model, config.ema_decay, step)
             watch.see(step, {**parts, "grad_norm": norm})
             now = time.monotonic()
@@ -184,8 +194,9 @@ def check_free(out: Path, state: Path) -> None:
 
 
 def _loader(config: TrainConfig, make_batch: Callable[[int], Any], start: int, device: torch.device) -> DataLoader:
-    """Batches from step `start` on, composed ahead by the config's workers."""
-    steps, ahead = Steps(make_batch, start, config.steps), 4 if config.workers else None
+    """Batches from number `start` on, composed ahead by the config's workers."""
+    steps = Steps(make_batch, start, config.steps * config.gradient_accumulation_steps)
+    ahead = 4 if config.workers else None
     pinned = device.type == "cuda"
     return DataLoader(
         steps,
@@ -197,10 +208,21 @@ def _loader(config: TrainConfig, make_batch: Callable[[int], Any], start: int, d
     )
 
 
-def _update(optimizer: Muon, loss: torch.Tensor, factor: float, clip_norm: float) -> torch.Tensor:
+def _means(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Mean of each part of the losses of a step's batches."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: torch.stack([row[name] for row in rows if name in row]).mean() for name in names}
+
+
+def _grouped(loader: Iterable[Any], count: int) -> Iterator[Iterator[Any]]:
+    """Batches of an optimizer step, one at a time."""
+    batches = iter(loader)
+    for first in batches:
+        yield chain([first], islice(batches, count - 1))
+
+
+def _update(optimizer: Muon, factor: float, clip_norm: float) -> torch.Tensor:
     """One optimizer step at `factor` of the base rates; returns the gradient's norm before clipping."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     average_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, clip_norm)

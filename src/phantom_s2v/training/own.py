@@ -60,6 +60,7 @@ class OwnConfig:
         1  # triplets of the largest bucket; of smaller ones as many more as have the same number of latent positions
     )
     lora: Lora | None = None  # None: all weights
+    gradient_checkpointing: bool = False  # blocks are computed again in the backward pass instead of kept
     drop_text: float = 0.1  # the image branch of guidance
     drop_references: float = 0.1  # zeros instead (Phantom-Wan's authors: 10%); with the text, the null branch
     drop_latents: float = 0.0  # reference latents alone (Phantom 4.1: 0.7), where the model has image tokens as well
@@ -239,6 +240,8 @@ def fine_tune(
     if is_main():
         print(json.dumps(say), flush=True)
     pipe.transformer.train()
+    if config.gradient_checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
     return train(
         config.train,
         trained,

@@ -45,7 +45,7 @@ def own_wan() -> OwnConfig:
     train = TrainConfig(
         2_000, lr=0.0, workers=0, adam_lr=1e-5, warmup=100, decay_share=0.1, ema_decay=0.995, precision="bfloat16"
     )
-    return OwnConfig(train, t_tokens=WAN_TOKENS, permute_subjects=False)
+    return OwnConfig(train, t_tokens=WAN_TOKENS, permute_subjects=False, gradient_checkpointing=True)
 
 
 def own_wan_lora() -> OwnConfig:

@@ -87,6 +87,8 @@ class PhantomTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     and text guidance as inputs, was trained with weights in this range, and gives the guided velocity in one forward.
     """
 
+    _supports_gradient_checkpointing = True
+    _gradient_checkpointing_func: Any  # set by enable_gradient_checkpointing
     config: Any  # diffusers turns the arguments below into it
 
     @register_to_config
@@ -111,6 +113,7 @@ class PhantomTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         guidance_range: tuple[float, float] | None = None,  # of weights that are inputs; None: they are no inputs
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = False  # as diffusers' models have it; see enable_gradient_checkpointing
         self.patch_in = nn.Linear(latent_channels * patch**2, dim)
         self.text_in = nn.Sequential(nn.LayerNorm(text_dim), nn.Linear(text_dim, dim))
         self.image_in = nn.Sequential(nn.LayerNorm(image_dim), nn.Linear(image_dim, dim))
@@ -160,7 +163,9 @@ class PhantomTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for index, block in enumerate(self.blocks):
             shifted = self.config.shift_windows and index % 2 == 1
             ranges = windows(latents.shape[2], self.config.window_size, n, shifted)
-            vision, words = block(vision, words, (vision_time, text_time), n, ranges, angles, seen, self.config.inject_everywhere)
+            given = (vision, words, (vision_time, text_time), n, ranges, angles, seen, self.config.inject_everywhere)
+            again = self.gradient_checkpointing and torch.is_grad_enabled()
+            vision, words = self._gradient_checkpointing_func(block, *given) if again else block(*given)
         return self._velocity(latents, vision[:, : latents.shape[2]], mark[:, : latents.shape[2]], time)
 
     def _marks(self, time: torch.Tensor, n: int, guidance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
