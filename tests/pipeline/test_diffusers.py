@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -234,6 +235,31 @@ def test_it_saves_loads_and_shares_its_components(pipe, cat, tmp_path):
     assert again.transformer is pipe.transformer
     assert np.array_equal(make(again, reference_images=cat), before)
     assert np.array_equal(make(type(pipe).from_pipe(pipe), reference_images=cat), before)
+
+
+def test_the_base_class_finds_the_class_of_a_pipeline(pipe, cat, folders, kind):
+    again = PhantomPipeline.from_pipe(pipe)
+    assert type(again) is type(pipe)
+    assert np.array_equal(make(again, reference_images=cat), make(pipe, reference_images=cat))
+    if kind == "wan":
+        theirs = WanPipeline.from_pretrained(folders["wan"], tokenizer=pipe.tokenizer)
+        ours = PhantomPipeline.from_pipe(theirs)
+        assert type(ours) is type(pipe)
+        assert np.array_equal(make(ours, reference_images=cat), make(pipe, reference_images=cat))
+        assert type(theirs.transformer) is WanTransformer3DModel
+    with pytest.raises(InputError, match="no pipeline for a transformer of class Linear"):
+        PhantomPipeline.from_pipe(SimpleNamespace(transformer=torch.nn.Linear(1, 1)))
+
+
+def test_a_pipeline_without_a_vae_gives_latents(folders, kind, cat):
+    pipe, whole = PhantomPipeline.from_pretrained(folders[kind], vae=None), PhantomPipeline.from_pretrained(folders[kind])
+    assert torch.equal(make(pipe, output_type="latent"), make(whole, output_type="latent"))
+    for asked in ({}, {"output_type": "latent", "reference_images": cat}):
+        with pytest.raises(CheckpointError, match="this pipeline has no vae; without it output_type must be latent"):
+            make(pipe, **asked)
+    pipe.transformer = None
+    with pytest.raises(CheckpointError, match="this pipeline has no transformer"):
+        make(pipe, output_type="latent")
 
 
 def test_dtypes_and_devices_move(pipe, cat):

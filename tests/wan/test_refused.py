@@ -10,6 +10,7 @@ import native
 import pytest
 import torch
 from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
+from safetensors.torch import save_file
 
 from phantom_s2v import PhantomPipeline
 from phantom_s2v.errors import CheckpointError, InputError
@@ -18,6 +19,7 @@ from phantom_s2v.models.memory import Placement
 from phantom_s2v.models.registry import load_preset
 from phantom_s2v.models.wan.convert import convert
 from phantom_s2v.models.wan.spec import WanModel
+from phantom_s2v.pipeline.generate import load_for
 from phantom_s2v.pipeline.loading import check_models, load_models
 from phantom_s2v.pipeline.metadata import changes, versions
 
@@ -39,6 +41,34 @@ def test_int8_without_torchao_is_refused_first(converted, nothing_loads, monkeyp
     with pytest.raises(InputError, match=r'torchao is not installed; .*pip install "phantom-s2v\[quantization\]"') as error:
         load_models(converted, Placement(quantization="int8"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"loras": (("nope.safetensors", 1.0),)}, "nope.safetensors is not a readable LoRA"),
+    ({"transformer": "nope.gguf"}, "nope.gguf is not a GGUF file"),
+    ({"cache": "magcache"}, "needs .*magcache.json, which does not exist"),
+])  # fmt: skip
+def test_files_that_cannot_be_used_are_refused_before_the_text_encoder_loads(converted, monkeypatch, options, said):
+    monkeypatch.setattr(PhantomPipeline, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises((InputError, CheckpointError), match=said):
+        load_for([], converted, Placement(**options))
+
+
+def test_a_lora_that_does_not_fit_is_refused_before_the_text_encoder_loads(converted, monkeypatch, tmp_path):
+    monkeypatch.setattr(PhantomPipeline, "from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    save_file({"transformer.blocks.9.attn1.to_q.lora_A.weight": torch.ones(3, 64)}, tmp_path / "deep.safetensors")
+    with pytest.raises(CheckpointError, match="1 keys that do not match"):
+        load_for([], converted, Placement(loras=((str(tmp_path / "deep.safetensors"), 1.0),)))
+
+
+@pytest.mark.long
+def test_a_command_says_its_own_sentences_alone():
+    """torchao, where it is installed, says at each import what it lacks."""
+    done = subprocess.run([sys.executable, "-m", "phantom_s2v", "models", "fetch", "foo"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        "phantom: there is no model 'foo' to fetch; it must be phantom-wan-1.3b or phantom-wan-14b"
+    ]
 
 
 def no_init(kind, **values):

@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -58,6 +59,8 @@ def _bounded(low: float, high: float, allowed: str, meaning: str) -> Any:
 def main() -> None:
     """Entry point: errors of the input become one sentence and exit code 2, defects of ours a traceback and 70."""
     write_any_character()
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao"):  # what they say of themselves at each import
+        logging.getLogger(name).setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _end)
     try:
         code = app(standalone_mode=False)  # click turns Exit and Ctrl-C into a code

@@ -13,7 +13,7 @@ from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement, split_dtypes
 from phantom_s2v.models.wan.text import PromptFeatures
 from phantom_s2v.pipeline.images import BACKGROUND, Named, read_images
-from phantom_s2v.pipeline.loading import load_models, no_bars
+from phantom_s2v.pipeline.loading import check_placed, load_models, no_bars
 from phantom_s2v.pipeline.metadata import build_metadata
 from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 from phantom_s2v.pipeline.request import Request, check_request
@@ -109,6 +109,7 @@ def load_for(requests: list[Request], folder: Path, placement: Placement | None 
     placement = placement or Placement()
     if not (folder / "text_encoder").is_dir():
         return load_models(folder, placement, calibrate_magcache)
+    check_placed(folder, placement, calibrate_magcache)
     features = PromptFeatures()
     with no_bars():
         reader = PhantomPipeline.from_pretrained(folder, dtype=split_dtypes(placement), transformer=None, vae=None)

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from phantom_s2v.errors import CheckpointError, PhantomError
+from phantom_s2v.errors import CheckpointError, InputError, PhantomError
 from phantom_s2v.files.untrusted import parse_json, read_small
 from phantom_s2v.models.finite import check_weights
 from phantom_s2v.models.memory import Placement, place, split_dtypes
@@ -22,7 +22,8 @@ from phantom_s2v.models.phantom.encoders import text_encoder_folder
 from phantom_s2v.models.quantization import check_config
 from phantom_s2v.models.registry import FAMILIES, INDEX, load_preset, model_folder, video_model
 from phantom_s2v.models.tensors import align
-from phantom_s2v.models.wan.gguf import load_gguf
+from phantom_s2v.models.wan.gguf import check_gguf, load_gguf
+from phantom_s2v.models.wan.lora import read_lora
 from phantom_s2v.models.wan.step_cache import read_ratios
 from phantom_s2v.models.weights import check_part, weights_hash
 
@@ -113,6 +114,32 @@ def model_hash(folder: Path) -> str:
     return weights_hash(*own, *(more if (folder / "text_encoder").is_dir() else [text_encoder_folder()]))
 
 
+def check_placed(folder: Path, placement: Placement, calibrate_magcache: bool = False) -> list[float] | None:
+    """MagCache's ratios where it needs them. Raises InputError and CheckpointError for packages and files that `placement` needs
+    and that cannot be used with this model: before gigabytes are loaded.
+    """
+    placement.check_installed()
+    if placement.transformer:
+        check_gguf(Path(placement.transformer), folder / "transformer")
+    elif placement.loras:
+        empty, _ = check_part(video_model(folder).parts()["transformer"], folder / "transformer")
+        for file, _ in placement.loras:
+            read_lora(Path(file), empty)
+    if placement.cache != "magcache" or calibrate_magcache:
+        return None
+    return read_ratios(folder, model_hash(folder))
+
+
+def pipeline_of(transformer: Any) -> Any:
+    """The class of our pipelines for a transformer. Raises InputError where there is none."""
+    names = [kind.__name__ for kind in type(transformer).__mro__]
+    found = next((model for model in FAMILIES if set(names) & set(model.transformers)), None)
+    if found is None:
+        raise InputError(f"there is no pipeline for a transformer of class {names[0]}")
+    module, _, name = found.pipeline.partition(":")
+    return getattr(import_module(module), name)
+
+
 def load_models(folder: Path, placement: Placement | None = None, calibrate_magcache: bool = False, **parts: Any) -> Any:
     """The pipeline of a model folder, placed as `placement` says, with the hash of its weights; `parts` replace the folder's.
 
@@ -123,9 +150,8 @@ def load_models(folder: Path, placement: Placement | None = None, calibrate_magc
     from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 
     placement = placement or Placement()
-    placement.check_installed()
+    ratios = check_placed(folder, placement, calibrate_magcache)
     weights = model_hash(folder)
-    ratios = read_ratios(folder, weights) if placement.cache == "magcache" and not calibrate_magcache else None
     if placement.transformer:
         parts["transformer"] = load_gguf(Path(placement.transformer), folder / "transformer", placement.torch_dtype())
     with no_bars():

@@ -53,13 +53,13 @@ class PhantomMMDiTPipeline(PhantomPipeline):
     with the pipeline. `preset` holds the model's defaults, the fields of models.registry.Preset.
     """
 
-    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "scheduler"]
+    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "scheduler", "vae"]
     image_encoder: Any
     english_only = True
 
     def __init__(
         self,
-        vae: AutoencoderKLWan,
+        vae: AutoencoderKLWan | None,
         transformer: PhantomTransformer,
         image_encoder: ImageEncoder,
         tokenizer: Any = None,
@@ -70,7 +70,7 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         super().__init__()
         self._preset = typed(Preset, preset or {}, "the preset")
         self.register_modules(
-            vae=for_inference(vae),
+            vae=vae if vae is None else for_inference(vae),
             transformer=transformer,
             image_encoder=image_encoder,
             tokenizer=tokenizer,
@@ -88,6 +88,11 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         """Load a LoRA file, strictly; `transformer.set_adapters` and the like are those of diffusers' models."""
         free = next(name for name in map("default_{}".format, count()) if name not in adapters_of(self.transformer))
         add_lora(self.transformer, Path(file), adapter_name or free)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents; the vae may be missing."""
+        return self.transformer.config.latent_channels
 
     @cached_property
     def reader(self) -> TextEncoder:

@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import get_module_execution_device
 from diffusers.video_processor import VideoProcessor
 
-from phantom_s2v.errors import InputError
+from phantom_s2v.errors import CheckpointError, InputError
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.media.images import letterbox
 from phantom_s2v.models.autoencoder import decode, encode, to_pixels
@@ -26,7 +26,7 @@ from phantom_s2v.models.finite import check_finite
 from phantom_s2v.pipeline.conditions import Branches, Conditions, Dropped, Guided, repeat_rows
 from phantom_s2v.pipeline.images import Named, read_images
 from phantom_s2v.pipeline.inputs import check_arguments, check_tensors, images_of, python_names, requests_of, texts_of
-from phantom_s2v.pipeline.loading import load_pipeline
+from phantom_s2v.pipeline.loading import load_pipeline, pipeline_of
 from phantom_s2v.pipeline.request import Request, check_request
 from phantom_s2v.pipeline.sampling.denoise import denoise
 from phantom_s2v.pipeline.sampling.guidance import combine, weights
@@ -83,6 +83,13 @@ class PhantomPipeline(DiffusionPipeline):
         Weights are checked: safetensors only, of the right names and shapes, finite. Raises CheckpointError.
         """
         return load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """A pipeline with the components of another, of the class for its transformer; see DiffusionPipeline."""
+        if cls is PhantomPipeline:
+            return pipeline_of(pipeline.transformer).from_pipe(pipeline, **kwargs)
+        return super().from_pipe(pipeline, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write a model folder that `from_pretrained` and the command line read; the arguments are DiffusionPipeline's.
@@ -224,6 +231,12 @@ class PhantomPipeline(DiffusionPipeline):
         width = self.transformer.config.get("text_dim")
         check_tensors(arguments, size, self.latent_channels, width, self.preset.max_images, self.max_tokens)
 
+    def _check_parts(self, decodes: bool) -> None:
+        """Raise CheckpointError where a part that a call needs is None."""
+        if lacking := [name for name in ("transformer", *(["vae"] if decodes else [])) if getattr(self, name) is None]:
+            advice = "; without it output_type must be latent, and references latents" if lacking == ["vae"] else ""
+            raise CheckpointError(f"this pipeline has no {lacking[0]}{advice}")
+
     def prepare_latents(
         self,
         count: int,
@@ -316,6 +329,7 @@ class PhantomPipeline(DiffusionPipeline):
         arguments = dict(locals())
         with python_names():
             named = images_of(arguments)
+            self._check_parts(output_type != "latent" or image is not None or bool(named[0]))
             requests = requests_of(arguments, named, self.preset, self.scheduler)
             self.check_inputs(requests, arguments)
         request = requests[0]

@@ -20,15 +20,9 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 def load_gguf(file: Path, config_folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     """The transformer in a .gguf, native or diffusers' names, whose configuration is `config_folder`/config.json.
 
-    Products are computed in `dtype`. Raises InputError without the package gguf, and CheckpointError where the file is damaged,
-    is quantized in a way that diffusers does not read, or does not fit the configuration: every key is accounted for.
+    Products are computed in `dtype`. Raises InputError and CheckpointError as `check_gguf` does.
     """
-    if file.suffix != ".gguf" or not file.is_file():
-        raise CheckpointError(f"{file} is not a GGUF file; it must be an existing .gguf")
-    check_method("gguf")
-    config = read_config(config_folder / "config.json")
-    WanModel().preset(config)  # refuses what is no transformer of Phantom-Wan
-    _check(file, {name: value for name, value in config.items() if not name.startswith("_")})
+    check_gguf(file, config_folder)
     try:
         model: Any = WanTransformer3DModel.from_single_file(
             str(file),
@@ -41,6 +35,18 @@ def load_gguf(file: Path, config_folder: Path, dtype: torch.dtype) -> WanTransfo
         raise CheckpointError(f"{file} cannot be loaded as GGUF: {(str(error).splitlines() or ['?'])[0]}") from error
     check_weights(model, str(file)).eval().requires_grad_(False)
     return model
+
+
+def check_gguf(file: Path, config_folder: Path) -> None:
+    """Raise InputError without the package gguf, and CheckpointError where the file is damaged, is quantized in a way that
+    diffusers does not read, or does not fit the configuration: every key is accounted for. No tensor is read.
+    """
+    if file.suffix != ".gguf" or not file.is_file():
+        raise CheckpointError(f"{file} is not a GGUF file; it must be an existing .gguf")
+    check_method("gguf")
+    config = read_config(config_folder / "config.json")
+    WanModel().preset(config)  # refuses what is no transformer of Phantom-Wan
+    _check(file, {name: value for name, value in config.items() if not name.startswith("_")})
 
 
 def _check(file: Path, config: dict[str, Any]) -> None:
