@@ -36,7 +36,7 @@ def _judged(record: Record, config: Config, models: Models) -> Record:
             if reason:
                 passed.append({"instant": view["instant"], "box": view["share"], "what": subject["name"], "reason": reason})
                 lost.append(view["image"])
-                words.append(f"{subject['name']}: {', '.join(told(scores))}")
+                words.append(f"{subject['name']}: {', '.join(measured(scores))}")
             else:
                 views.append({**view, "scores": scores})
         kept += [{**subject, "views": views}] if views else []
@@ -73,6 +73,6 @@ def fault(scores: Scores, config: Config) -> str:
     return next((reason for reason, holds in checks if holds), "")
 
 
-def told(scores: Scores) -> list[str]:
+def measured(scores: Scores) -> list[str]:
     """Scores in words, those that were measured."""
     return [f"{name} {value:.3g}" for name, value in scores.items() if value is not None]
