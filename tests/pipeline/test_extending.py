@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from phantom_s2v import PhantomPipeline
-from phantom_s2v.data.detectors.own import load_detector, own_hash
+from phantom_s2v.data.detectors.own import load_detector, load_inpainter, own_hash
 from phantom_s2v.data.synthetic.compose import compose
 from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.errors import InputError
@@ -117,6 +117,8 @@ def test_a_condition_of_ones_own_generates_trains_and_changes_the_video(tiny_mod
 
 DETECTORS = """
 from pathlib import Path
+import numpy as np
+
 from phantom_s2v.data.detectors.objects import detect_objects
 from phantom_s2v.data.pipeline.config import Detection
 
@@ -127,6 +129,9 @@ def found(stills, phrases):
 
 def nothing(stills, phrases):
     return [[] for _ in stills]
+
+def filled(image, mask):
+    return np.full_like(image, 7)
 
 def wrong(stills, phrases):
     return [[Detection((0, 0, 10**6, 10**6), still[..., 0] > 0)] for still in stills]
@@ -170,3 +175,9 @@ def test_a_detector_of_ones_own_makes_a_dataset(call_phantom, tmp_path, monkeypa
         load_detector("own_detectors.colors:__name__")
     with pytest.raises(InputError, match=r"box must lie in the still of 64x64 .got .0, 0, 1000000, 1000000"):
         load_detector("own_detectors.colors:wrong")([np.zeros((64, 64, 3), np.uint8)], [])
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.ones((64, 64), bool)
+    assert (load_inpainter("own_detectors.colors:filled")(image, mask) == 7).all()
+    with pytest.raises(InputError, match=r"inpainter .*:nothing must give uint8 .64, 64, 3. .got float64 .64, 0."):
+        load_inpainter("own_detectors.colors:nothing")(image, mask)
+    code, _, said = build("own_detectors.colors:found", "--background", "--inpainter", "own_detectors.colors:none")
+    assert (code, "inpainter own_detectors.colors:none cannot be imported" in said, len(said.splitlines())) == (2, True, 1), said
