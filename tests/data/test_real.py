@@ -395,12 +395,15 @@ def test_subjects_of_a_library_are_one_identity_by_pairs_and_across_films_by_fac
     near, far = 0.005, 0.05  # of each of 128 numbers: distances 0.06 and 0.57
     rows = [(f"a{i}", f"a{i}", "f", 0.0, False) for i in range(5)] + [(f"b{i}", f"b{i}", "g", near, False) for i in range(5)]
     rows += [("c", "c", "h", far, False), ("d", "d", "f", None, False), ("e", "e", "f", None, False)]
+    rows += [("p1", "p", "k", None, False), ("p2", "p", "k", None, False)]
     pairs = list(pair.run(filled(tmp_path, rows), CONFIG))
     groups, found = identities(pairs)
     assert {found[f"s{i}"] for i in range(10)} == {"s0"}  # both have enough partners in their own film
     assert found["s10"] == "s10"  # within a film this distance would be one person
     assert found["s11"] == found["s12"] == "s11"
     assert groups.across == 1
+    assert found["s13"] == found["s14"] == "s13"  # pieces of one shot, which are no references of each other
+    assert not [p for p in pairs if {p["subject"], p["partner"]} == {"s13", "s14"} and not p["drop"]]
     assert sum(not p["drop"] for p in pairs if p["subject"] == "s0") == CONFIG.partners
     assert len({(p["subject"], p["partner"]) for p in pairs}) == len(pairs)
 

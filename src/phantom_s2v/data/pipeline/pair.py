@@ -18,9 +18,11 @@ from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.data.pipeline.index import SubjectIndex
 
 COLUMNS = ["clip", "shot", "source_video", "name", "is_person", "has_logo", "has_face", "vector", "face", "context"]
+SAME_SHOT = "same-shot"  # kind of pairs
 PROBES = 32  # parts of the index that are looked through
-DUPLICATE, MORE = "near-duplicate", "enough partners"
-ONE_SUBJECT = ("", DUPLICATE, MORE)  # what becomes of pairs that show one subject
+DUPLICATE, MORE, PIECE = "near-duplicate", "enough partners", "another piece of the shot"
+UNUSED = (MORE, PIECE)  # of one subject and no references, which tell identities alone
+ONE_SUBJECT = ("", DUPLICATE, *UNUSED)  # what becomes of pairs that show one subject
 
 
 def run(
@@ -28,9 +30,9 @@ def run(
 ) -> Iterator[Record]:
     """Pair records: subject, partner, kind (cross-shot, cross-source or same-shot), similarity, sameness, and "drop": why, if so.
 
-    Those of one subject follow each other. Beyond the partners that are kept, pairs of one subject are given once for both of
-    its sides: they tell which subjects are one identity (groups.py). Subjects in `done` are passed over, and those of
-    `repeated` clips, which are looked for where they are not given.
+    Those of one subject follow each other. Beyond the partners that are kept, and of pieces of one shot, pairs of one subject are
+    given once for both of its sides: they tell which subjects are one identity (groups.py). Subjects in `done` are passed over,
+    and those of `repeated` clips, which are looked for where they are not given.
     """
     repeated = repeats(subject_index, config) if repeated is None else repeated
     dataset = subject_index.open("subjects")
@@ -44,7 +46,10 @@ def run(
             if candidate["clip"] in repeated:
                 continue
             pair = _compared(row, candidate, config)
-            if kept < config.partners:
+            if pair["kind"] == SAME_SHOT and not config.same_shot:
+                if pair["drop"] in ONE_SUBJECT and row["id"] < candidate["id"]:
+                    yield {**pair, "drop": PIECE}
+            elif kept < config.partners:
                 kept += not pair["drop"]
                 yield pair
             elif pair["drop"] in ONE_SUBJECT and row["id"] < candidate["id"]:
@@ -52,13 +57,17 @@ def run(
 
 
 def _neighbors(dataset: Any, row: Record, config: Config) -> list[Record]:
-    """The nearest subjects of other shots, nearest first; ties by id, so that the order of rows does not matter.
+    """The nearest subjects of other shots and of other pieces of its own, nearest first; ties by id, so that the order of rows does
+    not matter.
 
     Of the same source video by their vectors; of all others by their faces, and by their vectors where both have a logo.
     """
     apart = f"clip != '{row['clip']}'" + ("" if config.same_shot else f" AND shot != '{row['shot']}'")
     here = f"source_video = '{row['source_video']}'"
     found = _nearest(dataset, "vector", row["vector"], f"{apart} AND {here}", config, exact=True)
+    if not config.same_shot:  # by themselves, since a long shot has more pieces than are looked at
+        pieces = f"clip != '{row['clip']}' AND shot = '{row['shot']}'"
+        found += _nearest(dataset, "vector", row["vector"], pieces, config, exact=True)
     if row["has_logo"]:
         found += _nearest(dataset, "vector", row["vector"], f"has_logo AND NOT {here}", config)
     if row["has_face"]:
@@ -82,7 +91,7 @@ def _product(a: list[float], b: list[float]) -> float:
 def _compared(row: Record, other: Record, config: Config) -> Record:
     similarity = _product(row["vector"], other["vector"])
     sameness = float((np.asarray(row["context"], np.float32) @ np.asarray(other["context"], np.float32).T).max())
-    kind = "same-shot" if row["shot"] == other["shot"] else "cross-shot"
+    kind = SAME_SHOT if row["shot"] == other["shot"] else "cross-shot"
     kind = kind if row["source_video"] == other["source_video"] else "cross-source"
     drop = _other_subject(row, other, kind, similarity, config)
     return {

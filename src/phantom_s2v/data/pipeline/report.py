@@ -13,7 +13,7 @@ from phantom_s2v.data.pipeline.advice import NO_PAIRS, advice
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.data.pipeline.groups import Group, PairGroups
 from phantom_s2v.data.pipeline.index import SubjectIndex, unpng
-from phantom_s2v.data.pipeline.pair import DUPLICATE, MORE
+from phantom_s2v.data.pipeline.pair import DUPLICATE, UNUSED
 from phantom_s2v.media.charts import Axis, Bound, histogram
 from phantom_s2v.media.pages import Cases, Headline, Preview, percent, preview, render, shown, write_pages
 
@@ -44,7 +44,7 @@ class _Pairs:
     def add(self, pair: Record) -> None:
         """Take in a pair; those of one subject follow each other."""
         self.groups.add(pair)
-        if pair["drop"] == MORE:
+        if pair["drop"] in UNUSED:
             self.more += 1
             return
         self.looked_at += 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.index import SubjectIndex, unpng
-from phantom_s2v.data.pipeline.pair import MORE
+from phantom_s2v.data.pipeline.pair import PIECE, UNUSED
 from phantom_s2v.data.pipeline.subjects import WHITE
 from phantom_s2v.data.pipeline.tracks import colors
 
@@ -32,13 +32,14 @@ def run(records: Iterable[Record], config: Config, models: Models, subject_index
         return shades, models.features(cut) if models.features else None, images[middle]
 
     for pair in records:
-        if pair["drop"] in ("", MORE) and (models.features or models.same):
+        if pair["drop"] in ("", *UNUSED) and (models.features or models.same):
             known = pair["drop"]
             (shades, texture, image), (other_shades, other_texture, other) = seen(pair["subject"]), seen(pair["partner"])
             if texture is not None and other_texture is not None:
                 overlap, similarity = float(np.minimum(shades, other_shades).sum()), float(texture @ other_texture)
                 drop = "other colors" if overlap < config.colors else "other texture" if similarity < config.texture else ""
                 pair = {**pair, "colors": overlap, "texture": similarity, "drop": drop or known}
-            if pair["drop"] == known and models.same and not models.same(image, other):
+            # which is asked for other surroundings, and those of one shot are the same
+            if pair["drop"] == known != PIECE and models.same and not models.same(image, other):
                 pair = {**pair, "drop": "refused by the model"}
         yield pair
