@@ -57,8 +57,7 @@ def run(
 
 
 def _neighbors(dataset: Any, row: Record, config: Config) -> list[Record]:
-    """The nearest subjects of other shots and of other pieces of its own, nearest first; ties by id, so that the order of rows does
-    not matter.
+    """The nearest subjects of other shots and other pieces of its own, nearest first; ties by id, whatever the order of rows.
 
     Of the same source video by their vectors; of all others by their faces, and by their vectors where both have a logo.
     """

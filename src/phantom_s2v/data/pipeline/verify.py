@@ -39,7 +39,7 @@ def run(records: Iterable[Record], config: Config, models: Models, subject_index
                 overlap, similarity = float(np.minimum(shades, other_shades).sum()), float(texture @ other_texture)
                 drop = "other colors" if overlap < config.colors else "other texture" if similarity < config.texture else ""
                 pair = {**pair, "colors": overlap, "texture": similarity, "drop": drop or known}
-            # which is asked for other surroundings, and those of one shot are the same
+            # the model is asked for other surroundings, which pieces of one shot do not have
             if pair["drop"] == known != PIECE and models.same and not models.same(image, other):
                 pair = {**pair, "drop": "refused by the model"}
         yield pair
