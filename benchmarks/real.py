@@ -1,7 +1,7 @@
 """How the data pipeline does on films and photographs, against boxes that were drawn by eye (tests/data/real_boxes.json), and
-how the evaluation does (real_evaluation.py).
+how the evaluation does (real_evaluation.py); references and identities are in real_library.py.
 
-    python benchmarks/real.py SAMPLES [--only subjects,text,pairs,pasted,photographs,people,demonstrations]
+    python benchmarks/real.py SAMPLES [--only subjects,text,pairs,library,pasted,photographs,people,demonstrations]
 
 SAMPLES holds real/clips and real/photos; they are no part of this repository, and where they are not there is nothing to measure.
 Each figure is a function of `FIGURES`; the last line is JSON with all of them. Networks are the packaged ones.
@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import real_evaluation
+import real_library
 from PIL import Image, ImageDraw, ImageFont
 
 from phantom_s2v.cli.data import asked_models, read_config
@@ -179,6 +180,7 @@ FIGURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "subjects": subjects,
     "text": text,
     "pairs": pairs,
+    **real_library.FIGURES,
     **real_evaluation.FIGURES,
 }
 
