@@ -1,7 +1,11 @@
 """Fine-tuning of a tiny Wan: the released forward with gradients, all weights or LoRA, and a LoRA file that others read."""
 
 import io
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,3 +132,22 @@ def test_checkpointed_blocks_have_the_same_gradients(latents, converted):
         grads.append([p.grad for p in pipe.transformer.parameters() if p.grad is not None])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.long
+def test_the_example_runs_from_its_first_to_its_last_line(converted, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    given = {"PHANTOM": f"{sys.executable} -m phantom_s2v", "PRESET": "wan-1.3b-lora", "MODEL": str(converted), "STEPS": "2",
+             "GENERATE": "--size 64x32 --num-frames 5 --num-inference-steps 2"}  # fmt: skip
+    script = Path(__file__).parents[2] / "examples" / "own_product" / "run.sh"
+    done = subprocess.run(
+        ["bash", script, tmp_path / "photos", "rote Tasse", tmp_path / "out"],
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "video.mp4").stat().st_size > 500

@@ -35,9 +35,9 @@ def own_mini() -> OwnConfig:
 
 
 def own_mini_lora() -> OwnConfig:
-    """LoRA of rank 16 on phantom-mini."""
-    config = own_mini()
-    return replace(config, train=replace(config.train, adam_lr=1e-3), lora=Lora(16, 16.0, targets=MINI_TARGETS))
+    """LoRA of rank 16 on phantom-mini, for ten images of one subject; two minutes on two cores."""
+    train = TrainConfig(300, lr=0.0, workers=0, adam_lr=5e-3, warmup=20, decay_share=0.5, ema_decay=0.95)
+    return replace(own_mini(), train=train, batch_size=10, lora=Lora(16, 16.0, targets=MINI_TARGETS))
 
 
 def own_wan() -> OwnConfig:
