@@ -446,6 +446,19 @@ def test_a_run_ends_after_its_minutes(tmp_path):
     )
     assert 1 <= time.monotonic() - began < 60
     assert (tmp_path / "state.safetensors").exists()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[0]["minutes_left"] <= 1 / 60  # of a thousand million steps
+    assert rows[-1]["minutes_left"] == 0
+
+
+def test_the_log_says_how_long_it_will_take(tmp_path):
+    model, config = nn.Linear(16, 16), TrainConfig(5, workers=0, log_steps=1, precision="float32")
+    train(
+        config, model, lambda step, rank: torch.ones(2, 16), lambda m: lambda b, s: {"loss": m(b).square().mean()}, tmp_path, {}
+    )
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for row, left in zip(rows, (4, 3, 2, 1, 0), strict=True):
+        assert row["minutes_left"] == pytest.approx(left * row["seconds_per_step"] / 60, abs=1e-4)
 
 
 @pytest.mark.parametrize(("option", "value", "said"), [

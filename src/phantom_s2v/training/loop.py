@@ -1,6 +1,7 @@
 """The one training loop: batches by step, loss by function, resumable at any step, on one process or torchrun's many."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -126,7 +127,7 @@ def train(
     loss_fn, watch = loss_of(model), StepWatch()
     began = saved = validated = time.monotonic()
     decaying = start > config.warmup and rate_at(start - 1, config.steps, config.warmup, config.decay_share) < 1
-    with stopping(device) as asked, closing(_Log(out, config.log_steps, work)) if is_main() else nullcontext() as log:
+    with stopping(device) as asked, closing(_Log(out, config, work)) if is_main() else nullcontext() as log:
         for step, batches in enumerate(_grouped(loader, each), start):
             optimizer.zero_grad(set_to_none=True)
             seen = []
@@ -235,9 +236,10 @@ def _update(optimizer: Muon, factor: float, clip_norm: float) -> torch.Tensor:
 class _Log:
     """Means of the loss's parts, to log.jsonl, TensorBoard and the terminal. Numbers leave the device when a row is written."""
 
-    def __init__(self, out: Path, every: int, work: Work | None) -> None:
+    def __init__(self, out: Path, config: TrainConfig, work: Work | None) -> None:
         self.path = out / "log.jsonl"
-        self.file, self.writer, self.every = self.path.open("a"), SummaryWriter(str(out)), every
+        self.file, self.writer, self.every = self.path.open("a"), SummaryWriter(str(out)), config.log_steps
+        self.steps, self.ends = config.steps, time.monotonic() + 60 * (config.minutes or math.inf)
         self.work, self.flop = work, 0.0
         self.parts: dict[str, list[torch.Tensor]] = {}
         self.count, self.since = 0, time.monotonic()
@@ -252,7 +254,8 @@ class _Log:
         row = {name: float(torch.stack(values).mean()) for name, values in self.parts.items()}
         seconds = time.monotonic() - self.since
         reached = {"share_of_peak": self.flop / seconds / self.work.peak} if self.work else {}
-        self.write(step, {**row, "seconds_per_step": seconds / self.count, **reached})
+        left = min((self.steps - step - 1) * seconds / self.count, self.ends - time.monotonic())
+        self.write(step, {**row, "seconds_per_step": seconds / self.count, **reached, "minutes_left": max(0.0, left / 60)})
         self.parts, self.count, self.flop, self.since = {}, 0, 0.0, time.monotonic()
 
     def write(self, step: int, row: dict[str, float]) -> None:
