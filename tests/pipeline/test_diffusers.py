@@ -20,6 +20,7 @@ from diffusers import (
 )
 from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.utils import export_to_video
+from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -343,6 +344,24 @@ def test_a_folder_that_would_not_load_is_not_saved(pipe, tmp_path, changes):
     with pytest.raises(InputError, match="saved as safetensors and without a variant"):
         pipe.save_pretrained(tmp_path / "model", **changes)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_pipeline_of_the_papers_model_is_saved_without_adapters(folders, cat, tmp_path):
+    pipe = PhantomPipeline.from_pretrained(folders["mmdit"])
+    plain = make(pipe, reference_images=cat)
+    pipe.transformer.add_adapter(LoraConfig(target_modules=["q"]), "style")
+    with pytest.raises(InputError, match=r"no part of saved weights .on: style"):
+        pipe.save_pretrained(tmp_path / "model")
+    pipe.transformer.disable_adapters()
+    pipe.save_pretrained(tmp_path / "model")
+    assert np.array_equal(make(PhantomPipeline.from_pretrained(tmp_path / "model"), reference_images=cat), plain)
+
+
+def test_layerwise_casting_is_near(pipe, cat):
+    before = make(pipe, reference_images=cat, num_inference_steps=1, output_type="latent")
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    after = make(pipe, reference_images=cat, num_inference_steps=1, output_type="latent")
+    assert 0 < (after - before).std() < 0.5 * before.std()
 
 
 def test_the_callers_transformer_stays_as_it_is(folders, tmp_path):

@@ -152,7 +152,10 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         scales = (self._image_guidance_scale, self._guidance_scale)
         if not is_distilled(self.transformer.config.guidance_range, *scales, conditions.negated):
             return super().guided(conditions, latents)
-        dtype, embedding = self.transformer.dtype, torch.tensor([scales], device=latents.device).expand(len(latents), -1)
+        dtype, embedding = (
+            self.transformer.patch_in.weight.dtype,
+            torch.tensor([scales], device=latents.device).expand(len(latents), -1),
+        )
         inputs = _cast(self._inputs(conditions, latents), dtype)
 
         def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
@@ -165,7 +168,7 @@ class PhantomMMDiTPipeline(PhantomPipeline):
         inputs = self._inputs(conditions, latents)
         negative = (conditions.negative_prompt_embeds, _mask(conditions.negative_prompt_embeds))
         every = {"null": null(inputs, negative), "image": without_text(inputs, negative), "both": inputs}
-        dtype = self.transformer.dtype
+        dtype = self.transformer.patch_in.weight.dtype
 
         @lru_cache
         def batch(names: tuple[str, ...]) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from phantom_s2v.media.images import letterbox
 from phantom_s2v.models.autoencoder import decode, encode, to_pixels
 from phantom_s2v.models.base import Preset
 from phantom_s2v.models.finite import check_finite
+from phantom_s2v.models.saving import check_savable, plain_names
 from phantom_s2v.pipeline.conditions import Branches, Conditions, Dropped, Guided, repeat_rows
 from phantom_s2v.pipeline.images import Named, read_images
 from phantom_s2v.pipeline.inputs import check_arguments, check_tensors, images_of, python_names, requests_of, texts_of
@@ -94,11 +95,17 @@ class PhantomPipeline(DiffusionPipeline):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write a model folder that `from_pretrained` and the command line read; the arguments are DiffusionPipeline's.
 
-        Raises InputError, before anything is written, for pickles and for variants, which are not read.
+        LoRAs are no part of it: fuse them, or save them alone. Raises InputError, before anything is written, for adapters that
+        are on and not fused, for quantized weights, for pickles and for variants, which are not read.
         """
         if not kwargs.get("safe_serialization", True) or kwargs.get("variant"):
             raise InputError("weights are saved as safetensors and without a variant, which from_pretrained reads")
-        super().save_pretrained(str(save_directory), **kwargs)
+        if self.transformer is None:
+            super().save_pretrained(str(save_directory), **kwargs)
+            return
+        check_savable(self.transformer)
+        with plain_names(self.transformer):
+            super().save_pretrained(str(save_directory), **kwargs)
 
     @property
     @abstractmethod

@@ -57,13 +57,7 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         )
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write a model folder that `from_pretrained`, the command line and diffusers' WanPipeline read; see DiffusionPipeline.
-
-        LoRAs are no part of it: fuse them, or save them by `save_lora_weights`. Raises InputError, before anything is written,
-        for adapters that are on and not fused, and for quantized weights.
-        """
-        if self.transformer is not None:
-            self.transformer.check_savable()
+        """As of every pipeline; diffusers' WanPipeline reads the folder too."""
         self.register_to_config(transformer=("diffusers", "WanTransformer3DModel"))  # of which ours is a subclass
         super().save_pretrained(save_directory, **kwargs)
 

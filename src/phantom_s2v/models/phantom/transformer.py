@@ -4,7 +4,7 @@ Legend: B batch, C latent channels, T latent time, h w latent grid, n reference 
 of an image, D width, N tokens of a branch.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -88,6 +88,12 @@ class PhantomTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = [
+        "patch_in",
+        "norm",
+        "^time\\.",
+        "^guidance",
+    ]  # as Wan's: input, norms, embeddings of t
     _gradient_checkpointing_func: Any  # set by enable_gradient_checkpointing
     config: Any  # diffusers turns the arguments below into it
 

@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from phantom_s2v.errors import InputError
+from phantom_s2v.models.saving import check_savable, plain_names
 from phantom_s2v.models.tensors import align
 from phantom_s2v.models.wan.spec import TEXT_PLACES
 
@@ -108,30 +109,11 @@ class PhantomWanTransformer(WanTransformer3DModel):
         if self.lora_differences:
             self.lora_differences.forget(self, list(self.lora_differences.by_adapter))
 
-    def check_savable(self) -> None:
-        """Raise InputError for weights that a folder of Wan's layout cannot hold: quantized ones, and adapters that are on."""
-        if getattr(self, "hf_quantizer", None) or any(type(p) is not nn.Parameter for p in self.parameters()):
-            raise InputError(
-                "quantized weights cannot be saved; save the model before it is quantized, and quantize when loading"
-            )
-        layers = [m for m in self.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
-        loose = {name for layer in layers for name in layer.active_adapters if name not in layer.merged_adapters}
-        if apart := self.lora_differences:
-            loose |= apart.on - set(apart.fused)
-        if loose:
-            raise InputError(
-                f"LoRA adapters are no part of saved weights (on: {', '.join(sorted(loose))}); call fuse_lora or "
-                "unload_lora_weights first, or save them alone by save_lora_weights"
-            )
-
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """As diffusers does, under the names of a transformer without adapters. Raises InputError as `check_savable` does."""
-        self.check_savable()
-        plain = self.register_state_dict_post_hook(_without_adapters)
-        try:
+        check_savable(self)
+        with plain_names(self):
             super().save_pretrained(str(save_directory), *args, **kwargs)
-        finally:
-            plain.remove()
 
     @classmethod
     def of(cls, transformer: WanTransformer3DModel) -> "PhantomWanTransformer":
@@ -162,14 +144,6 @@ def unshare(transformer: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.data_ptr() in lent:
             parameter.data = parameter.data.clone()
-
-
-def _without_adapters(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """The state of a transformer as if it had no adapters; what is fused into a layer is in its weights."""
-    for name in list(state):
-        value = state.pop(name)
-        if ".lora_" not in name:
-            state[name.replace(".base_layer.", ".")] = value
 
 
 def _make_exact(transformer: Any) -> None:
