@@ -241,6 +241,7 @@ def test_batches_follow_from_the_seed_and_cover_an_epoch(store):
     assert [s.id for s in loader[2]] != [s.id for s in loader[0]]
     sample = loader[0][0]
     assert (sample.video.shape, len(sample.references), sample.subjects) == ((5, 32, 32, 3), 2, (0, 1))
+    assert (sample.names, sample.identities) == (("dog", "cat"), ("", ""))
 
 
 def test_the_order_does_not_depend_on_the_order_of_writing(clip, tmp_path):
