@@ -467,6 +467,7 @@ def scripts(page):
 SCRIPTS = [script for page in ("README.md", "docs/phantom-wan.md") for script in scripts(page)]
 
 
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # export_to_video starts ffmpeg by a fork; other tests import lance
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.splitlines()[0])
 def test_the_scripts_of_the_docs_run(folders, cat, tmp_path, monkeypatch, script):
     """As they are, but for a tiny model, a small video and no GPU."""

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -284,3 +286,9 @@ def test_a_lora_of_the_own_model_is_loaded_by_generate(latents, tiny, tmp_path, 
     np.testing.assert_allclose(make(Placement(device="cpu", loras=((str(file), 1.0),))), folded, atol=1e-3)
     np.testing.assert_allclose(make(Placement(device="cpu", loras=((str(file), 0.0),))), plain, atol=1e-5)
     np.testing.assert_allclose(make(Placement(device="cpu"), lambda pipe: pipe.load_lora_weights(file)), folded, atol=1e-3)
+
+
+def test_recipes_load_no_lance():
+    """Trainings compose batches in worker processes, and Lance does not survive a fork."""
+    check = "import sys, phantom_s2v.training.recipes, phantom_s2v.training.run; assert 'lance' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)

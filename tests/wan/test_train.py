@@ -20,7 +20,7 @@ from phantom_s2v.models.memory import Placement
 from phantom_s2v.pipeline.conditions import Conditions, Dropped
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import encoded, own, recipes
-from phantom_s2v.training.own import Lora
+from phantom_s2v.training.config import Lora
 
 TARGET = encoded.Target(32 * 32, 5, 16.0, 16)
 

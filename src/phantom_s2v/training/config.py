@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+HELD = 16  # validation triplets of a fine-tuning, at most
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -91,3 +93,34 @@ class TransformerConfig:
 def distilling(config: TransformerConfig) -> TransformerConfig:
     """The same for guidance distillation. Null branches are a third of the unguided samples, so that they stay what they were."""
     return replace(config, guidance_range=(1.0, 7.0), drop_all=0.3)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (Hu 2021, arXiv 2106.09685)."""
+
+    rank: int = 32
+    alpha: float = 32.0
+    rank_stabilized: bool = False  # scale alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732)
+    targets: tuple[str, ...] = ()  # ends of the names of linear layers
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """A fine-tuning. Rates of dropping are shares of samples."""
+
+    train: TrainConfig
+    batch_size: int = (
+        1  # triplets of the largest bucket; of smaller ones as many more as have the same number of latent positions
+    )
+    lora: Lora | None = None  # None: all weights
+    gradient_checkpointing: bool = False  # blocks are computed again in the backward pass instead of kept
+    drop_text: float = 0.1  # the image branch of guidance
+    drop_references: float = 0.1  # zeros instead (Phantom-Wan's authors: 10%); with the text, the null branch
+    drop_latents: float = 0.0  # reference latents alone (Phantom 4.1: 0.7), where the model has image tokens as well
+    drop_tokens: float = 0.0  # image tokens alone
+    t_mean: float = 0.0  # logit-normal timestep density (SD3), toward noise, for latents of t_tokens positions
+    t_scale: float = 1.0
+    t_tokens: int = 256
+    permute_subjects: bool = True  # rename subjects at random
+    validation: float = 0.05  # share of triplets that are held out, at most HELD

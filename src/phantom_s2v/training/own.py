@@ -30,46 +30,14 @@ from phantom_s2v.models.tensors import FILE, save_tensors
 from phantom_s2v.models.wan.lora import native_name
 from phantom_s2v.pipeline.conditions import Dropped
 from phantom_s2v.pipeline.loading import load_models
-from phantom_s2v.training.config import TrainConfig
+from phantom_s2v.training.config import HELD, Lora, OwnConfig
 from phantom_s2v.training.encoded import EncodedStore
 from phantom_s2v.training.loop import Loss, train
 
 TIMESTEPS = 1000  # of Wan
-HELD = 16  # validation triplets at most
 TIMES = (0.3, 0.5, 0.7, 0.9)  # of validation
 
 Batch = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters (Hu 2021, arXiv 2106.09685)."""
-
-    rank: int = 32
-    alpha: float = 32.0
-    rank_stabilized: bool = False  # scale alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732)
-    targets: tuple[str, ...] = ()  # ends of the names of linear layers
-
-
-@dataclass(frozen=True)
-class OwnConfig:
-    """A fine-tuning. Rates of dropping are shares of samples."""
-
-    train: TrainConfig
-    batch_size: int = (
-        1  # triplets of the largest bucket; of smaller ones as many more as have the same number of latent positions
-    )
-    lora: Lora | None = None  # None: all weights
-    gradient_checkpointing: bool = False  # blocks are computed again in the backward pass instead of kept
-    drop_text: float = 0.1  # the image branch of guidance
-    drop_references: float = 0.1  # zeros instead (Phantom-Wan's authors: 10%); with the text, the null branch
-    drop_latents: float = 0.0  # reference latents alone (Phantom 4.1: 0.7), where the model has image tokens as well
-    drop_tokens: float = 0.0  # image tokens alone
-    t_mean: float = 0.0  # logit-normal timestep density (SD3), toward noise, for latents of t_tokens positions
-    t_scale: float = 1.0
-    t_tokens: int = 256
-    permute_subjects: bool = True  # rename subjects at random
-    validation: float = 0.05  # share of triplets that are held out, at most HELD
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from phantom_s2v.models.wan.spec import LORA_TARGETS
-from phantom_s2v.training.config import AutoencoderConfig, ImageEncoderConfig, TrainConfig
-from phantom_s2v.training.own import Lora, OwnConfig
+from phantom_s2v.training.config import AutoencoderConfig, ImageEncoderConfig, Lora, OwnConfig, TrainConfig
 
 MINI_TARGETS = ("q", "k", "v", "out", "mlp.0", "mlp.2")  # of both branches
 WAN_TOKENS = 21 * 60 * 104  # latent positions of 81 frames at 832x480

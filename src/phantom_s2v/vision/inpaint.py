@@ -31,8 +31,11 @@ class Inpainter:
         unchecked: dict[str, Any] = {name: None for name in ("safety_checker",) if name in parts}
         unchecked |= {"requires_safety_checker": False} if unchecked else {}
         with loading(folder, "inpainting pipeline of diffusers"):
-            options = {"local_files_only": True, "use_safetensors": True, "torch_dtype": precision(device), **unchecked}
-            self.pipe: Any = AutoPipelineForInpainting.from_pretrained(folder, **options).to(device)
+            options = {"use_safetensors": True, "torch_dtype": precision(device), **unchecked}
+            pipe: Any = AutoPipelineForInpainting.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **options
+            )
+        self.pipe = pipe.to(device)
         self.pipe.set_progress_bar_config(disable=True)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
