@@ -548,6 +548,7 @@ def test_a_script_for_wan_runs_with_the_class_and_the_references_changed(folders
     ({"generator": 5}, "generator must be a torch.Generator, or a list of one per video .got 5"),
     ({"generator": [5]}, "got 5"),
     ({"generator": (torch.Generator(),)}, "got tuple"),
+    ({"guidance_scale_2": 3.0}, "guidance_scale_2 is of Wan2.2, which has two transformers"),
     ({"released_behavior": 3}, "released_behavior must be true or false"),
     ({"segmenter": "sam"}, "^segmenter has an effect with cutout only"),
     ({"untrained_size": False, "width": 2048, "height": 2048}, "use untrained_size to override"),
@@ -642,6 +643,12 @@ def test_first_frames_go_with_their_prompts(folders, cat):
         )
 
 
+def test_loading_with_what_only_wan22_has_is_one_sentence(folders):
+    for folder in folders.values() if isinstance(folders, dict) else folders:
+        with pytest.raises(InputError, match=r"boundary_ratio is of Wan2\.2"):
+            PhantomPipeline.from_pretrained(folder, boundary_ratio=0.9)
+
+
 def test_the_docs_compare_all_of_wan_pipeline_with_ours():
     """Every argument of its call, every component and every public name that it defines stands in a row that is not empty."""
     text = (Path(__file__).parents[2] / "docs" / "phantom-wan.md").read_text()
@@ -653,7 +660,7 @@ def test_the_docs_compare_all_of_wan_pipeline_with_ours():
     public = {name for name in vars(WanPipeline) if not name.startswith("_")} - {"model_cpu_offload_seq"}
     assert not (call | init | public) - documented
     ours = set(inspect.signature(PhantomWanPipeline.__call__).parameters)
-    for name in call - {"self"} - ours:
+    for name in call - {"self"} - (ours - {"guidance_scale_2"}):
         row = next(row for row in rows if f"`{name}`" in row[0])
         assert row[1].startswith("none"), f"{name} is not an argument of ours, and the docs say: {row[1]}"
     for name in public:

@@ -20,6 +20,7 @@ OUTPUT_TYPES = ("np", "pil", "pt", "latent")
 MAX_SEQUENCE_LENGTH = 512  # tokens
 NUMBERS = {"num_videos_per_prompt": (1, 1000), "max_sequence_length": (2, MAX_SEQUENCE_LENGTH)}  # whole, within these bounds
 DICTIONARIES = ("attention_kwargs", "resume_state")
+WAN22 = ("transformer_2", "boundary_ratio", "expand_timesteps", "guidance_scale_2")  # arguments of WanPipeline
 EITHER = (  # of which a call gives one
     ("prompt", "prompt_embeds"),
     ("negative_prompt", "negative_prompt_embeds"),
@@ -101,8 +102,15 @@ def requests_of(arguments: Mapping[str, Any], named: list[tuple[Named, ...]], pr
     ]
 
 
+def refuse_wan22(arguments: Mapping[str, Any]) -> None:
+    """Raise InputError for an argument that only Wan2.2's two transformers have."""
+    if name := next((name for name in WAN22 if arguments.get(name) is not None), None):
+        raise InputError(f"{name} is of Wan2.2, which has two transformers; Phantom was trained on Wan2.1, which has one")
+
+
 def check_arguments(arguments: Mapping[str, Any], callback_tensors: Sequence[str]) -> None:
     """Raise InputError for what a request does not hold; `callback_tensors` is what a callback can ask for."""
+    refuse_wan22(arguments)
     if not (prompts := count_prompts(arguments)):
         raise InputError("provide either prompt or prompt_embeds (got neither)")
     for pair in EITHER:

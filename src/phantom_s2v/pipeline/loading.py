@@ -26,6 +26,7 @@ from phantom_s2v.models.wan.gguf import check_gguf, load_gguf
 from phantom_s2v.models.wan.lora import read_lora
 from phantom_s2v.models.wan.step_cache import read_ratios
 from phantom_s2v.models.weights import check_part, weights_hash
+from phantom_s2v.pipeline.inputs import refuse_wan22
 
 LIBRARIES = ("diffusers", "transformers", "phantom_s2v")  # that an index may name, beside those of registered models
 
@@ -61,6 +62,7 @@ def check_models(folder: Path, without: tuple[str, ...] = ()) -> None:
 def load_pipeline(cls: Any, model: str | Path, **kwargs: Any) -> Any:
     """A pipeline of ours with DiffusionPipeline's own loading; see PhantomPipeline.from_pretrained."""
     check_config(kwargs.get("quantization_config"))
+    refuse_wan22(kwargs)
     folder = model_folder(str(model))
     index = read_index(folder)
     module, _, name = video_model(folder).pipeline.partition(":")

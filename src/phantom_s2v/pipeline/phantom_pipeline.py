@@ -300,6 +300,7 @@ class PhantomPipeline(DiffusionPipeline):
         callback_on_step_end: Any = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 512,
+        guidance_scale_2: None = None,
     ) -> PhantomPipelineOutput | tuple[Any]:
         """Generate videos of the subjects of reference images. Positional arguments are in WanPipeline's order.
 
@@ -327,7 +328,7 @@ class PhantomPipeline(DiffusionPipeline):
             callback_on_step_end: (pipe, step, timestep, kwargs) -> changed kwargs.
             callback_on_step_end_tensor_inputs: of latents, prompt_embeds, negative_prompt_embeds, clean_latents (the
                 prediction of this step) and resume_state.
-            max_sequence_length: of the prompt, in tokens.
+            max_sequence_length: of the prompt, in tokens. guidance_scale_2: of Wan2.2, refused.
 
         Raises InputError for what cannot be made, NotFiniteError where values that are not finite first arise.
         """
