@@ -79,7 +79,7 @@ def for_encoding(autoencoder: AutoencoderKLWan, dtype: torch.dtype) -> Autoencod
     bfloat16 moves a latent by 0.012 of its standard deviation, as autocast does.
     """
     copy: Any = deepcopy(for_inference(autoencoder))
-    copy = copy.to(dtype)
+    torch.nn.Module.to(copy, dtype)  # diffusers' own warns of parts to keep in float32, of which there are none
     for module in copy.modules():
         if isinstance(module, torch.nn.Conv3d | torch.nn.Conv2d):
             last = torch.channels_last_3d if isinstance(module, torch.nn.Conv3d) else torch.channels_last
