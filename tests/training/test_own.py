@@ -20,6 +20,7 @@ from phantom_s2v.pipeline.conditions import Dropped
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import encoded, own, recipes
 from phantom_s2v.training.encoded import Bucket, EncodedStore, Target, bucket_of, fitted
+from phantom_s2v.training.guard import encoder_hashes
 
 TARGET = Target(32 * 32, 9, 8.0, 8)
 
@@ -53,7 +54,7 @@ def latents(store, tiny, tiny_models, tmp_path_factory) -> EncodedStore:
 
 
 def encode(store, pipe, folder, path, refused=None) -> EncodedStore:
-    out = EncodedStore.create(path, own.origin_of(folder))
+    out = EncodedStore.create(path, encoder_hashes(folder))
     encoded.encode_store(store, out, pipe, TARGET, encoded.plan(store, TARGET), lambda count: None, (refused or {}).__setitem__)
     return out
 
@@ -124,7 +125,7 @@ def test_encoding_goes_on_where_it_was_and_follows_the_dataset(store, latents, t
 
 def test_latents_of_another_model_are_refused(latents, tiny):
     with pytest.raises(DataError, match="was encoded otherwise: vae was"):
-        EncodedStore(latents.path, {**own.origin_of(tiny), "vae": "0" * 64})
+        EncodedStore(latents.path, {**encoder_hashes(tiny), "vae": "0" * 64})
     with pytest.raises(DataError, match="is not a dataset of encoded triplets"):
         EncodedStore(latents.path.parent.parent)
 

@@ -21,6 +21,7 @@ from phantom_s2v.pipeline.conditions import Conditions, Dropped
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import encoded, own, recipes
 from phantom_s2v.training.config import Lora
+from phantom_s2v.training.guard import encoder_hashes
 
 TARGET = encoded.Target(32 * 32, 5, 16.0, 16)
 
@@ -38,7 +39,7 @@ def latents(pipe, converted, tmp_path_factory) -> encoded.EncodedStore:
         reference = TripletReference(picture.getvalue(), "dog", "cross-pair")
         rows.append(Triplet((folder / "a.mp4").read_bytes(), f"A dog, {number}.", (reference,), 16.0, 5, 32, 48))
     store.write(rows)
-    out = encoded.EncodedStore.create(folder / "l.lance", own.origin_of(converted))
+    out = encoded.EncodedStore.create(folder / "l.lance", encoder_hashes(converted))
     assert encoded.encode_store(store, out, pipe, TARGET, encoded.plan(store, TARGET), lambda done: None, pytest.fail) == 4
     return out
 

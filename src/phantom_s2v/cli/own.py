@@ -41,14 +41,14 @@ def encode(
     from phantom_s2v.models.registry import load_preset, model_folder
     from phantom_s2v.pipeline.loading import load_models
     from phantom_s2v.training import encoded
-    from phantom_s2v.training.own import origin_of
+    from phantom_s2v.training.guard import encoder_hashes
 
     folder = model_folder(model)
     preset, source = load_preset(folder), TripletStore(store)
     width, height = parse_size(size) if size else (preset.width, preset.height)
     frames = VideoSize(num_frames or preset.num_frames, height, width).frames
     target = encoded.Target(height * width, frames, fps or float(preset.fps), preset.multiple)
-    origin = {**origin_of(folder), "target": asdict(target), "dtype": dtype, "code": code_version("training.encoded")}
+    origin = {**encoder_hashes(folder), "target": asdict(target), "dtype": dtype, "code": code_version("training.encoded")}
     planned, refused = encoded.plan(source, target), 0
 
     def refuse(key: str, reason: str) -> None:

@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ import lance
 import numpy as np
 import pyarrow as pa
 
+from phantom_s2v.data.stores import LanceStore, first_line
 from phantom_s2v.errors import DataError, OutputError
-from phantom_s2v.files.io import check_folder, check_name, locked, writing_folder
+from phantom_s2v.files.io import check_folder, check_name, writing_folder
 from phantom_s2v.files.untrusted import is_text, parse_json
 from phantom_s2v.geometry import MAX_IMAGES, MAX_SUBJECTS
 
@@ -190,12 +190,7 @@ def _from_row(row: dict[str, Any]) -> Triplet:
         raise DataError(f"row {row.get('id')!r} of the dataset is not a triplet ({error})") from error
 
 
-def _first_line(error: Exception) -> str:
-    """The first line of what Lance says, without the places in its source."""
-    return re.sub(r",? ?\S+\.rs:\d+(:\d+)?", "", str(error).splitlines()[0])
-
-
-class TripletStore:
+class TripletStore(LanceStore):
     """Triplets in a Lance dataset. Writes are merges on the id; every write is a version that can be read back.
 
     Processes that write to one store take turns. Where others wrote without that, ids stand twice: what is opened for the newest
@@ -214,7 +209,7 @@ class TripletStore:
             if version is not None:
                 self.dataset = self.dataset.checkout_version(version)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is not a Lance dataset ({_first_line(error)})") from error
+            raise DataError(f"{path} is not a Lance dataset ({first_line(error)})") from error
         if missing := set(SCHEMA.names) - set(ADDED) - set(self.dataset.schema.names):
             raise DataError(f"{path} is not a triplet dataset; missing columns: {', '.join(sorted(missing))}")
         there = [name for name in SCHEMA.names if name in self.dataset.schema.names]
@@ -261,19 +256,6 @@ class TripletStore:
             with self._writing():
                 self.dataset.delete(f"id IN ({listed})")
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Hold the store alone, at its newest version before and after. Raises OutputError where Lance cannot write."""
-        with locked(self.path):
-            try:
-                self.dataset = lance.dataset(str(self.path))
-                yield
-                self.dataset = lance.dataset(str(self.path))
-            except (OSError, RuntimeError) as error:
-                raise OutputError(
-                    f"{self.path} cannot be written: {_first_line(error)}; the existing data is unchanged"
-                ) from error
-
     def _merge(self, rows: list[dict[str, Any]]) -> int:
         unique = list({row["id"]: row for row in rows}.values())
         table = pa.Table.from_pylist(unique, schema=SCHEMA)
@@ -315,18 +297,10 @@ class TripletStore:
             raise DataError(f"{self.path} contains duplicate triplets and cannot be repaired: {error}") from error
         return len(extra)
 
-    def __len__(self) -> int:
-        return self.dataset.count_rows()
-
     def take(self, rows: list[int]) -> list[Triplet]:
         """Triplets by row number, in the order that was asked for. Raises DataError where the store is damaged."""
         with self._reading():
             return [_from_row(row) for row in self.dataset.take(rows).to_pylist()]
-
-    def ids(self) -> list[str]:
-        """Ids of all rows, in the store's order."""
-        with self._reading():
-            return self.dataset.to_table(columns=["id"]).column("id").to_pylist()
 
     def versions(self) -> list[tuple[int, str]]:
         """(number, time) of every version."""
@@ -342,13 +316,6 @@ class TripletStore:
                 return
             for row in rows:
                 yield _from_row(row)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.path} is damaged ({_first_line(error)})") from error
 
 
 def _repeat(dataset: Any) -> bool:

@@ -6,7 +6,6 @@ Legend: C latent channels, T latent time, h w latent grid, r reference images, k
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import log, sqrt
 from pathlib import Path
@@ -20,9 +19,10 @@ import torch
 from safetensors.torch import load, save
 
 from phantom_s2v.data.loader import Sample, decode
+from phantom_s2v.data.stores import LanceStore
 from phantom_s2v.data.triplets import Triplet, TripletStore
-from phantom_s2v.errors import DataError, OutputError
-from phantom_s2v.files.io import check_folder, check_name, locked, writing_folder
+from phantom_s2v.errors import DataError
+from phantom_s2v.files.io import check_folder, check_name, writing_folder
 from phantom_s2v.files.reuse import as_json, differences, spelled
 from phantom_s2v.files.untrusted import parse_json
 from phantom_s2v.geometry import TIME_STRIDE, VideoSize, latent_frames
@@ -105,7 +105,7 @@ def encode_sample(pipe: Any, sample: Sample, fps: float, bucket: Bucket, target:
     return {**halves, "subjects": torch.tensor(sample.subjects, dtype=torch.int64)}
 
 
-class EncodedStore:
+class EncodedStore(LanceStore):
     """Encoded triplets in a Lance dataset. A batch of rows is written whole or not at all."""
 
     def __init__(self, path: Path, origin: dict[str, Any] | None = None) -> None:
@@ -134,14 +134,6 @@ class EncodedStore:
             with writing_folder(path) as scratch:
                 lance.write_dataset(schema.empty_table(), str(scratch))
         return cls(path, origin)
-
-    def __len__(self) -> int:
-        return self.dataset.count_rows()
-
-    def ids(self) -> list[str]:
-        """Ids of all rows, in the order of rows."""
-        with self._reading():
-            return self.dataset.to_table(columns=["id"])["id"].to_pylist()
 
     def sizes(self) -> list[tuple[Any, ...]]:
         """(id, height, width, frames, subjects) of all rows."""
@@ -179,22 +171,6 @@ class EncodedStore:
                 table = pa.Table.from_pylist(rows, schema=self.dataset.schema)
                 self.dataset = lance.write_dataset(table, str(self.path), mode="append")
         return len(rows)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with locked(self.path):
-            try:
-                yield
-                self.dataset = lance.dataset(str(self.path))
-            except (OSError, RuntimeError) as error:
-                raise OutputError(f"{self.path} cannot be written: {error}; what was written before is unchanged") from error
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.path} cannot be read ({str(error).splitlines()[0]})") from error
 
 
 @dataclass(frozen=True)
@@ -241,13 +217,13 @@ def encode_store(
     out.remove(there - planned.buckets.keys())
 
     def rows() -> Iterator[dict[str, Any]]:
-        for count, triplet in enumerate(store, 1):
-            if triplet.id in planned.buckets and triplet.id not in there:
+        for row, key in enumerate(store.ids()):
+            if key in planned.buckets and key not in there:
                 try:
-                    yield _row(pipe, triplet, planned.buckets[triplet.id], target)
+                    yield _row(pipe, store.take([row])[0], planned.buckets[key], target)
                 except DataError as error:
-                    refuse(triplet.id, str(error))
-            done(count)
+                    refuse(key, str(error))
+            done(row + 1)
 
     return out.write(rows())
 

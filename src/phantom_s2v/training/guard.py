@@ -10,6 +10,7 @@ from phantom_s2v.data.synthetic.emoji import Sprites, sprites_hash, subjects_has
 from phantom_s2v.errors import CheckpointError, NotFiniteError
 from phantom_s2v.files.hashes import MADE_OF, folder_hash
 from phantom_s2v.files.reuse import MISSING, as_json, code_version, differences, spelled
+from phantom_s2v.models.phantom.encoders import text_encoder_folder
 
 FREE = ("steps", "minutes", "save_minutes", "decay_minutes", "validate_minutes", "log_steps", "workers", "threads", "may_change")
 LEFT_OUT = ("step",)  # of the metadata of a state: its step
@@ -22,6 +23,14 @@ def facts_of(stage: str, sprites: Sprites, init_from: Path | None) -> dict[str, 
     start = {"init_from": folder_hash(init_from, MADE_OF)} if init_from else {}
     subjects, image_hash = subjects_hash(sprites.subjects), sprites_hash(sprites)
     return {"subjects": subjects, "pictures": image_hash, **start, "code": code_version(stage)}
+
+
+def encoder_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of the networks of the model in `folder` that encode; without a text encoder of its own, of the packaged one."""
+    parts = {name: folder / name for name in ("vae", "image_encoder", "text_encoder")}
+    if not parts["text_encoder"].is_dir():
+        parts["text_encoder"] = text_encoder_folder()
+    return {name: folder_hash(part, MADE_OF) for name, part in parts.items() if part.is_dir()}
 
 
 def check_same_run(path: Path, before: dict[str, Any], now: dict[str, Any], may_change: tuple[str, ...]) -> None:

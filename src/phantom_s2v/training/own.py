@@ -21,21 +21,22 @@ from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.hashes import MADE_OF, folder_hash
 from phantom_s2v.files.io import read_text, write_text
 from phantom_s2v.files.reuse import code_version
-from phantom_s2v.geometry import MAX_SUBJECTS, VideoSize
+from phantom_s2v.geometry import VideoSize
 from phantom_s2v.models.distributed import is_main, world
 from phantom_s2v.models.flow_matching import clean, interpolate, sample_t, shift_mean, velocity_loss, velocity_target
 from phantom_s2v.models.memory import Placement
-from phantom_s2v.models.phantom.encoders import text_encoder_folder
 from phantom_s2v.models.tensors import FILE, save_tensors
 from phantom_s2v.models.wan.lora import native_name
 from phantom_s2v.pipeline.conditions import Dropped
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training.config import HELD, Lora, OwnConfig
 from phantom_s2v.training.encoded import EncodedStore
+from phantom_s2v.training.guard import encoder_hashes
 from phantom_s2v.training.loop import Loss, train
+from phantom_s2v.training.transformer import permute_subjects
+from phantom_s2v.training.validation import TIMES
 
 TIMESTEPS = 1000  # of Wan
-TIMES = (0.3, 0.5, 0.7, 0.9)  # of validation
 
 Batch = dict[str, torch.Tensor]
 
@@ -132,8 +133,7 @@ def loss_of(pipe: Any, config: OwnConfig, empty: torch.Tensor) -> Loss:
     def loss(batch: Batch, step: int) -> Batch:
         x = batch["latents"]
         if config.permute_subjects:
-            names = torch.rand(len(x), MAX_SUBJECTS, device=x.device).argsort(1)
-            batch = {**batch, "subjects": names.gather(1, batch["subjects"])}
+            batch = {**batch, "subjects": permute_subjects(batch["subjects"])}
         mean = shift_mean(config.t_mean, x[0, 0].numel(), config.t_tokens)
         t = whole(sample_t(len(x), mean, config.t_scale, device=x.device), pipe)
         noise = torch.randn(x.shape, device=x.device)
@@ -188,7 +188,7 @@ def fine_tune(
     `on_save(average)` is called with each checkpoint. With LoRA the modules trained, saved and averaged are the adapters alone.
     Raises DataError where the dataset was encoded by another model, InputError for worker processes.
     """
-    for part in ("vae", "text", "image_encoder"):
+    for part in ("vae", "text_encoder", "image_encoder"):
         if part in origin and store.origin.get(part) != origin[part]:
             raise DataError(f"{store.path} was encoded with another {part} than the model's; encode it again with this model")
     if config.train.workers:  # Lance does not survive a fork, and reading takes little
@@ -238,13 +238,6 @@ def trainable(transformer: Any, lora: Lora | None) -> nn.Module:
     return nn.ParameterDict(named)
 
 
-def origin_of(folder: Path) -> dict[str, str]:
-    """Hashes of the parts of a model that encode: what an encoded dataset and a training on it must have in common."""
-    parts = {"vae": folder / "vae", "text": folder / "text_encoder", "image_encoder": folder / "image_encoder"}
-    parts["text"] = parts["text"] if parts["text"].is_dir() else text_encoder_folder()
-    return {name: folder_hash(part, MADE_OF) for name, part in parts.items() if part.is_dir()}
-
-
 def write_model(folder: Path, transformer: Any, dtype: torch.dtype, out: Path) -> None:
     """A model folder: that in `folder` with other weights of the transformer, in `dtype`. Other parts are linked if possible."""
     out.mkdir(parents=True, exist_ok=True)
@@ -282,7 +275,7 @@ def run(config: OwnConfig, folder: Path, latents: Path, out: Path, placement: Pl
     TensorBoard events beside it. Run again, it resumes.
     """
     store = EncodedStore(latents)
-    origin = {**origin_of(folder), "dataset": dataset_hash(store), "init_from": folder_hash(folder / "transformer", MADE_OF)}
+    origin = {**encoder_hashes(folder), "dataset": dataset_hash(store), "init_from": folder_hash(folder / "transformer", MADE_OF)}
     out.mkdir(parents=True, exist_ok=True)
     pipe = load_models(folder, placement)
     dtype = pipe.transformer.dtype

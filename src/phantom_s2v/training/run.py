@@ -17,12 +17,12 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.files.hashes import MADE_OF, folder_hash
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.models.autoencoder import for_encoding, load_autoencoder
-from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder, text_encoder_folder
+from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.models.weights import load_part
 from phantom_s2v.training.config import Bucket, TransformerConfig
 from phantom_s2v.training.distillation import distillation_loss, student_of
-from phantom_s2v.training.guard import facts_of
+from phantom_s2v.training.guard import encoder_hashes, facts_of
 from phantom_s2v.training.latents import TEXT_PLACES, TripletEncoder, Triplets, validation_families
 from phantom_s2v.training.loop import Work, pick_dtype
 from phantom_s2v.training.transformer import TransformerLoss, loss_of, train_transformer
@@ -132,9 +132,7 @@ def _network(init_from: Path | None, sizes: dict[str, Any], encoder: TripletEnco
 
 def _hashes(folder: Path, teacher: Path | None) -> dict[str, str]:
     """Of the frozen networks that a run is made with: the encoders of the model in `folder`, and the teacher."""
-    parts = {name: folder / name for name in ("vae", "image_encoder")}
-    parts["text_encoder"] = _text_folder(folder) or text_encoder_folder()
-    return {name: folder_hash(part, MADE_OF) for name, part in {**parts, **({"teacher": teacher} if teacher else {})}.items()}
+    return {**encoder_hashes(folder), **({"teacher": folder_hash(teacher, MADE_OF)} if teacher else {})}
 
 
 def _teacher(folder: Path) -> PhantomTransformer:

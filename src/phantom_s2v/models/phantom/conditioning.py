@@ -6,10 +6,6 @@ Legend: B batch, L text tokens, n images, k image tokens an image, C latent chan
 from dataclasses import dataclass, fields, replace
 
 import torch
-from diffusers import AutoencoderKLWan
-
-from phantom_s2v.models.autoencoder import encode
-from phantom_s2v.models.phantom.encoders import ImageEncoder
 
 
 @dataclass(frozen=True)
@@ -29,18 +25,6 @@ class Conditions:
     def arguments(self) -> dict[str, torch.Tensor]:
         """Keyword arguments of PhantomTransformer.forward."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-@torch.no_grad()
-def encode_references(
-    autoencoder: AutoencoderKLWan, image_encoder: ImageEncoder, images: torch.Tensor, small: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents [n, C, h, w] of images [n, 3, H, W] in -1..1, and image tokens [n, k, D] of the same at 64 x 64.
-
-    Each image is encoded alone as a one-frame video, as in Phantom-Wan's released code: its latent is independent of the others.
-    """
-    latents = encode(autoencoder, images[:, :, None])[:, :, 0]
-    return latents, image_encoder(small)
 
 
 def without_text(c: Conditions, empty: tuple[torch.Tensor, torch.Tensor], rows: torch.Tensor | None = None) -> Conditions:
