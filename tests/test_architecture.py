@@ -20,6 +20,7 @@ RULES = {
     "pipeline": BASE | {"media", "models", "vision"},
     "training": BASE | {"models", "data", "pipeline"},
     "evaluation": BASE | {"media", "models", "vision", "data", "pipeline"},
+    "studio": BASE | {"media", "models", "vision", "data", "pipeline", "evaluation"},
 }  # all may import themselves; cli may import anything, and nothing imports it
 
 
