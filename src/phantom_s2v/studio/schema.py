@@ -133,6 +133,7 @@ class User(Base):
     language: Mapped[str] = mapped_column(String(8), default="en")
     admin: Mapped[bool] = mapped_column(default=False)  # of the whole studio
     active: Mapped[bool] = mapped_column(default=True)
+    served_at: Mapped[datetime | None]  # when a job of theirs last began, as of a project
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -288,7 +289,9 @@ class Job(Base):
     reason: Mapped[str] = mapped_column(Text, default="")  # why it failed, stopped or was set aside
     candidate: Mapped[int] = mapped_column(default=0)  # the one being made
     step: Mapped[int] = mapped_column(default=0)  # saved steps of that candidate
+    progress: Mapped[int] = mapped_column(default=0)  # steps of that candidate that are done, saved or not
     steps: Mapped[int]
+    notes: Mapped[list[Any]] = mapped_column(default=list)  # what its readers must know: [{"code", values...}], see queue.note
     saved_state: Mapped[str | None] = _blob()  # tensors to go on from
     preview: Mapped[str | None] = _blob()
     deaths: Mapped[int] = mapped_column(default=0)  # of workers since the last newly saved step
