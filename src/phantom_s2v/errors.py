@@ -59,6 +59,11 @@ EXTRAS = {  # packages beyond the plain installation -> the extra that brings th
     "fastapi": "web",
     "multipart": "web",
     "uvicorn": "web",
+    "alembic": "studio",
+    "argon2": "studio",
+    "babel": "studio",
+    "prometheus_client": "studio",
+    "sqlalchemy": "studio",
 }
 
 

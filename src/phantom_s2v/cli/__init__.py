@@ -12,6 +12,7 @@ from phantom_s2v.cli import (  # noqa: F401 - each registers its commands
     generate,
     models,
     own,
+    studio,
     train,
 )
 from phantom_s2v.cli.app import main

@@ -64,8 +64,9 @@ def evaluate_rate(
         import uvicorn
 
         from phantom_s2v.evaluation.pairs import as_shown, find_pairs
-        from phantom_s2v.evaluation.rating import application, is_loopback
+        from phantom_s2v.evaluation.rating import application
         from phantom_s2v.evaluation.votes import links
+        from phantom_s2v.files.hosts import is_loopback
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; run pip install 'phantom-s2v[web]'") from error
     from phantom_s2v.evaluation.suites.own import read_own

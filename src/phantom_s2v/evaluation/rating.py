@@ -4,9 +4,6 @@ Every rater has a secret link, so nobody votes as another. Which system is on th
 both sides come up and a reload changes nothing.
 """
 
-import ipaddress
-import re
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from PIL import Image
 
 from phantom_s2v.evaluation.pairs import CHOICES, NOT_SHOWN, QUESTIONS, Pair, order
 from phantom_s2v.evaluation.votes import bind, keep, open_votes
+from phantom_s2v.files.hosts import is_own, own_names
 from phantom_s2v.media.images import read_image
 from phantom_s2v.media.pages import render
 
@@ -105,25 +103,10 @@ def application(pairs: Sequence[Pair], file: Path, host: str = "127.0.0.1") -> F
     return app
 
 
-def own_names(host: str) -> frozenset[str]:
-    """Names under which the page may be asked for, beside addresses in numbers: a page of another site that points its own
-    name at this machine is thereby refused.
-    """
-    return frozenset({"localhost", host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address to serve at."""
-    try:
-        return host.lower() == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 async def _guard(names: frozenset[str], request: Request, following: Callable[[Request], Awaitable[Response]]) -> Response:
     """Refuse requests for another host, votes out of another page and large bodies; let no header tell the systems apart."""
     host = request.headers.get("host", "")
-    if not _is_own(host, names):
+    if not is_own(host, names):
         return Response("this page is served under another name", 421)
     if request.method not in ("GET", "HEAD"):
         origin = request.headers.get("origin", "")
@@ -138,16 +121,6 @@ async def _guard(names: frozenset[str], request: Request, following: Callable[[R
             del response.headers[name]
     response.headers.update(HEADERS)
     return response
-
-
-def _is_own(host: str, names: frozenset[str]) -> bool:
-    """Whether a Host header is an address in numbers or one of our names, with or without a port."""
-    name = host.rsplit(":", 1)[0] if re.search(r":\d*$", host) and not host.endswith("]") else host
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return name.lower().rstrip(".") in names
-    return True
 
 
 def _ballot(pair: Pair, number: int, secret: str, done: int, total: int) -> str:

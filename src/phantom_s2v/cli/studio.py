@@ -1,0 +1,100 @@
+"""phantom studio: the web application of a team, and what its administrator does on the machine."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from platformdirs import user_data_path
+
+from phantom_s2v.cli.app import app, say, whole
+
+studio = typer.Typer(invoke_without_command=True, help="Run the studio: a team makes, checks and approves videos in the browser.")
+user = typer.Typer(no_args_is_help=True, help="Manage the people of the studio.")
+log = typer.Typer(no_args_is_help=True, help="Check the audit log.")
+app.add_typer(studio, name="studio")
+studio.add_typer(user, name="user")
+studio.add_typer(log, name="audit")
+Folder = Annotated[
+    Path | None,
+    typer.Option("--folder", envvar="PHANTOM_STUDIO_FOLDER", help="Folder of the studio. [default: the user's data folder]"),
+]
+
+
+def opened(folder: Path | None, **given: Any) -> Any:
+    """The studio of a folder, started: its tables are brought to this version's."""
+    from phantom_s2v.studio.config import load_settings
+    from phantom_s2v.studio.context import Studio
+
+    made = Studio(load_settings(folder or user_data_path("phantom-studio", appauthor=False), **given))
+    made.start()
+    return made
+
+
+@studio.callback()
+def serve(
+    context: typer.Context,
+    folder: Folder = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to serve at. Other than 127.0.0.1 needs HTTPS in front of it.")
+    ] = None,
+    port: Annotated[int | None, whole(1, 65535, "Port to serve at.")] = None,
+) -> None:
+    """Serve the studio. The first start prints a one-time link that makes an administrator."""
+    if context.invoked_subcommand:
+        context.obj = folder
+        return
+    from phantom_s2v.studio.serving import serve
+
+    serve(opened(folder, host=host, port=port), say)
+
+
+@user.command("add")
+def add_user(
+    email: Annotated[str, typer.Argument(help="E-mail address, which the person signs in with.")],
+    name: Annotated[str, typer.Option(help="Name that others see.")],
+    language: Annotated[str, typer.Option(help="Language of the pages: en or ja.")] = "en",
+    admin: Annotated[bool, typer.Option("--admin", help="Administrator of the studio.")] = False,
+    folder: Folder = None,
+) -> None:
+    """Add a person and print the one-time link by which they choose a password."""
+    from phantom_s2v.studio.access import SYSTEM
+    from phantom_s2v.studio.projects import add_user
+
+    made = opened(folder)
+    with made.writing() as session:
+        _, token = add_user(session, SYSTEM, email, name, language, admin)
+    say(f"{made.settings.address}/link/{token}")
+
+
+@log.command("verify")
+def verify_log(
+    known: Annotated[
+        str | None, typer.Option(help="NUMBER:SHA256 that audit head printed before, which the log must still hold.")
+    ] = None,
+    folder: Folder = None,
+) -> None:
+    """Find altered and missing lines of the audit log; exit code 1 if there are any."""
+    from phantom_s2v.errors import InputError
+    from phantom_s2v.studio import audit
+    from phantom_s2v.studio.config import load_settings
+    from phantom_s2v.studio.context import Studio
+
+    end = None
+    if known is not None:
+        number, _, sha256 = known.partition(":")
+        if not number.isdigit() or len(sha256) != 64:
+            raise InputError(f"--known must be NUMBER:SHA256, as phantom studio audit head prints it (got {known})")
+        end = (int(number), sha256)
+    made = Studio(load_settings(folder or user_data_path("phantom-studio", appauthor=False)))
+    with made.reading() as session:
+        count, found = audit.verify(session, made.head, end)
+    say(*found, f"{count} lines, {len(found)} problems" if found else f"{count} lines, none altered or missing")
+    if found:
+        raise typer.Exit(1)
+
+
+@log.command("head")
+def show_head(folder: Folder = None) -> None:
+    """Print number and hash of the last line. Kept elsewhere, it shows later whether database and head were both set back."""
+    made = opened(folder)
+    say(":".join(map(str, made.head.read()[-1])))

@@ -1,0 +1,135 @@
+"""Who may do what: the person behind a request, and one table from every route to those who may ask for it.
+
+A route without a row is refused, and a test walks the router. What a row allows, the services check again by role
+(`Actor.must`), since commands and the API call them too.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from phantom_s2v.studio.problems import N_, Forbidden, NotFound, NotSignedIn
+from phantom_s2v.studio.schema import Member, Project, Role, User
+
+T = TypeVar("T")
+NOT_YOURS = N_("Your role in this project does not allow this.")
+ANYONE, SIGNED_IN, STUDIO_ADMIN = "anyone", "signed in", "studio admin"
+MEMBERS = frozenset(Role)
+MAKERS = frozenset({Role.MAKER})
+REVIEWERS = frozenset({Role.REVIEWER, Role.APPROVER})
+APPROVERS = frozenset({Role.APPROVER})
+ADMINS = frozenset({Role.ADMIN})
+MAKERS_AND_ADMINS = MAKERS | ADMINS
+Who = str | frozenset[Role]
+
+RULES: dict[str, Who] = {
+    # Health and signing in
+    "GET /health": ANYONE,
+    "GET /ready": ANYONE,
+    "GET /metrics": STUDIO_ADMIN,
+    "GET /static/{name:path}": ANYONE,
+    "GET /sign-in": ANYONE,
+    "POST /sign-in": ANYONE,
+    "GET /link/{token}": ANYONE,
+    "POST /link/{token}": ANYONE,
+    "POST /sign-out": SIGNED_IN,
+    "POST /language": ANYONE,
+    # Projects
+    "GET /": SIGNED_IN,
+    "GET /projects/new": STUDIO_ADMIN,
+    "POST /projects": STUDIO_ADMIN,
+    "GET /projects/{project_id}": MEMBERS,
+    "GET /projects/{project_id}/members": MEMBERS,
+    "POST /projects/{project_id}/members": ADMINS,
+    # API
+    "GET /api/v1/openapi.json": SIGNED_IN,
+    "GET /api/v1/projects": SIGNED_IN,
+    "GET /api/v1/projects/{project_id}": MEMBERS,
+}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who asks: a person with their roles in the project that the address names, or the studio itself (`SYSTEM`, no id)."""
+
+    id: str | None
+    name: str = ""
+    language: str = "en"
+    admin: bool = False  # of the whole studio, and so of every project
+    project_id: str | None = None
+    roles: frozenset[Role] = field(default_factory=frozenset)
+
+    def must(self, project_id: str, *roles: Role) -> None:
+        """Raise Forbidden unless the person has one of the roles in a project, or any role where none is given."""
+        if self.id is None:
+            return
+        mine = self.roles if project_id == self.project_id else frozenset()
+        if not mine & (frozenset(roles) or MEMBERS):
+            raise Forbidden(NOT_YOURS)
+
+    def has(self, *roles: Role) -> bool:
+        """Whether the person has one of the roles in the project of the address; for what a page offers."""
+        return self.id is None or bool(self.roles & frozenset(roles))
+
+    def must_be_admin(self) -> None:
+        """Raise Forbidden unless the person is an administrator of the studio."""
+        if self.id is not None and not self.admin:
+            raise Forbidden("Only an administrator of the studio may do this.")
+
+    def must_be_person(self) -> str:
+        """Their id. Raises Forbidden for the studio itself, which signs nothing."""
+        if self.id is None:
+            raise Forbidden(NOT_YOURS)
+        return self.id
+
+
+SYSTEM = Actor(None, admin=True)
+
+
+def load(session: Session, user: User, project_id: str | None) -> tuple[Actor, Project | None]:
+    """A person with their roles in a project, in one query, and the project where they have any.
+
+    An administrator of the studio has the role of one in every project, and no other unless they are given it.
+    """
+    if project_id is None:
+        return Actor(user.id, user.name, user.language, user.admin), None
+    joined = (Member.project_id == Project.id) & (Member.user_id == user.id)
+    rows = session.execute(select(Project, Member.role).outerjoin(Member, joined).where(Project.id == project_id)).all()
+    roles = {role for _, role in rows if role is not None} | ({Role.ADMIN} if user.admin and rows else set())
+    project = rows[0][0] if rows and roles else None
+    return Actor(user.id, user.name, user.language, user.admin, project_id, frozenset(roles)), project
+
+
+def check(who: Who | None, actor: Actor | None) -> None:
+    """Raise NotSignedIn, NotFound or Forbidden where a row of the table does not allow it. Who is no member may not know that a
+    project exists.
+    """
+    if who == ANYONE:
+        return
+    if actor is None:
+        raise NotSignedIn("Please sign in.")
+    if who is None:
+        raise NotFound
+    if who == STUDIO_ADMIN:
+        actor.must_be_admin()
+    elif isinstance(who, frozenset):
+        if not actor.roles:
+            raise NotFound
+        if not actor.roles & who:
+            raise Forbidden(NOT_YOURS)
+
+
+def find(session: Session, kind: type[T], key: str, project_id: str, **options: Any) -> T:
+    """A row of a table with `project_id`, of that project. Raises NotFound for any other."""
+    found: Any = session.get(kind, key, **options)
+    if found is None or found.project_id != project_id:
+        raise NotFound
+    return found
+
+
+def roles_of(session: Session, project_id: str, user_id: str) -> Collection[Role]:
+    """Roles of a person in a project."""
+    return set(session.scalars(select(Member.role).where(Member.project_id == project_id, Member.user_id == user_id)))

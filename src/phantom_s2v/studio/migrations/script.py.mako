@@ -1,0 +1,16 @@
+"""${message}."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from phantom_s2v.studio.schema import Utc  # noqa: F401 - types of ours are written without their module
+
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Bring the tables to this revision's."""
+    ${upgrades if upgrades else "pass"}

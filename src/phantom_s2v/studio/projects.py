@@ -1,0 +1,105 @@
+"""Projects, their members, and the people of the studio."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from phantom_s2v.studio import audit
+from phantom_s2v.studio.access import Actor
+from phantom_s2v.studio.database import Page, paged
+from phantom_s2v.studio.problems import Conflict, NotFound, Problem
+from phantom_s2v.studio.schema import Member, Project, Role, User
+from phantom_s2v.studio.sign_in import make_link, normal_email
+from phantom_s2v.studio.texts import line
+
+LANGUAGES = ("en", "ja")
+
+
+def add_user(
+    session: Session, actor: Actor, email: str, name: str, language: str = "en", admin: bool = False
+) -> tuple[User, str]:
+    """A new person, and the token of the one-time link by which they set their password."""
+    actor.must_be_admin()
+    email, name = normal_email(email), line(name, "name")
+    if language not in LANGUAGES:
+        raise Problem("The language must be one of %(languages)s.", "language", languages=", ".join(LANGUAGES))
+    if session.scalar(select(User.id).where(User.email == email)):
+        raise Conflict("There is a person with this e-mail address already.", "email")
+    user = User(email=email, name=name, language=language, admin=admin)
+    session.add(user)
+    session.flush()
+    audit.append(session, actor.id, "user added", user.id, admin=admin)
+    return user, make_link(session, actor, user)
+
+
+def people(session: Session, actor: Actor, after: str | None = None) -> Page[User]:
+    """Everyone in the studio, by e-mail address."""
+    actor.must_be_admin()
+    return paged(session, select(User), [User.email], after, size=100, descending=False)
+
+
+def create(session: Session, actor: Actor, name: str) -> Project:
+    """A new project. Its maker among the administrators adds its members."""
+    actor.must_be_admin()
+    name = line(name, "name")
+    if session.scalar(select(Project.id).where(Project.name == name)):
+        raise Conflict("There is a project of this name already.", "name")
+    project = Project(name=name)
+    session.add(project)
+    session.flush()
+    audit.append(session, actor.id, "project created", project.id)
+    return project
+
+
+def mine(session: Session, actor: Actor, after: str | None = None) -> Page[Project]:
+    """Projects that a person works in, newest first; an administrator of the studio sees all."""
+    query = select(Project)
+    if not actor.admin:
+        query = query.where(Project.id.in_(select(Member.project_id).where(Member.user_id == actor.id)))
+    return paged(session, query, [Project.created_at, Project.id], after)
+
+
+def members(session: Session, actor: Actor, project_id: str) -> list[tuple[User, list[Role]]]:
+    """People of a project with their roles, by name."""
+    actor.must(project_id)
+    query = select(User, Member.role).join(Member).where(Member.project_id == project_id).order_by(User.name, User.id)
+    found: dict[User, list[Role]] = {}
+    for user, role in session.execute(query):
+        found.setdefault(user, []).append(role)
+    return list(found.items())
+
+
+def set_roles(session: Session, actor: Actor, project_id: str, email: str, roles: Sequence[Role]) -> User:
+    """Give a person of the studio the roles in a project that are listed, and no other; none of them removes the person."""
+    actor.must(project_id, Role.ADMIN)
+    user = session.scalar(select(User).where(User.email == normal_email(email), User.active))
+    if user is None:
+        raise NotFound("There is nobody with this e-mail address. An administrator of the studio adds people.", field="email")
+    before = {member.role: member for member in _memberships(session, project_id, user.id)}
+    for role in before.keys() - set(roles):
+        session.delete(before[role])
+    session.add_all(Member(project_id=project_id, user_id=user.id, role=role) for role in set(roles) - before.keys())
+    session.flush()
+    _keep_an_admin(session, project_id, before.keys() - set(roles))
+    audit.append(session, actor.id, "roles set", project_id, user=user.id, roles=sorted(roles))
+    return user
+
+
+def _memberships(session: Session, project_id: str, user_id: str) -> Sequence[Member]:
+    return session.scalars(select(Member).where(Member.project_id == project_id, Member.user_id == user_id)).all()
+
+
+def _keep_an_admin(session: Session, project_id: str, removed: set[Role]) -> None:
+    """A project that has an administrator keeps one."""
+    if Role.ADMIN in removed:
+        query = select(func.count()).select_from(Member).where(Member.project_id == project_id, Member.role == Role.ADMIN)
+        if not session.scalar(query):
+            raise Conflict("A project keeps at least one administrator.", "roles")
+
+
+def set_language(session: Session, actor: Actor, language: str) -> None:
+    """The language that a person reads pages in."""
+    user = session.get(User, actor.must_be_person())
+    if user is not None and language in LANGUAGES:
+        user.language = language

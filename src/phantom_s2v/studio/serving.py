@@ -1,0 +1,56 @@
+"""The web process: the first start's one-time link, what is needed beyond this machine, and the server."""
+
+from collections.abc import Callable
+
+import uvicorn
+from sqlalchemy import select
+
+from phantom_s2v.files.hosts import is_loopback
+from phantom_s2v.studio import audit
+from phantom_s2v.studio.access import SYSTEM
+from phantom_s2v.studio.config import Settings
+from phantom_s2v.studio.context import Studio
+from phantom_s2v.studio.schema import User
+from phantom_s2v.studio.sign_in import make_link
+from phantom_s2v.studio.web.app import create_app
+from phantom_s2v.studio.web.outer import log_json
+
+FIRST = "admin@studio.invalid"  # until the first administrator says who they are
+BEYOND = (
+    "The studio is reachable from other machines. Put a proxy with HTTPS in front of it, set PHANTOM_STUDIO_PUBLIC_URL to its "
+    "https:// address and PHANTOM_STUDIO_PROXIES to its own; see docs/studio.md."
+)
+
+
+def first_link(studio: Studio) -> str | None:
+    """The one-time link that makes the first administrator; None once somebody has a password."""
+    with studio.writing() as session:
+        if session.scalar(select(User.id).where(User.password_hash.is_not(None)).limit(1)):
+            return None
+        user = session.scalar(select(User).where(User.email == FIRST))
+        if user is None:
+            user = User(email=FIRST, name="Administrator", admin=True)
+            session.add(user)
+            session.flush()
+            audit.append(session, None, "user added", user.id, admin=True)
+        return f"{studio.settings.address}/link/{make_link(session, SYSTEM, user)}"
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What is missing where other machines reach the studio."""
+    return [BEYOND] if not is_loopback(settings.host) and not settings.secure else []
+
+
+def serve(studio: Studio, say: Callable[[str], object]) -> None:
+    """Serve until the process is ended."""
+    settings = studio.settings
+    for warning in warnings(settings):
+        say(warning)
+    say(f"The studio is at {settings.address}")
+    if link := first_link(studio):
+        say(f"First sign-in, once, within {settings.link_hours} hours: {link}")
+    log_json()
+    uvicorn.run(
+        create_app(studio), host=settings.host, port=settings.port, access_log=False, log_config=None, server_header=False,
+        proxy_headers=bool(settings.proxies), forwarded_allow_ips=settings.proxies or None, timeout_graceful_shutdown=10,
+    )  # fmt: skip

@@ -1,0 +1,217 @@
+"""Who is there: passwords, sessions, one-time links, tokens of the API, and limits on guessing."""
+
+import hashlib
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from datetime import timedelta
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from phantom_s2v.studio import audit
+from phantom_s2v.studio.access import Actor
+from phantom_s2v.studio.context import studio_of
+from phantom_s2v.studio.problems import N_, NotFound, NotSignedIn, Problem, TooMany
+from phantom_s2v.studio.schema import Credential, Notice, User, now
+
+HASHER = PasswordHasher()  # Argon2id with RFC 9106's second recommendation: 64 MiB and 0.18 s here
+AT_ONCE = threading.BoundedSemaphore(4)  # passwords hashed at the same time, 256 MiB
+SHORTEST, LONGEST = 12, 200  # characters of a password; what is longer would only cost time
+DUMMY = HASHER.hash("nobody's password")  # so that an unknown address takes as long as a wrong password
+WRONG = N_("The e-mail address or the password is wrong.")
+USED_LINK = N_("This link was used already, or it is too old. Ask an administrator for a new one.")
+TRIES, PER_ADDRESS, WINDOW = 8, 60, 900.0  # wrong passwords of an account and from one address, within seconds
+REMEMBERED = 10_000  # accounts and addresses whose tries are counted
+TOUCH = timedelta(minutes=10)  # a session is prolonged no more often
+
+
+class Limit:
+    """Counts failures by key within a window. In memory: a restart forgets them, which a guesser cannot cause."""
+
+    def __init__(self, most: int, window: float) -> None:
+        self.most, self.window = most, window
+        self._lock, self._times = threading.Lock(), OrderedDict[str, list[float]]()
+
+    def check(self, key: str) -> None:
+        """Raise TooMany where a key has failed too often."""
+        with self._lock:
+            times = self._recent(key)
+            if len(times) >= self.most:
+                wait = max(1, round(times[0] + self.window - time.monotonic()))
+                raise TooMany(
+                    "Too many attempts. Please wait %(minutes)d minutes and try again.", minutes=-(-wait // 60), seconds=wait
+                )
+
+    def failed(self, key: str) -> None:
+        """Count a failure."""
+        with self._lock:
+            self._times[key] = [*self._recent(key)[-self.most :], time.monotonic()]
+            self._times.move_to_end(key)
+            while len(self._times) > REMEMBERED:
+                self._times.popitem(last=False)
+
+    def forget(self, key: str) -> None:
+        """Start anew, after a success."""
+        with self._lock:
+            self._times.pop(key, None)
+
+    def _recent(self, key: str) -> list[float]:
+        since = time.monotonic() - self.window
+        return [moment for moment in self._times.get(key, ()) if moment > since]
+
+
+class Guard:
+    """The limits on sign-in of one web process."""
+
+    def __init__(self) -> None:
+        self.accounts, self.addresses = Limit(TRIES, WINDOW), Limit(PER_ADDRESS, WINDOW)
+
+
+def hash_password(password: str) -> str:
+    """Argon2id of a new password. Raises Problem for one that is too short or too long."""
+    if not SHORTEST <= len(password) <= LONGEST:
+        raise Problem("A password must have %(low)d to %(high)d characters.", "password", low=SHORTEST, high=LONGEST)
+    with AT_ONCE:
+        return HASHER.hash(password)
+
+
+def is_password(hashed: str | None, password: str) -> bool:
+    """Whether it is the password; as slow for nobody's."""
+    if len(password) > LONGEST:
+        return False
+    try:
+        with AT_ONCE:
+            return HASHER.verify(hashed or DUMMY, password) and hashed is not None
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+def normal_email(email: str) -> str:
+    """An e-mail address in lower case. Raises Problem for what cannot be one."""
+    email = email.strip().lower()
+    name, _, domain = email.partition("@")
+    if (
+        not name
+        or "." not in domain
+        or len(email) > 254
+        or any(c.isspace() or not c.isprintable() for c in email)
+        or "@" in domain
+    ):
+        raise Problem("This is not an e-mail address.", "email")
+    return email
+
+
+def sign_in(session: Session, guard: Guard, email: str, password: str, address: str) -> str:
+    """The id of the person whose password it is. Raises NotSignedIn, and TooMany after too many wrong passwords.
+
+    `session` only reads, since hashing takes long.
+    """
+    key = email.strip().lower()[:254]
+    guard.accounts.check(key)
+    guard.addresses.check(address)
+    user = session.scalar(select(User).where(User.email == key))
+    right = is_password(user.password_hash if user and user.active else None, password)
+    if not right or user is None:
+        guard.accounts.failed(key)
+        guard.addresses.failed(address)
+        raise NotSignedIn(WRONG)
+    guard.accounts.forget(key)
+    return user.id
+
+
+def begin_session(session: Session, user_id: str) -> str:
+    """The token of a new session of a person who has shown who they are."""
+    settings = studio_of(session).settings
+    audit.append(session, user_id, "signed in", user_id)
+    return _credential(session, user_id, "session", timedelta(hours=settings.session_hours))
+
+
+def end_session(session: Session, token: str) -> None:
+    """Sign out."""
+    found = session.get(Credential, _sha256(token))
+    if found is not None and found.kind == "session":
+        audit.append(session, found.user_id, "signed out", found.user_id)
+        session.delete(found)
+
+
+def who(session: Session, token: str, kind: str) -> tuple[User, Credential, int] | None:
+    """The person of a session's or the API's token, the credential, and how many notices they have not read; None for nobody."""
+    unread = select(func.count()).where(Notice.user_id == Credential.user_id, Notice.read_at.is_(None)).scalar_subquery()
+    query = select(Credential, unread).join(User).where(Credential.sha256 == _sha256(token), Credential.kind == kind)
+    row = session.execute(query).unique().first()
+    if row is None or not row[0].user.active or (row[0].expires_at is not None and row[0].expires_at <= now()):
+        return None
+    return row[0].user, row[0], row[1]
+
+
+def touch(session: Session, token: str) -> None:
+    """Prolong a session that is in use."""
+    hours = studio_of(session).settings.session_hours
+    session.execute(
+        update(Credential)
+        .where(Credential.sha256 == _sha256(token))
+        .values(used_at=now(), expires_at=now() + timedelta(hours=hours))
+    )
+
+
+def needs_touch(credential: Credential) -> bool:
+    """Whether it was last prolonged a while ago."""
+    return now() - (credential.used_at or credential.created_at) > TOUCH
+
+
+def make_link(session: Session, actor: Actor, user: User) -> str:
+    """The token of a new one-time link by which a person sets their password; older links and sessions of theirs end."""
+    actor.must_be_admin()
+    session.execute(delete(Credential).where(Credential.user_id == user.id, Credential.kind.in_(("link", "session"))))
+    audit.append(session, actor.id, "link made", user.id)
+    return _credential(session, user.id, "link", timedelta(hours=studio_of(session).settings.link_hours))
+
+
+def link_user(session: Session, token: str) -> User:
+    """Whose link it is. Raises NotFound for one that was used or is too old."""
+    found = who(session, token, "link")
+    if found is None:
+        raise NotFound(USED_LINK)
+    return found[0]
+
+
+def use_link(session: Session, token: str, password_hash: str) -> User:
+    """Set the password of a link's person; the link is used up."""
+    user = link_user(session, token)
+    session.delete(session.get(Credential, _sha256(token)))
+    user.password_hash = password_hash
+    audit.append(session, user.id, "password set", user.id)
+    return user
+
+
+def make_token(session: Session, actor: Actor, name: str) -> str:
+    """A token of the API with the rights of its person; it is shown once."""
+    name = name.strip()
+    if not 1 <= len(name) <= 200:
+        raise Problem("A name must have 1 to %(most)d characters.", "name", most=200)
+    audit.append(session, actor.id, "token made", actor.id)
+    return _credential(session, actor.must_be_person(), "token", None, name)
+
+
+def end_token(session: Session, actor: Actor, sha256: str) -> None:
+    """Revoke a token of one's own."""
+    found = session.get(Credential, sha256)
+    if found is None or found.user_id != actor.id or found.kind != "token":
+        raise NotFound
+    audit.append(session, actor.id, "token ended", actor.id)
+    session.delete(found)
+
+
+def _credential(session: Session, user_id: str, kind: str, lifetime: timedelta | None, name: str = "") -> str:
+    token = secrets.token_urlsafe(32)
+    expires = now() + lifetime if lifetime else None
+    session.add(Credential(sha256=_sha256(token), user_id=user_id, kind=kind, name=name, expires_at=expires))
+    return token
+
+
+def _sha256(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

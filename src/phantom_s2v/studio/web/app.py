@@ -1,0 +1,65 @@
+"""The web application: one router of pages, one of the API, and the layers around them. It never imports torch."""
+
+from urllib.parse import urlsplit
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+
+from phantom_s2v import __version__
+from phantom_s2v.errors import PhantomError
+from phantom_s2v.files.hosts import own_names
+from phantom_s2v.studio.config import Settings
+from phantom_s2v.studio.context import Studio
+from phantom_s2v.studio.problems import NotFound, Problem
+from phantom_s2v.studio.sign_in import Guard
+from phantom_s2v.studio.web import api, pages, pages_system
+from phantom_s2v.studio.web.outer import Outer
+from phantom_s2v.studio.web.view import enter, problem_answer
+
+ROUTERS = (pages_system.routes, pages.routes, api.routes)
+
+
+def create_app(studio: Studio) -> FastAPI:
+    """The application of a studio that was started."""
+    app = FastAPI(
+        title="phantom studio",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        dependencies=[Depends(enter)],
+    )
+    app.state.studio, app.state.guard, app.state.registry = studio, Guard(), CollectorRegistry()
+    for routes in ROUTERS:
+        app.include_router(routes)
+    app.add_exception_handler(PhantomError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse)
+    app.add_middleware(Outer, settings=studio.settings, names=_names(studio.settings), registry=app.state.registry)
+    return app
+
+
+def _names(settings: Settings) -> frozenset[str]:
+    """Names under which the studio may be asked for."""
+    return own_names(settings.host) | {(urlsplit(settings.public_url).hostname or settings.host).lower()}
+
+
+def _refuse(request: Request, error: Exception) -> Response:
+    """Anything that was refused, as a sentence."""
+    if isinstance(error, Problem):
+        problem = error
+    elif isinstance(error, PhantomError):
+        problem = Problem("%(sentence)s", sentence=str(error))
+    elif isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"][1:])
+        problem = Problem("%(field)s: %(reason)s", field, reason=first["msg"]) if field else Problem(first["msg"])
+        problem.values.setdefault("field", field)
+    elif isinstance(error, HTTPException) and error.status_code in (404, 405):
+        problem = NotFound()
+    else:
+        problem = Problem("The request could not be read.")
+    return problem_answer(request, problem)

@@ -1,0 +1,95 @@
+"""Languages: texts from the .po files of `locale/`, and dates, numbers and money as a language writes them.
+
+The English text is the key. Every part of the studio has a .po file of its own in each language's folder; they are read as they
+are, so there is nothing to compile.
+"""
+
+import gettext
+import io
+from collections.abc import Sequence
+from datetime import date, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from babel import Locale
+from babel.dates import format_date, format_datetime
+from babel.messages.catalog import Catalog
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+from babel.numbers import format_currency, format_decimal, get_currency_precision
+from babel.support import Translations
+from markupsafe import Markup
+
+from phantom_s2v.studio.problems import Problem
+
+LOCALE = Path(__file__).parent / "locale"
+LANGUAGES = {"en": "English", "ja": "日本語"}
+
+
+@cache
+def translations(language: str) -> gettext.NullTranslations:
+    """Texts of a language, of all .po files in its folder; English ones are their own."""
+    if language == "en":
+        return gettext.NullTranslations()
+    whole = Catalog(locale=language)
+    for file in sorted((LOCALE / language).glob("*.po")):
+        with file.open("rb") as opened:
+            for message in read_po(opened, locale=language):
+                if message.id and message.string:
+                    whole[message.id] = message
+    compiled = io.BytesIO()
+    write_mo(compiled, whole)
+    compiled.seek(0)
+    return Translations(compiled)
+
+
+def translate(language: str, message: str, **values: Any) -> str:
+    """A text in a language, with its values."""
+    text = translations(language).gettext(message)
+    return text % values if values else text
+
+
+def sentence(language: str, problem: Problem) -> str:
+    """What a problem says, in a language."""
+    return translate(language, problem.message, **problem.values)
+
+
+def preferred(accepted: str) -> str:
+    """The language of ours that a browser's Accept-Language ranks first."""
+    ranked = []
+    for part in accepted.split(",")[:20]:
+        name, _, quality = part.partition(";q=")
+        try:
+            ranked.append((-float(quality or 1), name.strip().lower().split("-")[0]))
+        except ValueError:
+            continue
+    return next((name for _, name in sorted(ranked, key=lambda each: each[0]) if name in LANGUAGES), "en")
+
+
+def moment(language: str, value: datetime | None) -> Markup | str:
+    """A time, in UTC, which the page's script turns into the reader's own."""
+    if value is None:
+        return ""
+    words = format_datetime(value, "medium", locale=Locale(language))
+    return Markup('<time datetime="{}" data-local>{} UTC</time>').format(value.isoformat(timespec="seconds"), words)
+
+
+def day(language: str, value: datetime | date | None) -> str:
+    """A day."""
+    return format_date(value, "medium", locale=Locale(language)) if value else ""
+
+
+def money(language: str, value: int | None, currency: str) -> str:
+    """An amount in the smallest unit of its currency."""
+    return format_currency((value or 0) / 10 ** get_currency_precision(currency), currency, locale=Locale(language))
+
+
+def number(language: str, value: float) -> str:
+    """A number with at most three places."""
+    return format_decimal(value, locale=Locale(language))
+
+
+def names(language: str, choices: Sequence[str]) -> list[tuple[str, str]]:
+    """Choices with their names in a language."""
+    return [(choice, translate(language, choice)) for choice in choices]

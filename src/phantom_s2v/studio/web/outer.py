@@ -1,0 +1,148 @@
+"""The outermost layer: request ids, structured logs, metrics, security headers, the host's name and the size of a request."""
+
+import json
+import logging
+import re
+import secrets
+import sys
+import time
+from contextvars import ContextVar
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from phantom_s2v.files.hosts import is_own
+from phantom_s2v.studio.config import Settings
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+LOG = logging.getLogger("phantom_s2v.studio")
+PROXY_ID = re.compile(r"[A-Za-z0-9-]{8,64}")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
+}
+STRICT_TRANSPORT = "max-age=31536000"
+TOO_LARGE = "The request is too large."
+
+
+class JsonLines(logging.Formatter):
+    """A log line as an object of JSON, with the id of the request that it belongs to."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": REQUEST_ID.get(),
+            **getattr(record, "values", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def log_json() -> None:
+    """Write the logs of studio and server as JSON to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in ("phantom_s2v.studio", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+
+
+class _TooLargeError(Exception):
+    """More bytes came than are taken."""
+
+
+class Outer:
+    """What every request goes through, whatever the application does with it."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, names: frozenset[str], registry: CollectorRegistry) -> None:
+        self.app, self.settings, self.names = app, settings, names
+        self.count = Counter("studio_requests", "Requests by route and status.", ["route", "status"], registry=registry)
+        self.seconds = Histogram("studio_request_seconds", "Seconds until an answer.", ["route"], registry=registry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Request(scope).headers
+        given = headers.get("x-request-id", "")
+        identity = given if PROXY_ID.fullmatch(given) else secrets.token_hex(8)
+        REQUEST_ID.set(identity)
+        scope.setdefault("state", {})["request_id"] = identity
+        began, status = time.perf_counter(), [0]
+        answer = self._answering(send, identity, status)
+        try:
+            if refused := self._refused(headers):
+                await refused(scope, receive, answer)
+            else:
+                await self.app(scope, self._counted(receive), answer)
+        except _TooLargeError:
+            await PlainTextResponse(TOO_LARGE, 413)(scope, receive, answer)
+        except Exception:
+            LOG.exception("a request failed", extra={"values": {"path": scope["path"]}})
+            if status[0]:
+                raise
+            await PlainTextResponse(f"Something went wrong on our side. Request {identity}", 500)(scope, receive, answer)
+        finally:
+            self._note(scope, status[0], time.perf_counter() - began)
+
+    def _refused(self, headers: Any) -> Response | None:
+        if not is_own(headers.get("host", ""), self.names):
+            return PlainTextResponse("The studio is not served under this name; see PHANTOM_STUDIO_PUBLIC_URL.", 421)
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()) or int(length) > self.settings.max_upload_bytes:
+            return PlainTextResponse(TOO_LARGE, 413)
+        return None
+
+    def _counted(self, receive: Receive) -> Receive:
+        """What comes in, up to the limit: a request may say nothing of its length."""
+        left = self.settings.max_upload_bytes
+
+        async def counted() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise _TooLargeError
+            return message
+
+        return counted
+
+    def _answering(self, send: Send, identity: str, status: list[int]) -> Send:
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                status[0] = message["status"]
+                present = {name.lower() for name, _ in message["headers"]}
+                own = {**HEADERS, "X-Request-Id": identity, "Cache-Control": "no-store"}
+                if self.settings.secure:
+                    own["Strict-Transport-Security"] = STRICT_TRANSPORT
+                added = [(name.lower().encode(), value.encode()) for name, value in own.items()]
+                message["headers"] = [*message["headers"], *(each for each in added if each[0] not in present)]
+            await send(message)
+
+        return answer
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self.count.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+        values = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
+        LOG.info("request", extra={"values": values})

@@ -1,0 +1,145 @@
+"""Pages of signing in, projects and their members."""
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from phantom_s2v.studio import projects, sign_in
+from phantom_s2v.studio.problems import N_, Problem
+from phantom_s2v.studio.schema import Role
+from phantom_s2v.studio.web import i18n
+from phantom_s2v.studio.web.view import LANGUAGE, SESSION, ViewOf, sign_cookie
+
+routes = APIRouter(include_in_schema=False)
+YEAR = 365 * 24 * 3600
+
+
+def _own_address(address: str | None) -> str:
+    """An address of this studio to go on to; anything else is the start."""
+    return address if address and address.startswith("/") and not address.startswith(("//", "/\\")) else "/"
+
+
+@routes.get("/sign-in")
+def sign_in_page(view: ViewOf) -> Response:
+    """The form to sign in."""
+    if view.signed_in:
+        return view.go("/")
+    return view.page("sign_in.html", next=_own_address(view.query("next")))
+
+
+@routes.post("/sign-in")
+def sign_in_now(view: ViewOf) -> Response:
+    """Sign in, and go on where one wanted to go."""
+    following, client = _own_address(view.form["next"]), view.request.client
+    try:
+        with view.reading() as session:
+            guard, address = view.request.app.state.guard, client.host if client else ""
+            user = sign_in.sign_in(session, guard, view.form["email"], view.form["password"], address)
+    except Problem as problem:
+        return view.wrong("sign_in.html", problem, next=following)
+    return _signed_in(view, user, following)
+
+
+def _signed_in(view: ViewOf, user: str, address: str) -> Response:
+    with view.writing() as session:
+        token = sign_in.begin_session(session, user)
+    response = view.go(address)
+    view.set_cookie(response, SESSION, sign_cookie(view.studio.settings, token))
+    return response
+
+
+@routes.post("/sign-out")
+def sign_out(view: ViewOf) -> Response:
+    """End the session."""
+    with view.writing() as session:
+        sign_in.end_session(session, view.token)
+    response = view.go("/sign-in")
+    response.delete_cookie(SESSION)
+    return response
+
+
+@routes.get("/link/{token}")
+def link_page(view: ViewOf) -> Response:
+    """Where a one-time link leads: choose a password."""
+    with view.reading() as session:
+        user = sign_in.link_user(session, view.param("token"))
+        return view.page("link.html", person=user)
+
+
+@routes.post("/link/{token}")
+def use_link(view: ViewOf) -> Response:
+    """Set the password and sign in."""
+    token, password = view.param("token"), view.form["password"]
+    with view.reading() as session:
+        user = sign_in.link_user(session, token)
+    try:
+        if password != view.form["again"]:
+            raise Problem("The two passwords are not the same.", "again")
+        hashed = sign_in.hash_password(password)
+    except Problem as problem:
+        return view.wrong("link.html", problem, person=user)
+    with view.writing() as session:
+        sign_in.use_link(session, token, hashed)
+    return _signed_in(view, user.id, "/")
+
+
+@routes.post("/language")
+def choose_language(view: ViewOf) -> Response:
+    """Another language from now on."""
+    language = view.form["language"] if view.form["language"] in i18n.LANGUAGES else "en"
+    if view.signed_in:
+        with view.writing() as session:
+            projects.set_language(session, view.actor, language)
+    response = view.go(_own_address(view.form["next"]))
+    view.set_cookie(response, LANGUAGE, language, YEAR)
+    return response
+
+
+@routes.get("/")
+def home(view: ViewOf) -> Response:
+    """The projects that a person works in."""
+    with view.reading() as session:
+        return view.page("projects.html", projects=projects.mine(session, view.actor, view.query("after")))
+
+
+@routes.get("/projects/new")
+def new_project_page(view: ViewOf) -> Response:
+    """The form of a new project."""
+    return view.page("project_new.html")
+
+
+@routes.post("/projects")
+def new_project(view: ViewOf) -> Response:
+    """Create a project; its members come next."""
+    try:
+        with view.writing() as session:
+            project = projects.create(session, view.actor, view.form["name"])
+    except Problem as problem:
+        return view.wrong("project_new.html", problem)
+    return view.go(f"/projects/{project.id}/members", N_("The project was created. Now say who works in it."))
+
+
+@routes.get("/projects/{project_id}")
+def project_page(view: ViewOf) -> Response:
+    """A project: what is to be done next."""
+    return view.page("project.html")
+
+
+@routes.get("/projects/{project_id}/members")
+def members_page(view: ViewOf) -> Response:
+    """People of a project and their roles."""
+    with view.reading() as session:
+        return view.page("members.html", members=projects.members(session, view.actor, view.project_id))
+
+
+@routes.post("/projects/{project_id}/members")
+def set_member(view: ViewOf) -> Response:
+    """Give a person their roles."""
+    try:
+        with view.writing() as session:
+            roles = [role for role in Role if role.value in view.form.all("roles")]
+            user = projects.set_roles(session, view.actor, view.project_id, view.form["email"], roles)
+    except Problem as problem:
+        with view.reading() as session:
+            return view.wrong("members.html", problem, members=projects.members(session, view.actor, view.project_id))
+    said = N_("The roles of %(name)s were changed.") if roles else N_("%(name)s no longer works in this project.")
+    return view.go(f"/projects/{view.project_id}/members", said, name=user.name)

@@ -1,0 +1,137 @@
+"""A studio in a temporary folder with one project and four people, each of one role, and their browsers."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fastapi.testclient import TestClient
+
+PASSWORD = "correct horse battery staple"
+ROLES = ("maker", "reviewer", "approver", "admin")
+
+
+class Browser(TestClient):
+    """A test client that brings the CSRF token with every form, and follows redirects as browsers do."""
+
+    csrf = ""
+
+    def submit(self, address: str, data: dict | None = None, **options):
+        """Send a form."""
+        return self.post(address, data={"csrf": self.csrf, **(data or {})}, **options)
+
+
+def make_studio(folder: Path):
+    """A started studio: its tables are made."""
+    from phantom_s2v.studio.config import load_settings
+    from phantom_s2v.studio.context import Studio
+
+    studio = Studio(load_settings(folder, {}))
+    studio.start()
+    return studio
+
+
+@pytest.fixture(scope="session")
+def template_folder(tmp_path_factory) -> Path:
+    """A studio's folder with the project and its people, copied for each test."""
+    from argon2 import PasswordHasher
+
+    from phantom_s2v.studio import access, projects, sign_in
+    from phantom_s2v.studio.schema import Role
+
+    sign_in.HASHER = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
+    sign_in.DUMMY = sign_in.HASHER.hash("nobody's password")
+    folder = tmp_path_factory.mktemp("studio") / "studio"
+    studio = make_studio(folder)
+    with studio.writing() as session:
+        project = projects.create(session, access.SYSTEM, "Autumn campaign")
+        project.policy_version = 0
+        hashed = sign_in.hash_password(PASSWORD)
+        for name in (*ROLES, "outsider", "boss"):
+            person, _ = projects.add_user(session, access.SYSTEM, f"{name}@example.com", name.title(), admin=name == "boss")
+            person.password_hash = hashed
+            if name in ROLES:
+                projects.set_roles(session, access.SYSTEM, project.id, person.email, [Role(name)])
+    studio.engine.dispose()
+    return folder
+
+
+@pytest.fixture
+def studio(template_folder, tmp_path) -> Iterator:
+    """A studio of its own for the test. `studio.project_id` is its project, `studio.people` name -> user id."""
+    import shutil
+
+    from sqlalchemy import select
+
+    from phantom_s2v.studio.schema import Project, User
+
+    shutil.copytree(template_folder, tmp_path / "studio")
+    made = make_studio(tmp_path / "studio")
+    with made.reading() as session:
+        made.project_id = session.scalars(select(Project.id)).one()
+        made.people = {user.name.lower(): user.id for user in session.scalars(select(User))}
+    yield made
+    made.engine.dispose()
+
+
+@pytest.fixture
+def actor_of(studio) -> Callable:
+    """The person of a name with their roles in the studio's project, as services take them."""
+    from phantom_s2v.studio import access
+    from phantom_s2v.studio.schema import User
+
+    def find(name: str):
+        with studio.reading() as session:
+            return access.load(session, session.get_one(User, studio.people[name]), studio.project_id)[0]
+
+    return find
+
+
+@pytest.fixture
+def app(studio):
+    """The web application."""
+    from phantom_s2v.studio.web.app import create_app
+
+    return create_app(studio)
+
+
+@pytest.fixture
+def browser(app, studio) -> Iterator[Callable[..., Browser]]:
+    """browser("maker") is one in which the maker has signed in; browser(None) one of nobody. Languages: language="ja"."""
+    opened = []
+
+    def open_browser(name: str | None, language: str = "en") -> Browser:
+        client = Browser(app, base_url="http://127.0.0.1:8765", headers={"accept-language": language})
+        opened.append(client)
+        if name:
+            from phantom_s2v.studio import sign_in
+            from phantom_s2v.studio.schema import User
+            from phantom_s2v.studio.web.view import SESSION, sign_cookie
+
+            with studio.writing() as session:
+                session.get_one(User, studio.people[name]).language = language
+                token = sign_in.begin_session(session, studio.people[name])
+            client.cookies.set(SESSION, sign_cookie(studio.settings, token))
+            client.csrf = studio.settings.keyed_hash("csrf", token)
+        return client
+
+    yield open_browser
+    for client in opened:
+        client.close()
+
+
+@pytest.fixture
+def statements(studio) -> Iterator[SimpleNamespace]:
+    """Counts what the database is asked: len(statements.texts)."""
+    from sqlalchemy import event
+
+    seen = SimpleNamespace(texts=[])
+
+    def note(connection, cursor, statement, *rest):
+        if not re.match(r"\s*(begin|commit|rollback|pragma)", statement, re.IGNORECASE):
+            seen.texts.append(statement)
+
+    event.listen(studio.engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(studio.engine, "before_cursor_execute", note)
