@@ -101,8 +101,8 @@ def browser(app, studio) -> Iterator[Callable[..., Browser]]:
     """browser("maker") is one in which the maker has signed in; browser(None) one of nobody. Languages: language="ja"."""
     opened = []
 
-    def open_browser(name: str | None, language: str = "en") -> Browser:
-        client = Browser(app, base_url="http://127.0.0.1:8765", headers={"accept-language": language})
+    def open_browser(name: str | None, language: str = "en", application=app) -> Browser:
+        client = Browser(application, base_url="http://127.0.0.1:8765", headers={"accept-language": language})
         opened.append(client)
         if name:
             from phantom_s2v.studio import sign_in

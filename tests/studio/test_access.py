@@ -3,10 +3,12 @@
 import re
 
 import pytest
+from fastapi import APIRouter
 from fastapi.responses import Response
 
 from phantom_s2v.studio import access
 from phantom_s2v.studio.schema import Role
+from phantom_s2v.studio.web import app as web
 from phantom_s2v.studio.web.app import ROUTERS, create_app
 
 PEOPLE = (None, "outsider", "maker", "reviewer", "approver", "admin", "boss")  # boss: an administrator of the studio, no member
@@ -29,8 +31,10 @@ def test_the_application_has_no_other_routes(studio):
 @pytest.fixture
 def hollow(studio, monkeypatch):
     """The application with nothing behind its checks: what is let through answers 299."""
-    for _, route in routes():
-        monkeypatch.setattr(route.dependant, "call", lambda **_: Response(status_code=299))
+    inside = APIRouter()
+    for method, route in routes():
+        inside.add_api_route(route.path, lambda: Response(status_code=299), methods=[method])
+    monkeypatch.setattr(web, "ROUTERS", (inside,))
     return create_app(studio)
 
 
@@ -46,20 +50,20 @@ def allowed(who, name: str | None) -> bool:
 
 @pytest.mark.parametrize("name", PEOPLE)
 def test_the_table_holds_for_every_route(hollow, browser, studio, name):
-    client = browser(name)
+    client = browser(name, application=hollow)
     wrong = []
     for method, route in routes():
         address = re.sub(r"\{(\w+)(:path)?\}", lambda m: studio.project_id if m[1] == "project_id" else "0" * 32, route.path)
         who = access.RULES[f"{method} {route.path}"]
         answer = client.request(method, address, headers={"X-CSRF-Token": client.csrf}, follow_redirects=False)
-        let_through = answer.status_code in (299, 422)  # 422: a body that lacks, which is looked at after the check
+        let_through = answer.status_code == 299
         if let_through != allowed(who, name) or (not let_through and answer.status_code not in (303, 401, 403, 404)):
             wrong.append((method, route.path, answer.status_code))
     assert not wrong
 
 
 def test_nothing_changes_without_the_token_of_the_session(hollow, browser, studio):
-    client = browser("boss")
+    client = browser("boss", application=hollow)
     for method, route in routes():
         if method == "GET":
             continue

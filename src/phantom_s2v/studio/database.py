@@ -72,10 +72,15 @@ def writing(engine: Engine, studio: Any) -> Iterator[Session]:
 def upgrade(engine: Engine) -> None:
     """Bring the tables to this version's."""
     with engine.execution_options(writes=True).begin() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(migrations(connection), "head")
+
+
+def migrations(connection: Connection) -> Config:
+    """Alembic's configuration of our migrations on a connection."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
 
 
 def is_current(connection: Connection) -> bool:

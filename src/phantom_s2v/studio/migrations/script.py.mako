@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from phantom_s2v.studio.schema import Utc  # noqa: F401 - types of ours are written without their module
+from phantom_s2v.studio.schema import Utc  # noqa: F401 - among the types
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

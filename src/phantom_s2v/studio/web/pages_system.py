@@ -51,7 +51,7 @@ def metrics(view: ViewOf) -> Response:
     """Metrics for Prometheus: those of this process, and jobs and videos as the database has them."""
     text = generate_latest(view.request.app.state.registry).decode()
     with view.reading() as session:
-        states = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+        states = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
         seconds, videos = session.execute(
             select(func.sum(Job.seconds), func.sum(Job.candidates)).where(Job.state == JobState.DONE)
         ).one()
