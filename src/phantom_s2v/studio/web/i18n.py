@@ -22,6 +22,7 @@ from babel.support import Translations
 from markupsafe import Markup
 
 from phantom_s2v.studio.problems import Problem
+from phantom_s2v.studio.territories import TERRITORIES, WORLD
 
 LOCALE = Path(__file__).parent / "locale"
 LANGUAGES = {"en": "English", "ja": "日本語"}
@@ -52,7 +53,20 @@ def translate(language: str, message: str, **values: Any) -> str:
 
 def sentence(language: str, problem: Problem) -> str:
     """What a problem says, in a language."""
-    return translate(language, problem.message, **problem.values)
+    values = {name: listed(language, value) if isinstance(value, list) else value for name, value in problem.values.items()}
+    return translate(language, problem.message, **values)
+
+
+def listed(language: str, codes: Sequence[str]) -> str:
+    """Codes by their names, in a row."""
+    return ("、" if language == "ja" else ", ").join(name(language, code) for code in codes)
+
+
+def name(language: str, code: str) -> str:
+    """What a code of ours, such as a territory, a purpose or a kind, is called."""
+    if code in TERRITORIES:
+        return Locale(language).territories[{WORLD: "001"}.get(code, code)].capitalize()
+    return translate(language, code)
 
 
 def preferred(accepted: str) -> str:
@@ -90,6 +104,6 @@ def number(language: str, value: float) -> str:
     return format_decimal(value, locale=Locale(language))
 
 
-def names(language: str, choices: Sequence[str]) -> list[tuple[str, str]]:
-    """Choices with their names in a language."""
-    return [(choice, translate(language, choice)) for choice in choices]
+def named(language: str, codes: Sequence[str]) -> list[tuple[str, str]]:
+    """Codes with their names, as choices of a form."""
+    return [(code, name(language, code)) for code in codes]

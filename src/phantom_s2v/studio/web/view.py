@@ -276,7 +276,7 @@ def environment(language: str) -> Environment:
     )  # fmt: skip
     texts: Any = i18n.translations(language)
     jinja.install_gettext_translations(texts, newstyle=True)  # type: ignore[attr-defined]
-    for name in ("moment", "day", "money", "number"):
+    for name in ("moment", "day", "money", "number", "listed", "name", "named"):
         jinja.filters[name] = partial(getattr(i18n, name), language)
     jinja.globals |= {"static": static_url, "languages": i18n.LANGUAGES}
     return jinja

@@ -1,0 +1,45 @@
+"""What people have to be told. A notice keeps a code and values; pages say it in the reader's language."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from phantom_s2v.studio.access import Actor
+from phantom_s2v.studio.database import Page, paged
+from phantom_s2v.studio.problems import N_
+from phantom_s2v.studio.schema import Notice, now
+
+# Code -> (sentence, address). Values in the address are ids.
+WORDS: dict[str, tuple[str, str]] = {
+    "right ends": (
+        N_("The rights of %(name)s end in %(days)d days. Renew them in time, or jobs will stop."),
+        "/projects/%(project)s/subjects/%(subject)s",
+    ),
+    "right expired": (
+        N_("The rights of %(name)s have expired: %(jobs)d jobs were stopped, %(videos)d videos marked."),
+        "/projects/%(project)s/subjects/%(subject)s",
+    ),
+    "right revoked": (
+        N_("The rights of %(name)s were revoked: %(jobs)d jobs were stopped, %(videos)d videos marked."),
+        "/projects/%(project)s/subjects/%(subject)s",
+    ),
+}
+
+
+def tell(session: Session, people: Iterable[str], code: str, **values: Any) -> None:
+    """Tell people something. `code` is one of WORDS, `values` those of its sentence and address."""
+    session.add_all(Notice(user_id=user, code=code, values=values) for user in sorted(set(people)))
+
+
+def mine(session: Session, actor: Actor, after: str | None = None) -> Page[Notice]:
+    """A person's notices, the newest first."""
+    query = select(Notice).where(Notice.user_id == actor.must_be_person())
+    return paged(session, query, [Notice.created_at, Notice.id], after)
+
+
+def read_all(session: Session, actor: Actor) -> None:
+    """A person has seen their notices."""
+    query = update(Notice).where(Notice.user_id == actor.must_be_person(), Notice.read_at.is_(None))
+    session.execute(query.values(read_at=now()))
