@@ -202,7 +202,7 @@ def test_a_clip_dropped_for_its_borders_is_shown_with_them(tmp_path):
     film = np.pad(np.stack([np.roll(texture(np.random.default_rng(1), 40, 192), 3 * i, 1) for i in range(24)]),
                   ((0, 0), (44, 44), (0, 0), (0, 0)))  # fmt: skip
     images.write_video(tmp_path / "a.mp4", film, 24)
-    clip, _ = process(str(tmp_path / "a.mp4"), CONFIG, MODELS)
+    clip, _ = process([str(tmp_path / "a.mp4")], CONFIG, MODELS)
     assert clip["drop"] == "black borders"
     still = cv2.imdecode(np.frombuffer(clip["still"], np.uint8), cv2.IMREAD_COLOR)
     assert still.shape[:2] == (128, 192)

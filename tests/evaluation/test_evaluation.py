@@ -180,6 +180,9 @@ def test_a_run_resumes_and_its_last_line_has_all_figures(tiny_models, tmp_path, 
     monkeypatch.setattr(emoji, "generate", None)  # nothing is made again
     assert emoji.run_emoji(tiny_models, tmp_path, 1, lambda done, total: None) == figures
     assert (tmp_path / "sheet.png").is_file()
+    page = (tmp_path / emoji.PAGE).read_text()
+    assert page.count("<video") == 2  # of the subject and of the pair
+    assert page.index('class="headline') < page.index("<table") < page.index("true clip of")
     assert "identification_true_clips" in table(figures)
 
 

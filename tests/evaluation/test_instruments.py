@@ -289,7 +289,8 @@ def films(folder):
     for name, face in (("one", person), ("two", np.ascontiguousarray(person[:, ::-1, ::-1]))):
         frames = [np.roll(np.asarray(Image.fromarray(cat).resize((640, 400))), 3 * i, 1) for i in range(14)]
         for i, frame in enumerate(frames):
-            frame[10:390, 40 + 5 * i : 420 + 5 * i] = np.asarray(Image.fromarray(face).resize((380, 380)))
+            turned = face[:, ::-1] if i > 3 else face  # else the reference, cut from the first frames, shows throughout
+            frame[10:390, 40 + 5 * i : 420 + 5 * i] = np.asarray(Image.fromarray(turned).resize((380, 380)))
         images.write_video(folder / f"{name}.mp4", np.stack(frames), 12)
     return folder
 
@@ -298,8 +299,10 @@ def films(folder):
 @pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
 def test_faults_planted_in_films_are_seen(phantom, tmp_path):
     pytest.importorskip("dlib")
-    code, said = phantom("self-check", films(tmp_path / "films"))
+    page = tmp_path / "page.html"
+    code, said = phantom("self-check", films(tmp_path / "films"), "--out", page)
     assert code == 0, said.err
+    assert "planted" in page.read_text()
     rates = json.loads(said.out.splitlines()[-1])
     assert set(rates) == set(footage_check.PLANTED)
     assert rates["blurred"] == {"detection": 1.0, "false_alarm": 0.0}

@@ -17,6 +17,7 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.compare import Change, Comparison
 from phantom_s2v.evaluation.instruments import Thresholds
 from phantom_s2v.evaluation.kpi import Kpi, Verdict
+from phantom_s2v.evaluation.reports import emoji
 from phantom_s2v.evaluation.reports.comparison import write_comparison, write_votes
 from phantom_s2v.evaluation.reports.score import Scored, ScorePage
 from phantom_s2v.evaluation.reports.words import FAULT_WORDS, explained
@@ -407,3 +408,50 @@ def test_a_page_of_rating_has_a_choice_for_every_question(tmp_path):
     assert not ballot.open
     assert {attrs["aria-label"] for tag, attrs in ballot.tags if tag == "video"} == {"left video", "right video"}
     assert "All 1 comparisons are done" in thanks.text
+
+
+# The emoji suite
+
+
+def emoji_figures(value=0.33, low=0.25, high=0.42):
+    shares = {"identification": (value, low, high), "identification_control": (0.0, 0.0, 0.04), "top5": (0.5, 0.4, 0.6),
+              "identification_named": (0.32, 0.2, 0.4),
+              "identification_true_clips": (0.96, 0.92, 0.99), "top5_control": (0.07, 0.02, 0.12), "direction": (1.0, 0.9, 1.0),
+              "direction_true_clips": (1.0, 0.9, 1.0), "two_subjects": (0.08, 0.02, 0.16), "background": (1.0, 0.9, 1.0),
+              "background_true_clips": (1.0, 0.9, 1.0), "two_subjects_true_clips": (0.8, 0.68, 0.9),
+              "autoencoder_psnr": (30.0, 28.0, 31.0)}  # fmt: skip
+    return {k: v for name, (mean, *ends) in shares.items() for k, v in ((name, mean), (f"{name}_interval", ends))}
+
+
+def emoji_page(tmp_path, figures, ranks=(0, 7, None)):
+    strip = np.full((64, 320, 3), 200, np.uint8)
+    shown = [emoji.Shown(f"{ODD} {n}", [strip[:, :64]], strip, [emoji.Made("unnamed", strip, [r])]) for n, r in enumerate(ranks)]
+    kinds = [emoji.Ranks("unnamed", ranks), emoji.Ranks("control", [99, 3, None]), emoji.Ranks("true clips", [0, 0, 1])]
+    emoji.write_emoji_page(tmp_path / "e.html", ODD, figures, kinds, 100, shown)
+    return checked(tmp_path / "e.html")
+
+
+def test_the_emoji_page_begins_with_control_and_upper_bound_and_shows_the_worst_first(tmp_path):
+    seen = emoji_page(tmp_path, emoji_figures())
+    for words in (
+        "33% identified",
+        "Without a reference image it is 0%, in true clips 96%",
+        "two subjects, both identified: 72 points",
+    ):
+        assert words in seen.text
+    order = [seen.text.index(f"{n}. {ODD} {case}") for n, case in ((1, 2), (2, 1), (3, 0))]
+    assert order == sorted(order)
+    assert seen.text.index("33% identified") < seen.text.index("Figures") < order[0]
+    assert [words in seen.text for words in ("unnamed: not found", "unnamed: rank 8 of 100", "unnamed: identified")] == [True] * 3
+    curves = [attrs["points"].split() for tag, attrs in seen.tags if tag == "polyline"]
+    assert [len(points) for points in curves] == [100, 100, 100]
+    ends = [float(points[-1].split(",")[1]) for points in curves]
+    assert ends[2] < ends[0] == ends[1]  # all of the true clips are found, two thirds of the others
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "state"), [(0.95, 0.9, 0.99, "good"), (0.33, 0.25, 0.42, "mixed"), (0.02, 0.01, 0.06, "bad")]
+)
+def test_the_emoji_page_says_whether_clips_are_as_true_ones_or_as_chance(tmp_path, value, low, high, state):
+    seen = emoji_page(tmp_path, emoji_figures(value, low, high))
+    assert next(attrs["class"] for tag, attrs in seen.tags if tag == "section") == f"headline {state}"

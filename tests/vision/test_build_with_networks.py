@@ -181,10 +181,11 @@ def test_stages_with_networks_ask_ray_for_their_gpus():
     asked = {}
 
     class Rows:
-        def flat_map(self, stage, **options):
+        def map_batches(self, stage, **options):
             asked.update(options)
 
     pytest.importorskip("ray")
     engine._by_actors(Rows(), engine.KNOW, None, None, 2, 0.5)
     assert asked["num_gpus"] == 0.5
+    assert asked["batch_size"] > 1  # a captioner is asked of several clips at once
     assert asked["compute"].max_size == 2

@@ -286,10 +286,17 @@ def test_every_network_computes_in_bfloat16_where_the_device_does(network, image
 
 def test_networks_go_to_cuda_where_it_is(network, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     moved = []
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *where, **_: moved.append(where[0]) or self)
     load_network("AutoModel", network("dinov2"))
-    assert moved == [torch.device("cuda")]
+    assert moved == [torch.device("cuda", 0)]
+    chosen = []
+    for number in range(3):  # processes of one machine take its GPUs in turn
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        chosen.append(transformers.default_device())
+    assert chosen == [torch.device("cuda", number) for number in (0, 1, 0)]
     assert transformers.precision(moved[0]) == torch.bfloat16
     assert transformers.precision(torch.device("cpu")) == torch.float32
 

@@ -106,7 +106,7 @@ def check_suite(suite: str, path: Path | None, size: int | None) -> None:
 def run_emoji_suite(model: str, out: Path, limit: int | None, size: int | None) -> None:
     """The emoji suite, with its subject classifier."""
     from phantom_s2v.evaluation.reports.table import table
-    from phantom_s2v.evaluation.suites.emoji import run_emoji
+    from phantom_s2v.evaluation.suites.emoji import PAGE, run_emoji
     from phantom_s2v.geometry import VideoSize
     from phantom_s2v.models.registry import model_folder
     from phantom_s2v.pipeline.loading import load_models
@@ -117,7 +117,7 @@ def run_emoji_suite(model: str, out: Path, limit: int | None, size: int | None) 
         task = bar.add_task("videos", total=None)
         figures = run_emoji(pipe, out, limit, lambda done, total: bar.update(task, completed=done, total=total), side)
     say(*table(figures).splitlines())
-    say(json.dumps(figures | {"model": pipe.preset.name, "weights": pipe.weights}))
+    say(json.dumps(figures | {"model": pipe.preset.name, "weights": pipe.weights, "report": str(out / PAGE)}))
 
 
 def cases_of(

@@ -80,23 +80,29 @@ def evaluate_self_check(
     each: Annotated[int, whole(1, MAX_VIDEOS, "Number of clips per fault.")] = 200,
     clean: Annotated[int, whole(1, MAX_VIDEOS, "Number of clips without a fault.")] = 500,
     training: TrainingEmoji = False,
+    out: Annotated[Path | None, typer.Option(help="Output report, .html: rates, and clips that were mistaken.")] = None,
+    force: Force = False,
 ) -> None:
-    """Measure detection and false-alarm rates of the metrics on clips with planted faults."""
+    """Measure detection and false-alarm rates of the metrics on clips with planted faults. The last line is JSON."""
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
     from phantom_s2v.data.synthetic.heldout import held_out
     from phantom_s2v.evaluation import footage_check, selfcheck
     from phantom_s2v.evaluation.networks import Wanted, instruments
+    from phantom_s2v.evaluation.reports.selfcheck import write_self_check
     from phantom_s2v.evaluation.run import find_videos
+    from phantom_s2v.files.io import check_outputs
 
+    if out:
+        check_outputs([out], force=force, suffix=".html")
     tools = instruments(Wanted(features="efficientnet-lite0" if videos else "phantom-mini"))
     with progress() as bar:
         report = partial(by_stage(bar), "clips")
         if videos:
-            scores = footage_check.run(find_videos(videos), tools, report)
+            checked = footage_check.run(find_videos(videos), tools, report)
         else:
             tools = replace(tools, faces=None)  # drawn things have none that dlib knows
-            scores = selfcheck.run(load_store(default_root()) if training else held_out(), tools, each, clean, report)
-    rows = selfcheck.table(scores, tools.limits, footage_check.PLANTED if videos else selfcheck.PLANTED)
+            checked = selfcheck.run(load_store(default_root()) if training else held_out(), tools, each, clean, report)
+    rows = selfcheck.table(checked)
     for fault, row in rows.items():
         (hit, low, high), (alarm, alarm_low, alarm_high) = row["detection"], row["false_alarm"]
         planted, clean_clips = row["clips"]
@@ -106,4 +112,6 @@ def evaluate_self_check(
             f"({planted} planted, {clean_clips} clean)"
         )
     rates = ("detection", "false_alarm")
+    if out:
+        write_self_check(out, rows, checked.mistakes, tools.features, str(videos) if videos else "clips composed of emoji")
     say(json.dumps({fault: {name: row[name][0] for name in rates} for fault, row in rows.items()}))

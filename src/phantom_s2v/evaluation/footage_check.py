@@ -1,6 +1,6 @@
 """Does the evaluation see what it should on videos? Faults planted in a user's own, in which people show their faces."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.footage import shrunk
 from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.metrics import looks
-from phantom_s2v.evaluation.score import VideoScore, score
-from phantom_s2v.evaluation.selfcheck import Planted
+from phantom_s2v.evaluation.score import score
+from phantom_s2v.evaluation.selfcheck import Checked, Planted
 from phantom_s2v.media.images import evenly_spaced
 from phantom_s2v.media.videos import Video
 
@@ -129,18 +129,14 @@ def fit(image: np.ndarray, size: tuple[int, ...], cropped: bool) -> np.ndarray:
     return frame
 
 
-def run(files: Sequence[Path], tools: Instruments, report: Callable[[int, int], None]) -> list[tuple[str, VideoScore]]:
-    """(fault, score) of every video with every fault that it can show, and without."""
+def run(files: Sequence[Path], tools: Instruments, report: Callable[[int, int], None]) -> Checked:
+    """Every video with every fault that it can show, and without, checked."""
     some = people(files, tools)
-    found = []
+    checked = Checked(tools.limits, PLANTED)
     todo = [(fault, n) for fault in (*PLANTED, "") for n in range(len(some))]
     for done, (fault, n) in enumerate(todo, 1):
-        found += [(fault, each) for each in _scored(planted(fault, n, some, tools), tools)]
+        if made := planted(fault, n, some, tools):
+            names = ("first subject", "second subject")[: len(made.references)]
+            checked.add(made, score(made.video, made.references, names, made.prompt, tools))
         report(done, len(todo))
-    return found
-
-
-def _scored(made: Planted | None, tools: Instruments) -> Iterator[VideoScore]:
-    if made:
-        names = ("first subject", "second subject")[: len(made.references)]
-        yield score(made.video, made.references, names, made.prompt, tools)
+    return checked

@@ -23,6 +23,7 @@ from phantom_s2v.media.images import evenly_spaced
 from phantom_s2v.models.finite import check_finite
 
 NAN = float("nan")
+OTHERS = "other shots show faces that are not {0}'s: they count as other people, and similarity of {0}'s face is of the rest"
 FAULTS = (
     "other subject",
     "drifting",
@@ -63,7 +64,7 @@ class SubjectScore:
     dino_i_min: float = NAN
     dino_i_seg: float = NAN
     dino_i_seg_min: float = NAN
-    face: float = NAN  # mean over the frames that have a face for it
+    face: float = NAN  # mean over the frames that have a face for it, of shots that show other people's without these
     face_min: float = NAN
     face_min_frame: int = 0
     face_seen: float = NAN  # share of frames that have a face for it
@@ -121,6 +122,8 @@ def score_footage(
     networks = {"whole": tools.embed, "clip_i": tools.clip, "dino_i": tools.dino}
     views = _views(frames, {name: embed for name, embed in networks.items() if references or name == "clip_i"})
     faces, known = _faces(frames, references, tools)
+    shot = measures.shots(small)[footage.looked_at]
+    own = [measures.own_shots(faces[:, i], shot, tools.limits.face) for i in range(len(names))]
     subjects = [
         SubjectScore(
             name=name,
@@ -128,13 +131,14 @@ def score_footage(
             **_seen(looked.similarity[i], seen, NAN if looked.in_windows[i] else doubled(seen, i, there[i])),
             **_pasted(footage, i, references[i], alphas[i] if alphas else None),
             **_by_networks(networks, views, _segmented(looked, i, name, tools), references[i], seen),
-            **_face(faces[:, i], seen),
+            **_face(np.where(own[i], faces[:, i], NAN), seen),
             clothes=_clothes(references[i], frames, tools) if known[i] is not None else NAN,
             reconstruction=measures.psnr(*tools.reconstruct(references[i][None])) if tools.reconstruct else NAN,
         )
         for i, name in enumerate(names)
     ]
     absent, notes = _notes(footage.count, names, looked, known, subjects, tools)
+    notes += [OTHERS.format(name) for i, name in enumerate(names) if (~np.isnan(faces[:, i]) & ~own[i]).any()]
     scores = VideoScore(
         subjects=subjects,
         swapped=misplaced(seen, places_asked(prompt, names), there),

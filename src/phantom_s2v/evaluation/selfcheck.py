@@ -1,7 +1,7 @@
 """Does the evaluation see what it should? Clips with planted faults, and clean ones, composed of emoji."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -9,9 +9,11 @@ from phantom_s2v.data.synthetic.appearance import COLORS, Background, mean_color
 from phantom_s2v.data.synthetic.compose import MOTIONS, Cast, Clip, ClipSpec, Shot, compose
 from phantom_s2v.data.synthetic.emoji import Sprites, Subject
 from phantom_s2v.data.synthetic.render import apply_appearance
+from phantom_s2v.evaluation.footage import shrunk
 from phantom_s2v.evaluation.instruments import Instruments, Thresholds
 from phantom_s2v.evaluation.metrics.measures import bootstrap
 from phantom_s2v.evaluation.score import FAULTS, VideoScore, faults, score
+from phantom_s2v.media.images import evenly_spaced
 
 ON_FOOTAGE = ("drifting", "blurred", "other clothes")  # faults that emoji cannot show
 PLANTED = tuple(fault for fault in FAULTS if fault not in ON_FOOTAGE)
@@ -19,6 +21,7 @@ NAMES = ("first subject", "second subject")
 PLACES, PAIR_SIZE, PAIR_REACH = (0.25, 0.75), 0.42, 0.035  # of two subjects, which stay apart; shares of the side
 FLICKER = 0.04  # share of the brightness
 FLASHED = 2  # frames
+MISTAKES, STRIP = 3, 128  # mistakes of a kind that are kept, and pixels of the shorter side of their frames
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,37 @@ class Planted:
     video: np.ndarray
     references: tuple[np.ndarray, ...]
     prompt: str
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A clip whose planted fault was not found, or in which a fault was found that nobody planted ("" for none)."""
+
+    planted: str
+    found: tuple[str, ...]
+    strip: np.ndarray  # frames side by side
+    references: tuple[np.ndarray, ...]
+
+
+@dataclass
+class Checked:
+    """(fault, score) of every clip that was checked, and the first mistakes of each kind."""
+
+    limits: Thresholds
+    planted: Sequence[str]  # the faults that are looked at
+    scores: list[tuple[str, VideoScore]] = field(default_factory=list)
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    def add(self, made: Planted, score: VideoScore) -> None:
+        """Take in a clip; a small copy of it is kept only where it is one of the first mistakes of its kind."""
+        self.scores.append((made.fault, score))
+        found = tuple(fault for fault in faults(score, self.limits) if fault in self.planted)
+        wrong = made.fault not in found if made.fault else bool(found)
+        alike = [m for m in self.mistakes if (m.planted, m.found) == (made.fault, found)]
+        if wrong and len(alike) < MISTAKES:
+            frames = [shrunk(made.video[i], STRIP) for i in evenly_spaced(len(made.video), 5)]
+            references = tuple(shrunk(image, STRIP) for image in made.references)
+            self.mistakes.append(Mistake(made.fault, found, np.concatenate(frames, 1), references))
 
 
 def planted(fault: str, number: int, sprites: Sprites, seed: int = 0) -> Planted:
@@ -98,27 +132,22 @@ def _broken(fault: str, rng: np.random.Generator, spec: ClipSpec, clip: Clip, st
     return video
 
 
-def run(
-    sprites: Sprites, tools: Instruments, each: int, clean: int, report: Callable[[int, int], None]
-) -> list[tuple[str, VideoScore]]:
-    """(fault, score) of `each` clips with every fault, and of `clean` ones without."""
+def run(sprites: Sprites, tools: Instruments, each: int, clean: int, report: Callable[[int, int], None]) -> Checked:
+    """`each` clips with every fault, and `clean` ones without, checked."""
     todo = [(fault, n) for fault in PLANTED for n in range(each)] + [("", n) for n in range(clean)]
-    scores = []
+    checked = Checked(tools.limits, PLANTED)
     for number, (fault, n) in enumerate(todo, 1):
         made = planted(fault, n, sprites)
-        scores.append((fault, score(made.video, made.references, NAMES[: len(made.references)], made.prompt, tools)))
+        checked.add(made, score(made.video, made.references, NAMES[: len(made.references)], made.prompt, tools))
         report(number, len(todo))
-    return scores
+    return checked
 
 
-def table(
-    scores: list[tuple[str, VideoScore]], limits: Thresholds, planted_faults: Sequence[str] = PLANTED
-) -> dict[str, dict[str, list[float]]]:
+def table(checked: Checked) -> dict[str, dict[str, list[float]]]:
     """Fault -> detection and false alarm, each a share with its 95% interval, and the numbers of clips behind them."""
     rows = {}
-    for fault in planted_faults:
-        hits = list(_rates(scores, fault, fault, limits))
-        alarms = list(_rates(scores, "", fault, limits))
+    for fault in checked.planted:
+        hits, alarms = list(_rates(checked, fault, fault)), list(_rates(checked, "", fault))
         rows[fault] = {
             "detection": [round(v, 4) for v in bootstrap(hits)],
             "false_alarm": [round(v, 4) for v in bootstrap(alarms)],
@@ -127,5 +156,5 @@ def table(
     return rows
 
 
-def _rates(scores: list[tuple[str, VideoScore]], planted_fault: str, detected_fault: str, limits: Thresholds) -> Iterator[float]:
-    return (float(detected_fault in faults(each, limits)) for fault, each in scores if fault == planted_fault)
+def _rates(checked: Checked, planted_fault: str, detected_fault: str) -> Iterator[float]:
+    return (float(detected_fault in faults(each, checked.limits)) for fault, each in checked.scores if fault == planted_fault)

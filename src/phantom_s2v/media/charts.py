@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 WIDTH, HEIGHT = 360, 190  # of the drawing; it is scaled to the page, so that its text stays readable on a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40  # margins, in the same units
+KEY = 15  # between the names of lines
 TICKS = 5  # about as many on an axis
 
 
@@ -44,6 +45,7 @@ class Chart:
     crosses: list[tuple[float, float, str]] = field(default_factory=list)  # moments without a value
     bars: list[tuple[float, float, float, float, str]] = field(default_factory=list)  # x, y, width, height, words
     bounds: list[tuple[float, float, float, float, str]] = field(default_factory=list)  # from x, y to x, y, words
+    keys: list[tuple[float, float, str]] = field(default_factory=list)  # of lines that have names: where each key stands
     width: int = WIDTH
     height: int = HEIGHT
 
@@ -62,6 +64,11 @@ class Chart:
         """Left, top, right and bottom of what is drawn in."""
         return LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM
 
+    @property
+    def title_x(self) -> int:
+        """Where the title of the axis below stands."""
+        return HEIGHT - 4
+
 
 def curve(title: str, x: Axis, y: Axis, points: Sequence[tuple[float, float | None, str]], bounds: Sequence[Bound] = ()) -> Chart:
     """A line through (x, y, words); where y is None there is no value: the line is broken, and a cross stands at the bottom."""
@@ -77,6 +84,13 @@ def curve(title: str, x: Axis, y: Axis, points: Sequence[tuple[float, float | No
     lines = [line for line in [*lines, " ".join(run)] if " " in line]
     drawn = [(float(LEFT), _y(y, b.value), float(WIDTH - RIGHT), _y(y, b.value), b.words) for b in bounds]
     return Chart(title, x, y, lines, dots, crosses, bounds=drawn)
+
+
+def curves(title: str, x: Axis, y: Axis, series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Chart:
+    """Lines through (x, y), each with its name in a key below the axes; they differ in their dashes as well as in color."""
+    lines = [" ".join(f"{_x(x, at)},{_y(y, value)}" for at, value in points) for _, points in series]
+    keys = [(float(LEFT), HEIGHT + 8.0 + KEY * i, words) for i, (words, _) in enumerate(series)]
+    return Chart(title, x, y, lines, keys=keys, height=HEIGHT + 4 + KEY * len(series))
 
 
 def histogram(title: str, x: Axis, unit: str, counts: Sequence[int], bound: Bound) -> Chart:

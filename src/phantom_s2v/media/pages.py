@@ -97,17 +97,23 @@ class Cases:
 
 
 def write_pages(
-    path: Path, template: str, cases: Cases, complete: Callable[[dict[str, Any]], dict[str, Any]] = dict, **values: Any
+    path: Path,
+    template: str,
+    cases: Cases,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    size: int = CASES,
+    **values: Any,
 ) -> None:
-    """Write a report page after page: `path`, then its later_page 2 and so on; pages of a longer report before go.
+    """Write a report page after page, `size` cases each: `path`, then its later_page 2 and so on; pages of a longer report before
+    go.
 
     `complete` adds to a case what is made only when it is written, such as its video.
     """
-    count = max(1, -(-len(cases) // CASES))
+    count = max(1, -(-len(cases) // size))
     files = [path, *(later_page(path, number) for number in range(2, count + 1))]
     check_outputs(files, force=True)
     names = [file.name for file in files]
-    for number, some in enumerate(cases.pages(), 1):
+    for number, some in enumerate(cases.pages(size), 1):
         shown = [complete(case) for case in some]
         write_page(files[number - 1], template, cases=shown, pages=names, page=number, total=len(cases), **values)
     for left in later_pages(path):

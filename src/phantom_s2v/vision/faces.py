@@ -18,10 +18,12 @@ from phantom_s2v.files.hashes import folder_hash
 from phantom_s2v.geometry import covered, squares
 from phantom_s2v.models.finite import check_finite
 from phantom_s2v.vision.fetched import run_lite
+from phantom_s2v.vision.transformers import default_device
 
 FACE_SIDE = 128  # pixels that the network sees
 SURE = 0.6  # min score of a face in the whole image
 SURE_WITHIN = 0.75  # in a part of it, where more is tried and so more is mistaken
+DLIB_SURE = -0.5  # least score of dlib's detector where BlazeFace has found a face; 0 is its own bound
 DLIB_SIDE = 200  # pixels of a face with its surroundings
 ARC_SIDE = 112  # pixels that ArcFace sees
 # Eyes, nose and the middle of the mouth, (x, y), as InsightFace aligns faces for ArcFace (the mouth's corners joined).
@@ -115,14 +117,14 @@ def dlib_hash() -> str:
     return folder_hash(_dlib_folder(), (".dat",))
 
 
-def face_feature(image: np.ndarray) -> np.ndarray | None:
-    """Feature float32 [128] of the surest face in uint8 [H, W, 3], None where there is none.
+def face_feature(image: np.ndarray, sure: float = 0.0) -> np.ndarray | None:
+    """Feature float32 [128] of the surest face in uint8 [H, W, 3], None where none has a score of `sure` or more.
 
     Euclidean distances below 0.6 are of one person, as dlib's author measured on LFW.
     """
     detect, landmarks, describe = _dlib()
     image = np.ascontiguousarray(image)
-    detections, scores, _ = detect.run(image, 1, 0.0)
+    detections, scores, _ = detect.run(image, 1, sure)
     if not len(detections):
         return None
     best = detections[int(np.argmax(scores))]
@@ -133,7 +135,7 @@ def face_feature(image: np.ndarray) -> np.ndarray | None:
 
 def face_features(image: np.ndarray) -> list[np.ndarray]:
     """dlib's features [128] of all faces in uint8 [H, W, 3] that BlazeFace finds and dlib can align, the surest first."""
-    features = (face_feature(_around(image, box)) for box, _ in faces(image))
+    features = (face_feature(_around(image, box), DLIB_SURE) for box, _ in faces(image))
     return [feature for feature in features if feature is not None]
 
 
@@ -165,7 +167,8 @@ class ArcFace:
             raise CheckpointError("ArcFace needs onnxruntime; install phantom-s2v[people]") from error
         try:
             there = onnxruntime.get_available_providers()
-            providers = [each for each in ("CUDAExecutionProvider", "CPUExecutionProvider") if each in there]
+            cuda = ("CUDAExecutionProvider", {"device_id": default_device().index or 0})
+            providers = [cuda, "CPUExecutionProvider"] if cuda[0] in there else ["CPUExecutionProvider"]
             self.session = onnxruntime.InferenceSession(str(file), providers=providers)
         except Exception as error:  # onnxruntime's errors share no base of their own
             raise CheckpointError(f"{file} is not a valid ONNX model: {str(error).splitlines()[0]}") from error

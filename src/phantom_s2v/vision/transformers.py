@@ -5,6 +5,7 @@ numbers everywhere. The classes that exist for torchvision alone (SAM2's and DIN
 `TensorImages` computes what the first two do, and clips are shown to a vision-language model as images.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,8 +30,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def default_device() -> torch.device:
-    """The first CUDA device where there is one (CUDA_VISIBLE_DEVICES chooses it), else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A CUDA device where there is one, else the CPU: the first one that CUDA_VISIBLE_DEVICES leaves, or, of several processes
+    of one machine, that of this one's LOCAL_RANK, as torchrun and the data pipeline's pool set it.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def precision(device: torch.device) -> torch.dtype:

@@ -63,30 +63,30 @@ class VisionLanguageModel:
             said += self.prepare.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [answer.strip() for answer in said]
 
-    def caption(self, stills: list[np.ndarray]) -> str:
-        """What a clip shows."""
-        return self.ask(stills, CAPTION)
+    def captions(self, clips: Sequence[list[np.ndarray]]) -> list[str]:
+        """What each clip shows, by its stills."""
+        return self.answers([(stills, CAPTION) for stills in clips])
 
-    def phrases(self, caption: str) -> list[str]:
-        """The subjects of a caption."""
-        lines = (line.strip(" -*\t.0123456789") for line in self.ask([], PHRASES + caption).splitlines())
-        return list(dict.fromkeys(line for line in lines if line))
-
-    def has_logo(self, image: np.ndarray) -> bool:
-        """Whether a thing carries its mark whole, and so is the same wherever it shows (Phantom-Data, section 4)."""
-        return self.have_logos([image])[0]
+    def phrases(self, captions: Sequence[str]) -> list[list[str]]:
+        """The subjects of each caption."""
+        said = self.answers([([], PHRASES + caption) for caption in captions])
+        lines = [[line.strip(" -*\t.0123456789") for line in each.splitlines()] for each in said]
+        return [list(dict.fromkeys(line for line in each if line)) for each in lines]
 
     def have_logos(self, images: Sequence[np.ndarray]) -> list[bool]:
-        """`has_logo` of several images."""
-        return [answer.lower().startswith("yes") for answer in self.answers([([image], HAS_LOGO) for image in images])]
+        """Whether things carry their mark whole, and so are the same wherever they show (Phantom-Data, section 4)."""
+        return self._agrees([([image], HAS_LOGO) for image in images])
 
-    def whole(self, image: np.ndarray) -> bool:
-        """Whether an image shows a whole subject; of a person head and shoulders are enough."""
-        return self.ask([image], WHOLE).lower().startswith("yes")
+    def whole(self, images: Sequence[np.ndarray]) -> list[bool]:
+        """Whether images show a whole subject; of a person head and shoulders are enough."""
+        return self._agrees([([image], WHOLE) for image in images])
 
-    def same(self, one: np.ndarray, other: np.ndarray) -> bool:
-        """Whether two images show one subject in different places."""
-        return self.ask([one, other], SAME).lower().startswith("yes")
+    def same(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[bool]:
+        """Whether the two images of each pair show one subject in different places."""
+        return self._agrees([([one, other], SAME) for one, other in pairs])
+
+    def _agrees(self, asked: Sequence[tuple[list[np.ndarray], str]]) -> list[bool]:
+        return [answer.lower().startswith("yes") for answer in self.answers(asked)]
 
 
 def _chat(images: list[np.ndarray], question: str) -> list[dict[str, Any]]:

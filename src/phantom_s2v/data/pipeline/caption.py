@@ -6,6 +6,7 @@ The caption is the captioner's, else the one beside the source video, else none:
 import re
 from collections.abc import Iterable, Iterator
 
+from phantom_s2v.data.pipeline.batches import batches
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 
 LONGEST_PHRASE = 6  # words
@@ -21,13 +22,27 @@ _PLACES = frozenset({"background", "left", "right", "top", "bottom", "side", "fr
 
 
 def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[Record]:
-    """Adds caption and phrases to clips."""
-    for record in records:
-        if record["kind"] == "clip" and not record["drop"]:
-            caption = models.caption(record["stills"]) if models.caption else record["caption"]
-            phrases = (models.phrases or noun_phrases)(caption) if caption else []
-            record = {**record, "caption": caption, "phrases": phrases}
-        yield record
+    """Adds caption and phrases to clips; a captioner sees several clips at once."""
+    for batch in batches(records, _asks) if models.captions else ([record] for record in records):
+        clips = [record for record in batch if _asks(record)]
+        if models.captions and clips:
+            captions = models.captions([clip["stills"] for clip in clips])
+        else:
+            captions = [clip["caption"] for clip in clips]
+        known = iter(zip(captions, _phrases(captions, models), strict=True))
+        for record in batch:
+            yield {**record, **dict(zip(("caption", "phrases"), next(known), strict=True))} if _asks(record) else record
+
+
+def _asks(record: Record) -> bool:
+    return record["kind"] == "clip" and not record["drop"]
+
+
+def _phrases(captions: list[str], models: Models) -> list[list[str]]:
+    """The subjects of each caption; none of an empty one."""
+    told = [caption for caption in captions if caption]
+    found = iter(models.phrases(told) if models.phrases and told else [noun_phrases(caption) for caption in told])
+    return [next(found) if caption else [] for caption in captions]
 
 
 def noun_phrases(caption: str) -> list[str]:

@@ -118,12 +118,13 @@ class Models:
     # the same as `detect`, of stills among the frames between them (number of the still or None, frame): subjects are followed
     follow: Callable[[list[np.ndarray], list[str], Iterable[tuple[int | None, np.ndarray]]], list[list[Detection]]] | None = None
     cuts: Callable[[np.ndarray], np.ndarray] | None = None  # uint8 [100, 27, 48, 3] -> chance of a cut after each frame
-    caption: Callable[[list[np.ndarray]], str] | None = None
-    phrases: Callable[[str], list[str]] | None = None  # a caption's subjects, with their appearance
+    captions: Callable[[list[list[np.ndarray]]], list[str]] | None = None  # stills of each clip -> its caption
+    phrases: Callable[[list[str]], list[list[str]]] | None = None  # subjects of each caption, with their appearance
     face: Callable[[np.ndarray], np.ndarray | None] | None = None  # a crop -> float32 [k], None without a face
     face_width: int = 128  # numbers of it: 128 of dlib's, 512 of ArcFace's
-    same: Callable[[np.ndarray, np.ndarray], bool] | None = None  # do two crops show one subject in different places
-    whole: Callable[[np.ndarray], bool] | None = None  # does a crop show a whole subject
+    # do the two crops of each pair show one subject in different places
+    same: Callable[[list[tuple[np.ndarray, np.ndarray]]], list[bool]] | None = None
+    whole: Callable[[list[np.ndarray]], list[bool]] | None = None  # does each crop show a whole subject
     aesthetic: Callable[[list[np.ndarray]], np.ndarray] | None = None  # reference images -> float32 [n], 1..10
     text: Callable[[list[np.ndarray]], list[tuple[float, float]]] | None = None  # stills -> lines of text, see quality.burnt_in
     # an image, uint8 [h, w, 3], and a mask, bool [h, w] -> the image with what the mask covers filled

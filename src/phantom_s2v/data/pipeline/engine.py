@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import pickle
 import signal
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import groupby, islice
 from multiprocessing import get_context
+from multiprocessing.queues import Queue
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
@@ -30,6 +32,7 @@ from phantom_s2v.data.pipeline import (
     verify,
     write,
 )
+from phantom_s2v.data.pipeline.batches import AT_ONCE
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.data.pipeline.groups import grouped
 from phantom_s2v.data.pipeline.index import SubjectIndex, jpeg, mark
@@ -65,18 +68,22 @@ class Summary:
 
 
 def chain(records: Iterable[Record], stages: Iterable[tuple[str, Any]], config: Config, models: Models) -> Iterator[Record]:
-    """Records through some stages; a source video's own record takes along the seconds that each stage took by itself."""
+    """Records through some stages; a source video's own record takes along the seconds that each stage took by itself since the
+    one before.
+    """
     clocks: list[tuple[str, _Clock]] = []
     current: Iterable[Record] = records
     for name, run in stages:
         clock = _Clock(run(current, config, models))
         clocks.append((name, clock))
         current = clock
+    told = dict.fromkeys((name for name, _ in clocks), 0.0)
     for record in current:
         if record["kind"] == "source_video":
             before, seconds = 0.0, dict(record.get("seconds", {}))
             for name, clock in clocks:
-                seconds[name] = clock.spent - before
+                seconds[name] = clock.spent - before - told[name]
+                told[name] += seconds[name]
                 before = clock.spent
             record = {**record, "seconds": seconds}
         yield record
@@ -99,9 +106,9 @@ class _Clock:
             self.spent += time.process_time() - start
 
 
-def process(path: str, config: Config, models: Models) -> Iterator[Record]:
-    """The records of one file: those of its clips as they are done, its own last."""
-    for record in chain([{"path": path}], (*LOOK, *KNOW), config, models):
+def process(paths: Iterable[str], config: Config, models: Models) -> Iterator[Record]:
+    """The records of files: of each those of its clips as they are done, its own last."""
+    for record in chain(({"path": path} for path in paths), (*LOOK, *KNOW), config, models):
         yield _slim(record)
 
 
@@ -117,7 +124,9 @@ def _slim(record: Record) -> Record:
 _state: list[Any] = []  # configuration and models of a process of the pool
 
 
-def _start(config: Config, make: MakeModels, scratch: str) -> None:
+def _start(config: Config, make: MakeModels, scratch: str, numbers: "Queue[int]") -> None:
+    """Begin a process of the pool; its number among them, LOCAL_RANK as torchrun calls it, chooses its GPU."""
+    os.environ["LOCAL_RANK"] = str(numbers.get())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     _state[:] = [config, make(), scratch]
 
@@ -126,7 +135,7 @@ def _work(path: str) -> str:
     """Process a source video into a file of pickles, so that no process holds a whole source video; returns the file."""
     config, models, scratch = _state
     with NamedTemporaryFile(dir=scratch, delete=False) as file:
-        for record in process(path, config, models):
+        for record in process([path], config, models):
             pickle.dump(record, file)
     return file.name
 
@@ -145,10 +154,13 @@ def in_pool(paths: Iterable[str], config: Config, make: MakeModels, workers: int
     """Records of source videos as these are done, by `workers` processes. Few source videos wait, on disk, so memory stays
     flat.
     """
-    source = iter(paths)
+    source, context = iter(paths), get_context("spawn")
+    numbers: Queue[int] = context.Queue()
+    for number in range(workers):
+        numbers.put(number)
     with (
         TemporaryDirectory() as scratch,
-        ProcessPoolExecutor(workers, get_context("spawn"), _start, (config, make, scratch)) as pool,
+        ProcessPoolExecutor(workers, context, _start, (config, make, scratch, numbers)) as pool,
     ):
         running: set[Future[str]] = {pool.submit(_work, path) for path in islice(source, workers * AHEAD)}
         while running:
@@ -164,10 +176,10 @@ class _Stages:
     def __init__(self, stages: Any, config: Config, make: MakeModels) -> None:
         self.stages, self.config, self.models = stages, config, make()
 
-    def __call__(self, row: Record) -> list[Record]:
-        records = chain([pickle.loads(row["record"])], self.stages, self.config, self.models)
+    def __call__(self, rows: Record) -> Iterator[Record]:
+        records = chain((pickle.loads(row) for row in rows["record"]), self.stages, self.config, self.models)
         last = self.stages == KNOW  # what only the stages look at stays behind
-        return [{"record": pickle.dumps(_slim(record) if last else record)} for record in records]
+        yield from ({"record": [pickle.dumps(_slim(record) if last else record)]} for record in records)
 
 
 def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int, address: str) -> Iterator[Record]:
@@ -178,8 +190,8 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
     import ray
     import ray.data
 
-    def look(row: Record) -> list[Record]:
-        return _Stages(LOOK, config, _no_models)(row)
+    def look(rows: Record) -> Iterator[Record]:
+        return _Stages(LOOK, config, _no_models)(rows)
 
     where = None if address == "local" else address
     ray.init(address=where, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
@@ -187,7 +199,7 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
     rows = ray.data.from_items([{"record": pickle.dumps({"path": path})} for path in paths])
     finds_cuts = config.shot_detector != "scenedetect"  # by TransNetV2
     gpus = _gpus(ray.cluster_resources().get("GPU", 0.0), workers * (1 + finds_cuts))
-    rows = _by_actors(rows, LOOK, config, make, workers, gpus) if finds_cuts else rows.flat_map(look)
+    rows = _by_actors(rows, LOOK, config, make, workers, gpus) if finds_cuts else rows.map_batches(look, batch_size=1)
     rows = _by_actors(rows, KNOW, config, make, workers, gpus)
     shown = iter(rows.iter_rows())
     try:
@@ -224,7 +236,8 @@ def _by_actors(rows: Any, stages: Any, config: Config, make: MakeModels, workers
     from ray.data import ActorPoolStrategy
 
     pool = ActorPoolStrategy(min_size=1, max_size=workers)
-    return rows.flat_map(_Stages, fn_constructor_args=(stages, config, make), compute=pool, num_gpus=gpus or None)
+    given = (stages, config, make)
+    return rows.map_batches(_Stages, batch_size=AT_ONCE, fn_constructor_args=given, compute=pool, num_gpus=gpus or None)
 
 
 def _no_models() -> Models:
@@ -281,7 +294,7 @@ def _look(
     elif workers > 1:
         records = in_pool(todo, config, make, workers)
     else:
-        records = (record for path in todo for record in process(path, config, make()))
+        records = process(todo, config, make()) if todo else iter(())
     subject_index.forget(path for path in todo if path in done)
     number = len(paths) - len(todo)
     report("source videos", number, len(paths))

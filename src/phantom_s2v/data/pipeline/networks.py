@@ -60,7 +60,7 @@ def with_larger(
     """
     vlm = VisionLanguageModel(captioner) if captioner else None
     if vlm:
-        models = replace(models, caption=vlm.caption, phrases=vlm.phrases, same=vlm.same, whole=vlm.whole)
+        models = replace(models, captions=vlm.captions, phrases=vlm.phrases, same=vlm.same, whole=vlm.whole)
     if embedder:
         models = replace(models, embed=Embedder(embedder), features=None)
     if isinstance(object_detector, str):

@@ -7,7 +7,7 @@ still), frame, box (pixels of the clip), share (the box in shares of the still),
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import cv2
@@ -71,15 +71,11 @@ def _found(
 ) -> tuple[list[dict[str, Any]], list[Record]]:
     """Subjects of a clip out of what was `seen` in its stills, and what is none: instant, box in shares, what, reason."""
     stills: list[np.ndarray] = record["stills"]
-    found, passed = [], list[Record]()
-    for number, each in enumerate(seen):
-        kept, dropped = sift(each, stills[number].shape[:2], config)
-        if models.whole:
-            judged = {id(d): models.whole(_part(stills[number], d.box)) for d in kept}
-            dropped += [(d, "the model sees no whole subject") for d in kept if not judged[id(d)]]
-            kept = [d for d in kept if judged[id(d)]]
-        found.append(kept)
-        passed += [_passed(number, stills[number], *one) for one in dropped]
+    sifted = [sift(each, still.shape[:2], config) for each, still in zip(seen, stills, strict=True)]
+    if models.whole:
+        sifted = _judged(sifted, stills, models.whole)
+    found = [kept for kept, _ in sifted]
+    passed = [_passed(n, stills[n], *one) for n, (_, dropped) in enumerate(sifted) for one in dropped]
     places = moments(record["frames"], config)
     frames = [round(place * (record["frames"] - 1)) for place in places]
     tracks = follow(found, stills, record["work"], places, config)
@@ -96,6 +92,21 @@ def _seen(record: Record, config: Config, models: Models) -> list[list[Detection
     if models.follow:
         return models.follow(stills, phrases, between(record, stills, config.instants, config.longest_side))
     return models.detect(stills, phrases, record["around"])
+
+
+def _judged(
+    sifted: list[tuple[list[Detection], list[Passed]]], stills: list[np.ndarray], whole: Callable[[list[np.ndarray]], list[bool]]
+) -> list[tuple[list[Detection], list[Passed]]]:
+    """Detections of each still that a model sees whole, and those that are dropped; it is asked of all stills together."""
+    said = iter(whole([_part(still, d.box) for (kept, _), still in zip(sifted, stills, strict=True) for d in kept]))
+    told = [([(d, next(said)) for d in kept], dropped) for kept, dropped in sifted]
+    return [
+        (
+            [d for d, holds in each if holds],
+            [*dropped, *((d, "the model sees no whole subject") for d, holds in each if not holds)],
+        )
+        for each, dropped in told
+    ]
 
 
 def _passed(number: int, still: np.ndarray, detection: Detection, reason: str) -> Record:

@@ -16,6 +16,7 @@ from phantom_s2v.media import quality
 
 CUT = 8.0  # of 255: a mean change from frame to frame that may show another image
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LEAST_OWN = 0.2  # share of the frames with a face from which on a person's shots stand for the person
 MIN_TRAVEL = 0.05  # of the side: less is no direction
 
 
@@ -102,12 +103,24 @@ def over_time(frames: Iterable[tuple[float, np.ndarray]], references: Sequence[n
         before = changes[-1] if changes else 0.0
         if len(held) > 1:
             changes.append(float(np.abs(held[-1] - held[-2]).mean()))
-        cut = not changes or changes[-1] > max(CUT, 2 * before)
+        cut = not changes or _cuts(changes[-1], before)
         similarities.extend(follower(frame, cut) for follower in followers)
         if len(held) > 2:
             bends.append(float(np.abs(held[0] + held[2] - 2 * held[1]).mean()) / 2)
     alike = np.array(similarities).reshape(len(seconds), len(references)).T
     return OverTime(np.array(seconds), np.array(levels), np.array(changes), np.array(bends), alike)
+
+
+def _cuts(change: float, before: float) -> bool:
+    """Whether a change from frame to frame may show another image, after the change before."""
+    return change > max(CUT, 2 * before)
+
+
+def shots(seen: OverTime) -> np.ndarray:
+    """Number of the shot of each frame, [F], from 0. Fades and cuts between similar images are missed."""
+    before = np.concatenate([[0.0], seen.changes[:-1]])[: len(seen.changes)]
+    starts = [_cuts(*each) for each in zip(seen.changes.tolist(), before.tolist(), strict=True)]
+    return np.concatenate([[0], np.cumsum(starts, dtype=int)])[: len(seen.seconds)]
 
 
 def reference_flash(similarities: np.ndarray) -> tuple[float, list[int]]:
@@ -182,6 +195,20 @@ def face_similarity(
         for face, place in zip(*linear_sum_assignment(-pairs), strict=True):
             scores[frame, known[place]] = pairs[face, place]
     return scores
+
+
+def own_shots(values: np.ndarray, shot: np.ndarray, bound: float) -> np.ndarray:
+    """Frames whose face counts for a person, bool [F]: similarity `values` [F], nan without a face, in shots numbered [F].
+
+    Shots whose mean is `bound` or more show the person; faces of the others are somebody else's, where the person has a fifth of
+    the frames with a face. Else no shot shows the person for certain, and all frames count.
+    """
+    faces = ~np.isnan(values)
+    own = np.zeros(len(values), bool)
+    for number in np.unique(shot[faces]):
+        rows = faces & (shot == number)
+        own |= rows & (values[rows].mean() >= bound)
+    return own if own.sum() >= LEAST_OWN * faces.sum() else faces
 
 
 def psnr(video: np.ndarray, other: np.ndarray, mask: np.ndarray | None = None) -> float:

@@ -5,7 +5,7 @@ without references; 50 pairs ask for two subjects. True clips, composed from the
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from phantom_s2v.data.synthetic.emoji import Sprites, Subject
 from phantom_s2v.data.synthetic.heldout import ASSETS, evaluated, held_out, still_path
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.metrics import measures
+from phantom_s2v.evaluation.reports.emoji import Made, Ranks, Shown, write_emoji_page
 from phantom_s2v.evaluation.suites.classifier import SubjectClassifier
 from phantom_s2v.files.hashes import content_hash, folder_hash
 from phantom_s2v.files.io import append, check_outputs, naming, text_lines, write_text
 from phantom_s2v.files.reuse import code_version, origin_hash
 from phantom_s2v.files.untrusted import parse_json
-from phantom_s2v.media.images import letterbox, open_image, read_image, write_image
+from phantom_s2v.media.images import evenly_spaced, letterbox, open_image, read_image, write_image, write_video
+from phantom_s2v.media.pages import later_pages
 from phantom_s2v.models.autoencoder import decode, encode, to_pixels, to_video
 from phantom_s2v.pipeline.generate import generate
 from phantom_s2v.pipeline.metadata import origin_of
@@ -33,7 +35,9 @@ from phantom_s2v.vision.efficientnet import weights_file
 
 DIRECTIONS = ("left", "right", "up", "down")
 PAIRS = 50
+PAGE, FPS = "report.html", 12.0  # the report, and frames a second of the clips that it plays
 TEXTURED_CLIPS = 32
+KINDS = {"unnamed": "prompt says only “the subject”", "named": "prompt names it", "control": "control, without a reference"}
 COARSE = 64  # pixels a side of a video up to which references are embedded at REFERENCE_SIDES[0]
 REFERENCE_SIDES = (40, 64)  # pixels a side of the classifier's references: sharper or coarser ones than the video are named worse
 
@@ -115,7 +119,8 @@ def run_emoji(pipe: Any, out: Path, limit: int | None, report: Callable[[int, in
     reference_features = embed_references(classifier, sprites, side)
     file = out / "cases.jsonl"
     cases = emoji_cases(sprites, limit, side)
-    check_outputs([out / "sheet.png", *(frames / f"{case.id}.png" for case in cases)], force=True)
+    kept = [frames / f"{case.id}{suffix}" for case in cases for suffix in (".png", ".mp4")]
+    check_outputs([out / "sheet.png", out / PAGE, *later_pages(out / PAGE), *kept], force=True)
     origins = case_origins(cases, sprites, pipe)
     done = keep_rows(file, origins)
     for number, case in enumerate(cases):
@@ -128,7 +133,11 @@ def run_emoji(pipe: Any, out: Path, limit: int | None, report: Callable[[int, in
         report(number + 1, len(cases))
     rows = [done[case.id] for case in cases]
     write_sheet(out, cases, sprites)
-    return summarize(rows, true_rows(cases, classifier, reference_features, sprites), autoencoder_psnr(pipe, sprites, side))
+    true = true_rows(cases, classifier, reference_features, sprites)
+    figures = summarize(rows, true, autoencoder_psnr(pipe, sprites, side))
+    shown = shown_cases(cases, done, out, sprites)
+    write_emoji_page(out / PAGE, pipe.preset.name, figures, kinds_of_ranks(rows, true), len(reference_features), shown)
+    return figures
 
 
 def case_origins(cases: list[EmojiCase], sprites: Sprites, pipe: Any) -> dict[str, str]:
@@ -259,10 +268,34 @@ def _hits(within: int) -> Callable[[list[dict]], list[float]]:
 
 
 def _keep_frames(path: Path, video: np.ndarray) -> str:
-    """Write five frames of a video as one strip; returns the file's hash."""
-    chosen = video[np.linspace(0, len(video) - 1, 5).round().astype(int)]
-    write_image(path, np.concatenate(list(chosen), 1))
+    """Write five frames of a video as one strip, and the video beside it; returns the hash of the strip."""
+    write_video(path.with_suffix(".mp4"), video, FPS)
+    write_image(path, strip(video))
     return content_hash(path)
+
+
+def strip(video: np.ndarray, count: int = 5) -> np.ndarray:
+    """Evenly spaced frames of uint8 [F, H, W, 3] side by side."""
+    return np.concatenate([video[i] for i in evenly_spaced(len(video), count)], 1)
+
+
+def kinds_of_ranks(rows: list[dict], true: list[dict]) -> list[Ranks]:
+    """Ranks of the single subjects by kind of case, the unnamed ones first, and of the true clips."""
+    kinds = [Ranks(words, [r for row in rows if row["kind"] == kind for r in row["ranks"]]) for kind, words in KINDS.items()]
+    return [*kinds, Ranks("true clips", [r for row in true if row["kind"] == "unnamed" for r in row["ranks"]])]
+
+
+def shown_cases(cases: list[EmojiCase], rows: dict[str, dict], out: Path, sprites: Sprites) -> Iterator[Shown]:
+    """Subjects, with their clips of each kind, and pairs, as the page shows them."""
+    for case in (c for c in cases if c.kind in ("unnamed", "pair")):
+        ids = [case.id] if case.kind == "pair" else [f"{kind}-{case.subjects[0].key}" for kind in KINDS]
+        made = []
+        for name in ids:
+            words = KINDS.get(rows[name]["kind"], "generated")
+            frames = out / "frames" / f"{name}.png"
+            made.append(Made(words, read_image(frames)[0], rows[name]["ranks"], frames.with_suffix(".mp4")))
+        references = [read_image(still_path(subject.key))[0] for subject in case.subjects]
+        yield Shown(" and ".join(s.name for s in case.subjects), references, strip(compose(case.spec, sprites).video), made)
 
 
 def write_sheet(out: Path, cases: list[EmojiCase], sprites: Sprites, rows: int = 16) -> None:
