@@ -21,7 +21,9 @@ LONGEST, CRF = 600, 8  # frames of a source video that are cut into halves, and 
 
 
 def library(samples: Path) -> dict[str, Any]:
-    """Blur and clipped pixels of reference images, clips with a background, and people that are one identity in both halves."""
+    """Blur and clipped pixels of references, clips with a background, similarity of scenes, and people that are one identity in
+    both halves.
+    """
     settings, make = asked_models(read_config(None, {"people": True, "background": True}), {"embedder": ""})
     with tempfile.TemporaryDirectory() as place:
         halves, out = Path(place) / "halves", Path(place) / "t.lance"
@@ -31,7 +33,7 @@ def library(samples: Path) -> dict[str, Any]:
         done = engine.build(sorted(halves.iterdir()), out, settings, make, Rights("samples", "none"))
         index = SubjectIndex(engine.index_path(out))
         clips = [json.loads(row["facts"]) for row in index.rows("clips", ["facts"], "`drop` = ''")]
-        return _crops(clips) | _identities(index, grouped(index.pairs(done.version, settings)))
+        return _crops(clips) | _scenes(index) | _identities(index, grouped(index.pairs(done.version, settings)))
 
 
 def _halve(path: Path, folder: Path) -> None:
@@ -50,10 +52,30 @@ def _crops(clips: list[dict[str, Any]]) -> dict[str, Any]:
     blurs = [each["blur"] for each in scores if each["blur"] is not None]
     return {
         "views": len(scores),
-        "blur": [round(float(value), 3) for value in np.quantile(blurs, (0, 0.5, 1))],
+        "blur": _rounded(blurs, (0, 0.5, 1)),
         "clipped_max": round(max(each["clipped"] for each in scores), 3),
         "backgrounds": dict(Counter(clip["background"]["reason"] or "made" for clip in clips)),
     }
+
+
+def _scenes(index: SubjectIndex) -> dict[str, Any]:
+    """Similarity of scenes without their subjects: of the two halves of a source video, and of different source videos."""
+    names = {row["source_video"]: Path(row["path"]).stem for row in index.source_videos()}
+    rows = [
+        (names[row["source_video"]], np.array(row["vector"])) for row in index.rows("backgrounds", ["source_video", "vector"])
+    ]
+    same, others = list[tuple[float, str]](), list[float]()
+    for (one, a), (other, b) in combinations(rows, 2):
+        if one.rsplit("-", 1)[0] != other.rsplit("-", 1)[0]:
+            others.append(float(a @ b))
+        elif one != other:
+            same.append((round(float(a @ b), 3), one.rsplit("-", 1)[0]))
+    shares = (0.5, 0.95, 0.99, 1)
+    return {"scenes_of_halves": sorted(same), "other_scenes": len(others), "other_scenes_quantiles": _rounded(others, shares)}
+
+
+def _rounded(values: list[float], shares: tuple[float, ...]) -> list[float]:
+    return [round(float(value), 3) for value in np.quantile(values, shares)]
 
 
 def _identities(index: SubjectIndex, groups: Any) -> dict[str, Any]:

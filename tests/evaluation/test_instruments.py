@@ -26,6 +26,7 @@ from phantom_s2v.evaluation.suites.emoji import emoji_cases
 from phantom_s2v.media import images
 from phantom_s2v.vision import fetched
 from phantom_s2v.vision.embed import AESTHETIC_LAYERS, Aesthetics, Embedder, convert_head
+from phantom_s2v.vision.faces import dlib_alike, face_feature, face_features
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -222,6 +223,35 @@ def test_faces_go_to_one_reference_each_and_no_face_is_no_number():
     np.testing.assert_allclose(found[:, 2], [0.9, 0.85, np.nan, 0.9])
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.7, 0.6, 0.1, 0.2, 0.2, 0.1], [1, 1, 0, 0, 0, 0]),  # a person, then a cut to somebody else
+        ([0.7, 0.2, 0.1, 0.2, 0.2, 0.1], [1, 1, 1, 1, 1, 1]),  # within a shot somebody else takes the place: all count
+        ([0.2, 0.3, 0.1, 0.2, 0.2, 0.1], [1, 1, 1, 1, 1, 1]),  # nobody is the person
+        ([np.nan, 0.6, np.nan, 0.2, 0.2, 0.1], [0, 1, 0, 0, 0, 0]),
+        ([0.7, 0.6, 0.8, 0.6, 0.6, 0.4], [1, 1, 1, 1, 1, 1]),  # the person turns away for a moment
+        ([np.nan] * 6, [0] * 6),
+    ],
+)
+def test_a_face_counts_in_the_shots_that_show_the_person(values, expected):
+    found = measures.own_shots(np.array(values), np.array([0, 0, 1, 1, 1, 1]), 0.5)
+    assert found.tolist() == [bool(each) for each in expected]
+
+
+def test_a_person_who_shows_too_shortly_is_not_the_one_of_the_video():
+    values = np.array([0.8] + [0.1] * 9)
+    assert measures.own_shots(values, np.arange(10) > 0, 0.5).all()
+    assert measures.own_shots(values[:5], np.arange(5) > 0, 0.5).sum() == 1
+
+
+def test_shots_begin_where_a_frame_changes_much_and_those_around_it_do_not():
+    frames = np.concatenate([np.full((5, 8, 8, 3), 40, np.uint8), np.full((5, 8, 8, 3), 200, np.uint8)])
+    seen = measures.over_time(enumerate(frames))
+    assert measures.shots(seen).tolist() == [0] * 5 + [1] * 5
+    assert measures.shots(measures.over_time(enumerate(frames[:1]))).tolist() == [0]
+
+
 def portrait(name):
     spec = importlib.util.find_spec("skimage")
     return np.asarray(Image.open(Path(spec.submodule_search_locations[0]) / "data" / f"{name}.png").convert("RGB"))
@@ -242,6 +272,18 @@ def test_a_portrait_is_found_in_a_video_of_it_and_a_cat_has_no_face():
     assert found.not_measured["face of cat"] == "its reference shows no face"
     none = score(np.full((4, *face.shape), 120, np.uint8), [face], ["person"], "", tools)
     assert none.not_measured["face of person"].startswith("no frame that was looked at shows a face")
+
+
+@pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
+def test_a_face_that_dlib_alone_would_miss_has_features():
+    pytest.importorskip("dlib")
+    image = portrait("astronaut")
+    narrow = np.asarray(Image.fromarray(image).resize((image.shape[1] // 2, image.shape[0])))
+    narrow = np.pad(narrow, ((0, 0), (0, narrow.shape[1]), (0, 0)), "edge")
+    assert face_feature(narrow) is None
+    found, known = face_features(narrow), face_features(image)
+    assert [len(found), len(known)] == [1, 1]
+    assert dlib_alike(found[0], known[0]) > 0.4  # one person, by dlib's own bound
 
 
 def test_faces_that_cannot_be_looked_for_are_said(monkeypatch, clip):

@@ -27,7 +27,6 @@ class Thresholds:
     doubled: float = 0.25  # share of frames
     swapped: float = 0.5  # share of frames
     pasted: float = 0.95
-    pasted_alarms: float = 0.004  # share of 500 true cross-pair clips of held-out emoji that lie above `pasted` (self-check)
     flashed: float = 0.1
     frozen: float = 0.9
     flicker: float = 0.006

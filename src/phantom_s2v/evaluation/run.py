@@ -142,12 +142,7 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
 def _measured_by(tools: Instruments) -> list[str]:
     others = ", ".join(f"{metric} by {name}" for metric, name in tools.names.items())
     notes = [f"Similarity is measured by {tools.features}, on what stands out in ten frames{'; ' + others if others else ''}."]
-    limits = tools.limits
-    notes.append(
-        f"An image counts as pasted from {limits.pasted:g} on, above which {100 * limits.pasted_alarms:.1f}% of true cross-pair "
-        "clips of emoji lie."
-    )
-    return notes
+    return [*notes, f"An image counts as pasted from {tools.limits.pasted:g} on."]
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def on_ray(paths: Iterable[str], config: Config, make: MakeModels, workers: int,
     import ray
     import ray.data
 
-    def look(rows: Record) -> Iterator[Record]:
+    def look(rows: Any) -> Any:
         return _Stages(LOOK, config, _no_models)(rows)
 
     where = None if address == "local" else address
