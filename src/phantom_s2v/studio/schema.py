@@ -10,7 +10,7 @@ import secrets
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Enum, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import JSON, DateTime, Enum, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
@@ -396,12 +396,21 @@ class Export(Base):
 
 
 class Fingerprint(Base):
-    """Hashes of a video's frames, by which re-encoded copies are recognised."""
+    """How a video looks at a moment, by which re-encoded copies are recognised; see fingerprints."""
 
     __tablename__ = "fingerprints"
     video_id: Mapped[str] = mapped_column(Id, ForeignKey("videos.id"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
-    bits: Mapped[str] = mapped_column(String(64), index=True)
+    look: Mapped[bytes] = mapped_column(LargeBinary(96))
+
+
+class FingerprintBand(Base):
+    """Bits of a video's looks, by which candidates for a comparison are found without reading all rows."""
+
+    __tablename__ = "fingerprint_bands"
+    value: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    video_id: Mapped[str] = mapped_column(Id, ForeignKey("videos.id"), primary_key=True, index=True)
+    __table_args__: ClassVar[dict[str, Any]] = {"sqlite_with_rowid": False}
 
 
 class Notice(Base):

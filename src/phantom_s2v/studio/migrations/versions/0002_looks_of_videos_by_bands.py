@@ -1,0 +1,30 @@
+"""Looks of videos by bands."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Bring the tables to this revision's."""
+    op.execute("delete from fingerprints")  # written by no version before
+    op.create_table(
+        "fingerprint_bands",
+        sa.Column("value", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("video_id", sa.String(length=32), nullable=False),
+        sa.ForeignKeyConstraint(["video_id"], ["videos.id"], name=op.f("fk_fingerprint_bands_video_id")),
+        sa.PrimaryKeyConstraint("value", "video_id", name=op.f("pk_fingerprint_bands")),
+        sqlite_with_rowid=False,
+    )
+    with op.batch_alter_table("fingerprint_bands", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_fingerprint_bands_video_id"), ["video_id"], unique=False)
+
+    with op.batch_alter_table("fingerprints", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("look", sa.LargeBinary(length=96), nullable=False))
+        batch_op.drop_index(batch_op.f("ix_fingerprints_bits"))
+        batch_op.drop_column("bits")
+
