@@ -9,7 +9,20 @@ from PIL import Image
 
 import phantom_s2v
 from phantom_s2v.media.videos import encode
-from phantom_s2v.studio.schema import Job, JobState, JobSubject, Member, Policy, Project, Right, Role, Subject, SubjectImage, Video, now
+from phantom_s2v.studio.schema import (
+    Job,
+    JobState,
+    JobSubject,
+    Member,
+    Policy,
+    Project,
+    Right,
+    Role,
+    Subject,
+    SubjectImage,
+    Video,
+    now,
+)
 
 CLIPS = Path(phantom_s2v.__file__).parent / "assets" / "held-out" / "clips"
 FPS = 12
@@ -94,7 +107,9 @@ def set_policy(studio, **rules) -> int:
         project = session.get_one(Project, studio.project_id)
         project.policy_version += 1
         session.add(
-            Policy(project_id=project.id, version=project.policy_version, rules={**RULES, **rules}, created_by=studio.people["admin"])
+            Policy(
+                project_id=project.id, version=project.policy_version, rules={**RULES, **rules}, created_by=studio.people["admin"]
+            )
         )
         return project.policy_version
 
@@ -103,5 +118,3 @@ def give_role(studio, person: str, role: Role) -> None:
     """One more role in the project."""
     with studio.writing() as session:
         session.merge(Member(project_id=studio.project_id, user_id=studio.people[person], role=role))
-
-

@@ -330,7 +330,7 @@ class Video(Base):
     user_id: Mapped[str] = _to("users.id")  # the maker
     candidate: Mapped[int]
     seed: Mapped[int]
-    blob: Mapped[str] = _blob()
+    blob: Mapped[str] = _blob(index=True)
     poster: Mapped[str] = _blob()
     fps: Mapped[int]
     num_frames: Mapped[int]
@@ -389,6 +389,7 @@ class Export(Base):
     video_id: Mapped[str] = _to("videos.id")
     user_id: Mapped[str] = _to("users.id")
     blob: Mapped[str] = _blob(index=True)
+    poster: Mapped[str] = _blob()
     report: Mapped[str] = _blob()
     labelled: Mapped[bool]
     label_reason: Mapped[str] = mapped_column(Text, default="")  # why there is no label
