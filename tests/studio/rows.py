@@ -1,6 +1,7 @@
 """Rows of a studio that tests begin with: a subject with a right, and a made video of it."""
 
 import io
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 import phantom_s2v
 from phantom_s2v.media.videos import encode
+from phantom_s2v.studio.policies import TEMPLATES
 from phantom_s2v.studio.schema import (
     Job,
     JobState,
@@ -23,10 +25,10 @@ from phantom_s2v.studio.schema import (
     Video,
     now,
 )
+from phantom_s2v.studio.territories import WORLD
 
 CLIPS = Path(phantom_s2v.__file__).parent / "assets" / "held-out" / "clips"
 FPS = 12
-RULES = {"label": True}
 
 
 def frames_of(name: str, seed: int = 0, count: int = 25, size: tuple[int, int] = (96, 128)) -> list[np.ndarray]:
@@ -63,7 +65,7 @@ def add_subject(studio, person: str = "maker", kind: str = "product", **right) -
         session.add(SubjectImage(subject_id=subject.id, position=0, blob=blob, thumbnail=blob, width=64, height=64))
         values = {"valid_from": now() - timedelta(days=1), "checked_by": studio.people["admin"], "checked_at": now(), **right}
         row = Right(
-            subject_id=subject.id, shown="the cup", owner="A company", basis="own", uses=["advertising"], territories=["worldwide"],
+            subject_id=subject.id, shown="the cup", owner="A company", basis="own", uses=["website"], territories=[WORLD],
             created_by=studio.people[person], **values,
         )  # fmt: skip
         session.add(row)
@@ -78,8 +80,8 @@ def add_video(studio, content: bytes, person: str = "maker", subjects: list[Subj
     with studio.writing() as session:
         user, now_ = studio.people[person], now()
         job = Job(
-            project_id=studio.project_id, user_id=user, request={"prompt": "The cup moves."}, requires={}, purpose="advertising",
-            territories=["worldwide"], policy_version=1, candidates=1, state=JobState.DONE, steps=4, estimated_seconds=1.0,
+            project_id=studio.project_id, user_id=user, request={"prompt": "The cup moves."}, requires={}, purpose="website",
+            territories=[WORLD], policy_version=1, candidates=1, state=JobState.DONE, steps=4, estimated_seconds=1.0,
             ended_at=now_,
         )  # fmt: skip
         session.add(job)
@@ -105,11 +107,10 @@ def set_policy(studio, **rules) -> int:
     """A new version of the project's policy; its number."""
     with studio.writing() as session:
         project = session.get_one(Project, studio.project_id)
+        made = replace(TEMPLATES["standard"], document=False, **rules)
         project.policy_version += 1
         session.add(
-            Policy(
-                project_id=project.id, version=project.policy_version, rules={**RULES, **rules}, created_by=studio.people["admin"]
-            )
+            Policy(project_id=project.id, version=project.policy_version, rules=asdict(made), created_by=studio.people["admin"])
         )
         return project.policy_version
 

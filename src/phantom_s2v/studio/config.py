@@ -30,6 +30,9 @@ class Settings:
     max_upload_bytes: int = 64 << 20  # of one request
     session_hours: int = 12  # without a visit
     link_hours: int = 72  # one-time links
+    private_webhooks: bool = False  # whether webhooks may go to this machine and to private networks
+    timestamps: str = ""  # address of a time-stamping authority (RFC 3161) for exports
+    label_font: str = ""  # a font file with the letters of labels, where the built-in one lacks them
 
     @property
     def database_url(self) -> str:
@@ -66,11 +69,11 @@ def load_settings(folder: Path, environment: Mapping[str, str] = os.environ, **g
     values: dict[str, object] = {}
     for name, kind in (
         ("host", str), ("port", int), ("public_url", str), ("proxies", str), ("database", str), ("max_upload_bytes", int),
-        ("session_hours", int), ("link_hours", int),
+        ("session_hours", int), ("link_hours", int), ("private_webhooks", bool), ("timestamps", str), ("label_font", str),
     ):  # fmt: skip
         text = environment.get(PREFIX + name.upper())
         if text:
-            values[name] = text if kind is str else _whole(name, text)
+            values[name] = text if kind is str else text == "1" if kind is bool else _whole(name, text)
     values |= {name: value for name, value in given.items() if value is not None}
     url = str(values.get("public_url", ""))
     if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):

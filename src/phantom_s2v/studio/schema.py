@@ -446,6 +446,7 @@ class Delivery(Base):
     id: Mapped[str] = _id()
     webhook_id: Mapped[str] = _to("webhooks.id")
     body: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
     attempts: Mapped[int] = mapped_column(default=0)
     next_at: Mapped[datetime | None] = mapped_column(default=now, index=True)  # None: delivered or given up
     outcome: Mapped[str] = mapped_column(Text, default="")

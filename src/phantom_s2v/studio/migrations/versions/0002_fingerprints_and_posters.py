@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from phantom_s2v.studio.schema import Utc
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -11,7 +13,7 @@ depends_on = None
 
 def upgrade() -> None:
     """Bring the tables to this revision's."""
-    for table in ("fingerprints", "exports"):  # written by no version before
+    for table in ("fingerprints", "exports", "deliveries"):  # written by no version before
         op.execute(f"delete from {table}")
     op.create_table(
         "fingerprint_bands",
@@ -32,6 +34,9 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("look", sa.LargeBinary(length=96), nullable=False))
         batch_op.drop_index(batch_op.f("ix_fingerprints_bits"))
         batch_op.drop_column("bits")
+
+    with op.batch_alter_table("deliveries", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("created_at", Utc(), nullable=False))
 
     with op.batch_alter_table("videos", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_videos_blob"), ["blob"], unique=False)
