@@ -22,7 +22,7 @@ from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.models.registry import model_folder
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
 from phantom_s2v.training.latents import Triplets
-from phantom_s2v.training.loop import pick_dtype
+from phantom_s2v.training.learner import pick_dtype
 from phantom_s2v.training.run import load_encoder
 from phantom_s2v.training.transformer import loss_of
 

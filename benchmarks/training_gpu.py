@@ -24,7 +24,7 @@ from phantom_s2v.models.phantom.encoders import TextEncoder
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
 from phantom_s2v.training.latents import Triplets
-from phantom_s2v.training.loop import to_device
+from phantom_s2v.training.learner import to_device
 from phantom_s2v.training.optim import Muon, update_ema
 from phantom_s2v.training.run import attention_seconds, for_cuda, load_encoder, peak, sample_flop
 from phantom_s2v.training.transformer import ADAM, loss_of

@@ -10,7 +10,7 @@ from torch import nn
 
 from phantom_s2v.models.phantom.encoders import ImageEncoder
 from phantom_s2v.models.tensors import align, aligned, read_tensors, save_part, save_tensors
-from phantom_s2v.training.checkpoint import load_state, save_state
+from phantom_s2v.training.checkpoint import Checkpoints, load_state, tensors_of
 
 STATE = {
     "odd": torch.arange(3.0),
@@ -87,9 +87,10 @@ def test_a_resumed_optimizer_computes_in_memory_of_its_own(tmp_path):
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.ones(2, 5)).sum().backward()
     optimizer.step()
-    save_state(tmp_path / "state.safetensors", model, ema, optimizer, {"step": 1})
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(tensors_of(model, ema, optimizer), {"step": 1})
     again = torch.optim.Adam(model.parameters())
-    assert load_state(tmp_path / "state.safetensors", model, ema, again) == {"step": 1}
+    load_state(checkpoints.whole(), model, ema, again)
     for parameter in model.parameters():
         for name, value in again.state[parameter].items():
             assert torch.equal(value, optimizer.state[parameter][name])

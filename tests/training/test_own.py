@@ -135,14 +135,35 @@ def test_every_triplet_is_in_one_batch_of_an_epoch(latents):
     batches, apart = own.split(latents, config)
     assert len(apart) == 1
     for epoch in (0, 1):
-        rows = [row for number in range(batches.per_epoch) for row in batches.of(epoch * batches.per_epoch + number)]
+        rows = [row for number in range(batches.per_epoch()) for row in batches.of(epoch * batches.per_epoch() + number)]
         assert sorted(rows + apart) == list(range(len(latents)))
-    first, second = ([batches.of(e * batches.per_epoch + i) for i in range(batches.per_epoch)] for e in (0, 1))
+    first, second = (batches.epoch(e) for e in (0, 1))
     assert first != second
-    for number in range(batches.per_epoch):
+    for number in range(batches.per_epoch()):
         batch = batches(number)
         assert batch["references"].shape[1] == batch["subjects"].shape[1] <= 2
-    assert torch.equal(batches(3)["latents"], batches(1, 1, 2)["latents"])  # step 1 of the second of two processes
+        assert batch["ids"] == [latents.ids()[row] for row in batches.of(number)]
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_batches_of_a_step_are_equally_large_and_no_triplet_is_left_out(latents, size, together):
+    """Also where buckets have fewer triplets than there are processes."""
+    rows = (tuple(range(23)), tuple(range(23, 40)), (40,), (41, 42))
+    batches = own.Batches(latents, ("",) * 43, rows, (size, 2 * size, size, size), 0)
+    for number in range(2):
+        epoch = batches.epoch(number, together)
+        assert len(epoch) == batches.per_epoch(together)
+        assert len(epoch) % together == 0
+        seen = [row for batch in epoch for row in batch]
+        assert set(seen) == set(range(43))
+        assert len(seen) - 43 < together
+        for start in range(0, len(epoch), together):
+            step = epoch[start : start + together]
+            buckets = {next(i for i, bucket in enumerate(rows) if row in bucket) for batch in step for row in batch}
+            lengths = {len(batch) for batch in step}
+            assert max(lengths) - min(lengths) <= 1
+            assert len(buckets) == 1 or lengths == {1}
 
 
 def test_views_of_a_subject_are_drawn_in_turn(latents):

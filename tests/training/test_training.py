@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,13 +24,13 @@ from phantom_s2v.data.synthetic.compose import compose, plain_spec, scene_tensor
 from phantom_s2v.data.synthetic.emoji import write_store
 from phantom_s2v.errors import CheckpointError, DataError, InputError, NotFiniteError, OutputError
 from phantom_s2v.models.autoencoder import encode, to_pixels
-from phantom_s2v.models.distributed import world
 from phantom_s2v.models.phantom.conditioning import Conditions, null
-from phantom_s2v.models.tensors import read_tensors, save_tensors
-from phantom_s2v.training.checkpoint import load_state, save_state
+from phantom_s2v.models.tensors import read_tensors
+from phantom_s2v.training.checkpoint import facts_of, load_state, saved
 from phantom_s2v.training.config import Bucket, TrainConfig, TransformerConfig
 from phantom_s2v.training.latents import VALIDATION, Triplets, validation_families
-from phantom_s2v.training.loop import pick_dtype, train
+from phantom_s2v.training.learner import pick_dtype
+from phantom_s2v.training.loop import train
 from phantom_s2v.training.optim import Muon, orthogonalize, orthogonalize_all, rate_at, rate_left, update_ema
 from phantom_s2v.training.run import transformer_run
 from phantom_s2v.training.transformer import drop, loss_of, permute_subjects
@@ -73,33 +72,6 @@ def test_adam_part_is_that_of_torch():
     torch.testing.assert_close(ours.weight, theirs.weight)
 
 
-def test_a_state_of_before_adamw_was_torchs_goes_on(tmp_path):
-    """Its moments had other names; the step after loading is that of the same moments under torch's names."""
-    torch.manual_seed(0)
-    x, networks = torch.randn(8, 32), [nn.Linear(32, 32) for _ in range(2)]
-
-    def step(network, optimizer):
-        optimizer.zero_grad()
-        network(x).square().mean().backward()
-        optimizer.step()
-
-    before = Muon(list(networks[0].named_parameters()), 0.1, 0.01)
-    for _ in range(3):
-        step(networks[0], before)
-    save_state(tmp_path / "new.safetensors", networks[0], networks[0], before, {"step": 3})
-    tensors, facts = read_tensors(tmp_path / "new.safetensors")
-    former = {"exp_avg": "mean", "exp_avg_sq": "square"}
-    renamed = {(k if (m := k.split(".")[-1]) not in former else k[: -len(m)] + former[m]): v for k, v in tensors.items()}
-    assert {"optimizer.1.mean", "optimizer.1.square", "optimizer.1.step", "optimizer.0.momentum"} <= set(renamed)
-    save_tensors(renamed, tmp_path / "old.safetensors", facts)
-    after = Muon(list(networks[1].named_parameters()), 0.1, 0.01)
-    assert load_state(tmp_path / "old.safetensors", networks[1], deepcopy(networks[1]), after) == {"step": 3}
-    for network, optimizer in zip(networks, (before, after), strict=True):
-        step(network, optimizer)
-    assert torch.equal(networks[0].weight, networks[1].weight)
-    assert torch.equal(networks[0].bias, networks[1].bias)
-
-
 def test_names_choose_who_moves_a_matrix_and_how_fast():
     network = nn.ModuleDict({name: nn.Linear(32, 32) for name in ("head", "path", "branch")})
     muon = Muon(list(network.named_parameters()), 0.1, 0.01, exclude=("head",), slow=("path",))
@@ -126,7 +98,7 @@ def test_what_training_goes_on_from_is_saved_before_the_rate_falls(tmp_path):
         model = nn.Linear(4, 4)
         config = TrainConfig(8, workers=0, warmup=2, decay_share=0.5, precision="float32", save_minutes=1e9)
         calls = iter(range(steps, 10**9))
-        stop = lambda step, rank: torch.ones(2, 4) if step < steps else next(calls) / 0  # noqa: E731 - a killed run
+        stop = lambda step, together: torch.ones(2, 4) if step < steps else next(calls) / 0  # noqa: E731 - a killed run
         note = lambda model, average, decaying: saved.append((decaying, model.weight.detach().clone()))  # noqa: E731
         with contextlib.suppress(ZeroDivisionError):
             train(config, model, stop, lambda m: lambda b, s: {"loss": m(b).square().mean()}, tmp_path, {}, on_save=note)
@@ -153,21 +125,23 @@ def test_ema_is_the_recursion():
     assert ema.weight.item() == pytest.approx(0.1)
 
 
-def run(out, steps, rows=slice(None), noise=1.0, facts=None, breaks=None, pause=0.0, **changes):
-    """Train on `rows` of the same four at every step, of which every process takes its share; the last two take a branch."""
+def run(out, steps, rows=slice(None), noise=1.0, facts=None, breaks=None, pause=0.0, at=lambda step: None, **changes):
+    """Train on `rows` of the same four at every step, of which every batch of the step is a share; the last two take a branch."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16))
     settings = {"threads": torch.get_num_threads(), "save_minutes": 1e9, "workers": 0, **changes}
     config = TrainConfig(steps, log_steps=2, warmup=2, precision="float32", **settings)
 
-    def make(step, rank):
+    def make(number, together):
+        step, part = divmod(number, together)
         batch = torch.from_numpy(np.random.default_rng(step).normal(size=(4, 16)).astype(np.float32))
         batch[2:, 0] = 3
-        return batch[rows].chunk(world())[rank]
+        return batch[rows].chunk(together)[part]
 
     def loss(network):
         def value(batch, step):
             time.sleep(pause)
+            at(step)
             batch = batch * float("nan") if step == breaks else batch
             x, branch = batch + noise * torch.randn(batch.shape), batch[:, :1] == 3
             got = network[:2](x)
@@ -184,14 +158,13 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one(tmp_path):
     run(tmp_path / "parts", 5)
     parts = run(tmp_path / "parts", 12)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
-    with safe_open(tmp_path / "parts" / "state.safetensors", "pt") as file:
-        facts = json.loads(file.metadata()["facts"])
+    facts = facts_of(tmp_path / "parts" / "checkpoints" / "step-00000012")
     assert (facts["step"], facts["subjects"]) == (12, "x")
 
 
 def test_the_state_of_another_run_is_refused_and_names_what_differs(tmp_path, capsys):
     run(tmp_path, 3, facts={"code": {"torch": "2.12"}})
-    before = (tmp_path / "state.safetensors").read_bytes()
+    before = [path.read_bytes() for path in sorted(tmp_path.glob("checkpoints/*/*"))]
     for changes, said in (
         ({"clip_norm": 2.0}, r"train.clip_norm was 1.0 and is 2.0; .* --allow-change clip_norm$"),
         ({"seed": 1, "ema_decay": 0.9}, r"train.ema_decay was 0.999 and is 0.9; train.seed was 0 and is 1"),
@@ -201,7 +174,7 @@ def test_the_state_of_another_run_is_refused_and_names_what_differs(tmp_path, ca
     ):
         with pytest.raises(CheckpointError, match=said):
             run(tmp_path, 4, **changes)
-    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert [path.read_bytes() for path in sorted(tmp_path.glob("checkpoints/*/*"))] == before
     run(tmp_path, 4, facts={"code": {"torch": "2.12"}})  # its length alone may differ
     assert capsys.readouterr().err == ""
     run(tmp_path, 5, clip_norm=2.0, may_change=("clip_norm",), facts={"code": {"torch": "2.13"}, "new": 1} | {"code": {}})
@@ -211,39 +184,69 @@ def test_the_state_of_another_run_is_refused_and_names_what_differs(tmp_path, ca
 
 
 @pytest.mark.parametrize("breaks", [2, 4])
-def test_a_step_that_is_not_finite_ends_the_run_and_the_state_before_stays(tmp_path, breaks):
+def test_a_step_that_is_not_finite_ends_the_run_and_the_checkpoint_before_stays(tmp_path, breaks):
     run(tmp_path, 2)
-    before = (tmp_path / "state.safetensors").read_bytes()
-    with pytest.raises(NotFiniteError, match=rf"step {breaks + 1}: loss and grad_norm became NaN"):
+    before = saved(tmp_path / "checkpoints")
+    with pytest.raises(
+        NotFiniteError, match=rf"step {breaks + 1}: loss and grad_norm became NaN .* checkpoint is .*step-0000000\d"
+    ):
         run(tmp_path, 5, breaks=breaks, save_minutes=0.0 if breaks == 2 else 1e9)
-    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert saved(tmp_path / "checkpoints") == before
     assert all(torch.equal(a, b) for a, b in zip(run(tmp_path, 4).parameters(), run(tmp_path / "x", 4).parameters(), strict=True))
 
 
-def test_two_processes_learn_as_one_on_both_their_batches(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        __file__,
-        str(tmp_path / "two"),
-    ]
-    subprocess.run(command, check=True, timeout=120)
-    one, half = run(tmp_path / "one", 6, noise=0.0), run(tmp_path / "half", 6, slice(2), noise=0.0)
-    with safe_open(tmp_path / "two" / "state.safetensors", "pt") as file:
-        two = [file.get_tensor(f"ema.{name}") for name, _ in one.named_parameters()]
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(one.parameters(), two, strict=True))
-    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(half.parameters(), two, strict=True))
-    assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 3  # one process writes
+def test_what_is_not_finite_names_the_samples(tmp_path):
+    model = nn.Linear(16, 16)
+    config = TrainConfig(3, workers=0, precision="float32", threads=torch.get_num_threads())
+    with pytest.raises(
+        NotFiniteError, match=r"step 2: loss and grad_norm became NaN or infinite on clip-1, clip-1b; there is no"
+    ):
+        train(
+            config,
+            model,
+            lambda number, together: {
+                "x": torch.full((2, 16), float("nan") if number == 1 else 1.0),
+                "ids": [f"clip-{number}", f"clip-{number}b"],
+            },
+            lambda m: lambda b, s: {"loss": m(b["x"]).square().mean()},
+            tmp_path,
+            {},
+        )
 
 
-def test_a_foreign_state_is_refused(tmp_path):
+def test_spikes_are_skipped_and_counted_also_after_a_stop(tmp_path):
+    """Steps 31 and 40 have gradients a hundred times as long: the weights stay, and a stopped run counts on."""
+
+    def made(out, steps) -> tuple[list, list]:
+        torch.manual_seed(0)
+        model, weights = nn.Linear(16, 16), []
+        config = TrainConfig(steps, workers=0, precision="float32", warmup=1, log_steps=1, spike_factor=5.0, clip_norm=1e9)
+
+        def batch(number, together):
+            x = torch.from_numpy(np.random.default_rng(number).normal(size=(8, 16)).astype(np.float32))
+            return x * (10 if number in (30, 39) else 1)
+
+        def loss(b, s):
+            weights.append(model.weight.detach().clone())
+            return {"loss": (model(b) - b.roll(1, 1)).square().mean()}
+
+        train(config, model, batch, lambda m: loss, out, {}, exclude=("",))
+        return weights, [json.loads(line)["skipped"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+    weights, skipped = made(tmp_path / "whole", 45)
+    assert [n for n in range(44) if torch.equal(weights[n], weights[n + 1])] == [30, 39]
+    assert skipped == [0.0] * 30 + [1.0] * 9 + [2.0] * 6
+    made(tmp_path / "parts", 33)
+    again, skipped_again = made(tmp_path / "parts", 45)
+    assert torch.equal(again[-1], weights[-1])
+    assert skipped_again == skipped
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path):
     run(tmp_path, 2)
     other = nn.Linear(3, 3)
     with pytest.raises(CheckpointError, match="is not a checkpoint of this run"):
-        load_state(tmp_path / "state.safetensors", other, other, torch.optim.SGD(other.parameters(), 0.1))
+        load_state(saved(tmp_path / "checkpoints")[0], other, other, torch.optim.SGD(other.parameters(), 0.1))
 
 
 @pytest.mark.parametrize(("bfloat16", "float32"), [(1.0, 2.0), (2.0, 1.0)])
@@ -251,7 +254,7 @@ def test_dtype_is_measured(monkeypatch, bfloat16, float32):
     """By a clock on which products take as long as given, so that neither this CPU nor what else it does matters."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     clock = iter(np.cumsum([1.0, bfloat16] * 4 + [1.0, float32] * 4).tolist())
-    monkeypatch.setattr("phantom_s2v.training.loop.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("phantom_s2v.training.learner.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert pick_dtype("auto") is (torch.bfloat16 if bfloat16 < float32 else torch.float32)
     assert pick_dtype("float32") is torch.float32
 
@@ -423,7 +426,7 @@ def test_batches_are_accumulated(tmp_path):
         model = nn.Linear(16, 16)
         config = TrainConfig(steps, workers=0, precision="float32", warmup=1, gradient_accumulation_steps=each)
 
-        def batch(number: int, rank: int) -> torch.Tensor:
+        def batch(number: int, together: int) -> torch.Tensor:
             return rows[number * size : (number + 1) * size]
 
         train(
@@ -442,10 +445,15 @@ def test_a_run_ends_after_its_minutes(tmp_path):
     model, began = nn.Linear(16, 16), time.monotonic()
     config = TrainConfig(10**9, workers=0, log_steps=1, precision="float32", minutes=1 / 60)
     train(
-        config, model, lambda step, rank: torch.ones(2, 16), lambda m: lambda b, s: {"loss": m(b).square().mean()}, tmp_path, {}
+        config,
+        model,
+        lambda number, together: torch.ones(2, 16),
+        lambda m: lambda b, s: {"loss": m(b).square().mean()},
+        tmp_path,
+        {},
     )
     assert 1 <= time.monotonic() - began < 60
-    assert (tmp_path / "state.safetensors").exists()
+    assert saved(tmp_path / "checkpoints")
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[0]["minutes_left"] <= 1 / 60  # of a thousand million steps
     assert rows[-1]["minutes_left"] == pytest.approx(0, abs=1e-3)
@@ -454,7 +462,12 @@ def test_a_run_ends_after_its_minutes(tmp_path):
 def test_the_log_says_how_long_it_will_take(tmp_path):
     model, config = nn.Linear(16, 16), TrainConfig(5, workers=0, log_steps=1, precision="float32")
     train(
-        config, model, lambda step, rank: torch.ones(2, 16), lambda m: lambda b, s: {"loss": m(b).square().mean()}, tmp_path, {}
+        config,
+        model,
+        lambda number, together: torch.ones(2, 16),
+        lambda m: lambda b, s: {"loss": m(b).square().mean()},
+        tmp_path,
+        {},
     )
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     for row, left in zip(rows, (4, 3, 2, 1, 0), strict=True):
@@ -522,26 +535,82 @@ def test_a_signal_saves_first_and_the_run_goes_on_bit_for_bit(tmp_path, number):
     stopped = int(found[1])
     whole, parts = run(tmp_path / "whole", stopped + 3), run(tmp_path / "parts", stopped + 3)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
-    assert not list((tmp_path / "parts").glob(".*"))
+    assert not list((tmp_path / "parts").rglob(".*"))
 
 
-def test_a_full_disk_keeps_the_last_state_and_is_one_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_last_checkpoint_and_is_one_sentence(tmp_path, monkeypatch):
     run(tmp_path, 2)
-    before = (tmp_path / "state.safetensors").read_bytes()
+    before = sorted(tmp_path.glob("checkpoints/*"))
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("phantom_s2v.training.loop.check_folder", lambda *_, **__: None)
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OutputError, match=r"state\.safetensors cannot be written: the disk is full; partial files were removed"):
+    with pytest.raises(OutputError, match=r"step-00000004 cannot be written: the disk is full; partial files were removed"):
         run(tmp_path, 4)
-    assert (tmp_path / "state.safetensors").read_bytes() == before
-    assert not list(tmp_path.glob(".*"))
+    assert sorted(tmp_path.glob("checkpoints/*")) == before
+    assert not list(tmp_path.glob("checkpoints/.*"))
     monkeypatch.undo()
     monkeypatch.setattr("phantom_s2v.training.loop.SAVED_BYTES", 10**12)
     with pytest.raises(InputError, match="free space"):
         run(tmp_path, 4)
+
+
+@pytest.mark.parametrize("how", ["torn", "changed", "missing", "facts"])
+def test_a_damaged_checkpoint_is_seen_and_the_one_before_is_used(tmp_path, capsys, how):
+    whole = run(tmp_path / "whole", 9)
+    run(tmp_path / "parts", 7, save_steps=5)
+    newest, before = saved(tmp_path / "parts" / "checkpoints")
+    assert (newest.name, before.name) == ("step-00000007", "step-00000005")
+    file = newest / "checkpoint.json" if how == "facts" else next(newest.glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data[:-1] if how == "torn" else data)
+    if how == "missing":
+        file.unlink()
+    capsys.readouterr()
+    parts = run(tmp_path / "parts", 9)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert re.search(r"step-00000007 is damaged \(.*\); training goes on from step-00000005", said[0])
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 8]  # rows of the lost steps were cut off
+    for path in saved(tmp_path / "parts" / "checkpoints"):
+        (path / "checkpoint.json").unlink()
+    with pytest.raises(CheckpointError, match=r"is damaged .* and there is none before it"):
+        run(tmp_path / "parts", 10)
+
+
+@pytest.mark.parametrize("name", ["save", "save_quit"])
+def test_files_in_the_run_folder_are_obeyed(tmp_path, name, capsys):
+    def order(step):
+        if step == 3:
+            (tmp_path / name).touch()
+
+    if name == "save":
+        run(tmp_path, 9, at=order)
+        assert [path.name for path in saved(tmp_path / "checkpoints")] == ["step-00000009", "step-00000004"]
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, 9, at=order)
+        assert [path.name for path in saved(tmp_path / "checkpoints")] == ["step-00000004"]
+        assert "stopped after step 4, which is saved" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
+def test_a_checkpoint_holds_what_the_step_had_though_training_goes_on_meanwhile(tmp_path, monkeypatch):
+    """It is written in the background, more slowly than steps are made here."""
+    from phantom_s2v.training import checkpoint
+
+    hash_of = checkpoint._hash
+    monkeypatch.setattr(checkpoint, "_hash", lambda file: (time.sleep(0.3), hash_of(file))[1])
+    run(tmp_path / "slow", 8, save_steps=4)
+    run(tmp_path / "half", 4)
+    tensors = [read_tensors(next(path.glob("*.safetensors")))[0] for path in (
+        tmp_path / "slow" / "checkpoints" / "step-00000004", tmp_path / "half" / "checkpoints" / "step-00000004")]  # fmt: skip
+    assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
 
 
 def test_a_training_replaces_nothing_of_others(tmp_path, capsys):
@@ -559,7 +628,3 @@ def test_a_training_replaces_nothing_of_others(tmp_path, capsys):
     run(tmp_path / "own", 2)
     run(tmp_path / "own", 2)
     assert "is at step 2 of 2 already; nothing was trained" in capsys.readouterr().err
-
-
-if __name__ == "__main__":  # a process of the test above that needs two
-    run(Path(sys.argv[1]), 6, noise=0.0)

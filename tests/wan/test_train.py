@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import held, in_processes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -22,6 +23,7 @@ from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import encoded, own, recipes
 from phantom_s2v.training.config import Lora
 from phantom_s2v.training.guard import encoder_hashes
+from phantom_s2v.training.log import Log
 
 TARGET = encoded.Target(32 * 32, 5, 16.0, 16)
 
@@ -84,12 +86,12 @@ def test_a_lora_file_is_as_strong_as_the_adapters_it_was_trained_as(latents, con
     kept = {}
     real = own.write_lora
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own, "write_lora", lambda adapters, *more: (kept.update(adapters=adapters), real(adapters, *more)))
+        patch.setattr(own, "write_lora", lambda adapters, *more: (kept.update(adapters), real(adapters, *more)))
         run(latents, converted, tmp_path / "run", lora)
     file = tmp_path / "run" / "lora.safetensors"
     by_hand = load_models(converted)
     scale = 16 / 2 if stabilized else 16 / 4
-    factors = {name.replace("/", "."): value for name, value in kept["adapters"].state_dict().items()}
+    factors = kept
     state = by_hand.transformer.state_dict()
     for name in [name for name in factors if "lora_A" in name]:
         layer = name.partition(".lora_A")[0]
@@ -133,6 +135,32 @@ def test_checkpointed_blocks_have_the_same_gradients(latents, converted):
         grads.append([p.grad for p in pipe.transformer.parameters() if p.grad is not None])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def shared(folder, store, out, ulysses, **changes) -> list[float]:
+    """Losses of a tiny Wan whose sequences so many processes share."""
+    losses, config = [], recipes.own_wan()
+    settings = {"steps": 3, "adam_lr": 2e-3, "warmup": 1, "precision": "float32", "log_steps": 1, "ulysses_degree": ulysses}
+    config = replace(config, train=replace(config.train, **settings, **changes), validation=0.0, t_tokens=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.accelerator, "device_count", lambda: 1)  # diffusers divides by it, and there is none here
+        patch.setattr(Log, "write", lambda log, step, row: losses.append(row["loss"]))
+        own.fine_tune(config, load_models(folder), store, out, lambda average: None, {}, torch.device("cpu"))
+    return losses
+
+
+@pytest.mark.parametrize(("count", "parallel"), [(2, "ddp"), pytest.param(4, "fsdp", marks=pytest.mark.long)])
+def test_processes_that_share_a_sequence_have_the_losses_of_one(converted, tmp_path, count, parallel):
+    """By Ulysses, alone and beside sharded weights; lengths and numbers of processes that do not go together are refused."""
+    store = held(16, (7, 24), None, [(32, 48, 5)] * 6)
+    one = shared(converted, store, tmp_path / "one", 1, gradient_accumulation_steps=count // 2)
+    many = in_processes(tmp_path, count, lambda: shared(converted, store, tmp_path / "many", 2, parallel=parallel))[0]
+    np.testing.assert_allclose(many, one, atol=1e-5)
+    odd = held(16, (7, 24), None, [(48, 48, 5)] * 6)
+    said = in_processes(tmp_path, 2, lambda: shared(converted, odd, tmp_path / "odd", 2), fails=True)
+    assert said[0].startswith("InputError: ring_degree x ulysses_degree must divide the 27 tokens of 5 frames at 48x48")
+    said = in_processes(tmp_path, 2, lambda: shared(converted, store, tmp_path / "ring", 1, ring_degree=2), fails=True)
+    assert said[0].startswith("InputError: ring_degree must be 1 without a GPU")
 
 
 @pytest.mark.long

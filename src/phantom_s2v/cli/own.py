@@ -87,6 +87,9 @@ def train_own(
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the whole configuration as JSON and exit.")] = False,
     steps: Annotated[int | None, whole(1, MAX_STEPS, "Number of optimizer steps; default: the preset's.")] = None,
     seed: Annotated[int | None, whole(0, MAX_SEED, "Random seed; default: the preset's.")] = None,
+    parallel: Annotated[
+        str | None, typer.Option(help="Under torchrun: ddp, fsdp or hsdp (docs/training.md); default: the preset's.")
+    ] = None,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -96,6 +99,7 @@ def train_own(
     """
     if context.invoked_subcommand:
         return
+    from phantom_s2v.models.distributed import is_main
     from phantom_s2v.models.memory import Placement
     from phantom_s2v.models.registry import model_folder
     from phantom_s2v.training import own, recipes
@@ -104,14 +108,16 @@ def train_own(
         raise InputError(f"preset must be {', '.join(recipes.OWN)} (got {preset!r})")
     name, recipe = recipes.OWN[preset]
     chosen = read_config(recipe(), config)
-    given = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
+    given = {key: value for key, value in (("steps", steps), ("seed", seed), ("parallel", parallel)) if value is not None}
     chosen = replace(chosen, train=replace(chosen.train, **given))
     if print_config:
         say(*json.dumps(asdict(chosen), indent=1).splitlines())
         return
     if latents is None or out is None:
         raise InputError("--latents and --out are needed for training; phantom encode makes the latents")
-    say(json.dumps(own.run(chosen, model_folder(model or name), latents, out, Placement(device=device, dtype=dtype))))
+    made = own.run(chosen, model_folder(model or name), latents, out, Placement(device=device, dtype=dtype))
+    if is_main():
+        say(json.dumps(made))
 
 
 def read_config(config: Any, file: Path | None) -> Any:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+from phantom_s2v.errors import InputError
+
+PARALLEL = ("ddp", "fsdp", "hsdp")
 HELD = 16  # validation triplets of a fine-tuning, at most
 
 
@@ -15,7 +18,8 @@ class TrainConfig:
     warmup: int = 200  # steps
     decay_share: float = 0.0  # share of the run over which the rates fall to zero; 0: never
     clip_norm: float = 1.0  # bound on the gradient's norm
-    gradient_accumulation_steps: int = 1  # batches of an optimizer step
+    gradient_accumulation_steps: int = 1  # batches of an optimizer step in each process
+    spike_factor: float = 0.0  # a step whose gradient's norm is so many times the usual one is skipped; 0: none
     ema_decay: float = 0.999
     seed: int = 0
     threads: int = 1  # CPU threads of torch
@@ -24,9 +28,22 @@ class TrainConfig:
     minutes: float = 0.0  # the run ends after so many, whatever `steps` says; 0: no limit
     decay_minutes: float = 0.0  # of `minutes`, at their end, over which the rates fall to zero
     save_minutes: float = 5.0
+    save_steps: int = 0  # steps between checkpoints, beside save_minutes; 0: by time alone
+    keep_checkpoints: int = 2  # the newest; the one before is used where the last is damaged
     log_steps: int = 50
     may_change: tuple[str, ...] = ()  # names of parts that may differ from those of the state that the run goes on from
     validate_minutes: float = 15.0
+    parallel: str = "ddp"  # under torchrun: ddp, fsdp (weights shared by all processes) or hsdp (by shard_size of them)
+    shard_size: int = 0  # processes that share one copy of the weights in hsdp; 0: those of a machine
+    ring_degree: int = 1  # processes that share a sequence by ring attention
+    ulysses_degree: int = 1  # processes that share a sequence by exchanging attention heads
+
+    def __post_init__(self) -> None:
+        if self.parallel not in PARALLEL:
+            raise InputError(f"parallel must be {', '.join(PARALLEL[:-1])} or {PARALLEL[-1]} (got {self.parallel!r})")
+        for name in ("gradient_accumulation_steps", "keep_checkpoints", "ring_degree", "ulysses_degree"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1 (got {getattr(self, name)})")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from phantom_s2v.models.flow_matching import velocity_loss
 from phantom_s2v.models.phantom.conditioning import Conditions, null, stack, without_text
 from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.training.config import TransformerConfig
-from phantom_s2v.training.loop import Loss
+from phantom_s2v.training.learner import Loss
 from phantom_s2v.training.transformer import drop, noised, permuted, position_weight, size_of
 
 

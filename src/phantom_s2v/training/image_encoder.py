@@ -16,7 +16,8 @@ from phantom_s2v.models.phantom.encoders import ImageEncoder, TextEncoder
 from phantom_s2v.models.tensors import align, save_part
 from phantom_s2v.training.config import ImageEncoderConfig
 from phantom_s2v.training.guard import facts_of
-from phantom_s2v.training.loop import Loss, train
+from phantom_s2v.training.learner import Loss
+from phantom_s2v.training.loop import train
 
 
 def batch(config: ImageEncoderConfig, sprites: Sprites, step: int, rank: int = 0) -> dict:
@@ -93,7 +94,7 @@ def train_image_encoder(config: ImageEncoderConfig, sprites: Sprites, out: Path,
     ema = train(
         config.train,
         model,
-        lambda step, rank: batch(config, sprites, step, rank),
+        lambda number, together: batch(config, sprites, *divmod(number, together)),
         lambda m: loss_of(config, text, m),
         out,
         facts,

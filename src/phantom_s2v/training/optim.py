@@ -5,11 +5,13 @@ orthogonalizes in bf16 only, which most CPUs emulate; here the type is an argume
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from phantom_s2v.models.distributed import rank, summed, world
+from phantom_s2v.models.distributed import each_by_one
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 SLOW = 0.3  # share of Muon's rate
@@ -43,7 +45,7 @@ class Muon(torch.optim.Optimizer):
 
     Convolutions are treated as matrices [out, in * kernel]. The rate of a matrix is scaled by sqrt(max(1, R / C)). `exclude`
     names matrices, by how their names begin, that AdamW takes; `slow` those, by a part of their names, that move at SLOW of `lr`.
-    Under torchrun every process orthogonalizes its share of the matrices, so all need the same gradients.
+    Under torchrun every process orthogonalizes its share of the matrices, whole, so all need the same gradients.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         quick, gentle, rest = [], [], []
         for name, p in named:
-            if p.ndim < 2 or min(p.shape[0], p[0].numel()) < 16 or name.startswith(exclude):
+            if p.ndim < 2 or min(p.shape[0], p.numel() // max(1, p.shape[0])) < 16 or name.startswith(exclude):
                 rest.append(p)
             else:
                 (gentle if any(part in name for part in slow) else quick).append(p)
@@ -85,20 +87,13 @@ class Muon(torch.optim.Optimizer):
     def _muon(self, touched: list[tuple[torch.Tensor, torch.Tensor]], group: dict) -> None:
         if not touched:
             return
-        parameters, grads = [p for p, _ in touched], [grad for _, grad in touched]
-        buffers = [self._buffer(p) for p in parameters]
+        parameters, grads = _own([p for p, _ in touched]), _own([grad for _, grad in touched])
+        buffers = _own([self._buffer(p) for p, _ in touched])
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        updates = [update.flatten(1) for update in torch._foreach_lerp(grads, buffers, group["momentum"])]
-        numbers = range(rank(), len(updates), world())
-        updates_by_number = dict(
-            zip(numbers, orthogonalize_all([updates[number] for number in numbers], self.dtype), strict=True)
-        )
-        mine = [
-            updates_by_number[number] if number in updates_by_number else torch.zeros_like(update)
-            for number, update in enumerate(updates)
-        ]
-        directions = summed(mine)
-        scales = [group["lr"] * max(1.0, d.shape[0] / d.shape[1]) ** 0.5 for d in directions]
+        updates = torch._foreach_lerp(grads, buffers, group["momentum"])
+        matrices = [_matrix(update, p) for update, (p, _) in zip(updates, touched, strict=True)]
+        directions = each_by_one(matrices, partial(orthogonalize_all, dtype=self.dtype))
+        scales = [group["lr"] * max(1.0, m.shape[0] / m.shape[1]) ** 0.5 for m in matrices]
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         steps = torch._foreach_mul(directions, scales)
         torch._foreach_sub_(parameters, [step.view_as(p) for step, p in zip(steps, parameters, strict=True)])
@@ -111,13 +106,32 @@ class Muon(torch.optim.Optimizer):
         return state["momentum"]
 
 
+def _own(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """What this process holds of tensors, whose elements are changed in place."""
+    return [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
+
+
+def _matrix(update: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """An update of a parameter, of which this process may hold rows only, as a matrix [out, in * kernel] of all rows."""
+    flat = update.flatten(1)
+    if not isinstance(p, DTensor):
+        return flat
+    shape = torch.Size((p.shape[0], p.numel() // p.shape[0]))
+    return DTensor.from_local(flat, p.device_mesh, p.placements, run_check=False, shape=shape, stride=(shape[1], 1))
+
+
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """ema <- decay ema + (1 - decay) model, with a shorter memory during the first steps."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), weight)
-    for target, source in zip(ema.buffers(), model.buffers(), strict=True):
-        target.copy_(source)
+    torch._foreach_lerp_(_own(ema.parameters()), _own(model.parameters()), weight)
+    copy_buffers(ema, model)
+
+
+def copy_buffers(ema: nn.Module, model: nn.Module) -> None:
+    """Give an average the buffers of its model, where it has any."""
+    for name, target in ema.named_buffers():
+        target.copy_(model.get_buffer(name))
 
 
 def rate_at(step: int, steps: int, warmup: int, decay_share: float) -> float:

@@ -24,7 +24,8 @@ from phantom_s2v.training.config import Bucket, TransformerConfig
 from phantom_s2v.training.distillation import distillation_loss, student_of
 from phantom_s2v.training.guard import encoder_hashes, facts_of
 from phantom_s2v.training.latents import TEXT_PLACES, TripletEncoder, Triplets, validation_families
-from phantom_s2v.training.loop import Work, pick_dtype
+from phantom_s2v.training.learner import pick_dtype
+from phantom_s2v.training.log import Work
 from phantom_s2v.training.transformer import TransformerLoss, loss_of, train_transformer
 from phantom_s2v.training.validation import Validation
 

@@ -1,45 +1,89 @@
-"""Ctrl-C and SIGTERM in a training: the step that runs is finished and saved before the process ends."""
+"""What is asked of a training while it runs: by Ctrl-C and SIGTERM, by files in its folder, and by its clock."""
 
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-
-from phantom_s2v.models.distributed import is_main, summed, world
+from phantom_s2v.models.distributed import agreed, is_main
+from phantom_s2v.training.config import TrainConfig
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAVE, SAVE_QUIT = "save", "save_quit"  # files in the folder of a run
 
 
-def shared(value: float, device: torch.device) -> float:
-    """The mean of a number over torchrun's processes, the same in all of them; one that is alone waits for no device."""
-    return value if world() < 2 else float(summed([torch.tensor([value], device=device)])[0]) / world()
+@dataclass(frozen=True)
+class Orders:
+    """What is to be done after a step, the same in all of torchrun's processes."""
+
+    spent: float  # seconds since the start
+    save: bool
+    quit: bool  # after a save
+    validate: bool
+    over: bool  # the run's minutes have passed
+
+
+class Desk:
+    """Where orders come in. The first process has the clock and looks for files; signals may reach any."""
+
+    def __init__(self, config: TrainConfig, out: Path) -> None:
+        self.config, self.out, self.signals = config, out, list[int]()
+        self.began = self.saved = self.validated = time.monotonic()
+
+    def orders(self, step: int) -> Orders:
+        """Orders for the end of a step (from 0). All processes have to ask."""
+        config, now = self.config, time.monotonic()
+        spent, asked = now - self.began, bool(self.signals)
+        save = now - self.saved > config.save_minutes * 60 or bool(config.save_steps and (step + 1) % config.save_steps == 0)
+        if is_main():
+            save |= self._taken(SAVE)
+            asked |= self._taken(SAVE_QUIT)
+        validate = now - self.validated > config.validate_minutes * 60
+        over = bool(config.minutes) and spent > config.minutes * 60
+        mine = [spent, save, validate, over] if is_main() else [0.0, False, False, False]
+        spent, *rest = agreed([float(value) for value in (*mine, asked)])
+        save, validate, over, asked = map(bool, rest)
+        last = over or step + 1 == config.steps
+        return Orders(spent, save or asked or last, asked and not last, validate or last, over)
+
+    def done(self, orders: Orders) -> None:
+        """Note when orders were carried out."""
+        if orders.save:
+            self.saved = time.monotonic()
+        if orders.validate:
+            self.validated = time.monotonic()
+
+    def _taken(self, name: str) -> bool:
+        """Whether there was a file of this name; it is removed."""
+        try:
+            (self.out / name).unlink()
+        except OSError:
+            return False
+        return True
 
 
 @contextmanager
-def stopping(device: torch.device) -> Iterator[Callable[[], bool]]:
-    """A function that says, after a step, whether a signal has come to any of torchrun's processes; all of them have to ask.
+def stopping(desk: Desk) -> Iterator[None]:
+    """Within it, Ctrl-C and SIGTERM are orders: the step that runs is finished and saved. A second one ends the process at once.
 
-    A second signal ends the process at once. In a thread that is not the main one, where signals cannot be caught, it says no.
+    In a thread that is not the main one, where signals cannot be caught, there are none.
     """
-    caught: list[int] = []
 
     def remember(number: int, _: object) -> None:
-        if caught:
+        if desk.signals:
             raise KeyboardInterrupt
-        caught.append(number)
-
-    def asked() -> bool:
-        return bool(shared(float(len(caught)), device))
+        desk.signals.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield
         return
     before = {number: signal.signal(number, remember) for number in SIGNALS}
     try:
-        yield asked
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

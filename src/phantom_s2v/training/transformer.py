@@ -16,7 +16,9 @@ from phantom_s2v.models.phantom.transformer import PhantomTransformer
 from phantom_s2v.models.tensors import save_part
 from phantom_s2v.training.config import TransformerConfig
 from phantom_s2v.training.latents import TEXT_PLACES, TripletEncoder, Triplets, conditions_of
-from phantom_s2v.training.loop import Loss, Work, train
+from phantom_s2v.training.learner import Loss
+from phantom_s2v.training.log import Work
+from phantom_s2v.training.loop import train
 from phantom_s2v.training.travel import write_parts
 from phantom_s2v.training.validation import Validation
 
@@ -109,6 +111,8 @@ def train_transformer(
 
     def validate(raw: nn.Module, average: nn.Module) -> dict[str, float]:
         networks = (("raw_", raw), ("average_", average))
+        if not is_main():
+            return {}
         with torch.compiler.set_stance("force_eager"):  # its shapes are not compiled for
             return {
                 name: value for v in validations for prefix, network in networks for name, value in v(network, prefix).items()
@@ -126,7 +130,7 @@ def train_transformer(
     ema = train(
         config.train,
         model,
-        triplets,
+        lambda number, together: triplets(*divmod(number, together)),
         lambda m: loss(config, empty, m),
         out,
         {**facts, "config": asdict(config)},

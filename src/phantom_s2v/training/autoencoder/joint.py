@@ -17,9 +17,11 @@ from phantom_s2v.models.autoencoder import build_autoencoder, skip_empty_history
 from phantom_s2v.models.distributed import is_main
 from phantom_s2v.models.tensors import align, save_part
 from phantom_s2v.training.autoencoder.linear import linear_path, principal_start, whole
+from phantom_s2v.training.checkpoint import saved
 from phantom_s2v.training.config import AutoencoderConfig, TrainConfig
 from phantom_s2v.training.guard import facts_of
-from phantom_s2v.training.loop import Loss, train
+from phantom_s2v.training.learner import Loss
+from phantom_s2v.training.loop import CHECKPOINTS, train
 
 SMALLEST_ERROR = 1e-4  # 46 dB: what is better counts no more
 NUDGE = 0.3  # of a latent channel's std
@@ -94,7 +96,7 @@ def train_autoencoder(config: AutoencoderConfig, sprites: Sprites, out: Path, in
 
 def _start(config: AutoencoderConfig, sprites: Sprites, out: Path, facts: dict[str, Any]) -> AutoencoderKLWan:
     """Random weights but for the linear path, which is fitted first; a run that goes on brings its own."""
-    if config.linear is None or (out.parent / "state.safetensors").exists():
+    if config.linear is None or saved(out.parent / CHECKPOINTS):
         return build_autoencoder()
     torch.set_num_threads(config.linear.threads)
     linear, pixels = linear_path(), composed(sprites, config.train.seed, side=config.side)
@@ -110,7 +112,7 @@ def _train(
     ema = train(
         run,
         model,
-        lambda step, rank: batch(config, sprites, step, rank),
+        lambda number, together: batch(config, sprites, *divmod(number, together)),
         lambda m: loss_of(config, m, sampled=not linear and not config.decoder_only),
         out,
         {**facts, "config": asdict(config)},

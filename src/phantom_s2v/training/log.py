@@ -1,0 +1,119 @@
+"""The log of a training: means of the loss's parts over all processes, to log.jsonl, TensorBoard and the terminal."""
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from phantom_s2v.errors import DataError
+from phantom_s2v.files.io import naming, text_lines, write_text
+from phantom_s2v.models.distributed import everyone, is_main
+from phantom_s2v.training.config import TrainConfig
+
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of a training: of one sample by side in pixels and frames, and what the device does in a second at best."""
+
+    flop: dict[tuple[int, int], float]
+    peak: float
+
+    def stated(self) -> dict[str, float]:
+        """For the log, in units of 1e12."""
+        samples = {f"tflop_of_a_{side}px_{frames}f_sample": round(flop / 1e12, 4) for (side, frames), flop in self.flop.items()}
+        return {**samples, "peak_tflop_per_second": round(self.peak / 1e12, 2)}
+
+    def of(self, batch: dict[str, torch.Tensor]) -> float:
+        """Operations of a batch of Triplets."""
+        samples, _, frames = batch["sprite"].shape
+        return samples * self.flop[int(batch["side"]), frames]
+
+
+def check_log(out: Path) -> None:
+    """Raise DataError where a folder's log.jsonl is none of a training."""
+    log = out / LOG
+    if log.is_symlink():
+        raise DataError(f"{log} is a symbolic link; choose another folder")
+    if log.exists() and '"step"' not in next(text_lines(log), '"step"'):
+        raise DataError(f"{log} exists and is not a training log; choose another folder")
+
+
+class Log:
+    """Rows of every so many steps. Numbers leave the device when a row is written; the first process writes."""
+
+    def __init__(self, out: Path, config: TrainConfig, work: Work | None, start: int) -> None:
+        """Go on after `start` steps; rows of later steps, which a killed run had written, are cut off."""
+        self.path, self.every = out / LOG, config.log_steps
+        if is_main():
+            self._cut(start)
+            self.file, self.writer = self.path.open("a"), SummaryWriter(str(out), purge_step=start + 1)
+        self.steps, self.ends = config.steps, time.monotonic() + 60 * (config.minutes or math.inf)
+        self.work, self.flop = work, 0.0
+        self.parts: dict[str, list[torch.Tensor]] = {}
+        self.count, self.since, self.waited = 0, time.monotonic(), 0.0
+
+    def _cut(self, start: int) -> None:
+        if not self.path.exists():
+            return
+        lines = list(text_lines(self.path))
+        kept = [line for line in lines if _step(line) <= start]
+        if len(kept) < len(lines):
+            write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def add(self, step: int, parts: dict[str, torch.Tensor], batches: list[Any], waited: float, facts: dict[str, float]) -> None:
+        """Count a step: parts of its loss, its batches, and the seconds that it waited for them. All processes have to."""
+        for name, value in parts.items():
+            self.parts.setdefault(name, []).append(value.detach())
+        self.count += 1
+        self.waited += waited
+        self.flop += sum(self.work.of(batch) for batch in batches) if self.work else 0.0
+        if (step + 1) % self.every:
+            return
+        row = _means({name: (float(torch.stack(values).sum()), len(values)) for name, values in self.parts.items()})
+        seconds = time.monotonic() - self.since
+        reached = {"share_of_peak": self.flop / seconds / self.work.peak} if self.work else {}
+        left = min((self.steps - step - 1) * seconds / self.count, self.ends - time.monotonic())
+        waits = {"seconds_per_step": seconds / self.count, "data_wait": self.waited / seconds}
+        self.write(step, {**row, **waits, **reached, **facts, "minutes_left": max(0.0, left / 60)})
+        self.parts, self.count, self.flop, self.since, self.waited = {}, 0, 0.0, time.monotonic(), 0.0
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Write a row of a step (from 0)."""
+        if not (is_main() and row):
+            return
+        for name, value in row.items():
+            self.writer.add_scalar(name, value, step + 1)
+        line = json.dumps({**{k: round(v, 5) for k, v in row.items()}, "step": step + 1})
+        with naming(self.path):
+            print(line, file=self.file, flush=True)
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Close what is open."""
+        if is_main():
+            self.file.close()
+            self.writer.close()
+
+
+def _step(line: str) -> int:
+    """The step of a row; that of a torn one is beyond any."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):
+        return sys.maxsize
+
+
+def _means(sums: dict[str, tuple[float, int]]) -> dict[str, float]:
+    """Means over all processes, each of which may have other names."""
+    rows = everyone(sums)
+    names = dict.fromkeys(name for row in rows for name in row)
+    totals = {name: [sum(values) for values in zip(*(row[name] for row in rows if name in row), strict=True)] for name in names}
+    return {name: total / count for name, (total, count) in totals.items()}
