@@ -1,23 +1,24 @@
 """Whether a training that is killed loses or changes anything: SIGKILL at random moments, saves included, and gone on with.
 
 An unbroken run of phantom-mini's preset on random latents writes the loss of every step in all its bits. The same run is then
-killed again and again, about half of the times while a checkpoint is being written, and started again, each time to go on from
+killed again and again, often while a checkpoint is being written, and started again, each time to go on from
 its newest checkpoint; the losses of the steps that follow have to be those of the unbroken run. The last line is one JSON object:
-kills; lost, restarts that went on from an earlier step than that of a checkpoint that was whole at the kill; and different, of
+kills; lost, restarts that went on from an earlier step than the newest checkpoint, and damaged checkpoints; and different, of
 all steps that were made again or for the first time, those whose loss has other bits.
 """
 
 import json
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
+import socket
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -31,8 +32,6 @@ from phantom_s2v.training.checkpoint import saved
 from phantom_s2v.training.encoded import EncodedStore
 from phantom_s2v.training.guard import encoder_hashes
 from phantom_s2v.training.log import Log
-
-AFTER = 50  # steps after the last kill that are compared with the unbroken run's, at least
 
 
 def latents(path: Path, folder: Path, count: int = 12) -> None:
@@ -80,69 +79,96 @@ def losses_of(out: Path) -> list[tuple[int, str]]:
     return [(int(line.split()[0]), line.split()[1]) for line in lines if line.endswith("\n")]
 
 
-def kill_once(command: list[str], out: Path, rng: random.Random, ready: int) -> bool:
-    """Start the training, and kill it at a random moment after its first new steps; whether it lived until then.
+def start(processes: int, work: Callable[..., None], *given: Any) -> list[Any]:
+    """Processes as torchrun starts them, forked, so that they need not import again (Lance is not in use here)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    fork, started = multiprocessing.get_context("fork"), list[Any]()
+    for rank in range(processes):
+        if processes > 1:
+            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            os.environ |= {name: str(value) for name, value in places.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lance warns at every fork
+            started.append(fork.Process(target=work, args=given))
+            started[-1].start()
+    return started
 
-    Every second time the moment is in a save: while the folder of an unfinished checkpoint is there.
-    """
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(losses_of(out)) <= ready + rng.randint(0, 3) and process.poll() is None:
-        time.sleep(0.005)
-    if rng.random() < 0.5:
-        ends = time.monotonic() + 5
-        while time.monotonic() < ends and not list(out.glob("checkpoints/.step-*.partial")) and process.poll() is None:
-            time.sleep(0.0005)
-        time.sleep(rng.random() * 0.02)
-    else:
-        time.sleep(rng.random() * 0.5)
-    lived = process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    said = process.communicate()[1]
-    if not lived and process.returncode != 0:
-        raise RuntimeError(said[-2000:])
-    return lived
+
+def quietly(work: Callable[..., None], log: Path, *given: Any) -> None:
+    """Do it with what it prints in a file."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    work(*given)
+    os._exit(0)
+
+
+def kill_once(started: list[Any], out: Path, rng: random.Random, ready: int) -> None:
+    """Kill a training at a random moment: after some steps, while a checkpoint is being written, or soon after one was."""
+    before = set(saved(out / "checkpoints"))
+
+    def comes(there: Callable[[], object], pause: float) -> None:
+        ends = time.monotonic() + 60
+        while not there() and time.monotonic() < ends and all(process.is_alive() for process in started):
+            time.sleep(pause)
+
+    comes(lambda: len(losses_of(out)) > ready + rng.randint(0, 2), 0.005)
+    moment = rng.choice(("steps", "save", "saved"))
+    if moment == "save":
+        comes(lambda: list(out.glob("checkpoints/.step-*.partial")), 0.0005)
+    elif moment == "saved":
+        comes(lambda: set(saved(out / "checkpoints")) - before, 0.002)
+    time.sleep(rng.random() * 0.05)
+    if not all(process.is_alive() for process in started):
+        raise RuntimeError((out.parent / "said.txt").read_text()[-3000:])
+    for process in started:
+        process.kill()
+    for process in started:
+        process.join()
 
 
 def main(
     kills: Annotated[int, typer.Option(help="Number of kills.")] = 40,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 3,
+    after: Annotated[int, typer.Option(help="Steps after the last kill that are compared with those of the unbroken run.")] = 50,
     model: Annotated[str, typer.Option(help="Model of phantom-mini's kind.")] = "phantom-mini",
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
-    processes: Annotated[int, typer.Option(help="Processes of torchrun, which share the weights (FSDP).")] = 1,
-    child: Annotated[str | None, typer.Option(hidden=True)] = None,
-    steps: Annotated[int, typer.Option(hidden=True)] = 10**6,
+    processes: Annotated[int, typer.Option(help="Processes, which share the weights (FSDP).")] = 1,
 ) -> None:
     """Kill, go on, compare; exit code 1 if anything is lost or different."""
-    folder = model_folder(model)
-    if child:
-        learn(folder, Path(child).parent / "l.lance", Path(child), steps, save_steps)
-        return
-    rng, killed, lost, during, newest = random.Random(seed), 0, 0, 0, 0
+    folder, rng, lost, during, newest = model_folder(model), random.Random(seed), 0, 0, 0
     with tempfile.TemporaryDirectory() as scratch:
-        out, whole = Path(scratch) / "killed", Path(scratch) / "whole"
-        latents(Path(scratch) / "l.lance", folder)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-        start = [sys.executable, *torchrun, __file__, "--model", model, "--save-steps", str(save_steps), "--child"]
-        while killed < kills:
+        out, whole, said = Path(scratch) / "killed", Path(scratch) / "whole", Path(scratch) / "said.txt"
+        store = Path(scratch) / "l.lance"
+        done(start(1, quietly, latents, said, store, folder), said)
+        for kill in range(1, kills + 1):
             made = losses_of(out)
-            killed += kill_once([*start, str(out)], out, rng, len(made))
+            kill_once(start(processes, quietly, learn, said, folder, store, out, 10**6, save_steps), out, rng, len(made))
             during += bool(list(out.glob("checkpoints/.step-*.partial")))
-            there = max((int(path.name[5:]) for path in saved(out / "checkpoints")), default=0)
             again = losses_of(out)[len(made) :]
-            if again and again[0][0] <= newest:
-                lost += 1
-            newest = there
-            print(f"kill {killed}: at step {again[-1][0] if again else '-'}, checkpoint {there}", flush=True)
-        last = newest + AFTER
+            lost += bool(again) and again[0][0] <= newest
+            newest = max((int(path.name[5:]) for path in saved(out / "checkpoints")), default=0)
+            print(f"kill {kill}: steps {again[0][0]} to {again[-1][0]}, checkpoint {newest}", flush=True)
         for place in (out, whole):
-            subprocess.run([*start, str(place), "--steps", str(last)], check=True, stdout=subprocess.DEVNULL)
-        expected = dict(losses_of(whole))
-        different = sum(expected[step] != loss for step, loss in losses_of(out))
-    os.sync()
-    print(f"{during} of the kills left an unfinished checkpoint; {len(expected)} steps were compared")
-    result = {"kills": killed, "lost": lost, "different": different}
-    print(json.dumps(result))
-    raise typer.Exit(1 if lost or different else 0)
+            done(start(processes, quietly, learn, said, folder, store, place, newest + after, save_steps), said)
+        expected, compared = dict(losses_of(whole)), losses_of(out)
+        different = sum(expected.get(step) != loss for step, loss in compared)
+        print(f"{during} of the kills left an unfinished checkpoint; {len(compared)} losses were compared")
+        damaged = said.read_text().count("is damaged")
+        print(f"{damaged} checkpoints were damaged")
+    print(json.dumps({"kills": kills, "lost": lost + damaged, "different": different}))
+    raise typer.Exit(1 if lost or damaged or different else 0)
+
+
+def done(started: list[Any], said: Path) -> None:
+    """Wait for the end of processes. Raises RuntimeError where one fails."""
+    for process in started:
+        process.join()
+    if any(process.exitcode for process in started):
+        raise RuntimeError(said.read_text()[-3000:])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from phantom_s2v.models import registry
 from phantom_s2v.training import recipes
 from phantom_s2v.training.autoencoder.joint import SPREAD, batch, channel_weight, composed, loss_of, train_autoencoder
 from phantom_s2v.training.autoencoder.linear import linear_path
+from phantom_s2v.training.checkpoint import saved
 from phantom_s2v.training.config import AutoencoderConfig, TrainConfig
 
 CONFIG = AutoencoderConfig(
@@ -113,7 +114,7 @@ def test_without_weights_to_start_from_the_linear_path_comes_first(tmp_path, spr
     short = lambda *given, **named: composed(*given, **named)[:, :, :5]  # noqa: E731 - a clip's beginning is a clip
     monkeypatch.setattr(f"{module}.composed", short)
     model = train_autoencoder(CONFIG, sprites, tmp_path, None)
-    assert (tmp_path / "linear" / "state.safetensors").exists()
+    assert saved(tmp_path / "linear" / "checkpoints")
     monkeypatch.delattr(f"{module}.principal_start")  # what has its state already needs no start
     monkeypatch.setattr(f"{module}.export_autoencoder", lambda *_: None)
     again = train_autoencoder(CONFIG, sprites, tmp_path, None).state_dict()
