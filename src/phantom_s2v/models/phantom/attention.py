@@ -37,11 +37,12 @@ def window_attention(
 
     `ranges` are the windows' half-open ranges of latent time, `angles` RoPE's table [M, S, E/2]: inside a window video
     takes places 0.. and the references its last n, so all windows are equivalent. What references,
-    text and image tokens get is averaged over the windows. `everywhere` False injects references into the first only.
+    text and image tokens get is averaged over the windows. `everywhere` False injects references once, at the tail: into the last
+    window only.
     """
     video, references, text = [], [], []
     for index, (start, stop) in enumerate(ranges):
-        inject = everywhere or index == 0
+        inject = everywhere or index == len(ranges) - 1
         cut_q, cut_k, cut_v = (_cut(x, start, stop, inject) for x in (q, k, v))
         out = _attend(cut_q, cut_k, cut_v, angles, seen if inject else Seen(None, seen.text))
         video.append(out.video)

@@ -1,0 +1,55 @@
+"""Run the arms that have no valid row yet, the most important first, or print the tables: see runs/ablations.sh."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from phantom_s2v.files.io import append
+
+from .arms import ARMS, SEEDS
+from .older import WAYS, Ways
+from .results import FILE, code_hash, config_hash, read, rows_of, valid
+from .tables import tables
+from .trial import Trials
+from .world import load_world
+
+CODE = ("arms", "world", "judge", "trial")  # modules here that make an arm's figures
+FIRST = 8  # arms that go before the older ways
+ORDER = [*(arm.name for arm in ARMS[:FIRST]), *WAYS, *(arm.name for arm in ARMS[FIRST:])]
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(prog="runs/ablations.sh", description=__doc__)
+    parser.add_argument("--results", type=Path, default=FILE, help="JSON Lines file of finished arms")
+    parser.add_argument("--scratch", type=Path, default=Path("outputs/ablations"), help="folder of what is trained meanwhile")
+    parser.add_argument("--table", action="store_true", help="print the tables of the results and train nothing")
+    parser.add_argument("--arms", default="", help="only these, by name, with commas between")
+    asked = parser.parse_args()
+    if asked.table:
+        print(tables(read(asked.results)))
+        return
+    chosen = [name for name in ORDER if not asked.arms or name in asked.arms.split(",")]
+    run(asked.results, asked.scratch, chosen)
+
+
+def run(results: Path, scratch: Path, names: list[str]) -> None:
+    """One seed of every arm, then the second, then the third; what is valid already is passed over."""
+    world = load_world()
+    trials, ways = Trials(world, scratch), Ways(world, scratch)
+    precision = str(world.dtype).removeprefix("torch.")
+    for seed in SEEDS:
+        for name in names:
+            of, code = (ways, code_hash(*CODE, "older")) if name in WAYS else (trials, code_hash(*CODE))
+            config = config_hash(of.made_by(name, seed), world)
+            if any(valid(row, config, code, lambda name=name, of=of: of.probe(name)) for row in rows_of(results, name, seed)):
+                continue
+            print(f"{time.strftime('%H:%M')} {name}, seed {seed}", file=sys.stderr, flush=True)
+            made = {"config": config, "code": code, "probe": of.probe(name), "precision": precision, **of.run(name, seed)}
+            append(results, json.dumps({"arm": name, "seed": seed, **made}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
