@@ -19,7 +19,7 @@ from .judge import CLIPS, COARSE, SCALES, SHIFT, STEPS
 from .world import CANDIDATES, World
 
 FILE = Path(__file__).parents[2] / "dev" / "ablations.jsonl"
-SAME = 1e-3  # relative difference of a probe's numbers within which two codes count as one
+SAME = 1e-4  # relative difference of a probe's numbers within which two codes count as one
 DRAWS = 2_000
 
 Row = dict[str, Any]
