@@ -10,7 +10,7 @@ from phantom_s2v.files.io import append
 
 from .arms import ARMS, SEEDS
 from .older import WAYS, Ways
-from .results import FILE, code_hash, config_hash, read, rows_of, valid
+from .results import FILE, code_hash, config_hash, read, rows_of, shared_by_all, valid
 from .tables import tables
 from .trial import Trials
 from .world import load_world
@@ -39,11 +39,11 @@ def run(results: Path, scratch: Path, names: list[str]) -> None:
     """One seed of every arm, then the second, then the third; what is valid already is passed over."""
     world = load_world()
     trials, ways = Trials(world, scratch), Ways(world, scratch)
-    precision = str(world.dtype).removeprefix("torch.")
+    shared, precision = shared_by_all(world), str(world.dtype).removeprefix("torch.")
     for seed in SEEDS:
         for name in names:
             of, code = (ways, code_hash(*CODE, "older")) if name in WAYS else (trials, code_hash(*CODE))
-            config = config_hash(of.made_by(name, seed), world)
+            config = config_hash({**shared, **of.made_by(name, seed)})
             if any(valid(row, config, code, lambda name=name, of=of: of.probe(name)) for row in rows_of(results, name, seed)):
                 continue
             print(f"{time.strftime('%H:%M')} {name}, seed {seed}", file=sys.stderr, flush=True)

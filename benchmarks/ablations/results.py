@@ -25,14 +25,18 @@ DRAWS = 2_000
 Row = dict[str, Any]
 
 
-def config_hash(made_by: dict[str, Any], world: World) -> str:
-    """Of all that makes an arm's figures but code: its configuration, the start, the data, and what judges."""
-    shared = {
+def shared_by_all(world: World) -> dict[str, Any]:
+    """What makes every arm's figures beside its configuration and code: weights, data, and what judges."""
+    return {
         "model": folder_hash(world.folder, MADE_OF),
         "pictures": sprites_hash(world.store),
         "judge": [SIDE, CANDIDATES, COARSE, SCALES, STEPS, SHIFT, CLIPS],
     }
-    return origin_hash({**shared, **made_by})[:16]
+
+
+def config_hash(made_by: dict[str, Any]) -> str:
+    """Of all that makes an arm's figures but code."""
+    return origin_hash(made_by)[:16]
 
 
 @cache
