@@ -8,7 +8,7 @@ from pathlib import Path
 
 from phantom_s2v.files.io import append
 
-from .arms import ARMS, SEEDS
+from .arms import ARMS, SEEDS, TRUE
 from .older import WAYS, Ways
 from .results import FILE, code_hash, config_hash, read, rows_of, shared_by_all, valid
 from .tables import tables
@@ -17,7 +17,7 @@ from .world import load_world
 
 CODE = ("arms", "world", "judge", "trial")  # modules here that make an arm's figures
 FIRST = 8  # arms that go before the older ways
-ORDER = [*(arm.name for arm in ARMS[:FIRST]), *WAYS, *(arm.name for arm in ARMS[FIRST:])]
+ORDER = [*TRUE, *(arm.name for arm in ARMS[:FIRST]), *WAYS, *(arm.name for arm in ARMS[FIRST:])]
 
 
 def main() -> None:
@@ -37,12 +37,12 @@ def main() -> None:
 
 def run(results: Path, scratch: Path, names: list[str]) -> None:
     """One seed of every arm, then the second, then the third; what is valid already is passed over."""
-    world = load_world()
-    trials, ways = Trials(world, scratch), Ways(world, scratch)
+    world, codes = load_world(), (code_hash(*CODE), code_hash(*CODE, "older"))
+    trials, ways = Trials(world, scratch / codes[0]), Ways(world, scratch / codes[1])  # checkpoints of other code stay aside
     shared, precision = shared_by_all(world), str(world.dtype).removeprefix("torch.")
     for seed in SEEDS:
-        for name in names:
-            of, code = (ways, code_hash(*CODE, "older")) if name in WAYS else (trials, code_hash(*CODE))
+        for name in names if seed == SEEDS[0] else [name for name in names if name not in TRUE]:
+            of, code = (ways, codes[1]) if name in WAYS else (trials, codes[0])
             config = config_hash({**shared, **of.made_by(name, seed)})
             if any(valid(row, config, code, lambda name=name, of=of: of.probe(name)) for row in rows_of(results, name, seed)):
                 continue

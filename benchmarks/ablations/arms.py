@@ -65,6 +65,7 @@ class Arm:
     one_index: bool = False  # all images have one subject index, instead of one for each subject
 
 
+TRUE = {"true-stills": 1, "true-clips": 13}  # nothing is trained: what the true clips, of so many frames, get
 CONTROLS = {"stills": "both", "clips": "window-10"}
 ARMS = (
     Arm("both"),

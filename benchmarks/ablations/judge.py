@@ -153,7 +153,7 @@ class Judge:
             for number, video in enumerate(row.numpy() for part in cases.drawn for row in part.video):
                 for name, value in seen(number, video).items():
                     figures.setdefault(name, []).append(value)
-        return figures
+        return _rounded(figures)
 
     def _seen(self, number: int, video: np.ndarray) -> dict[str, float]:
         """What a sample of one subject shows."""

@@ -176,7 +176,8 @@ class Adapter(nn.Module):
                 module: nn.Module, args: Any, held: dict = held, key: Any = key, value: Any = value, stream: Any = stream
             ) -> Any:
                 q, k, v = (rearrange(x, "b n (h e) -> b h n e", h=stream.heads) for x in (held["q"], key(tokens), value(tokens)))
-                seen = scaled_dot_product_attention(stream.norm_q(q).to(v.dtype), stream.norm_k(k).to(v.dtype), v)
+                q, k = stream.norm_q(q.float()).to(v.dtype), stream.norm_k(k.float()).to(v.dtype)
+                seen = scaled_dot_product_attention(q, k, v)
                 return (args[0] + rearrange(seen, "b h n e -> b n (h e)").view_as(args[0]),)
 
             handles += [stream.q.register_forward_hook(keep), stream.out.register_forward_pre_hook(add)]
@@ -284,6 +285,7 @@ class Ways:
             encoder = replace(self.world.encoder, text=LearnedWord(self.world.text, vector))
             return Learned(text_only(self.world, base), replace(self.world, encoder=encoder), vector.numel() * 4)
         folder = self.scratch / f"lora-{seed}-{subject.key}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         file = learn_lora(self.world, subject, seed, folder, self.steps)
         add_lora(base, file, "subject")
         stored = file.stat().st_size

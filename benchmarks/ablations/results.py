@@ -70,21 +70,18 @@ def rows_of(file: Path, arm: str, seed: int) -> list[Row]:
     return [row for row in read(file) if (row["arm"], row["seed"]) == (arm, seed)]
 
 
-def compared(rows: list[Row], controls: list[Row], figure: str) -> tuple[int, int, float, float, float]:
-    """(seeds, subjects, mean difference from the control, and its 95% interval) by seeds that both have.
-
-    The bootstrap draws seeds and subjects, both with replacement; of one seed only subjects vary.
-    """
+def compared(rows: list[Row], controls: list[Row], figure: str) -> tuple[int, float, float, float]:
+    """(seeds, mean difference from the control, and its 95% interval) over the seeds that both have; 0 seeds where none."""
     base = {row["seed"]: row["figures"].get(figure) for row in controls}
     pairs = [(row["figures"][figure], base[row["seed"]]) for row in rows if figure in row["figures"] and base.get(row["seed"])]
     if not pairs:
-        return 0, 0, np.nan, np.nan, np.nan
+        return 0, np.nan, np.nan, np.nan
     differences = np.array([np.subtract(a, b) for a, b in pairs])
-    return (*differences.shape, float(differences.mean()), *interval(differences))  # type: ignore[return-value]
+    return len(pairs), float(differences.mean()), *interval(differences)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95% of the mean of values [seeds, subjects]."""
+    """95% of the mean of values [seeds, subjects]: a bootstrap that draws both. With one seed only subjects vary."""
     rng, (seeds, subjects) = np.random.default_rng(0), values.shape
     means = [
         values[rng.integers(seeds, size=seeds)][:, rng.integers(subjects, size=subjects)].mean() for _ in range(DRAWS)
