@@ -1,7 +1,9 @@
 """A studio in a temporary folder with one project and four people, each of one role, and their browsers."""
 
 import re
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,17 +59,15 @@ def template_folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def studio(template_folder, tmp_path) -> Iterator:
-    """A studio of its own for the test. `studio.project_id` is its project, `studio.people` name -> user id."""
-    import shutil
-
+@contextmanager
+def copied(template: Path, folder: Path) -> Iterator:
+    """A copy of a studio, started. `project_id` is its project, `people` name -> user id."""
     from sqlalchemy import select
 
     from phantom_s2v.studio.schema import Project, User
 
-    shutil.copytree(template_folder, tmp_path / "studio")
-    made = make_studio(tmp_path / "studio")
+    shutil.copytree(template, folder)
+    made = make_studio(folder)
     with made.reading() as session:
         made.project_id = session.scalars(select(Project.id)).one()
         made.people = {user.name.lower(): user.id for user in session.scalars(select(User))}
@@ -76,16 +76,25 @@ def studio(template_folder, tmp_path) -> Iterator:
 
 
 @pytest.fixture
-def actor_of(studio) -> Callable:
+def studio(template_folder, tmp_path) -> Iterator:
+    """A studio of its own for the test."""
+    with copied(template_folder, tmp_path / "studio") as made:
+        yield made
+
+
+def person(studio, name: str):
     """The person of a name with their roles in the studio's project, as services take them."""
     from phantom_s2v.studio import access
     from phantom_s2v.studio.schema import User
 
-    def find(name: str):
-        with studio.reading() as session:
-            return access.load(session, session.get_one(User, studio.people[name]), studio.project_id)[0]
+    with studio.reading() as session:
+        return access.load(session, session.get_one(User, studio.people[name]), studio.project_id)[0]
 
-    return find
+
+@pytest.fixture
+def actor_of(studio) -> Callable:
+    """actor_of("maker"); see `person`."""
+    return lambda name: person(studio, name)
 
 
 @pytest.fixture

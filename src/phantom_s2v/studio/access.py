@@ -23,6 +23,7 @@ REVIEWERS = frozenset({Role.REVIEWER, Role.APPROVER})
 APPROVERS = frozenset({Role.APPROVER})
 ADMINS = frozenset({Role.ADMIN})
 MAKERS_AND_ADMINS = MAKERS | ADMINS
+CHECKERS = frozenset({Role.REVIEWER, Role.APPROVER, Role.ADMIN})  # of rights records
 Who = str | frozenset[Role]
 
 RULES: dict[str, Who] = {
@@ -44,6 +45,41 @@ RULES: dict[str, Who] = {
     "GET /projects/{project_id}": MEMBERS,
     "GET /projects/{project_id}/members": MEMBERS,
     "POST /projects/{project_id}/members": ADMINS,
+    "GET /projects/{project_id}/settings": ADMINS,
+    "POST /projects/{project_id}/settings": ADMINS,
+    # Subjects and rights
+    "GET /projects/{project_id}/subjects": MEMBERS,
+    "GET /projects/{project_id}/subjects/new": MAKERS_AND_ADMINS,
+    "POST /projects/{project_id}/subjects": MAKERS_AND_ADMINS,
+    "GET /projects/{project_id}/subjects/{subject_id}": MEMBERS,
+    "POST /projects/{project_id}/subjects/{subject_id}": MAKERS_AND_ADMINS,
+    "POST /projects/{project_id}/subjects/{subject_id}/images": MAKERS_AND_ADMINS,
+    "GET /projects/{project_id}/subjects/{subject_id}/images/{image_id}": MEMBERS,
+    "GET /projects/{project_id}/subjects/{subject_id}/images/{image_id}/thumbnail": MEMBERS,
+    "POST /projects/{project_id}/subjects/{subject_id}/images/{image_id}/remove": MAKERS_AND_ADMINS,
+    "GET /projects/{project_id}/subjects/{subject_id}/rights/new": MEMBERS,
+    "POST /projects/{project_id}/subjects/{subject_id}/rights": MEMBERS,
+    "GET /projects/{project_id}/subjects/{subject_id}/rights/{right_id}/document": MEMBERS,
+    "POST /projects/{project_id}/subjects/{subject_id}/rights/{right_id}/check": CHECKERS,
+    "GET /projects/{project_id}/subjects/{subject_id}/rights/{right_id}/revoke": CHECKERS,
+    "POST /projects/{project_id}/subjects/{subject_id}/rights/{right_id}/revoke": CHECKERS,
+    "GET /projects/{project_id}/rights": MEMBERS,
+    # Policy
+    "GET /projects/{project_id}/policy": MEMBERS,
+    "GET /projects/{project_id}/policy/new": ADMINS,
+    "POST /projects/{project_id}/policy": ADMINS,
+    # People, notices, one's own account
+    "GET /people": STUDIO_ADMIN,
+    "POST /people": STUDIO_ADMIN,
+    "POST /people/{user_id}": STUDIO_ADMIN,
+    "POST /people/{user_id}/link": STUDIO_ADMIN,
+    "GET /audit": STUDIO_ADMIN,
+    "GET /notices": SIGNED_IN,
+    "POST /notices/read": SIGNED_IN,
+    "GET /account": SIGNED_IN,
+    "POST /account": SIGNED_IN,
+    "POST /account/tokens": SIGNED_IN,
+    "POST /account/tokens/{sha256}/end": SIGNED_IN,
     # API
     "GET /api/v1/openapi.json": SIGNED_IN,
     "GET /api/v1/projects": SIGNED_IN,

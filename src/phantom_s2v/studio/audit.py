@@ -18,14 +18,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from phantom_s2v.errors import DataError
 from phantom_s2v.files.io import writing
+from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.schema import AuditLine, now
+
+if TYPE_CHECKING:
+    from phantom_s2v.studio.access import Actor
 
 FIRST = "0" * 64  # the hash before the first line
 End = tuple[int, str]  # number and hash of the last line
@@ -64,6 +68,12 @@ def last(session: Session) -> End:
     """Number and hash of the last line in the database."""
     row = session.execute(select(AuditLine.number, AuditLine.sha256).order_by(AuditLine.number.desc()).limit(1)).first()
     return (row[0], row[1]) if row else (0, FIRST)
+
+
+def listed(session: Session, actor: "Actor", after: str | None = None) -> Page[AuditLine]:
+    """The log, the newest line first."""
+    actor.must_be_admin()
+    return paged(session, select(AuditLine), [AuditLine.number], after, size=100)
 
 
 @dataclass(frozen=True)

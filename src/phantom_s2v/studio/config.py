@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, available_timezones
 
 from phantom_s2v.errors import InputError
 
@@ -33,6 +34,7 @@ class Settings:
     private_webhooks: bool = False  # whether webhooks may go to this machine and to private networks
     timestamps: str = ""  # address of a time-stamping authority (RFC 3161) for exports
     label_font: str = ""  # a font file with the letters of labels, where the built-in one lacks them
+    time_zone: str = "UTC"  # in which the days of rights begin and end, such as Asia/Tokyo
 
     @property
     def database_url(self) -> str:
@@ -48,6 +50,11 @@ class Settings:
     def address(self) -> str:
         """The studio's address for people, without a slash at its end."""
         return self.public_url.rstrip("/") or f"http://{self.host}:{self.port}"
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone."""
+        return ZoneInfo(self.time_zone)
 
     def key(self, purpose: str) -> bytes:
         """The key of a purpose, 32 bytes: who learns one learns no other."""
@@ -70,6 +77,7 @@ def load_settings(folder: Path, environment: Mapping[str, str] = os.environ, **g
     for name, kind in (
         ("host", str), ("port", int), ("public_url", str), ("proxies", str), ("database", str), ("max_upload_bytes", int),
         ("session_hours", int), ("link_hours", int), ("private_webhooks", bool), ("timestamps", str), ("label_font", str),
+        ("time_zone", str),
     ):  # fmt: skip
         text = environment.get(PREFIX + name.upper())
         if text:
@@ -78,6 +86,9 @@ def load_settings(folder: Path, environment: Mapping[str, str] = os.environ, **g
     url = str(values.get("public_url", ""))
     if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
         raise InputError(f"{PREFIX}PUBLIC_URL must be an address like https://studio.example.com (got {url})")
+    zone = str(values.get("time_zone", "UTC"))
+    if zone not in available_timezones():
+        raise InputError(f"{PREFIX}TIME_ZONE must be a name like Asia/Tokyo or Europe/Berlin (got {zone})")
     return Settings(folder, _secret(folder, environment), **values)  # type: ignore[arg-type]
 
 

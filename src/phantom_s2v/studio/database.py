@@ -53,7 +53,6 @@ def reading(engine: Engine, studio: Any) -> Iterator[Session]:
     """A session that sees one moment and changes nothing."""
     with Session(engine, info={"studio": studio}) as session:
         yield session
-        session.rollback()
 
 
 @contextmanager

@@ -1,19 +1,22 @@
 """Projects, their members, and the people of the studio."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from phantom_s2v.studio import audit
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import Conflict, NotFound, Problem
-from phantom_s2v.studio.schema import Member, Project, Role, User
+from phantom_s2v.studio.schema import Credential, Member, Project, Right, Role, Subject, SubjectImage, User
 from phantom_s2v.studio.sign_in import make_link, normal_email
 from phantom_s2v.studio.texts import line
 
 LANGUAGES = ("en", "ja")
+FIRST = "admin@studio.invalid"  # the first administrator, until they have said who they are
+CURRENCIES = ("EUR", "JPY", "USD", "GBP", "CHF", "CNY", "KRW", "SGD", "TWD", "AUD", "CAD")
 
 
 def add_user(
@@ -31,6 +34,14 @@ def add_user(
     session.flush()
     audit.append(session, actor.id, "user added", user.id, admin=admin)
     return user, make_link(session, actor, user)
+
+
+def introduce(session: Session, user: User, email: str, name: str) -> None:
+    """The first administrator says who they are."""
+    user.email, user.name = normal_email(email), line(name, "name")
+    if user.email.endswith("@studio.invalid"):
+        raise Problem("This is not an e-mail address.", "email")
+    audit.append(session, user.id, "administrator introduced", user.id)
 
 
 def people(session: Session, actor: Actor, after: str | None = None) -> Page[User]:
@@ -103,3 +114,68 @@ def set_language(session: Session, actor: Actor, language: str) -> None:
     user = session.get(User, actor.must_be_person())
     if user is not None and language in LANGUAGES:
         user.language = language
+
+
+def person(session: Session, actor: Actor, user_id: str) -> User:
+    """A person of the studio. Raises NotFound where there is none."""
+    actor.must_be_admin()
+    user = session.get(User, user_id)
+    if user is None:
+        raise NotFound
+    return user
+
+
+def set_person(session: Session, actor: Actor, user: User, active: bool, admin: bool) -> None:
+    """Whether a person may sign in, and administers the studio. Nobody locks themselves out."""
+    actor.must_be_admin()
+    if user.id == actor.id and not (active and admin):
+        raise Conflict("You cannot take your own rights away; another administrator can.")
+    if not active:
+        session.execute(delete(Credential).where(Credential.user_id == user.id))
+    user.active, user.admin = active, admin
+    audit.append(session, actor.id, "person changed", user.id, active=active, admin=admin)
+
+
+def change(
+    session: Session, actor: Actor, project_id: str, name: str, model: str, currency: str, price_per_hour: int, budget: int | None
+) -> None:
+    """Settings of a project. Money is in the smallest unit of the currency; `budget` None is none."""
+    actor.must(project_id, Role.ADMIN)
+    project = session.get(Project, project_id)
+    if project is None:
+        raise NotFound
+    name, model = line(name, "name"), line(model, "model")
+    if session.scalar(select(Project.id).where(Project.name == name, Project.id != project_id)):
+        raise Conflict("There is a project of this name already.", "name")
+    if project.spent and currency != project.currency:
+        raise Conflict("The currency cannot be changed any more, since money was spent in it.", "currency")
+    project.name, project.model, project.currency = name, model, currency
+    project.price_per_hour, project.budget = price_per_hour, budget
+    audit.append(session, actor.id, "project changed", project_id, model=model, price_per_hour=price_per_hour, budget=budget)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a project has: what its overview says is to be done next."""
+
+    roles: frozenset[Role]
+    people: int
+    subjects: int
+    usable: int  # subjects with an image and a checked right
+    unchecked: int  # rights records that nobody has checked
+
+
+def progress(session: Session, actor: Actor, project_id: str) -> Progress:
+    """How far a project is, in two queries."""
+    actor.must(project_id)
+    rows = session.execute(select(Member.user_id, Member.role).where(Member.project_id == project_id)).all()
+    of_project = (Subject.project_id == project_id) & Subject.erased_at.is_(None)
+    checked = exists().where(Right.subject_id == Subject.id, Right.checked_at.is_not(None), Right.revoked_at.is_(None))
+    pictured = exists().where(SubjectImage.subject_id == Subject.id)
+    waiting = select(func.count()).select_from(Right).join(Subject, Right.subject_id == Subject.id)
+    waiting = waiting.where(of_project, Right.checked_at.is_(None), Right.revoked_at.is_(None))
+    count = select(func.count()).select_from(Subject).where(of_project)
+    counts = session.execute(
+        select(count.scalar_subquery(), count.where(checked, pictured).scalar_subquery(), waiting.scalar_subquery())
+    ).one()
+    return Progress(frozenset(role for _, role in rows), len({user for user, _ in rows}), *counts)

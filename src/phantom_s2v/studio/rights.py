@@ -126,7 +126,7 @@ def add(
     Nothing of a record is ever changed: what is wrong is revoked and entered anew.
     """
     actor.must(subject.project_id, Role.MAKER, *CHECKERS)
-    values = _checked(record)
+    values = checked(record)
     right = Right(subject_id=subject.id, created_by=actor.must_be_person(), **values)
     if document is not None:
         staged, name, kind = document
@@ -142,7 +142,8 @@ def add(
     return right
 
 
-def _checked(record: Record) -> dict[str, object]:
+def checked(record: Record) -> dict[str, object]:
+    """The values of a record, each list in its order. Raises Problems beside the fields."""
     from phantom_s2v.studio.policies import PURPOSES
 
     found: list[Problem] = []
@@ -270,20 +271,32 @@ def ending(session: Session, actor: Actor, project_id: str, after: str | None = 
     return paged(session, query, [Right.valid_until, Right.id], after, descending=False)
 
 
-def find(session: Session, subject: Subject, right_id: str) -> Right:
+def find(subject: Subject, right_id: str) -> Right:
     """A right of a subject. Raises NotFound for any other."""
-    right = session.get(Right, right_id)
-    if right is None or right.subject_id != subject.id:
+    found = next((right for right in subject.rights if right.id == right_id), None)
+    if found is None:
         raise NotFound
-    return right
+    return found
+
+
+def document(session: Session, actor: Actor, project_id: str, subject_id: str, right_id: str) -> Right:
+    """A right of a project's subject that has a document, in one query. Raises NotFound for any other."""
+    actor.must(project_id)
+    query = select(Right).join(Subject, Right.subject_id == Subject.id)
+    query = query.where(Right.id == right_id, Subject.id == subject_id, Subject.project_id == project_id)
+    found = session.scalar(query.where(Right.document.is_not(None)))
+    if found is None:
+        raise NotFound
+    return found
 
 
 def consequences(session: Session, right: Right) -> tuple[int, int]:
     """How many jobs would stop and how many videos be marked if a right ended now."""
     under = select(JobSubject.job_id).where(JobSubject.right_id == right.id)
-    jobs = session.scalar(select(func.count()).select_from(Job).where(Job.id.in_(under), Job.state.in_(ACTIVE))) or 0
-    videos = session.scalar(select(func.count()).select_from(Video).where(Video.job_id.in_(under))) or 0
-    return jobs, videos
+    jobs = select(func.count()).select_from(Job).where(Job.id.in_(under), Job.state.in_(ACTIVE)).scalar_subquery()
+    videos = select(func.count()).select_from(Video).where(Video.job_id.in_(under)).scalar_subquery()
+    found = session.execute(select(jobs, videos)).one()
+    return found[0], found[1]
 
 
 def with_rights(session: Session, project_id: str, keys: Iterable[str]) -> list[Subject]:

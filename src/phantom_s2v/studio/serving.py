@@ -10,12 +10,12 @@ from phantom_s2v.studio import audit
 from phantom_s2v.studio.access import SYSTEM
 from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
+from phantom_s2v.studio.projects import FIRST
 from phantom_s2v.studio.schema import User
 from phantom_s2v.studio.sign_in import make_link
 from phantom_s2v.studio.web.app import create_app
 from phantom_s2v.studio.web.outer import log_json
 
-FIRST = "admin@studio.invalid"  # until the first administrator says who they are
 BEYOND = (
     "The studio is reachable from other machines. Put a proxy with HTTPS in front of it, set PHANTOM_STUDIO_PUBLIC_URL to its "
     "https:// address and PHANTOM_STUDIO_PROXIES to its own; see docs/studio.md."

@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from datetime import timedelta
 
 from argon2 import PasswordHasher
@@ -17,6 +18,7 @@ from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.problems import N_, NotFound, NotSignedIn, Problem, TooMany
 from phantom_s2v.studio.schema import Credential, Notice, User, now
+from phantom_s2v.studio.texts import line
 
 HASHER = PasswordHasher()  # Argon2id with RFC 9106's second recommendation: 64 MiB and 0.18 s here
 AT_ONCE = threading.BoundedSemaphore(4)  # passwords hashed at the same time, 256 MiB
@@ -190,9 +192,7 @@ def use_link(session: Session, token: str, password_hash: str) -> User:
 
 def make_token(session: Session, actor: Actor, name: str) -> str:
     """A token of the API with the rights of its person; it is shown once."""
-    name = name.strip()
-    if not 1 <= len(name) <= 200:
-        raise Problem("A name must have 1 to %(most)d characters.", "name", most=200)
+    name = line(name, "token_name")
     audit.append(session, actor.id, "token made", actor.id)
     return _credential(session, actor.must_be_person(), "token", None, name)
 
@@ -215,3 +215,27 @@ def _credential(session: Session, user_id: str, kind: str, lifetime: timedelta |
 
 def _sha256(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def tokens(session: Session, actor: Actor) -> Sequence[Credential]:
+    """A person's tokens of the API."""
+    query = select(Credential).where(Credential.user_id == actor.must_be_person(), Credential.kind == "token")
+    return session.scalars(query.order_by(Credential.created_at).limit(100)).unique().all()
+
+
+def check_password(session: Session, guard: Guard, actor: Actor, password: str) -> None:
+    """Raise Problem where it is not the person's own, and TooMany after too many tries."""
+    user = session.get_one(User, actor.must_be_person())
+    guard.accounts.check(user.email)
+    if not is_password(user.password_hash, password):
+        guard.accounts.failed(user.email)
+        raise Problem("The password is wrong.", "old")
+
+
+def change_password(session: Session, actor: Actor, password_hash: str, token: str) -> None:
+    """Set another password; all sessions but that of `token` end, and links too."""
+    user = session.get_one(User, actor.must_be_person())
+    user.password_hash = password_hash
+    others = delete(Credential).where(Credential.user_id == user.id, Credential.kind.in_(("session", "link")))
+    session.execute(others.where(Credential.sha256 != _sha256(token)))
+    audit.append(session, actor.id, "password set", user.id)

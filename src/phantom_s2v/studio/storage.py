@@ -80,6 +80,25 @@ class Storage:
         finally:
             path.unlink(missing_ok=True)
 
+    def park(self, content: BinaryIO, most: int) -> str:
+        """Take in a file for a form that has to be filled in again; what `parked` takes. It waits for a day. Raises TooLarge."""
+        with self.staged(content, most) as staged:
+            name = secrets.token_hex(32)
+            os.replace(staged.path, self.folder / "incoming" / name)
+        return name
+
+    @contextmanager
+    def parked(self, name: str) -> Iterator[Staged | None]:
+        """A parked file, which is gone when the block ends without a problem; None where there is none of this name."""
+        path = self.folder / "incoming" / name
+        if not NAME.fullmatch(name) or not path.is_file():
+            yield None
+            return
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        yield Staged(path, digest, path.stat().st_size)
+        path.unlink(missing_ok=True)
+
     def keep(self, session: Session, staged: Staged, media_type: str) -> str:
         """Put a staged file in its place, with its row; its SHA-256. `session` is one of `database.writing`."""
         target = self.path(staged.sha256)

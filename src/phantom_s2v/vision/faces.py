@@ -16,7 +16,6 @@ from PIL import Image
 from phantom_s2v.errors import CheckpointError
 from phantom_s2v.files.hashes import folder_hash
 from phantom_s2v.geometry import covered, squares
-from phantom_s2v.models.finite import check_finite
 from phantom_s2v.vision.fetched import run_lite
 from phantom_s2v.vision.transformers import default_device
 
@@ -129,7 +128,7 @@ def face_feature(image: np.ndarray, sure: float = 0.0) -> np.ndarray | None:
         return None
     best = detections[int(np.argmax(scores))]
     feature = np.asarray(describe.compute_face_descriptor(image, landmarks(image, best)), np.float32)
-    check_finite(feature, "the face feature by dlib")
+    _check(feature, "the face feature by dlib")
     return feature
 
 
@@ -147,6 +146,13 @@ def _around(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     scale = DLIB_SIDE / max(part.shape[:2])
     size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
     return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS))
+
+
+def _check(feature: np.ndarray, what: str) -> None:
+    """Raise NotFiniteError where a feature is not finite."""
+    from phantom_s2v.models.finite import check_finite  # loads torch, which finding faces alone does without
+
+    check_finite(feature, what)
 
 
 def dlib_alike(one: np.ndarray, other: np.ndarray) -> float:
@@ -186,7 +192,7 @@ class ArcFace:
         batch = 1 if given.shape[0] == 1 else len(pixels)  # some files are of one face at a time
         parts = [pixels[start : start + batch] for start in range(0, len(pixels), batch)]
         vectors = np.concatenate([np.asarray(self.session.run(None, {given.name: part})[0]) for part in parts])
-        check_finite(vectors, "the face feature by ArcFace")
+        _check(vectors, "the face feature by ArcFace")
         return [vector / np.linalg.norm(vector) for vector in vectors]
 
 

@@ -15,11 +15,12 @@ from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.problems import NotFound, Problem
 from phantom_s2v.studio.sign_in import Guard
-from phantom_s2v.studio.web import api, pages, pages_system
+from phantom_s2v.studio.uploads import Decoder
+from phantom_s2v.studio.web import api, pages, pages_people, pages_policy, pages_subjects, pages_system
 from phantom_s2v.studio.web.outer import Outer
 from phantom_s2v.studio.web.view import enter, problem_answer
 
-ROUTERS = (pages_system.routes, pages.routes, api.routes)
+ROUTERS = (pages_system.routes, pages.routes, pages_subjects.routes, pages_policy.routes, pages_people.routes, api.routes)
 
 
 def create_app(studio: Studio) -> FastAPI:
@@ -32,7 +33,7 @@ def create_app(studio: Studio) -> FastAPI:
         openapi_url=None,
         dependencies=[Depends(enter)],
     )
-    app.state.studio, app.state.guard, app.state.registry = studio, Guard(), CollectorRegistry()
+    app.state.studio, app.state.guard, app.state.registry, app.state.decoder = studio, Guard(), CollectorRegistry(), Decoder()
     for routes in ROUTERS:
         app.include_router(routes)
     app.add_exception_handler(PhantomError, _refuse)

@@ -4,6 +4,14 @@ from phantom_s2v.studio.problems import N_
 
 TABS = (  # below /projects/{project_id}
     ("", N_("Overview")),
+    ("/subjects", N_("Subjects")),
+    ("/rights", N_("Rights")),
+    ("/policy", N_("Policy")),
     ("/members", N_("People")),
+    ("/settings", N_("Settings")),
 )
-LINKS: tuple[tuple[str, str], ...] = ()
+LINKS = (
+    ("/people", N_("Accounts")),
+    ("/audit", N_("Audit log")),
+    ("/notices", N_("Notices")),
+)

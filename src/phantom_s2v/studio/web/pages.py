@@ -1,21 +1,25 @@
 """Pages of signing in, projects and their members."""
 
+import re
+
 from fastapi import APIRouter
 from fastapi.responses import Response
 
 from phantom_s2v.studio import projects, sign_in
-from phantom_s2v.studio.problems import N_, Problem
+from phantom_s2v.studio.problems import N_, NotFound, Problem
+from phantom_s2v.studio.projects import FIRST
 from phantom_s2v.studio.schema import Role
 from phantom_s2v.studio.web import i18n
 from phantom_s2v.studio.web.view import LANGUAGE, SESSION, ViewOf, sign_cookie
 
 routes = APIRouter(include_in_schema=False)
+OWN_ADDRESS = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*")
 YEAR = 365 * 24 * 3600
 
 
 def _own_address(address: str | None) -> str:
     """An address of this studio to go on to; anything else is the start."""
-    return address if address and address.startswith("/") and not address.startswith(("//", "/\\")) else "/"
+    return address if address and OWN_ADDRESS.fullmatch(address) else "/"
 
 
 @routes.get("/sign-in")
@@ -62,7 +66,7 @@ def link_page(view: ViewOf) -> Response:
     """Where a one-time link leads: choose a password."""
     with view.reading() as session:
         user = sign_in.link_user(session, view.param("token"))
-        return view.page("link.html", person=user)
+        return view.page("link.html", person=user, first_email=FIRST)
 
 
 @routes.post("/link/{token}")
@@ -75,10 +79,14 @@ def use_link(view: ViewOf) -> Response:
         if password != view.form["again"]:
             raise Problem("The two passwords are not the same.", "again")
         hashed = sign_in.hash_password(password)
+        with view.writing() as session:
+            person = sign_in.use_link(session, token, hashed)
+            if user.email == FIRST:
+                projects.introduce(session, person, view.form["email"], view.form["name"])
+    except NotFound:
+        raise  # used a moment ago, by someone else
     except Problem as problem:
-        return view.wrong("link.html", problem, person=user)
-    with view.writing() as session:
-        sign_in.use_link(session, token, hashed)
+        return view.wrong("link.html", problem, person=user, first_email=FIRST)
     return _signed_in(view, user.id, "/")
 
 
@@ -121,7 +129,8 @@ def new_project(view: ViewOf) -> Response:
 @routes.get("/projects/{project_id}")
 def project_page(view: ViewOf) -> Response:
     """A project: what is to be done next."""
-    return view.page("project.html")
+    with view.reading() as session:
+        return view.page("project.html", progress=projects.progress(session, view.actor, view.project_id))
 
 
 @routes.get("/projects/{project_id}/members")

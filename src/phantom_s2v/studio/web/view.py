@@ -4,6 +4,7 @@ import base64
 import binascii
 import hmac
 import json
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -24,6 +25,7 @@ from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.problems import Forbidden, NotSignedIn, Problem, Problems
 from phantom_s2v.studio.schema import Project, Role
+from phantom_s2v.studio.territories import TERRITORIES
 from phantom_s2v.studio.web import i18n
 from phantom_s2v.studio.web.navigation import LINKS, TABS
 from phantom_s2v.studio.web.static import static_url
@@ -202,15 +204,20 @@ def _read_said(settings: Settings, cookie: str) -> tuple[str, dict[str, Any]] | 
     return message, values
 
 
-async def read_form(request: Request) -> FormData | None:
-    """The form of a request, within limits; None where there is none."""
+async def read_form(request: Request) -> AsyncIterator[FormData | None]:
+    """The form of a request, within limits; None where there is none. Its files are closed after the answer."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
     if request.method in ("GET", "HEAD") or kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
-        return None
+        yield None
+        return
     try:
-        return await request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
+        data = await request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES)
     except HTTPException as error:
         raise Problem("The form could not be read. Please try again with fewer or smaller files.") from error
+    try:
+        yield data
+    finally:
+        await data.close()
 
 
 def enter(request: Request, data: Annotated[FormData | None, Depends(read_form)]) -> View:
@@ -278,7 +285,8 @@ def environment(language: str) -> Environment:
     jinja.install_gettext_translations(texts, newstyle=True)  # type: ignore[attr-defined]
     for name in ("moment", "day", "money", "number", "listed", "name", "named"):
         jinja.filters[name] = partial(getattr(i18n, name), language)
-    jinja.globals |= {"static": static_url, "languages": i18n.LANGUAGES}
+    jinja.filters["pairs"] = lambda codes: [(code, code) for code in codes]
+    jinja.globals |= {"static": static_url, "languages": i18n.LANGUAGES, "territories": TERRITORIES}
     return jinja
 
 

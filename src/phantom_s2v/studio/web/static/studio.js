@@ -27,3 +27,41 @@ window.addEventListener("pageshow", () => {
     form.removeAttribute("aria-busy");
   }
 });
+// Images dropped on a form become its files, and are shown before they are sent.
+function showFiles(form) {
+  const place = form.querySelector(".previews");
+  for (const old of place.querySelectorAll("img")) URL.revokeObjectURL(old.src);
+  place.replaceChildren(
+    ...[...form.querySelector("input[type=file]").files].map((file) => {
+      const image = new Image();
+      image.src = URL.createObjectURL(file);
+      image.alt = file.name;
+      image.title = file.name;
+      return image;
+    }),
+  );
+}
+document.addEventListener("change", (event) => {
+  const form = event.target.closest("form.drop");
+  if (form) showFiles(form);
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    const form = event.target.closest && event.target.closest("form.drop");
+    if (!form) return;
+    event.preventDefault();
+    form.classList.toggle("over", kind === "dragover");
+    if (kind === "drop" && event.dataTransfer.files.length) {
+      form.querySelector("input[type=file]").files = event.dataTransfer.files;
+      showFiles(form);
+    }
+  });
+}
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const field = document.getElementById(button.dataset.copy);
+  field.select();
+  await navigator.clipboard.writeText(field.value).catch(() => document.execCommand("copy"));
+  button.textContent = button.dataset.copied;
+});

@@ -1,0 +1,143 @@
+"""Pages of the studio's people, notices, the audit log, and one's own account."""
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from sqlalchemy.orm import Session
+
+from phantom_s2v.studio import audit, notices, projects, sign_in
+from phantom_s2v.studio.problems import N_, Problem
+from phantom_s2v.studio.schema import User
+from phantom_s2v.studio.web.view import Form, View, ViewOf
+
+routes = APIRouter(include_in_schema=False)
+
+
+@routes.get("/people")
+def people_page(view: ViewOf) -> Response:
+    """Everyone in the studio."""
+    view.form = Form(language=view.language)
+    with view.reading() as session:
+        return view.page("people.html", people=projects.people(session, view.actor, view.query("after")), link="", person=None)
+
+
+@routes.post("/people")
+def add_person(view: ViewOf) -> Response:
+    """Add a person; the page shows their one-time link, once."""
+    form = view.form
+    try:
+        with view.writing() as session:
+            person, token = projects.add_user(
+                session, view.actor, form["email"], form["name"], form["language"], form["admin"] == "yes"
+            )
+    except Problem as problem:
+        with view.reading() as session:
+            return view.wrong("people.html", problem, people=projects.people(session, view.actor), link="", person=None)
+    return _with_link(view, person, token)
+
+
+def _with_link(view: View, person: User, token: str) -> Response:
+    link, view.form = f"{_address(view)}/link/{token}", Form(language=view.language)
+    with view.reading() as session:
+        return view.page("people.html", people=projects.people(session, view.actor), link=link, person=person)
+
+
+def _address(view: View) -> str:
+    """Where the link leads: the studio's address as this browser sees it, unless a public one is set."""
+    return view.studio.settings.public_url.rstrip("/") or str(view.request.base_url).rstrip("/")
+
+
+@routes.post("/people/{user_id}/link")
+def new_link(view: ViewOf) -> Response:
+    """Another one-time link: the old password, links and sessions of the person end."""
+    with view.writing() as session:
+        person = projects.person(session, view.actor, view.param("user_id"))
+        token = sign_in.make_link(session, view.actor, person)
+    return _with_link(view, person, token)
+
+
+@routes.post("/people/{user_id}")
+def change_person(view: ViewOf) -> Response:
+    """Whether a person may sign in, and administers the studio."""
+    with view.writing() as session:
+        person = projects.person(session, view.actor, view.param("user_id"))
+        projects.set_person(session, view.actor, person, view.form["active"] == "yes", view.form["admin"] == "yes")
+    return view.go("/people", N_("Saved."))
+
+
+@routes.get("/audit")
+def audit_page(view: ViewOf) -> Response:
+    """The audit log, the newest line first."""
+    with view.reading() as session:
+        lines = audit.listed(session, view.actor, view.query("after"))
+        people = {line.actor for line in lines.items} - {None}
+        named = {user.id: user.name for user in session.query(User).where(User.id.in_(people))}
+        return view.page("audit.html", lines=lines, names=named)
+
+
+@routes.get("/notices")
+def notices_page(view: ViewOf) -> Response:
+    """What one has to be told, the newest first."""
+    with view.reading() as session:
+        found = notices.mine(session, view.actor, view.query("after"))
+        shown = [(each, *(view.say(text, **each.values) for text in notices.WORDS[each.code])) for each in found.items]
+        return view.page("notices.html", notices=found, shown=shown)
+
+
+@routes.post("/notices/read")
+def read_notices(view: ViewOf) -> Response:
+    """One has seen them."""
+    with view.writing() as session:
+        notices.read_all(session, view.actor)
+    return view.go("/notices")
+
+
+@routes.get("/account")
+def account_page(view: ViewOf) -> Response:
+    """One's own name, password and tokens of the API."""
+    with view.reading() as session:
+        return _account(view, session)
+
+
+def _account(view: View, session: Session, problem: Problem | None = None, token: str = "") -> Response:
+    values = {"tokens": sign_in.tokens(session, view.actor), "token": token}
+    return view.wrong("account.html", problem, **values) if problem else view.page("account.html", **values)
+
+
+@routes.post("/account")
+def change_password(view: ViewOf) -> Response:
+    """Another password; other sessions end."""
+    form = view.form
+    try:
+        with view.reading() as session:
+            sign_in.check_password(session, view.request.app.state.guard, view.actor, form["old"])
+        if form["password"] != form["again"]:
+            raise Problem("The two passwords are not the same.", "again")
+        hashed = sign_in.hash_password(form["password"])
+    except Problem as problem:
+        with view.reading() as session:
+            return _account(view, session, problem)
+    with view.writing() as session:
+        sign_in.change_password(session, view.actor, hashed, view.token)
+    return view.go("/account", N_("The password was changed. Other sessions were ended."))
+
+
+@routes.post("/account/tokens")
+def new_token(view: ViewOf) -> Response:
+    """A token of the API, shown once."""
+    try:
+        with view.writing() as session:
+            token = sign_in.make_token(session, view.actor, view.form["token_name"])
+    except Problem as problem:
+        with view.reading() as session:
+            return _account(view, session, problem)
+    view.form = Form()
+    with view.reading() as session:
+        return _account(view, session, token=token)
+
+
+@routes.post("/account/tokens/{sha256}/end")
+def end_token(view: ViewOf) -> Response:
+    """Revoke a token."""
+    with view.writing() as session:
+        sign_in.end_token(session, view.actor, view.param("sha256"))
+    return view.go("/account", N_("The token was revoked."))

@@ -1,0 +1,125 @@
+"""Pages of a project's policy, its settings, and the rights that end."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from phantom_s2v.studio import policies, projects, rights
+from phantom_s2v.studio.policies import CHECKLIST, KINDS, PURPOSES, SIMILARITY_SEARCH, TEMPLATE_NAMES, TEMPLATES, Rules
+from phantom_s2v.studio.problems import N_, Problem
+from phantom_s2v.studio.schema import Subject
+from phantom_s2v.studio.web import forms
+from phantom_s2v.studio.web.view import Form, View, ViewOf
+
+routes = APIRouter(include_in_schema=False)
+LISTS = ("kinds", "purposes", "territories", "consent", "checklist")
+CHOICES = {"kinds": KINDS, "purposes": PURPOSES, "checks": (*CHECKLIST, SIMILARITY_SEARCH), "templates": TEMPLATE_NAMES}
+
+
+@routes.get("/projects/{project_id}/policy")
+def policy_page(view: ViewOf) -> Response:
+    """The policy in force and its versions."""
+    with view.reading() as session:
+        versions = policies.versions(session, view.actor, view.project_id)
+        rules = policies.current(session, view.project) if view.project else None
+        return view.page("policy.html", rules=rules, versions=versions, **CHOICES)
+
+
+@routes.get("/projects/{project_id}/policy/new")
+def new_policy_page(view: ViewOf) -> Response:
+    """The form of a new version: from a template, or from the rules in force."""
+    with view.reading() as session:
+        assert view.project is not None
+        rules = TEMPLATES.get(view.query("template") or "") or policies.current(session, view.project) or TEMPLATES["standard"]
+    note = view.say(rules.note) if rules.note else ""
+    view.form = Form(
+        template=rules.template,
+        label="yes" if rules.label else "",
+        label_text=rules.label_text,
+        signatures=str(rules.signatures),
+        document="yes" if rules.document else "",
+        retention_days=str(rules.retention_days),
+        note=note,
+        kinds=rules.kinds,
+        purposes=rules.purposes,
+        territories=rules.territories,
+        consent=rules.consent,
+        checklist=rules.checklist,
+    )
+    return view.page("policy_new.html", **CHOICES)
+
+
+@routes.post("/projects/{project_id}/policy")
+def new_policy(view: ViewOf) -> Response:
+    """Put a version in force."""
+    try:
+        rules = _rules(view.form)
+        with view.writing() as session:
+            policies.put(session, view.actor, view.project_id, rules)
+    except Problem as problem:
+        return view.wrong("policy_new.html", problem, **CHOICES)
+    return view.go(f"/projects/{view.project_id}/policy", N_("The policy is in force."))
+
+
+def _rules(form: Form) -> Rules:
+    return Rules(
+        template=form["template"],
+        label=form["label"] == "yes",
+        document=form["document"] == "yes",
+        label_text=form["label_text"],
+        signatures=forms.whole(form["signatures"], "signatures", 1, policies.MOST_SIGNATURES),
+        note=form["note"],
+        retention_days=forms.whole(form["retention_days"], "retention_days", 1, policies.LONGEST_RETENTION),
+        **{name: tuple(form.all(name)) for name in LISTS},
+    )
+
+
+@routes.get("/projects/{project_id}/rights")
+def ending_rights(view: ViewOf) -> Response:
+    """Rights that have an end, the nearest first."""
+    with view.reading() as session:
+        found = rights.ending(session, view.actor, view.project_id, view.query("after"))
+        keys = {right.subject_id for right in found.items}
+        named = dict(session.execute(select(Subject.id, Subject.name).where(Subject.id.in_(keys))).all())
+        return view.page("rights.html", rights=found, names=named, **_dates(view))
+
+
+def _dates(view: View) -> dict[str, Any]:
+    return {"state": rights.state, "days_left": rights.days_left, "last_day": forms.last_day, "zone": view.studio.settings.zone}
+
+
+@routes.get("/projects/{project_id}/settings")
+def settings_page(view: ViewOf) -> Response:
+    """Name, model, price and budget of a project."""
+    project = view.project
+    assert project is not None
+    view.form = Form(
+        name=project.name,
+        model=project.model,
+        currency=project.currency,
+        budget=forms.typed_amount(project.budget, project.currency),
+        price_per_hour=forms.typed_amount(project.price_per_hour, project.currency),
+    )
+    return view.page("settings.html", currencies=projects.CURRENCIES)
+
+
+@routes.post("/projects/{project_id}/settings")
+def change_settings(view: ViewOf) -> Response:
+    """Save the settings."""
+    try:
+        with view.writing() as session:
+            _save(view, session)
+    except Problem as problem:
+        return view.wrong("settings.html", problem, currencies=projects.CURRENCIES)
+    return view.go(f"/projects/{view.project_id}/settings", N_("Saved."))
+
+
+def _save(view: View, session: Session) -> None:
+    form = view.form
+    currency = form["currency"] if form["currency"] in projects.CURRENCIES else projects.CURRENCIES[0]
+    price = forms.amount(form["price_per_hour"] or "0", "price_per_hour", currency)
+    budget = forms.amount(form["budget"], "budget", currency) if form["budget"].strip() else None
+    projects.change(session, view.actor, view.project_id, form["name"], form["model"], currency, price, budget)

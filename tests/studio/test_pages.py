@@ -1,0 +1,280 @@
+"""Every page with everything in it: five statements, texts as they were typed, and forms that lose nothing."""
+
+import html
+import io
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from phantom_s2v.studio import access, policies, rights, subjects
+from phantom_s2v.studio.schema import Notice, Project, Right, Subject, User, now
+from phantom_s2v.studio.web.view import SESSION
+from tests.studio.conftest import copied, make_studio, person
+
+NASTY = (
+    "../../etc/passwd", "/etc/passwd\u0000", "=cmd|' /C calc'!A0 @SUM(A1)",
+    "<script>alert(1)</script>\"><img src=x onerror=alert(1)>",
+    "'; drop table users; -- {{ 7*7 }} %(name)s %d {0} ${7*7} 狐の動画🦊",
+)  # fmt: skip
+
+
+def picture(color=(200, 90, 20)) -> bytes:
+    """A photograph's stand-in: 300 x 300 pixels of noise on one color."""
+    rng = np.random.default_rng(0)
+    pixels = np.full((300, 300, 3), 255, np.uint8)
+    pixels[60:240, 60:240] = np.clip(rng.normal(color, 40, (180, 180, 3)), 0, 255)
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+    return target.getvalue()
+
+
+@pytest.fixture(scope="module")
+def module_decoder():
+    from phantom_s2v.studio.uploads import Decoder
+
+    decoder = Decoder()
+    yield decoder
+    decoder.close()
+
+
+@pytest.fixture
+def app(app, module_decoder):
+    """The application with one decoder for all tests of this file."""
+    app.state.decoder = module_decoder
+    return app
+
+
+@pytest.fixture(scope="module")
+def full_folder(template_folder, module_decoder, tmp_path_factory) -> Path:
+    """A studio's folder whose project has a policy, a subject with an image and two rights, and notices."""
+    folder = tmp_path_factory.mktemp("full") / "studio"
+    with copied(template_folder, folder) as studio:
+        maker = person(studio, "maker")
+        with ExitStack() as stack:
+            decoded = stack.enter_context(module_decoder.decoded(io.BytesIO(picture())))
+            files = [stack.enter_context(studio.storage.staged(path.read_bytes())) for path in (decoded.image, decoded.thumbnail)]
+            session = stack.enter_context(studio.writing())
+            policies.put(session, person(studio, "admin"), studio.project_id, policies.TEMPLATES["japan"])
+            subject = subjects.create(session, maker, studio.project_id, "Fox", "product")
+            subjects.add_image(session, maker, subject, decoded, tuple(files))
+            for days in (None, 20):
+                until = now() + timedelta(days=days) if days else None
+                record = rights.Record("Fox", "Us", "own", ["website"], ["JP"], now() - timedelta(days=1), until)
+                with studio.storage.staged(b"%PDF-1.7 contract") as staged:
+                    rights.add(session, maker, subject, record, (staged, "contract.pdf", "application/pdf"))
+            assert rights.sweep(session) == 1
+    return folder
+
+
+@pytest.fixture
+def studio(full_folder, tmp_path) -> Iterator:
+    """A copy of it."""
+    with copied(full_folder, tmp_path / "studio") as made:
+        yield made
+
+
+@pytest.fixture
+def full(studio) -> dict[str, str]:
+    """Ids of what is in it, by the names that addresses give them."""
+    with studio.reading() as session:
+        subject = session.query(Subject).one()
+        return {"subject_id": subject.id, "image_id": subject.images[0].id, "right_id": subject.rights[0].id}
+
+
+def pages(studio, full):
+    """Addresses of all pages that are read, of routes that need nothing but a project and this file's subject."""
+    for rule in access.RULES:
+        method, _, path = rule.partition(" ")
+        names = set(re.findall(r"\{(\w+)", path))
+        if method == "GET" and names <= {"project_id", *full} and not path.startswith(("/metrics", "/ready")):
+            yield path.format(project_id=studio.project_id, **full)
+
+
+def test_every_page_is_at_most_five_statements(studio, browser, full, statements):
+    client = browser("admin")
+    with studio.writing() as session:
+        session.get_one(User, studio.people["admin"]).admin = True
+    seen = {}
+    for address in pages(studio, full):
+        statements.texts.clear()
+        answer = client.get(address)
+        assert answer.status_code == 200, (address, answer.text)
+        seen[address] = len(statements.texts)
+    assert {address: count for address, count in seen.items() if count > 5} == {}
+    assert len(seen) > 20
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_every_page_is_well_formed(studio, browser, full, language):
+    client = browser("boss", language)
+    for address in pages(studio, full):
+        answer = client.get(address)
+        if "text/html" not in answer.headers["content-type"]:
+            continue
+        text = answer.text
+        assert f'<html lang="{language}">' in text
+        assert text.count("<h1") == 1, address
+        assert not re.search(r"\son\w+=|<style|style=|javascript:", text), address
+        ids = re.findall(r'\sid="([^"]+)"', text)
+        assert len(ids) == len(set(ids)), address
+        for field in re.findall(r'<(?:input|select|textarea)\s[^>]*?id="([^"]+)"', text):
+            assert f'for="{field}"' in text, (address, field)
+        for name in re.findall(r'aria-(?:describedby|labelledby)="([^"]+)"', text):
+            assert set(name.split()) <= set(ids), (address, name)
+
+
+def test_texts_come_back_as_texts(studio, browser, full):
+    """In every field of every form, what was typed is shown as it was typed or refused, and is no path, formula or markup."""
+    maker, boss = browser("maker"), browser("boss")
+    here = f"/projects/{studio.project_id}"
+    subject = f"{here}/subjects/{full['subject_id']}"
+    before = {path.relative_to(studio.settings.folder) for path in studio.settings.folder.rglob("*") if "files" not in path.parts}
+    for text in NASTY:
+        typed = ("name", "email", "shown", "owner", "note", "label_text", "reason", "kind", "model", "token_name", "valid_from")
+        names = dict.fromkeys((*typed, "document_name", "parked", "next", "currency", "language", "roles", "basis"), text)
+        for client, address in (
+            (maker, f"{here}/subjects"), (maker, subject), (maker, f"{subject}/rights"), (boss, "/projects"), (boss, "/people"),
+            (boss, f"{here}/settings"), (boss, f"{here}/policy"), (boss, "/account/tokens"), (boss, f"{here}/members"),
+            (boss, f"{subject}/rights/{full['right_id']}/revoke"), (maker, "/language"),
+        ):  # fmt: skip
+            for changed in ({}, {"kind": "product", "email": "a@b.example", "language": "en"}):
+                answer = client.submit(address, {**names, **changed})
+                assert answer.status_code in (200, 409, 422, *([404] if address == "/language" else [])), (
+                    address,
+                    text,
+                    answer.status_code,
+                    answer.text[:500],
+                )
+                assert "<script>alert" not in answer.text
+                assert "<img src=x" not in answer.text
+                assert ">49<" not in answer.text
+        upload = maker.submit(f"{subject}/images", files={"images": (text, b"no image")})
+        assert upload.status_code == 422
+        assert "<script>alert" not in upload.text
+    after = {path.relative_to(studio.settings.folder) for path in studio.settings.folder.rglob("*") if "files" not in path.parts}
+    assert after == before  # no name became a path
+    with studio.reading() as session:
+        kept = {subject.name for subject in session.query(Subject)}
+        assert set(NASTY) - {NASTY[1]} <= kept  # all but the one that no text may be
+    shown = html.unescape(maker.get(f"{here}/subjects").text)
+    assert "{{ 7*7 }}" in shown
+
+
+def test_nothing_typed_is_lost(studio, browser, full):
+    maker, here = browser("maker"), f"/projects/{studio.project_id}/subjects/{full['subject_id']}"
+    typed = {"shown": "A & B", "owner": "Owner Ltd", "basis": "license", "uses": ["website"], "territories": ["JP", "FR"]}
+    typed |= {"valid_from": "2026-02-03", "valid_until": "yesterday"}
+    answer = maker.submit(f"{here}/rights", typed, files={"document": ("契約.pdf", b"%PDF-1.7 new")})
+    assert answer.status_code == 422
+    assert "Please enter a date as year-month-day" in answer.text
+    for text in (
+        "A &amp; B",
+        "Owner Ltd",
+        'value="2026-02-03"',
+        'value="yesterday"',
+        'value="FR" checked',
+        'value="license" selected',
+    ):
+        assert text in answer.text, text
+    parked = re.search(r'name="parked" value="(\w{64})"', answer.text)[1]
+    answer = maker.submit(f"{here}/rights", {**typed, "valid_until": "2027-02-03", "parked": parked, "document_name": "契約.pdf"})
+    assert answer.status_code == 200
+    with studio.reading() as session:
+        right = session.query(Right).where(Right.basis == "license").one()
+        assert studio.storage.read(right.document) == b"%PDF-1.7 new"
+        assert right.document_name == "契約.pdf"
+        assert right.valid_until.isoformat() == "2027-02-04T00:00:00+00:00"  # the day itself is included
+
+
+def test_images_are_kept_without_metadata_and_only_members_see_them(studio, browser, full):
+    here = f"/projects/{studio.project_id}/subjects/{full['subject_id']}"
+    photo = Image.new("RGB", (400, 300), (90, 120, 30))
+    exif = photo.getexif()
+    exif[0x010E], exif[0x0112] = "secret place", 6
+    target = io.BytesIO()
+    photo.save(target, "JPEG", exif=exif)
+    assert b"secret place" in target.getvalue()
+    browser("maker").submit(f"{here}/images", files={"images": ("photo.jpg", target.getvalue())})
+    with studio.reading() as session:
+        image = session.get_one(Subject, full["subject_id"]).images[-1]
+        kept = studio.storage.read(image.blob)
+    assert b"secret" not in kept
+    assert (image.width, image.height) == (300, 400)  # upright
+    for name, status in (("reviewer", 200), ("outsider", 404)):
+        for address in (f"{here}/images/{image.id}", f"{here}/images/{image.id}/thumbnail"):
+            answer = browser(name).get(address)
+            assert answer.status_code == status
+    assert "sandbox" in browser("reviewer").get(f"{here}/images/{image.id}").headers["content-security-policy"]
+    document = browser("reviewer").get(f"{here}/rights/{full['right_id']}/document")
+    assert document.headers["content-disposition"].startswith("attachment")
+
+
+def test_an_object_of_another_project_is_not_there(studio, browser, full):
+    """Whoever is a member of one project reaches nothing of another through it."""
+    with studio.writing() as session:
+        other = Project(name="Other")
+        session.add(other)
+        session.flush()
+        from phantom_s2v.studio.schema import Member, Role
+
+        session.add_all(Member(project_id=other.id, user_id=studio.people["outsider"], role=role) for role in Role)
+    client = browser("outsider")
+    for rule in access.RULES:
+        method, _, path = rule.partition(" ")
+        names = set(re.findall(r"\{(\w+)", path))
+        if "project_id" in names and len(names) > 1 and names <= {"project_id", *full}:
+            address = path.format(project_id=other.id, **full)
+            answer = client.request(
+                method, address, headers={"X-CSRF-Token": client.csrf}, data={"reason": "x"} if method == "POST" else None
+            )
+            assert answer.status_code == 404, address
+
+
+def test_a_right_is_checked_and_revoked_in_the_browser(studio, browser, full):
+    here = f"/projects/{studio.project_id}/subjects/{full['subject_id']}"
+    right = f"{here}/rights/{full['right_id']}"
+    assert "I have checked it" not in browser("maker").get(here).text
+    reviewer = browser("reviewer")
+    assert "The record was checked." in reviewer.submit(f"{right}/check").text
+    assert reviewer.submit(f"{right}/check").status_code == 409
+    answer = reviewer.submit(f"{right}/revoke", {"reason": " "})
+    assert answer.status_code == 422
+    assert "rights revoked" in reviewer.submit(f"{right}/revoke", {"reason": "withdrawn"}).text
+
+
+def test_notices_are_counted_until_they_are_read(studio, browser, full):
+    admin = browser("admin")
+    assert '<span class="count">1</span>' in admin.get("/").text
+    assert "The rights of Fox end in" in admin.get("/notices").text
+    assert '<span class="count">' not in admin.submit("/notices/read").text
+    with studio.reading() as session:
+        assert session.query(Notice).count() == 2  # the one who entered it, and the project's administrator
+
+
+def test_the_first_start_makes_an_administrator(tmp_path):
+    from fastapi.testclient import TestClient
+
+    from phantom_s2v.studio.serving import first_link
+    from phantom_s2v.studio.web.app import create_app
+
+    studio = make_studio(tmp_path / "new")
+    link = first_link(studio)
+    assert link != first_link(studio)  # each start makes another, until one was used
+    link = first_link(studio)
+    with TestClient(create_app(studio), base_url="http://127.0.0.1:8765") as client:
+        page = client.get(link)
+        assert "Choose a password" in page.text
+        values = {"password": "a long enough one", "again": "a long enough one", "name": "田中", "email": "tanaka@example.jp"}
+        assert client.post(link, data={**values, "again": "another"}).status_code == 422
+        page = client.post(link, data=values)
+        assert "New project" in page.text
+        assert client.get(link).status_code == 404
+        assert client.cookies[SESSION]
+    assert first_link(studio) is None
+    studio.engine.dispose()
