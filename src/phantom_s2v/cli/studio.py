@@ -66,6 +66,29 @@ def add_user(
     say(f"{made.settings.address}/link/{token}")
 
 
+@studio.command("worker")
+def work(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model to offer, by name or folder; repeat for more. [default: phantom-mini]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")] = "auto",
+    offload: Annotated[str, typer.Option(help="CPU offload: none, model (whole modules), group (block by block).")] = "none",
+    threads: Annotated[
+        int | None, whole(1, 1024, "CPU threads that new jobs are made with; a begun job keeps its number.")
+    ] = None,
+    folder: Folder = None,
+) -> None:
+    """Make the studio's videos until interrupted: take jobs from the queue, save their state, and measure what was made."""
+    import logging
+
+    from phantom_s2v.models.memory import Placement
+    from phantom_s2v.studio.worker import run_worker
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("phantom.studio").setLevel(logging.INFO)
+    run_worker(opened(folder), model or ["phantom-mini"], Placement(device=device, offload=offload), threads)
+
+
 @log.command("verify")
 def verify_log(
     known: Annotated[

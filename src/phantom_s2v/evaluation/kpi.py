@@ -11,14 +11,16 @@ be measured is missed, such as the similarity of a subject that is in no frame; 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.metrics.table import METRICS, network_of
-from phantom_s2v.evaluation.score import VideoScore
 from phantom_s2v.files.io import read_text
 from phantom_s2v.files.untrusted import parse_toml, typed
+
+if TYPE_CHECKING:  # the studio's pages read KPIs without torch
+    from phantom_s2v.evaluation.score import VideoScore
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,18 @@ class Verdict:
 
 def read_kpis(file: Path) -> list[Kpi]:
     """KPIs of a TOML file. Raises InputError for invalid contents."""
+    return parse_kpis(read_text(file), str(file), file.name)
+
+
+def parse_kpis(text: str, place: str, name: str) -> list[Kpi]:
+    """KPIs of a TOML text, which errors call `name`, and `place` where it is none. Raises InputError for invalid contents."""
     try:
-        tables: dict[str, Any] = parse_toml(read_text(file))
+        tables: dict[str, Any] = parse_toml(text)
     except ValueError as error:
-        raise InputError(f"{file} is not a valid TOML file ({error})") from error
-    kpis = [_kpi(file.name, name, entry) for name, entry in tables.items()]
+        raise InputError(f"{place} is not a valid TOML file ({error})") from error
+    kpis = [_kpi(name, metric, entry) for metric, entry in tables.items()]
     if not kpis:
-        raise InputError(f"{file.name} contains no KPIs; metrics are {', '.join(METRICS)}")
+        raise InputError(f"{name} contains no KPIs; metrics are {', '.join(METRICS)}")
     return kpis
 
 
@@ -70,7 +77,7 @@ def _kpi(file: str, name: str, entry: Any) -> Kpi:
     return kpi
 
 
-def value_of(score: VideoScore, metric: str) -> float | None:
+def value_of(score: "VideoScore", metric: str) -> float | None:
     """A metric of a video: of its worst subject, where it is one of subjects. None where it was not measured."""
     if METRICS[metric].of_subjects:
         values = [getattr(subject, metric) for subject in score.subjects]
@@ -80,7 +87,7 @@ def value_of(score: VideoScore, metric: str) -> float | None:
     return None if value != value else float(value)
 
 
-def evaluate_kpis(score: VideoScore, kpis: list[Kpi]) -> list[Verdict]:
+def evaluate_kpis(score: "VideoScore", kpis: list[Kpi]) -> list[Verdict]:
     """The verdict on every KPI; one that could not be measured is missed, unless it is optional."""
     verdicts = []
     for kpi in kpis:

@@ -72,6 +72,9 @@ class SubjectScore:
     clothes: float = NAN  # similarity of the colors below the face, 0..1, mean over frames that show them
     reconstruction: float = NAN  # dB, of the image through the autoencoder: what detail the model can hold at all
     over_time: list[float] = field(default_factory=list)  # similarity in each frame looked at, -1 where it was not seen
+    boxes: list[list[float] | None] = field(
+        default_factory=list
+    )  # its region there, left, top, right, bottom in shares of the frame
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ def score_footage(
         SubjectScore(
             name=name,
             in_windows=looked.in_windows[i],
+            boxes=_boxes(seen, i),
             **_seen(looked.similarity[i], seen, NAN if looked.in_windows[i] else doubled(seen, i, there[i])),
             **_pasted(footage, i, references[i], alphas[i] if alphas else None),
             **_by_networks(networks, views, _segmented(looked, i, name, tools), references[i], seen),
@@ -205,6 +209,11 @@ def _seen(over_time: np.ndarray, seen: list[Sighting], twice: float) -> dict[str
         "doubled": twice,
         "over_time": [round(float(v), 4) for v in np.nan_to_num(over_time, nan=-1.0)],
     }
+
+
+def _boxes(seen: list[Sighting], reference: int) -> list[list[float] | None]:
+    """The region of a reference in each frame looked at; None where it was not seen, or whole frames were compared."""
+    return [s.boxes[s.assigned[reference]].round(4).tolist() if reference in s.assigned else None for s in seen]
 
 
 def _pasted(footage: Footage, index: int, image: np.ndarray, alpha: np.ndarray | None) -> dict[str, Any]:

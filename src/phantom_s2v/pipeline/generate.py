@@ -20,6 +20,7 @@ from phantom_s2v.pipeline.request import Request, check_request
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler
 
 OnStep = Callable[[int, int, torch.Tensor], None]  # steps done, steps in all, predicted clean latent [1, C, T, h, w]
+State = dict[str, torch.Tensor]  # all that the next steps need beside the request, as safetensors stores it
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,16 @@ def _named(request: Request) -> list[Named]:
     return named + ([Named(request.background, BACKGROUND)] if request.background else [])
 
 
-def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Output:
+def generate(
+    request: Request,
+    pipe: Any,
+    on_step: OnStep | None = None,
+    resume_state: State | None = None,
+    on_state: Callable[[State], None] | None = None,
+) -> Output:
     """Make the video of a request. The same request, weights and machine give the same bits.
 
+    `on_state` gets the state after each step, after `on_step`; one of them, as `resume_state`, goes on with the same bits.
     `pipe` is of `load_for`, or any PhantomPipeline. Raises NotFiniteError where values that are not finite first arise, and names
     the step and the block, or the embedding.
     """
@@ -54,10 +62,14 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
     place = pipe.vae.device if request.released_behavior else torch.device("cpu")
     pipe.scheduler = build_scheduler(request.solver, request.shift)
 
-    def callback(_: Any, step: int, __: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        assert on_step
-        on_step(step + 1, request.num_inference_steps, tensors["clean_latents"])
+    def callback(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if on_step:
+            on_step(step + 1, request.num_inference_steps, tensors["clean_latents"])
+        if on_state:
+            on_state(tensors["resume_state"])
         return {}
+
+    wanted = [name for name, used in (("clean_latents", on_step), ("resume_state", on_state)) if used]
 
     frames = pipe(
         **_texts(request, pipe),
@@ -74,8 +86,9 @@ def generate(request: Request, pipe: Any, on_step: OnStep | None = None) -> Outp
         several_views=request.several_views,
         untrained_size=request.untrained_size,
         released_behavior=request.released_behavior,
-        callback_on_step_end=callback if on_step else None,
-        callback_on_step_end_tensor_inputs=("clean_latents",) if on_step else (),
+        resume_state=resume_state,
+        callback_on_step_end=callback if wanted else None,
+        callback_on_step_end_tensor_inputs=wanted,
     ).frames[0]
     prepared = [images.letterbox(image, request.height, request.width) for image in reference_images]
     metadata = build_metadata(request, pipe.preset.name, pipe.weights, pipe.placement.resolved())

@@ -40,38 +40,45 @@ STOP = re.compile(  # what ends a noun phrase: verbs of being and doing that are
     "looks?|plays?|jumps?|dances?|turns?|goe?s?|drinks?|eats?|rides?|drives?|fl(?:y|ies)|lies?|smiles?|has|have|"
     f"{ARTICLES}"
 )
+NOT_MENTIONED = "the prompt does not mention %(name)s; describe its appearance"
+NOT_DESCRIBED = "the prompt describes %(things)s things for %(references)s references; reference %(left)s is not described"
+ONLY_SAYS = "the prompt only says %(word)s; describe its appearance"
+ALIKE = "two subjects have the same description (%(words)s); describe the appearance of each"
 VAGUE = re.compile("subject|person|man|woman|boy|girl|child|people|animal|object|thing|character|product|item")
 
 
 def check_prompt(prompt: str, names: list[str]) -> list[str]:
-    """What the prompt leaves open about the references, one sentence each; `names` are the subjects' in their order.
+    """What the prompt leaves open about the references, one sentence each; `names` are the subjects' in their order."""
+    return [template % values for template, values in open_points(prompt, names)]
+
+
+def open_points(prompt: str, names: list[str]) -> list[tuple[str, dict[str, str]]]:
+    """The same as sentences with places for values, and the values: for pages that translate them.
 
     It reads English noun phrases by a rule and no more; of other languages it checks that given names occur.
     """
-    notices = [
-        f"the prompt does not mention {name!r}; describe its appearance"
+    found = [
+        (NOT_MENTIONED, {"name": repr(name)})
         for name in names
         if not _numbered(name) and name.casefold() not in prompt.casefold()
     ]
     if re.search(r"[^\x00-\u024f\u2000-\u206f]", prompt):
-        return notices
+        return found
     phrases = noun_phrases(prompt)
     open_ = sum(_numbered(name) for name in names)
     if open_ and len(set(phrases)) < len(names):
         first = len(set(phrases)) + 1
         left = ", ".join(str(i) for i in range(first, len(names) + 1))
-        notices.append(
-            f"the prompt describes {len(set(phrases))} things for {len(names)} references; reference {left} is not described"
-        )
+        found.append((NOT_DESCRIBED, {"things": str(len(set(phrases))), "references": str(len(names)), "left": left}))
     for phrase in dict.fromkeys(phrases):
         *look, head = phrase
         if VAGUE.fullmatch(head) and not look:
-            notices.append(f"the prompt only says {head!r}; describe its appearance")
+            found.append((ONLY_SAYS, {"word": repr(head)}))
     for i, first in enumerate(phrases):
         for second in phrases[i + 1 :]:
             if first[-1] == second[-1] and len(names) > 1 and set(first) == set(second) and phrases.count(first) > 1:
-                notices.append(f"two subjects have the same description ({' '.join(first)!r}); describe the appearance of each")
-    return list(dict.fromkeys(notices))
+                found.append((ALIKE, {"words": repr(" ".join(first))}))
+    return [each for i, each in enumerate(found) if each not in found[:i]]
 
 
 def _numbered(name: str) -> bool:

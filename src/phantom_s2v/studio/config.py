@@ -35,6 +35,7 @@ class Settings:
     timestamps: str = ""  # address of a time-stamping authority (RFC 3161) for exports
     label_font: str = ""  # a font file with the letters of labels, where the built-in one lacks them
     time_zone: str = "UTC"  # in which the days of rights begin and end, such as Asia/Tokyo
+    rephrase: str = ""  # URL#MODEL of an endpoint that proposes prompts; "": none
 
     @property
     def database_url(self) -> str:
@@ -77,7 +78,7 @@ def load_settings(folder: Path, environment: Mapping[str, str] = os.environ, **g
     for name, kind in (
         ("host", str), ("port", int), ("public_url", str), ("proxies", str), ("database", str), ("max_upload_bytes", int),
         ("session_hours", int), ("link_hours", int), ("private_webhooks", bool), ("timestamps", str), ("label_font", str),
-        ("time_zone", str),
+        ("time_zone", str), ("rephrase", str),
     ):  # fmt: skip
         text = environment.get(PREFIX + name.upper())
         if text:

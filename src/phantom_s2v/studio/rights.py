@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session, selectinload
 
-from phantom_s2v.studio import audit
+from phantom_s2v.studio import audit, queue
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.notices import tell
 from phantom_s2v.studio.problems import N_, Conflict, Forbidden, NotFound, Problem, raise_all
-from phantom_s2v.studio.schema import Job, JobState, JobSubject, Member, Right, Role, Subject, Video, now
+from phantom_s2v.studio.schema import Job, JobSubject, Member, Right, Role, Subject, Video, now
 from phantom_s2v.studio.storage import Staged
 from phantom_s2v.studio.territories import TERRITORIES, uncovered
 from phantom_s2v.studio.texts import line, text
@@ -26,7 +26,6 @@ BASES = (N_("own"), N_("license"), N_("consent"))
 WARNINGS = (90, 30, 14)  # days before a right ends
 CHECKERS = (Role.REVIEWER, Role.APPROVER, Role.ADMIN)
 REVOKED, EXPIRED = N_("a right behind it was revoked"), N_("a right behind it has expired")
-ACTIVE = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING)
 PDF, PNG, JPEG, ZIP = b"%PDF-", b"\x89PNG\r\n", b"\xff\xd8\xff", b"PK\x03\x04"
 DOCUMENTS = {PDF: "application/pdf", PNG: "image/png", JPEG: "image/jpeg", ZIP: "application/zip"}
 DOCUMENT_BYTES = 20 << 20
@@ -191,11 +190,7 @@ def revoke(session: Session, actor: Actor, right: Right, project_id: str, reason
 def _end(session: Session, right: Right, project_id: str, why: str) -> None:
     """Stop the jobs under a right and mark their videos; makers and administrators are told."""
     under = select(JobSubject.job_id).where(JobSubject.right_id == right.id)
-    jobs = session.scalars(select(Job).where(Job.id.in_(under), Job.state.in_(ACTIVE))).all()
-    for job in jobs:
-        # The lease goes up, so that a worker that still runs it can write nothing more and ends at its next step.
-        job.state, job.reason, job.ended_at, job.lease, job.lease_until = JobState.STOPPED, why, now(), job.lease + 1, None
-        audit.append(session, None, "job stopped", job.id, right=right.id)
+    jobs = queue.stop(session, [right.id], why)
     marked = session.execute(update(Video).where(Video.job_id.in_(under), Video.marked == "").values(marked=why))
     videos = getattr(marked, "rowcount", 0)
     audit.append(session, None, "videos marked", right.id, count=videos)
@@ -293,7 +288,7 @@ def document(session: Session, actor: Actor, project_id: str, subject_id: str, r
 def consequences(session: Session, right: Right) -> tuple[int, int]:
     """How many jobs would stop and how many videos be marked if a right ended now."""
     under = select(JobSubject.job_id).where(JobSubject.right_id == right.id)
-    jobs = select(func.count()).select_from(Job).where(Job.id.in_(under), Job.state.in_(ACTIVE)).scalar_subquery()
+    jobs = select(func.count()).select_from(Job).where(Job.id.in_(under), Job.state.in_(queue.OPEN)).scalar_subquery()
     videos = select(func.count()).select_from(Video).where(Video.job_id.in_(under)).scalar_subquery()
     found = session.execute(select(jobs, videos)).one()
     return found[0], found[1]

@@ -304,6 +304,7 @@ class Job(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    user: Mapped[User] = relationship(lazy="raise")
     __table_args__ = (
         Index(None, "state", "lease_until"),
         Index(None, "project_id", "state", "created_at", "id"),

@@ -20,13 +20,18 @@ SIDES = ("left", "right", "top", "bottom")
 
 @dataclass(frozen=True)
 class Sighting:
-    """What one frame shows: regions with their centers (x, y) in shares, cutouts, and similarity [regions, references]."""
+    """What one frame shows: boxes of regions (left, top, right, bottom) in shares, cutouts, similarity [regions, references]."""
 
     frame: int
-    centers: np.ndarray
+    boxes: np.ndarray
     cutouts: list[np.ndarray]
     similarity: np.ndarray
     assigned: dict[int, int]  # reference -> the region that is most likely its own
+
+    @property
+    def centers(self) -> np.ndarray:
+        """Of the regions, (x, y) in shares."""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def _found(over_time: np.ndarray, bound: float, limits: Thresholds) -> bool:
 
 
 def _nothing(frame: int, references: int) -> Sighting:
-    return Sighting(frame, np.zeros((0, 2)), [], np.zeros((0, references)), {})
+    return Sighting(frame, np.zeros((0, 4)), [], np.zeros((0, references)), {})
 
 
 def _joined(regions: Sighting, windows: Sighting, references: Mapping[int, int]) -> Sighting:
@@ -93,7 +98,7 @@ def _joined(regions: Sighting, windows: Sighting, references: Mapping[int, int])
     assigned |= {references[k]: first + r for k, r in windows.assigned.items() if k in references}
     return Sighting(
         regions.frame,
-        np.concatenate([regions.centers, windows.centers]),
+        np.concatenate([regions.boxes, windows.boxes]),
         [*regions.cutouts, *windows.cutouts],
         np.concatenate([regions.similarity, similarity]),
         assigned,
@@ -117,7 +122,7 @@ def look(stills: Mapping[int, np.ndarray], references: Sequence[np.ndarray | Non
         own = similarity[start : start + len(cuts)]
         start += len(cuts)
         boxes = np.array([d.box for d in each], float).reshape(-1, 4)
-        sightings.append(Sighting(frame, _centers(boxes, still.shape), cuts, own, _assigned(own, list(wanted))))
+        sightings.append(Sighting(frame, _shares(boxes, still.shape), cuts, own, _assigned(own, list(wanted))))
     return sightings
 
 
@@ -136,8 +141,8 @@ def _look_in_windows(image: np.ndarray, frame: int, known: np.ndarray | None, em
         if all(covered(boxes[i], boxes[k]) < APART for k in kept):
             kept.append(i)
     own = similarity[kept]
-    centers = _centers(np.array([boxes[k] for k in kept], float), image.shape)
-    return Sighting(frame, centers, [parts[k] for k in kept], own, _assigned(own, list(range(own.shape[1]))))
+    places = _shares(np.array([boxes[k] for k in kept], float), image.shape)
+    return Sighting(frame, places, [parts[k] for k in kept], own, _assigned(own, list(range(own.shape[1]))))
 
 
 def _assigned(similarity: np.ndarray, wanted: list[int]) -> dict[int, int]:
@@ -166,8 +171,8 @@ def _large(detections: list[Detection]) -> list[Detection]:
     return [d for d in detections if d.mask.mean() >= SMALLEST]
 
 
-def _centers(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return (boxes[:, :2] + boxes[:, 2:]) / 2 / [shape[1], shape[0]]
+def _shares(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return boxes / [shape[1], shape[0], shape[1], shape[0]]
 
 
 def doubled(sightings: list[Sighting], reference: int, min_similarity: float) -> float:

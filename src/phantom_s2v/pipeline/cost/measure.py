@@ -16,19 +16,18 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import VideoSize
-from phantom_s2v.models.base import Clip, Preset, VideoModel
+from phantom_s2v.models.base import Preset, VideoModel
 from phantom_s2v.models.bounds import read_config
 from phantom_s2v.models.memory import Placement
 from phantom_s2v.models.registry import video_model
 from phantom_s2v.models.wan.step_cache import ONE_BATCH
 from phantom_s2v.pipeline.cost import estimate as e
+from phantom_s2v.pipeline.cost import profile as profiles
+from phantom_s2v.pipeline.cost.profile import SIDE, branch_count, clip_of, coder_flops
 from phantom_s2v.pipeline.request import Request
-from phantom_s2v.pipeline.sampling.guidance import is_distilled, weights
 
-RUNTIME_BYTES = 1e8  # what torch itself takes when it first computes; measured (dev/LOG.md)
 PATIENCE = 1.0  # seconds for each of the two measurements
 MINI_ENCODERS = 22_700_000 + 3_500_000  # parameters of phantom-mini's text encoder and image encoder
-SIDE = 64  # pixels a side of the clip on which the autoencoder is counted
 MEASURED_SIDE = 128  # and at most of that on which it is measured
 
 
@@ -43,46 +42,30 @@ def estimate(
     request: Request, preset: Preset, folder: Path, placement: Placement, card: str | None = None, speed: e.Speed | None = None
 ) -> e.Estimate:
     """What a request takes with the model in `folder`, on this machine, on a card of the table or at a known speed."""
+    return profiles.estimate(profile(request, folder, placement, card, speed), request, preset)
+
+
+def profile(
+    request: Request, folder: Path, placement: Placement, card: str | None = None, speed: e.Speed | None = None
+) -> profiles.Profile:
+    """What this machine, or a card, knows of the model in `folder`; its speed is measured at the request's size."""
     transformer, autoencoder = read_configs(folder)
-    model, clip = video_model(folder), clip_of(request)
-    tokens, branches = model.tokens(preset, clip), branch_count(request, transformer)
-    flops = float(model.flops(transformer, clip) * branches * request.num_inference_steps)
-    coder = autoencoder_flops(autoencoder, request)
+    model = video_model(folder)
     if speed is None:
         speed = card_speed(card) if card else measure(model, transformer, autoencoder, request, placement)
     width = 2 if card else placement.torch_dtype().itemsize
-    sizes = weight_bytes(folder, model, transformer, autoencoder, placement, width)
-    running = e.activation_bytes(model.widths(transformer), tokens, width)
-    running *= branches if placement.cache in ONE_BATCH else model.batched(branches)
-    if placement.cache != "none":
-        running += e.cache_bytes(transformer, tokens, width, placement.cache) * branches
-    decoding = e.autoencoder_bytes(autoencoder.get("decoder_base_dim") or autoencoder["base_dim"], request)
-    peak = RUNTIME_BYTES + peak_bytes(sizes, running, decoding, placement.offload, model.own_text_encoder)
-    seconds = flops / speed.blocks + coder / speed.convolutions
-    return e.Estimate(tokens, branches * request.num_inference_steps, flops, coder, sum(sizes.values()), peak, seconds, speed)
-
-
-def clip_of(request: Request) -> Clip:
-    """What one forward of a request computes."""
-    return Clip(VideoSize(request.num_frames, request.height, request.width), len(request.images()))
-
-
-def branch_count(request: Request, transformer: dict[str, Any]) -> int:
-    """Forwards a step that guidance needs with a transformer of this configuration."""
-    scales = (request.image_guidance_scale, request.guidance_scale)
-    if is_distilled(transformer.get("guidance_range"), *scales, bool(request.negative_prompt)):
-        return 1
-    return len(weights(*scales, bool(request.images())))
-
-
-def peak_bytes(sizes: dict[str, float], running: float, decoding: float, offload: str, leaves: bool) -> float:
-    """Most memory at once, where the text encoder `leaves` before the transformer comes, and where it stays."""
-    if not leaves:
-        return sum(sizes.values()) + max(running, decoding)
-    transformer, coder = sizes["transformer"], sizes["autoencoder"]
-    if offload == "none":
-        return max(sizes["text_encoder"], transformer + coder + max(running, decoding))
-    return max(sizes["text_encoder"], transformer + running, coder + decoding)
+    return profiles.Profile(
+        read_config(folder / "transformer" / "config.json")["_class_name"],
+        transformer,
+        _coder_counts(json.dumps(autoencoder, sort_keys=True)),
+        autoencoder.get("decoder_base_dim") or autoencoder["base_dim"],
+        weight_bytes(folder, model, transformer, autoencoder, placement, width),
+        width,
+        placement.cache,
+        placement.cache in ONE_BATCH,
+        placement.offload,
+        speed,
+    )
 
 
 def within(
@@ -161,10 +144,7 @@ def parameters(kind: Any, config: dict[str, Any]) -> int:
 
 def autoencoder_flops(config: dict[str, Any], request: Request) -> float:
     """Decoding the video and encoding every image: counted on a small clip without data, in proportion to pixels and frames."""
-    first, later, still = _coder_counts(json.dumps(config, sort_keys=True))
-    frames = VideoSize(request.num_frames, request.height, request.width).latent[0]
-    area = request.height * request.width / SIDE**2
-    return area * (first + (frames - 1) * later + len(request.images()) * still)
+    return coder_flops(_coder_counts(json.dumps(config, sort_keys=True)), request)
 
 
 @lru_cache

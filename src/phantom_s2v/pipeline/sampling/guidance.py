@@ -6,8 +6,10 @@ A distilled model gives v in one forward (Meng 2023, arXiv 2210.03142).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # estimates count branches without torch
+    import torch
 
 
 def weights(image_guidance_scale: float, guidance_scale: float, references: bool) -> dict[str, float]:
@@ -22,7 +24,7 @@ def weights(image_guidance_scale: float, guidance_scale: float, references: bool
     return {name: weight for name, weight in every.items() if weight} or {"null": 0.0}
 
 
-def combine(branches: Mapping[str, torch.Tensor], shares: Mapping[str, float]) -> torch.Tensor:
+def combine(branches: Mapping[str, "torch.Tensor"], shares: Mapping[str, float]) -> "torch.Tensor":
     """Weighted sum of the branches that `shares` names."""
     first, *rest = (weight * branches[name] for name, weight in shares.items())
     return sum(rest, first)

@@ -16,11 +16,23 @@ from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.problems import NotFound, Problem
 from phantom_s2v.studio.sign_in import Guard
 from phantom_s2v.studio.uploads import Decoder
-from phantom_s2v.studio.web import api, pages, pages_people, pages_policy, pages_subjects, pages_system
+from phantom_s2v.studio.web import (
+    api,
+    pages,
+    pages_generate,
+    pages_jobs,
+    pages_people,
+    pages_policy,
+    pages_subjects,
+    pages_system,
+)
 from phantom_s2v.studio.web.outer import Outer
 from phantom_s2v.studio.web.view import enter, problem_answer
 
-ROUTERS = (pages_system.routes, pages.routes, pages_subjects.routes, pages_policy.routes, pages_people.routes, api.routes)
+ROUTERS = (
+    pages_system.routes, pages.routes, pages_subjects.routes, pages_policy.routes, pages_people.routes, pages_generate.routes,
+    pages_jobs.routes, api.routes,
+)  # fmt: skip
 
 
 def create_app(studio: Studio) -> FastAPI:

@@ -19,6 +19,7 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.numbers import format_currency, format_decimal, get_currency_precision
 from babel.support import Translations
+from babel.units import format_unit
 from markupsafe import Markup
 
 from phantom_s2v.studio.problems import Problem
@@ -67,6 +68,20 @@ def name(language: str, code: str) -> str:
     if code in TERRITORIES:
         return Locale(language).territories[{WORLD: "001"}.get(code, code)].capitalize()
     return translate(language, code)
+
+
+def duration(language: str, seconds: float) -> str:
+    """A time that something takes, in the unit that fits."""
+    for size, unit in ((3600, "hour"), (60, "minute")):
+        if seconds >= 2 * size:
+            return format_unit(round(seconds / size, 1), unit, "short", locale=Locale(language))
+    return format_unit(round(seconds) if seconds >= 10 else round(seconds, 1), "second", "short", locale=Locale(language))
+
+
+def bytes_(language: str, value: float) -> str:
+    """An amount of memory."""
+    unit, size = ("gigabyte", 1e9) if value >= 1e9 else ("megabyte", 1e6)
+    return format_unit(round(value / size, 1), f"digital-{unit}", "short", locale=Locale(language))
 
 
 def preferred(accepted: str) -> str:

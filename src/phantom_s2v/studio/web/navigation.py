@@ -4,6 +4,8 @@ from phantom_s2v.studio.problems import N_
 
 TABS = (  # below /projects/{project_id}
     ("", N_("Overview")),
+    ("/generate", N_("Generate")),
+    ("/jobs", N_("Queue")),
     ("/subjects", N_("Subjects")),
     ("/rights", N_("Rights")),
     ("/policy", N_("Policy")),

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+import phantom_s2v
 from phantom_s2v.studio import access, sign_in
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.config import Settings
@@ -31,6 +32,7 @@ from phantom_s2v.studio.web.navigation import LINKS, TABS
 from phantom_s2v.studio.web.static import static_url
 
 TEMPLATES = Path(__file__).parent / "templates"
+REPORTS = Path(phantom_s2v.__file__).parent / "assets" / "templates"  # whose charts the pages draw as well
 SESSION, LANGUAGE, SAID = "phantom_session", "phantom_language", "phantom_said"
 API = "/api/"
 MAX_FIELDS, MAX_FILES, MAX_FIELD_BYTES = 300, 20, 1 << 20
@@ -278,13 +280,14 @@ def _check_origin(view: View) -> None:
 def environment(language: str) -> Environment:
     """The templates in a language. A value that a template names and nobody gave raises UndefinedError."""
     jinja = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
-        extensions=["jinja2.ext.i18n"],
+        loader=FileSystemLoader([TEMPLATES, REPORTS]), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined, extensions=["jinja2.ext.i18n"],
     )  # fmt: skip
     texts: Any = i18n.translations(language)
     jinja.install_gettext_translations(texts, newstyle=True)  # type: ignore[attr-defined]
-    for name in ("moment", "day", "money", "number", "listed", "name", "named"):
+    for name in ("moment", "day", "money", "number", "listed", "name", "named", "duration", "sentence"):
         jinja.filters[name] = partial(getattr(i18n, name), language)
+    jinja.filters["bytes"] = partial(i18n.bytes_, language)
     jinja.filters["pairs"] = lambda codes: [(code, code) for code in codes]
     jinja.globals |= {"static": static_url, "languages": i18n.LANGUAGES, "territories": TERRITORIES}
     return jinja

@@ -1,0 +1,241 @@
+"""The page on which a video is asked for: kept while it is typed, checked and estimated beside it, and queued by one button."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import BoundedSemaphore
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse, Response
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session, joinedload
+
+from phantom_s2v.errors import InputError
+from phantom_s2v.media.images import read_image
+from phantom_s2v.models.base import Preset
+from phantom_s2v.pipeline import prompts
+from phantom_s2v.studio import access, drafts, policies, rights, waiting
+from phantom_s2v.studio.problems import N_, Conflict, Problem, TooMany
+from phantom_s2v.studio.schema import Draft, Project, Subject, User, Video
+from phantom_s2v.studio.territories import EU, WORLD
+from phantom_s2v.studio.web.view import Form, View, ViewOf
+
+routes = APIRouter(include_in_schema=False)
+SHOWN = 60  # subjects to choose from, the newest; all that a draft has are among them
+ASKING = BoundedSemaphore(2)  # rephrasers that are waited for at once, each up to two minutes in a thread of the pool
+IMAGES = 4  # that a rephraser sees
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the model's usual length that are offered
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the page offers."""
+
+    subjects: Sequence[Subject]
+    purposes: Sequence[str]
+    territories: Sequence[str]
+    lengths: Sequence[int]  # frames
+    sizes: Sequence[tuple[int, int]]  # width, height
+    fps: int
+    preset: Preset | None
+    takes_first_frame: bool
+
+
+@routes.get("/projects/{project_id}/generate")
+def generate(view: ViewOf) -> Response:
+    """The draft that was written on last; without one, where to begin."""
+    with view.reading() as session:
+        for latest in drafts.mine(session, view.actor, view.project_id, size=1).items:
+            return view.go(f"{_base(view)}/{latest.id}")
+    return view.page("generate_start.html")
+
+
+@routes.post("/projects/{project_id}/generate")
+def new_draft(view: ViewOf) -> Response:
+    """Begin a new video, for the subjects that were chosen, if any."""
+    with view.writing() as session:
+        draft = drafts.create(session, view.actor, view.project_id)
+        drafts.change(draft, {"subjects": view.form.all("subjects")})
+        _preselect(session, draft)
+    return view.go(f"{_base(view)}/{draft.id}")
+
+
+def _preselect(session: Session, draft: Draft) -> None:
+    """Where the policy leaves one choice, it is made."""
+    rules = policies.current(session, session.get_one(Project, draft.project_id))
+    if rules and len(rules.purposes) == 1:
+        draft.purpose = rules.purposes[0]
+    if rules and len(rules.territories) == 1 and rules.territories != (WORLD,):
+        draft.territories = list(rules.territories)
+
+
+@routes.get("/projects/{project_id}/generate/{draft_id}")
+def draft_page(view: ViewOf) -> Response:
+    """A draft."""
+    with view.reading() as session:
+        return _page(view, session)
+
+
+def _page(view: View, session: Session, problem: Problem | None = None) -> Response:
+    found = _draft(view, session)
+    draft = found[0]
+    query = select(Subject).where(Subject.project_id == draft.project_id, Subject.erased_at.is_(None))
+    newest = _subjects(session, query.order_by(Subject.created_at.desc(), Subject.id.desc()).limit(SHOWN))
+    chosen = {each.id: each for each in newest}
+    if not set(draft.subjects) <= set(chosen):
+        chosen |= {each.id: each for each in _subjects(session, query.where(Subject.id.in_(draft.subjects)))}
+    values = {"draft": draft, "once": secrets.token_hex(8)}
+    values |= _seen(view, session, *found, [chosen[key] for key in draft.subjects if key in chosen])
+    choices = _choices(session, draft, values["look"], newest)
+    values |= {"choices": choices, "others": drafts.mine(session, view.actor, view.project_id), **_selects(view, choices)}
+    view.form = Form(**_typed(draft, choices.preset))
+    return view.wrong("generate.html", problem, **values) if problem else view.page("generate.html", **values)
+
+
+def _subjects(session: Session, query: Select[Subject]) -> Sequence[Subject]:
+    """Subjects with their images and rights, in one query."""
+    return session.scalars(query.options(joinedload(Subject.images), joinedload(Subject.rights))).unique().all()
+
+
+def _typed(draft: Draft, preset: Preset | None) -> dict[str, Any]:
+    """The form as it was typed; length and size begin at the model's own."""
+    own = {"num_frames": str(preset.num_frames), "size": f"{preset.width}x{preset.height}"} if preset else {}
+    return {
+        "prompt": draft.prompt, "purpose": draft.purpose, "territories": draft.territories, "subjects": draft.subjects,
+        "candidates": str(draft.candidates), **{name: draft.options.get(name) or own.get(name, "") for name in drafts.OPTIONS},
+    }  # fmt: skip
+
+
+def _selects(view: View, choices: Choices) -> dict[str, list[tuple[str, str]]]:
+    """Values and words of the fields with a list."""
+    shapes = (N_("square"), N_("landscape"), N_("portrait"))
+    return {
+        "lengths": [
+            (str(n), view.say("%(seconds)s s (%(frames)d frames)", seconds=f"{n / choices.fps:.1f}", frames=n))
+            for n in choices.lengths
+        ],
+        "sizes": [(f"{w}x{h}", f"{w} × {h}, {view.say(shapes[0 if w == h else 1 if w > h else 2])}") for w, h in choices.sizes],
+        "candidates": [(str(n), str(n)) for n in (1, 2, 3, 4, 6, 8, drafts.MOST_CANDIDATES)],
+    }
+
+
+def _seen(view: View, session: Session, draft: Draft, project: Project, user: User, subjects: list[Subject]) -> dict[str, Any]:
+    """What is said of a draft: checks, cost, and when its turn would come."""
+    look = drafts.look(session, draft, project, subjects)
+    line = waiting.line(session, (project, user, look.cost.seconds if look.cost else 0.0))
+    return {"look": look, "place": line.places[""], "line": line, "rephraser": view.studio.settings.rephrase}
+
+
+def _choices(session: Session, draft: Draft, look: drafts.Look, newest: Sequence[Subject]) -> Choices:
+    rules = policies.current(session, session.get_one(Project, draft.project_id))
+    subjects = [*look.subjects, *(each for each in newest if each.id not in draft.subjects)]
+    territories = rules.territories if rules else ()
+    if territories == (WORLD,):
+        territories = (WORLD, EU, "JP", "US", "GB")
+    territories = dict.fromkeys([*territories, *draft.territories])
+    preset, length = look.preset, str(draft.options.get("num_frames", ""))
+    if preset is None:
+        return Choices(subjects, rules.purposes if rules else (), list(territories), [], [], 8, None, False)
+    usual = (preset.num_frames - 1) // 4
+    lengths = sorted({4 * max(1, round(usual * share)) + 1 for share in SHARES} | ({int(length)} if length.isdigit() else set()))
+    return Choices(
+        subjects, rules.purposes if rules else (), list(territories), lengths, _sizes(preset, draft.options.get("size", "")),
+        preset.fps, preset, preset.takes_first_frame,
+    )  # fmt: skip
+
+
+def _sizes(preset: Preset, chosen: str) -> list[tuple[int, int]]:
+    """Sizes (width, height): those that the model supports, or its usual one with a landscape and a portrait beside it."""
+    found = [(width, height) for height, width in preset.sizes]
+    if not found:
+        low, high = preset.side_range
+        long = min(high, preset.width * 3 // 2) // preset.multiple * preset.multiple
+        found = [(preset.width, preset.height), (long, preset.height), (preset.width, max(low, long))]
+    width, _, height = chosen.partition("x")
+    if width.isdigit() and height.isdigit():
+        found.append((int(width), int(height)))
+    return list(dict.fromkeys(found))
+
+
+@routes.post("/projects/{project_id}/generate/{draft_id}/save")
+def save(view: ViewOf) -> Response:
+    """Keep what was typed; answers with what is to be said of it."""
+    with view.writing() as session:
+        _take_in(view, _draft(view, session)[0])
+    with view.reading() as session:
+        draft, project, user = _draft(view, session)
+        query = select(Subject).where(Subject.project_id == draft.project_id, Subject.id.in_(draft.subjects))
+        found = {each.id: each for each in _subjects(session, query)}
+        chosen = [found[key] for key in draft.subjects if key in found]
+        seen = _seen(view, session, draft, project, user, chosen)
+        return HTMLResponse(view.render("generate_look.html", draft=draft, **seen))
+
+
+def _take_in(view: View, draft: Draft) -> None:
+    form = view.form
+    typed: dict[str, Any] = {name: form[name] for name in ("prompt", "purpose", "candidates", *drafts.OPTIONS)}
+    drafts.change(draft, {**typed, "subjects": form.all("subjects"), "territories": form.all("territories")})
+
+
+@routes.post("/projects/{project_id}/generate/{draft_id}/run")
+def run(view: ViewOf) -> Response:
+    """Queue the draft; what was typed is kept whatever comes of it. Sent twice, it is queued once."""
+    with view.writing() as session:
+        _take_in(view, _draft(view, session)[0])
+    try:
+        with view.writing() as session:
+            job = drafts.run(session, view.actor, _draft(view, session)[0], view.form["once"][:64])
+    except Problem as problem:
+        with view.reading() as session:
+            return _page(view, session, problem)
+    return view.go(f"/projects/{view.project_id}/jobs/{job.id}", N_("Your video is in the queue."))
+
+
+@routes.post("/projects/{project_id}/generate/{draft_id}/rephrase")
+def rephrase(view: ViewOf) -> Response:
+    """A proposal for the prompt, which stands beside what was typed and changes nothing by itself."""
+    where = view.studio.settings.rephrase
+    if not where:
+        raise Conflict("No rephraser is set up. An administrator names one in PHANTOM_STUDIO_REPHRASE.")
+    with view.reading() as session:
+        draft = _draft(view, session)[0]
+        subjects = rights.with_rights(session, draft.project_id, draft.subjects)
+        blobs = [subject.images[0].blob for subject in subjects if subject.images][:IMAGES]
+        prompt = draft.prompt
+    if not ASKING.acquire(blocking=False):
+        raise TooMany("The rephraser is busy. Please try again in a minute.", seconds=60)
+    try:
+        shown = [read_image(view.studio.storage.path(blob))[0] for blob in blobs]
+        proposal, problem = prompts.rephrase(prompt, shown, where), ""
+    except InputError as error:
+        proposal, problem = "", str(error)
+    finally:
+        ASKING.release()
+    names = [subject.name for subject in subjects]
+    open_points = prompts.open_points(proposal, names) if proposal else []
+    return HTMLResponse(view.render("generate_proposal.html", proposal=proposal, problem=problem, notices=open_points))
+
+
+@routes.post("/projects/{project_id}/generate/{draft_id}/remove")
+def remove(view: ViewOf) -> Response:
+    """Throw a draft away."""
+    with view.writing() as session:
+        drafts.remove(session, view.actor, _draft(view, session)[0])
+    return view.go(_base(view), N_("The draft was removed."))
+
+
+@routes.post("/projects/{project_id}/videos/{video_id}/again")
+def again(view: ViewOf) -> Response:
+    """Make a video again: a draft with all that it was made of."""
+    with view.writing() as session:
+        draft = drafts.again(session, view.actor, access.find(session, Video, view.param("video_id"), view.project_id))
+    return view.go(f"{_base(view)}/{draft.id}", N_("Everything is as it was. Change what you like, then run it."))
+
+
+def _draft(view: View, session: Session) -> tuple[Draft, Project, User]:
+    return drafts.find(session, view.actor, view.project_id, view.param("draft_id"))
+
+
+def _base(view: View) -> str:
+    return f"/projects/{view.project_id}/generate"

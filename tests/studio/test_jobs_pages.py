@@ -1,0 +1,195 @@
+"""Pages of generating, jobs and the gate, on rows as a worker writes them."""
+
+import pytest
+from sqlalchemy import select
+
+from phantom_s2v.models.registry import load_preset, model_folder
+from phantom_s2v.studio import queue
+from phantom_s2v.studio.queue import Ticket
+from phantom_s2v.studio.schema import Draft, Job, JobState, Project, Video, Worker, now
+
+from .queued import add_subject, make_worker, profiled, scored, set_policy
+
+
+@pytest.fixture
+def ready(studio):
+    """A project with a policy, a subject with rights, and a worker that offers phantom-mini."""
+    with studio.writing() as session:
+        set_policy(session, studio)
+        studio.subject_id = add_subject(session, studio, "fox").id
+        worker = make_worker(session)
+        mini = worker.offers["models"]["phantom-mini"] | profiled(load_preset(model_folder("phantom-mini")))
+        worker.offers = {**worker.offers, "models": {"phantom-mini": mini}}
+        session.get_one(Project, studio.project_id).price_per_hour = 36_00
+        studio.base = f"/projects/{studio.project_id}"
+    return studio
+
+
+def begin(client, studio, **typed):
+    """A draft with what was typed; its address."""
+    page = client.submit(f"{studio.base}/generate")
+    address = page.url.path
+    fields = {"prompt": "The fox moves up.", "subjects": studio.subject_id, "purpose": "internal trial", "territories": "DE"}
+    client.submit(f"{address}/save", {**fields, **typed})
+    return address
+
+
+def typed_in(studio):
+    with studio.reading() as session:
+        return session.scalars(select(Draft.prompt)).one()
+
+
+def test_what_is_typed_is_kept_and_checked_and_estimated(ready, browser):
+    client = browser("maker")
+    address = begin(client, ready)
+    said = client.submit(f"{address}/save", {"prompt": "It moves up", "subjects": ready.subject_id, "num_frames": "x"})
+    assert said.status_code == 200
+    assert "The prompt mentions no subject. Say what fox does." in said.text
+    assert "Please enter a whole number." in said.text
+    assert typed_in(ready) == "It moves up"
+    again = client.get(address)
+    assert "It moves up" in again.text
+    assert 'value="x"' not in again.text  # no such length is offered, and the sentence stands there
+    good = {"prompt": "The fox moves up", "subjects": ready.subject_id, "num_frames": "9", "candidates": "2"}
+    good |= {"purpose": "internal trial", "territories": "DE"}
+    said = client.submit(f"{address}/save", good)
+    assert "Every subject is described" in said.text
+    assert "Run: " in said.text
+    assert "€" in said.text
+
+
+def test_a_draft_is_its_makers_alone(ready, browser, studio):
+    address = begin(browser("maker"), ready)
+    with studio.writing() as session:
+        from phantom_s2v.studio import access, projects
+        from phantom_s2v.studio.schema import Role
+
+        projects.set_roles(session, access.SYSTEM, studio.project_id, "reviewer@example.com", [Role.MAKER])
+    assert browser("reviewer").get(address).status_code == 404
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_run_queues_once_and_the_job_is_shown(ready, browser, language):
+    client = browser("maker", language)
+    address = begin(client, ready)
+    fields = {"prompt": "The fox moves up", "subjects": ready.subject_id, "purpose": "internal trial", "territories": "DE"}
+    first = client.submit(f"{address}/run", {**fields, "once": "abc", "seed": "7"})
+    assert "/jobs/" in first.url.path, first.text
+    second = client.submit(f"{address}/run", {**fields, "once": "abc"})  # the answer was lost, the browser sends again
+    assert second.url.path == first.url.path
+    third = client.submit(f"{address}/run", {**fields, "once": "def"})
+    assert third.url.path != first.url.path
+    with ready.reading() as session:
+        jobs = session.scalars(select(Job).order_by(Job.created_at)).all()
+        assert [job.request["seed"] for job in jobs] == [7, 0]
+        assert jobs[0].requires["weights"] == "w1"
+    assert client.get(f"{ready.base}/jobs").text.count("The fox moves up") == 2
+    cancelled = client.submit(f"{first.url.path}/cancel")
+    assert cancelled.status_code == 200
+    with ready.reading() as session:
+        assert session.get_one(Job, first.url.path.rpartition("/")[2]).state == JobState.CANCELLED
+
+
+def test_what_must_not_run_is_refused_beside_its_field_and_nothing_typed_is_lost(ready, browser):
+    client = browser("maker")
+    address = begin(client, ready)
+    wrong = {"prompt": "", "seed": "-1", "num_inference_steps": "many", "subjects": ready.subject_id, "purpose": "television"}
+    answer = client.submit(f"{address}/run", wrong)
+    assert answer.status_code == 422
+    for sentence in ("Describe what happens", "Please enter a whole number.", "The policy does not allow this purpose."):
+        assert sentence in answer.text
+    assert 'value="many"' in answer.text
+    assert client.submit(f"{address}/run", {**wrong, "prompt": "fox", "num_inference_steps": ""}).status_code == 422
+    with ready.writing() as session:
+        project = session.get_one(Project, ready.project_id)
+        project.budget, project.spent = 100, 100
+    fields = {"prompt": "The fox moves up", "subjects": ready.subject_id, "purpose": "internal trial", "territories": "DE"}
+    answer = client.submit(f"{address}/run", fields)
+    assert "more than the project&#39;s budget has left" in answer.text
+    with ready.reading() as session:
+        assert session.scalars(select(Job)).all() == []
+
+
+def finished(studio, passed=False, seen=True):
+    """A job of the maker with one video that was measured; the video's id."""
+    with studio.writing() as session:
+        worker = session.scalars(select(Worker)).one()
+        worker.heartbeat_at = now()
+        job = queue.take(session, worker)
+        ticket = Ticket(job.id, job.lease)
+        blobs = [
+            studio.storage.put(session, content, kind) for content, kind in ((b"film", "video/mp4"), (b"still", "image/png"))
+        ]
+        video = Video(
+            project_id=job.project_id, job_id=job.id, user_id=job.user_id, candidate=0, seed=job.request["seed"], blob=blobs[0],
+            poster=blobs[1], fps=8, num_frames=9, width=64, height=64, details={},
+        )  # fmt: skip
+        queue.made(session, ticket, video)
+        other = add_subject(session, studio, "<b>wolf</b>")
+        video.score, video.passed = scored("fox", other.id, seen), passed
+        queue.advance(session, ticket)
+        return video.id
+
+
+def queued(client, studio):
+    address = begin(client, studio)
+    fields = {"prompt": "The fox moves up", "subjects": studio.subject_id, "purpose": "internal trial", "territories": "DE"}
+    return client.submit(f"{address}/run", {**fields, "once": "1", "seed": "5", "negative_prompt": "rain"})
+
+
+def test_the_gate_says_frame_region_metric_and_nearest_subject_and_a_reviewer_may_override(ready, browser):
+    maker, reviewer = browser("maker"), browser("reviewer")
+    job = queued(maker, ready)
+    address = f"{ready.base}/videos/{finished(ready)}"
+    assert "misses KPIs" in maker.get(job.url.path).text
+    page = maker.get(f"{address}/gate")
+    for words in (
+        "similarity to the reference: fox", "Frame 4, where it is worst", "at least 0.9", "our brand team",
+        "&lt;b&gt;wolf&lt;/b&gt; (0.70; its own reference: 0.40)", 'class="region" x="6.4"', "Similarity over time: fox",
+    ):  # fmt: skip
+        assert words in page.text, words
+    assert "Let this video pass" not in page.text  # its maker
+    assert maker.submit(f"{address}/override", {"reason": "it is fine"}).status_code == 403
+    assert reviewer.submit(f"{address}/override", {"reason": " "}).status_code == 422
+    assert "it is fine" in reviewer.submit(f"{address}/override", {"reason": "it is fine"}).text
+    assert "let pass by a reviewer" in maker.get(job.url.path).text
+    assert reviewer.submit(f"{address}/override", {"reason": "again"}).status_code == 409
+
+
+def test_a_subject_that_is_never_seen_fails_where_it_is_missing(ready, browser):
+    queued(browser("maker"), ready)
+    page = browser("maker").get(f"{ready.base}/videos/{finished(ready, seen=False)}/gate").text
+    assert "not measurable" in page
+    assert "It was seen in no frame." in page
+
+
+def test_make_again_has_everything_of_the_video(ready, browser):
+    client = browser("maker")
+    queued(client, ready)
+    page = client.submit(f"{ready.base}/videos/{finished(ready, passed=True)}/again")
+    with ready.reading() as session:
+        draft = session.get_one(Draft, page.url.path.rpartition("/")[2])
+        session.expunge(draft)
+    assert (draft.prompt, draft.subjects, draft.purpose, draft.territories) == (
+        "The fox moves up", [ready.subject_id], "internal trial", ["DE"],
+    )  # fmt: skip
+    assert (draft.options["seed"], draft.options["negative_prompt"], draft.options["size"]) == ("5", "rain", "64x64")
+
+
+def test_pages_need_few_queries_however_long_the_lists_are(ready, browser, statements):
+    client = browser("maker")
+    queued(client, ready)
+    counts = []
+    for _ in range(2):
+        for address in (f"{ready.base}/jobs", f"{ready.base}/generate"):
+            client.get(address)
+            statements.texts.clear()
+            client.get(address, follow_redirects=False)
+            counts.append(len(statements.texts))
+        with ready.writing() as session:
+            one = session.scalars(select(Job)).first()
+            for _ in range(30):
+                values = {c.key: getattr(one, c.key) for c in Job.__table__.columns if c.key not in ("id", "created_at")}
+                session.add(Job(**values))
+    assert counts[:2] == counts[2:]
+    assert max(counts) <= 5
