@@ -27,6 +27,7 @@ from phantom_s2v.media import images
 from phantom_s2v.vision import fetched
 from phantom_s2v.vision.embed import AESTHETIC_LAYERS, Aesthetics, Embedder, convert_head
 from phantom_s2v.vision.faces import dlib_alike, face_feature, face_features
+from phantom_s2v.vision.faces import faces as faces_of
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -275,15 +276,18 @@ def test_a_portrait_is_found_in_a_video_of_it_and_a_cat_has_no_face():
 
 
 @pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
-def test_a_face_that_dlib_alone_would_miss_has_features():
+def test_a_face_that_dlib_alone_would_miss_has_features_where_blazeface_is_sure(monkeypatch):
     pytest.importorskip("dlib")
     image = portrait("astronaut")
-    narrow = np.asarray(Image.fromarray(image).resize((image.shape[1] // 2, image.shape[0])))
-    narrow = np.pad(narrow, ((0, 0), (0, narrow.shape[1]), (0, 0)), "edge")
+    narrow = np.pad(image[:, ::2], ((0, 0), (0, image.shape[1] // 2), (0, 0)), "edge")
     assert face_feature(narrow) is None
+    sure = faces_of(narrow)[0][1]
+    monkeypatch.setattr("phantom_s2v.vision.faces.SURE_ALONE", sure)
     found, known = face_features(narrow), face_features(image)
     assert [len(found), len(known)] == [1, 1]
     assert dlib_alike(found[0], known[0]) > 0.4  # one person, by dlib's own bound
+    monkeypatch.setattr("phantom_s2v.vision.faces.SURE_ALONE", sure + 0.01)
+    assert face_features(narrow) == []
 
 
 def test_faces_that_cannot_be_looked_for_are_said(monkeypatch, clip):

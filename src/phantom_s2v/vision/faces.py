@@ -19,10 +19,11 @@ from phantom_s2v.geometry import covered, squares
 from phantom_s2v.vision.fetched import run_lite
 from phantom_s2v.vision.transformers import default_device
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 FACE_SIDE = 128  # pixels that the network sees
 SURE = 0.6  # min score of a face in the whole image
 SURE_WITHIN = 0.75  # in a part of it, where more is tried and so more is mistaken
-DLIB_SURE = -0.5  # least score of dlib's detector where BlazeFace has found a face; 0 is its own bound
+SURE_ALONE = 0.85  # from which BlazeFace's box is taken for a face that dlib's detector misses; animals have 0.78 at most
 DLIB_SIDE = 200  # pixels of a face with its surroundings
 ARC_SIDE = 112  # pixels that ArcFace sees
 # Eyes, nose and the middle of the mouth, (x, y), as InsightFace aligns faces for ArcFace (the mouth's corners joined).
@@ -116,36 +117,48 @@ def dlib_hash() -> str:
     return folder_hash(_dlib_folder(), (".dat",))
 
 
-def face_feature(image: np.ndarray, sure: float = 0.0) -> np.ndarray | None:
-    """Feature float32 [128] of the surest face in uint8 [H, W, 3], None where none has a score of `sure` or more.
+def face_feature(image: np.ndarray, otherwise: Box | None = None) -> np.ndarray | None:
+    """Feature float32 [128] of the surest face in uint8 [H, W, 3], None where dlib finds none and no box is given `otherwise`.
 
     Euclidean distances below 0.6 are of one person, as dlib's author measured on LFW.
     """
     detect, landmarks, describe = _dlib()
     image = np.ascontiguousarray(image)
-    detections, scores, _ = detect.run(image, 1, sure)
-    if not len(detections):
+    detections, scores, _ = detect.run(image, 1, 0.0)
+    if not len(detections) and otherwise is None:
         return None
-    best = detections[int(np.argmax(scores))]
+    best = detections[int(np.argmax(scores))] if len(detections) else _dlib_rectangle(otherwise)
     feature = np.asarray(describe.compute_face_descriptor(image, landmarks(image, best)), np.float32)
     _check(feature, "the face feature by dlib")
     return feature
 
 
+def _dlib_rectangle(box: Box | None) -> Any:
+    import dlib  # type: ignore[import-not-found]
+
+    models: Any = dlib
+    return models.rectangle(*box)
+
+
 def face_features(image: np.ndarray) -> list[np.ndarray]:
-    """dlib's features [128] of all faces in uint8 [H, W, 3] that BlazeFace finds and dlib can align, the surest first."""
-    features = (face_feature(_around(image, box), DLIB_SURE) for box, _ in faces(image))
+    """dlib's features [128] of all faces in uint8 [H, W, 3] that BlazeFace is sure of, or finds and dlib too, the surest
+    first.
+    """
+    around = [(*_around(image, box), score) for box, score in faces(image)]
+    features = [face_feature(part, inner if score >= SURE_ALONE else None) for part, inner, score in around]
     return [feature for feature in features if feature is not None]
 
 
-def _around(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """A face with as much again around it, at a size at which dlib's detector is quick and sure."""
+def _around(image: np.ndarray, box: Box) -> tuple[np.ndarray, Box]:
+    """A face with as much again around it, at a size at which dlib's detector is quick and sure, and its box there."""
     left, top, right, bottom = box
     margin = round(0.5 * max(right - left, bottom - top))
-    part = image[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
+    x, y = max(0, left - margin), max(0, top - margin)
+    part = image[y : bottom + margin, x : right + margin]
     scale = DLIB_SIDE / max(part.shape[:2])
     size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
-    return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS))
+    inner = tuple(round(scale * value) for value in (left - x, top - y, right - x, bottom - y))
+    return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.LANCZOS)), inner  # type: ignore[return-value]
 
 
 def _check(feature: np.ndarray, what: str) -> None:
