@@ -125,15 +125,18 @@ def face_feature(image: np.ndarray, otherwise: Box | None = None) -> np.ndarray 
     detect, landmarks, describe = _dlib()
     image = np.ascontiguousarray(image)
     detections, scores, _ = detect.run(image, 1, 0.0)
-    if not len(detections) and otherwise is None:
+    if len(detections):
+        best = detections[int(np.argmax(scores))]
+    elif otherwise:
+        best = _dlib_rectangle(otherwise)
+    else:
         return None
-    best = detections[int(np.argmax(scores))] if len(detections) else _dlib_rectangle(otherwise)
     feature = np.asarray(describe.compute_face_descriptor(image, landmarks(image, best)), np.float32)
     _check(feature, "the face feature by dlib")
     return feature
 
 
-def _dlib_rectangle(box: Box | None) -> Any:
+def _dlib_rectangle(box: Box) -> Any:
     import dlib  # type: ignore[import-not-found]
 
     models: Any = dlib
