@@ -20,8 +20,11 @@ from phantom_s2v.evaluation.kpi import Kpi, Verdict
 from phantom_s2v.evaluation.reports import emoji
 from phantom_s2v.evaluation.reports.comparison import write_comparison, write_votes
 from phantom_s2v.evaluation.reports.score import Scored, ScorePage
+from phantom_s2v.evaluation.reports.selfcheck import write_self_check
 from phantom_s2v.evaluation.reports.words import FAULT_WORDS, explained
 from phantom_s2v.evaluation.score import FAULTS, SubjectScore, VideoScore
+from phantom_s2v.evaluation.selfcheck import Checked, Mistake, Planted
+from phantom_s2v.evaluation.selfcheck import table as check_table
 from phantom_s2v.media import images
 from phantom_s2v.media.charts import Axis, Bound, curve, histogram, ticks
 from phantom_s2v.media.pages import CASES, Cases, later_page, later_pages, preview
@@ -455,3 +458,44 @@ def test_the_emoji_page_begins_with_control_and_upper_bound_and_shows_the_worst_
 def test_the_emoji_page_says_whether_clips_are_as_true_ones_or_as_chance(tmp_path, value, low, high, state):
     seen = emoji_page(tmp_path, emoji_figures(value, low, high))
     assert next(attrs["class"] for tag, attrs in seen.tags if tag == "section") == f"headline {state}"
+
+
+# The self-check
+
+
+def self_check(tmp_path, rates, mistakes=()):
+    rows = {
+        f: {"detection": [hit, hit, 1.0], "false_alarm": [alarm, 0.0, alarm], "clips": [9, 5]}
+        for f, (hit, alarm) in rates.items()
+    }
+    write_self_check(tmp_path / "s.html", rows, mistakes, ODD, "clips composed of emoji")
+    return checked(tmp_path / "s.html")
+
+
+def test_the_page_of_a_self_check_says_which_checks_hold_and_shows_what_was_mistaken(tmp_path):
+    strip = np.full((64, 320, 3), 90, np.uint8)
+    mistakes = [Mistake("pasted", (), strip, (strip[:, :64],)), Mistake("", ("flicker",), strip, (strip[:, :64],) * 2)]
+    seen = self_check(tmp_path, {"pasted": (0.4, 0.0), "flicker": (1.0, 0.2), "frozen": (0.95, 0.01)}, mistakes)
+    for words in (
+        "1 of 3 checks hold", "Often missed pasted (40%)", "Often a false alarm flicker (20%)", FAULT_WORDS["frozen"].means,
+        "pasted was planted, nothing was found", "No fault, flicker was found",
+    ):  # fmt: skip
+        assert words in seen.text
+    assert sum(tag == "img" for tag, _ in seen.tags) == 5
+    good = self_check(tmp_path, {"frozen": (0.95, 0.01)})
+    assert "1 of 1 checks hold" in good.text
+    assert "mistaken" not in good.text
+
+
+def test_a_check_keeps_a_few_mistakes_of_each_kind():
+    video, reference = np.zeros((9, 300, 200, 3), np.uint8), np.zeros((64, 64, 3), np.uint8)
+    sound = VideoScore([], 0.0, 1.0, 0.0, 0.0, 1.0, 100.0, [0])
+    kept = Checked(Thresholds(), ("frozen", "flicker"))
+    for fault, value in [("frozen", 0.0)] * 9 + [("", 1.0)] * 9 + [("frozen", 1.0)]:
+        kept.add(Planted(fault, video, (reference,), ""), replace(sound, frozen=value))
+    assert [(m.planted, m.found) for m in kept.mistakes] == [("frozen", ())] * 3 + [("", ("frozen",))] * 3
+    assert kept.mistakes[0].strip.shape == (192, 640, 3)
+    rates = check_table(kept)
+    assert rates["frozen"]["detection"][0] == 0.1
+    assert rates["frozen"]["false_alarm"][0] == 1.0
+    assert rates["frozen"]["clips"] == [10, 9]
