@@ -1,5 +1,6 @@
 """phantom studio: the web application of a team, and what its administrator does on the machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ def opened(folder: Path | None, **given: Any) -> Any:
     from phantom_s2v.studio.config import load_settings
     from phantom_s2v.studio.context import Studio
 
+    os.umask(0o077)  # what the studio writes is for its owner alone
     made = Studio(load_settings(folder or user_data_path("phantom-studio", appauthor=False), **given))
     made.start()
     return made
@@ -41,7 +43,8 @@ def serve(
 ) -> None:
     """Serve the studio. The first start prints a one-time link that makes an administrator."""
     if context.invoked_subcommand:
-        context.obj = folder
+        if folder:  # the command's own option reads it there
+            os.environ["PHANTOM_STUDIO_FOLDER"] = str(folder)
         return
     from phantom_s2v.studio.serving import serve
 
@@ -121,3 +124,27 @@ def show_head(folder: Folder = None) -> None:
     """Print number and hash of the last line. Kept elsewhere, it shows later whether database and head were both set back."""
     made = opened(folder)
     say(":".join(map(str, made.head.read()[-1])))
+
+
+@studio.command("backup")
+def back_up(
+    target: Annotated[Path, typer.Argument(help="Output .tar; it holds the secret, so keep it where secrets are kept.")],
+    folder: Folder = None,
+) -> None:
+    """Write a backup of everything, while people work."""
+    from phantom_s2v.studio.backup import back_up
+
+    say(f"{target}: {back_up(opened(folder), target)} files")
+
+
+@studio.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="Backup of phantom studio backup.")],
+    folder: Annotated[Path, typer.Option("--folder", help="Folder to restore into; it must be new or empty.")],
+) -> None:
+    """Restore a backup into a new folder, after checking every file and the audit log."""
+    from phantom_s2v.studio.backup import restore
+
+    os.umask(0o077)
+    files, lines = restore(source, folder)
+    say(f"{folder}: {files} files and {lines} audit lines, none damaged; start it with phantom studio --folder {folder}")

@@ -153,19 +153,14 @@ def verify(session: Session, head: Head, known: End | None = None) -> tuple[int,
     """
     found: list[str] = []
     number, previous, seen = 0, FIRST, known is None
-    query = select(AuditLine).order_by(AuditLine.number).execution_options(yield_per=BATCH)
-    for line in session.scalars(query):
-        if line.number != number + 1:
-            missing = f"line {number + 1} is" if line.number == number + 2 else f"lines {number + 1} to {line.number - 1} are"
-            found.append(f"{missing} missing")
-        elif line.previous != previous:
-            found.append(f"line {line.number} does not follow line {number}: one of them was altered")
-        content = (line.number, line.at, line.actor, line.action, line.object_id, line.details, line.previous)
-        if line.sha256 != line_hash(*content):
-            found.append(f"line {line.number} was altered")
-        number, previous = line.number, line.sha256
-        seen = seen or (number, previous) == known
-        session.expunge(line)
+    try:
+        for line in session.scalars(select(AuditLine).order_by(AuditLine.number).execution_options(yield_per=BATCH)):
+            found += _wrong(line, number, previous)
+            number, previous = line.number, line.sha256
+            seen = seen or (number, previous) == known
+            session.expunge(line)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # a time or details that are none
+        found.append(f"a line after line {number} was altered and cannot be read ({type(error).__name__})")
     try:
         ends = head.read()
         if (number, previous) not in ends:
@@ -175,3 +170,17 @@ def verify(session: Session, head: Head, known: End | None = None) -> tuple[int,
     if not seen and known:
         found.append(f"line {known[0]} is not the one that was noted before")
     return number, found
+
+
+def _wrong(line: AuditLine, number: int, previous: str) -> list[str]:
+    """What is wrong with a line after the line of a number and a hash."""
+    found = []
+    if line.number != number + 1:
+        missing = f"line {number + 1} is" if line.number == number + 2 else f"lines {number + 1} to {line.number - 1} are"
+        found.append(f"{missing} missing")
+    elif line.previous != previous:
+        found.append(f"line {line.number} does not follow line {number}: one of them was altered")
+    content = (line.number, line.at, line.actor, line.action, line.object_id, line.details, line.previous)
+    if line.sha256 != line_hash(*content):
+        found.append(f"line {line.number} was altered")
+    return found

@@ -1,12 +1,13 @@
 """The web process: the first start's one-time link, what is needed beyond this machine, and the server."""
 
+import threading
 from collections.abc import Callable
 
 import uvicorn
 from sqlalchemy import select
 
 from phantom_s2v.files.hosts import is_loopback
-from phantom_s2v.studio import audit
+from phantom_s2v.studio import audit, housekeeping
 from phantom_s2v.studio.access import SYSTEM
 from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
@@ -50,7 +51,10 @@ def serve(studio: Studio, say: Callable[[str], object]) -> None:
     if link := first_link(studio):
         say(f"First sign-in, once, within {settings.link_hours} hours: {link}")
     log_json()
+    ended = threading.Event()
+    threading.Thread(target=housekeeping.run, args=(studio, ended), daemon=True).start()
     uvicorn.run(
         create_app(studio), host=settings.host, port=settings.port, access_log=False, log_config=None, server_header=False,
         proxy_headers=bool(settings.proxies), forwarded_allow_ips=settings.proxies or None, timeout_graceful_shutdown=10,
     )  # fmt: skip
+    ended.set()

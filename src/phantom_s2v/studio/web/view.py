@@ -24,7 +24,7 @@ from phantom_s2v.studio import access, sign_in
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
-from phantom_s2v.studio.problems import Forbidden, NotSignedIn, Problem, Problems
+from phantom_s2v.studio.problems import Forbidden, NotSignedIn, Problem, Problems, TooMany
 from phantom_s2v.studio.schema import Project, Role
 from phantom_s2v.studio.territories import TERRITORIES
 from phantom_s2v.studio.web import i18n
@@ -151,7 +151,7 @@ class View:
     def wrong(self, template: str, problem: Problem, **values: Any) -> Response:
         """The page of a form again, with everything that was typed, and what is wrong beside its field."""
         self.form.wrong(self.language, problem)
-        return self.page(template, problem.status, **values)
+        return come_again(self.page(template, problem.status, **values), problem)
 
     def go(self, address: str, said: str = "", **values: Any) -> Response:
         """On to another page, which says what was done."""
@@ -307,7 +307,12 @@ def problem_answer(request: Request, problem: Problem) -> Response:
         response = view.page(
             "problem.html", problem.status, sentence=i18n.sentence(view.language, problem), missing=problem.status == 404
         )
-    if "seconds" in problem.values:
+    return come_again(response, problem)
+
+
+def come_again(response: Response, problem: Problem) -> Response:
+    """The answer, saying when to ask again where that was too often."""
+    if problem.status == TooMany.status:
         response.headers["Retry-After"] = str(problem.values["seconds"])
     return response
 

@@ -1,0 +1,50 @@
+"""What has to be seen to from time to time, whoever is there: rights that end, sessions that ended, files that crashes left."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from sqlalchemy import delete
+
+from phantom_s2v.studio import rights
+from phantom_s2v.studio.context import Studio
+from phantom_s2v.studio.schema import Credential, now
+
+LOG = logging.getLogger("phantom_s2v.studio")
+MINUTE, HOUR = 60.0, 3600.0
+
+
+def end_rights(studio: Studio) -> None:
+    """Warn of rights that end, and stop what runs under those that have ended."""
+    with studio.writing() as session:
+        rights.sweep(session)
+
+
+def end_sessions(studio: Studio) -> None:
+    """Remove sessions and links that are over."""
+    with studio.writing() as session:
+        session.execute(delete(Credential).where(Credential.expires_at <= now()))
+
+
+def sweep_files(studio: Studio) -> None:
+    """Remove files that crashes left."""
+    studio.storage.sweep()
+
+
+WORK: list[tuple[float, Callable[[Studio], object]]] = [(MINUTE, end_rights), (HOUR, end_sessions), (HOUR, sweep_files)]
+
+
+def run(studio: Studio, ended: threading.Event, pause: float = MINUTE) -> None:
+    """Do each work when its time has come, until the event is set. What fails is logged, and tried again the next time."""
+    last = dict.fromkeys(range(len(WORK)), -HOUR)
+    while True:
+        for number, (every, work) in enumerate(WORK):
+            if time.monotonic() - last[number] >= every:
+                last[number] = time.monotonic()
+                try:
+                    work(studio)
+                except Exception:
+                    LOG.exception("housekeeping failed", extra={"values": {"work": work.__name__}})
+        if ended.wait(pause):
+            return
