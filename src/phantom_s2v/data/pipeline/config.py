@@ -77,7 +77,7 @@ class Config:
     # the scene without its subjects, as a reference
     background: bool = False
     background_seen: float = 0.5  # min share of the frame that no subject covers
-    scene: float = 0.8  # min similarity of two clips' scenes that are one
+    scene: float = 0.7  # min similarity of two clips' scenes that are one (16 videos, docs/data.md)
     # pairs; bounds hold for an embedder: these for EfficientNet-Lite0 (`phantom data calibrate` sets others)
     embedder: str = "efficientnet-lite0"  # or phantom-mini, for drawn subjects; a larger one is in `models`
     lower: float = 0.628  # similarity below which it is another subject
