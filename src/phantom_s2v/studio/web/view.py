@@ -24,7 +24,7 @@ from phantom_s2v.studio import access, sign_in
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
-from phantom_s2v.studio.problems import Forbidden, NotSignedIn, Problem, Problems, TooMany
+from phantom_s2v.studio.problems import N_, Forbidden, NotSignedIn, Problem, Problems, TooMany
 from phantom_s2v.studio.schema import Project, Role
 from phantom_s2v.studio.territories import TERRITORIES
 from phantom_s2v.studio.web import i18n
@@ -36,7 +36,7 @@ REPORTS = Path(phantom_s2v.__file__).parent / "assets" / "templates"  # whose ch
 SESSION, LANGUAGE, SAID = "phantom_session", "phantom_language", "phantom_said"
 API = "/api/"
 MAX_FIELDS, MAX_FILES, MAX_FIELD_BYTES = 300, 20, 1 << 20
-EXPIRED_PAGE = "This page was open for too long, or came from elsewhere. Please try again."
+EXPIRED_PAGE = N_("This page was open for too long, or came from elsewhere. Please try again.")
 
 
 class Form:
