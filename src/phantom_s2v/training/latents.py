@@ -39,22 +39,25 @@ def validation_families(subjects: tuple[Subject, ...]) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Triplets:
-    """Batches by step, which follow from the seed alone: what is cheap to send, for `TripletEncoder`."""
+    """Batches by number, which follow from the seed alone: what is cheap to send, for `TripletEncoder`."""
 
     sprites: Sprites
     config: TransformerConfig
     text: TextEncoder  # only its tokenizer is used
     pad_text: bool  # to TEXT_PLACES
 
-    def __call__(self, step: int, rank: int = 0) -> Tensors:
-        """Scene tensors, tokens and mask [B, L], and the side, of a process at a step. All processes have the same bucket."""
+    def __call__(self, number: int, together: int = 1) -> Tensors:
+        """Scene tensors, tokens and mask [B, L], and the side, of a batch. Each `together` batches, which a step learns from, have
+        one bucket.
+        """
+        step, place = divmod(number, together)
         seed = [self.config.train.seed, 6, step]
         shared = np.random.default_rng(seed)
         shares = np.array([bucket.share_at(step / self.config.ramp_steps) for bucket in self.config.buckets])
         bucket = self.config.buckets[int(shared.choice(len(shares), p=shares / shares.sum()))]
         counts, odds = zip(*self.config.references, strict=True)
         count = int(shared.choice(counts, p=np.array(odds) / sum(odds)))
-        rng = np.random.default_rng([*seed, rank])
+        rng = np.random.default_rng([*seed, place])
         specs = [self._spec(rng, bucket.frames, bucket.side, count) for _ in range(bucket.batch)]
         tokens, mask = self.text.tokens([caption(spec, self.sprites) for spec in specs], TEXT_PLACES if self.pad_text else None)
         scenes = scene_tensors(specs, self.sprites)

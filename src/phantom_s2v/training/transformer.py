@@ -130,7 +130,7 @@ def train_transformer(
     ema = train(
         config.train,
         model,
-        lambda number, together: triplets(*divmod(number, together)),
+        triplets,
         lambda m: loss(config, empty, m),
         out,
         {**facts, "config": asdict(config)},
