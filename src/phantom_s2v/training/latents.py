@@ -47,7 +47,7 @@ class Triplets:
     pad_text: bool  # to TEXT_PLACES
 
     def __call__(self, number: int, together: int = 1) -> Tensors:
-        """Scene tensors, tokens and mask [B, L], and the side, of a batch. `together` batches, those of a step, have one bucket."""
+        """Scene tensors, tokens and mask [B, L], and the side, of a batch. Those of a step, `together`, have one bucket."""
         step, place = divmod(number, together)
         seed = [self.config.train.seed, 6, step]
         shared = np.random.default_rng(seed)
