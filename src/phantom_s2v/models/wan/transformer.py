@@ -162,7 +162,7 @@ class QuickRotation(WanAttnProcessor):
         """As diffusers has it; `rotary_emb` are cosines and sines [1, N, 1, E], twice each."""
         if rotary_emb is None or attn.add_k_proj is not None or hidden_states.device.type == "mps":
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        query, key, value = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)
+        query, key, value = _get_qkv_projections(attn, hidden_states, cast(Any, encoder_hidden_states))
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
         turn = torch.complex(rotary_emb[0][..., 0::2].float(), rotary_emb[1][..., 1::2].float())
