@@ -1,0 +1,186 @@
+"""Webhooks: events told to addresses of the company, signed by HMAC, tried again with growing pauses.
+
+An event is written in the transaction that makes it true, and sent afterwards. A receiver checks X-Phantom-Signature,
+"t=SECONDS,v1=HEX": HEX is HMAC-SHA-256 with the webhook's secret over "SECONDS.BODY". Names and texts are never sent, only ids.
+"""
+
+import hmac
+import ipaddress
+import json
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from urllib.parse import urlsplit
+
+import httpx
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from phantom_s2v.studio import audit
+from phantom_s2v.studio.access import Actor, find
+from phantom_s2v.studio.context import Studio
+from phantom_s2v.studio.problems import N_, Conflict, Problem, raise_all
+from phantom_s2v.studio.schema import Delivery, Role, Webhook, now
+from phantom_s2v.studio.texts import line
+
+EVENTS = (
+    N_("video.submitted"),
+    N_("video.commented"),
+    N_("video.sent.back"),
+    N_("video.approved"),
+    N_("video.exported"),
+)
+PAUSES = (10, 60, 300, 1800, 7200, 21600, 86400)  # seconds before the next try; after the last it is given up
+SECONDS, TAKEN = 10.0, 60.0  # for an answer; that a delivery is one process's
+KEPT = timedelta(days=30)  # of what was delivered or given up
+MOST = 10  # webhooks of a project
+LOG = logging.getLogger("phantom_s2v.studio")
+Resolve = Callable[[str, int], list[str]]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A delivery on its way."""
+
+    id: str
+    url: str
+    secret: str
+    body: bytes
+    attempts: int
+
+
+def add(session: Session, actor: Actor, project_id: str, url: str, events: Sequence[str]) -> Webhook:
+    """A new webhook of a project, as its administrator. Its secret is shown once. Raises Problem."""
+    actor.must(project_id, Role.ADMIN)
+    found: list[Problem] = []
+    url, parts = line(url, "url", 1000), urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        found.append(Problem("Please enter an address that begins with https:// and has no password in it.", "url"))
+    if not events or set(events) - set(EVENTS):
+        found.append(Problem("Please choose at least one.", "events"))
+    raise_all(found)
+    if len(of_project(session, actor, project_id)) >= MOST:
+        raise Conflict("A project has at most %(most)d webhooks.", "url", most=MOST)
+    made = Webhook(
+        project_id=project_id, url=url, secret=secrets.token_hex(32), events=[each for each in EVENTS if each in events]
+    )
+    session.add(made)
+    session.flush()
+    audit.append(session, actor.id, "webhook added", made.id, events=made.events)
+    return made
+
+
+def of_project(session: Session, actor: Actor, project_id: str) -> Sequence[Webhook]:
+    """Webhooks of a project."""
+    actor.must(project_id, Role.ADMIN)
+    return session.scalars(select(Webhook).where(Webhook.project_id == project_id).order_by(Webhook.created_at, Webhook.id)).all()
+
+
+def remove(session: Session, actor: Actor, project_id: str, webhook_id: str) -> None:
+    """Remove a webhook and what is still to be sent to it."""
+    actor.must(project_id, Role.ADMIN)
+    webhook = find(session, Webhook, webhook_id, project_id)
+    session.execute(delete(Delivery).where(Delivery.webhook_id == webhook.id))
+    session.delete(webhook)
+    audit.append(session, actor.id, "webhook removed", webhook_id)
+
+
+def emit(session: Session, project_id: str, event: str, **values: object) -> None:
+    """Write an event for every webhook of the project that wants it, in the transaction that makes it true."""
+    for webhook in session.scalars(select(Webhook).where(Webhook.project_id == project_id)):
+        if event in webhook.events:
+            body = {"event": event, "project": project_id, "at": now().isoformat(timespec="seconds"), **values}
+            session.add(Delivery(webhook_id=webhook.id, body=body))
+
+
+def deliver(studio: Studio, client: httpx.Client, resolve: Resolve | None = None, at: datetime | None = None) -> int:
+    """Send what is due, at most a hundred; how many were tried. Another process that does the same takes others."""
+    parcels = _take(studio, at or now())
+    for parcel in parcels:
+        outcome = _send(parcel, client, studio.settings.private_webhooks, resolve or addresses_of)
+        with studio.writing() as session:
+            row = session.get(Delivery, parcel.id)
+            if row is None:
+                continue
+            row.attempts, row.outcome = parcel.attempts + 1, outcome
+            given_up = parcel.attempts >= len(PAUSES)
+            row.next_at = None if outcome == "delivered" or given_up else now() + timedelta(seconds=PAUSES[parcel.attempts])
+    return len(parcels)
+
+
+def _take(studio: Studio, at: datetime) -> list[Parcel]:
+    """What is due, set aside for a minute so that nobody else sends it; what is old is removed."""
+    with studio.writing() as session:
+        session.execute(delete(Delivery).where(Delivery.next_at.is_(None), Delivery.created_at < at - KEPT))
+        query = select(Delivery, Webhook).join(Webhook, Delivery.webhook_id == Webhook.id)
+        rows = session.execute(query.where(Delivery.next_at <= at).order_by(Delivery.next_at).limit(100)).all()
+        parcels = []
+        for row, webhook in rows:
+            row.next_at = at + timedelta(seconds=TAKEN)
+            body = json.dumps({**row.body, "delivery": row.id}, sort_keys=True, ensure_ascii=False).encode()
+            parcels.append(Parcel(row.id, webhook.url, webhook.secret, body, row.attempts))
+        return parcels
+
+
+def _send(parcel: Parcel, client: httpx.Client, private: bool, resolve: Resolve) -> str:
+    """Send one event to the very address that was checked; "delivered", or why not."""
+    parts = urlsplit(parcel.url)
+    port, host = parts.port or (443 if parts.scheme == "https" else 80), parts.hostname or ""
+    try:
+        found = resolve(host, port)
+    except OSError as error:
+        return f"{host} was not found ({error.strerror})"
+    if not private and not all(map(is_public, found)):
+        return "the address lies in a private network"
+    seconds = str(int(time.time()))
+    headers = {
+        "Host": parts.netloc.rpartition("@")[2],
+        "Content-Type": "application/json",
+        "X-Phantom-Delivery": parcel.id,
+        "X-Phantom-Signature": f"t={seconds},v1={signature(parcel.secret, seconds, parcel.body)}",
+    }
+    address = f"[{found[0]}]" if ":" in found[0] else found[0]
+    url = httpx.URL(parcel.url).copy_with(host=address)
+    try:
+        with client.stream("POST", url, content=parcel.body, headers=headers, extensions={"sni_hostname": host}) as answer:
+            status = answer.status_code
+    except httpx.HTTPError as error:
+        return f"no answer ({type(error).__name__})"
+    return "delivered" if 200 <= status < 300 else f"answered {status}"
+
+
+def signature(secret: str, seconds: str, body: bytes) -> str:
+    """What a receiver computes to compare."""
+    return hmac.new(secret.encode(), f"{seconds}.".encode() + body, "sha256").hexdigest()
+
+
+def addresses_of(host: str, port: int) -> list[str]:
+    """IP addresses of a name. Raises OSError where it has none."""
+    return [str(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the public internet, and to no network of this machine or company."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(ip, "ipv4_mapped", None)
+    return (mapped or ip).is_global and not (mapped or ip).is_multicast
+
+
+def run(studio: Studio, stop: threading.Event, pause: float = 5.0) -> None:
+    """Deliver until `stop` is set: the loop of a thread of the web process."""
+    with client() as made:
+        while not stop.wait(pause):
+            try:
+                deliver(studio, made)
+            except Exception:
+                LOG.exception("webhooks could not be delivered")
+
+
+def client() -> httpx.Client:
+    """What sends: no redirects, no proxies of the environment, no waiting beyond SECONDS."""
+    return httpx.Client(timeout=SECONDS, follow_redirects=False, trust_env=False)

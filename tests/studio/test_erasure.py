@@ -1,0 +1,104 @@
+"""A person who asks to be forgotten: nothing of them is left in rows or files, and the log keeps keyed hashes."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select
+
+from phantom_s2v.studio import audit, certificates, erasure, exports, fingerprints, notices, reviews
+from phantom_s2v.studio.policies import CHECKLIST
+from phantom_s2v.studio.problems import Forbidden, Problem
+from phantom_s2v.studio.schema import AuditLine, Base, Blob, Draft, Job, Subject, User, Video, now
+from tests.studio.rows import add_subject, add_video, frames_of, mp4, set_policy
+
+CONTENT = mp4(frames_of("1f431", 3))
+
+
+@pytest.fixture
+def shown(studio, actor_of):
+    """A subject with everything that may come of it, exported; and its videos' files."""
+    set_policy(studio)
+    subject = add_subject(studio)
+    film = add_video(studio, CONTENT, subjects=[subject], score={"verdicts": []})
+    certificates.make(studio.settings.folder / "certificate", "x")
+    with studio.writing() as session:
+        video = session.get_one(Video, film)
+        job = session.get_one(Job, video.job_id)
+        job.saved_state = studio.storage.put(session, b"latents", "application/octet-stream")
+        job.preview = studio.storage.put(session, b"preview", "image/jpeg")
+        session.add(Draft(project_id=studio.project_id, user_id=studio.people["maker"], prompt="Red cup", subjects=[subject.id]))
+        notices.tell(session, [studio.people["maker"]], "right ends", project="p", subject=subject.id, name="Red cup", days=3)
+        fingerprints.keep(session, film, fingerprints.measure([(0.0, frames_of("1f431", 3)[0])]))
+        reviews.comment(session, actor_of("reviewer"), video, "Her eyes.", 3, (0.5, 0.5))
+        reviews.submit(session, actor_of("maker"), video)
+        reviews.approve(
+            session, actor_of("approver"), video, dict.fromkeys(CHECKLIST, ("yes", "")), video.blob, video_policy(session)
+        )
+    exports.make(studio, actor_of("maker"), studio.project_id, film)
+    return subject, film
+
+
+def video_policy(session):
+    return session.scalars(select(reviews.Project.policy_version).where(reviews.Project.policy_version > 0)).one()
+
+
+def test_nothing_is_left_but_the_log(studio, actor_of, shown):
+    subject, film = shown
+    with studio.reading() as session:
+        before = session.scalars(select(Blob.sha256)).all()
+        assert erasure.consequences(session, actor_of("admin"), studio.project_id, subject.id) == (1, 1)
+    with studio.writing() as session, pytest.raises(Forbidden):
+        erasure.erase_subject(session, actor_of("maker"), studio.project_id, subject.id, "Red cup")
+    with studio.writing() as session, pytest.raises(Problem, match="exactly"):
+        erasure.erase_subject(session, actor_of("admin"), studio.project_id, subject.id, "red cup")
+    with studio.writing() as session:
+        erasure.erase_subject(session, actor_of("admin"), studio.project_id, subject.id, "Red cup")
+    with studio.reading() as session:
+        assert session.scalars(select(Blob)).all() == []
+        assert [each for each in before if studio.storage.path(each).exists()] == []
+        for table in ("videos", "jobs", "job_subjects", "drafts", "comments", "reviews", "exports", "fingerprints",
+                      "fingerprint_bands", "subject_images", "notices"):  # fmt: skip
+            left = session.execute(select(Base.metadata.tables[table])).all()
+            assert [row for row in left if subject.id in map(str, row) or film in map(str, row)] == [], table
+        assert session.get_one(Subject, subject.id).name == ""
+        lines = session.scalars(select(AuditLine)).all()
+        assert not any("Red cup" in str(line.details) for line in lines)
+        kept = next(line.details["images"] for line in lines if line.action == "subject erased")
+        assert kept == [studio.settings.keyed_hash("erased", subject.images[0].blob)]
+        assert audit.verify(session, studio.head)[1] == []
+    with (studio.settings.folder / "studio.sqlite").open("rb") as file:
+        studio.engine.dispose()  # the write-ahead log goes into the file
+        assert b"Her eyes." not in file.read()
+
+
+def test_a_file_of_another_subject_stays(studio, actor_of, shown):
+    subject, _ = shown
+    other = add_subject(studio)
+    kept = add_video(studio, mp4(frames_of("1f984", 4)), subjects=[other])
+    with studio.writing() as session:
+        erasure.erase_subject(session, actor_of("admin"), studio.project_id, subject.id, "Red cup")
+    with studio.reading() as session:
+        assert studio.storage.read(session.get_one(Video, kept).blob)
+        assert studio.storage.read(session.get_one(Subject, other.id).images[0].blob)
+
+
+def test_retention_removes_what_was_never_approved(studio, shown):
+    old = add_video(studio, mp4(frames_of("1f984", 4)), created_at=now() - timedelta(days=366))
+    with studio.writing() as session:
+        assert erasure.retain(session) == 1
+    with studio.reading() as session:
+        assert session.get(Video, old) is None
+        assert session.get(Video, shown[1])
+    with studio.writing() as session:
+        assert erasure.retain(session, now() + timedelta(days=800)) == 1  # the draft; the approved video stays
+        assert session.get(Video, shown[1])
+
+
+def test_a_person_who_worked_here(studio, actor_of):
+    with studio.writing() as session:
+        with pytest.raises(Forbidden):
+            erasure.erase_user(session, actor_of("admin"), studio.people["maker"])
+        erasure.erase_user(session, actor_of("boss"), studio.people["maker"])
+        user = session.get_one(User, studio.people["maker"])
+        assert (user.name, user.active, user.password_hash) == ("", False, None)
+        assert "maker" not in user.email
