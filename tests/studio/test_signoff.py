@@ -8,7 +8,19 @@ import pytest
 from sqlalchemy import select
 
 from phantom_s2v.media.videos import Video as VideoFile
-from phantom_s2v.studio import audit, certificates, credentials, examining, exports, fingerprints, labels, reviews, rights, verify
+from phantom_s2v.studio import (
+    audit,
+    certificates,
+    credentials,
+    examining,
+    exports,
+    fingerprints,
+    labels,
+    reviews,
+    rights,
+    uploads,
+    verify,
+)
 from phantom_s2v.studio.policies import CHECKLIST
 from phantom_s2v.studio.problems import Conflict, Forbidden, NotFound, Problem, Problems
 from phantom_s2v.studio.schema import AuditLine, Export, Notice, Right, Role, Video, VideoState
@@ -148,11 +160,11 @@ def test_comments_keep_their_frame_and_place(studio, actor_of, film):
                 reviews.comment(session, reviewer, video, "x", frame, place)
             assert told.value.field == field
         said = reviews.comments(session, reviewer, video)
-        assert [(each.frame, each.x, each.y, each.text) for each in said] == [
+        assert [(each.frame, each.x, each.y, each.text) for each, _ in said] == [
             (None, None, None, "Nice."), (24, 0.25, 1.0, "<b>Too dark</b>"),
         ]  # fmt: skip
-        assert reviews.resolve(session, actor_of("maker"), video, said[0].id).resolved_at
-        assert not reviews.resolve(session, actor_of("maker"), video, said[0].id).resolved_at
+        assert reviews.resolve(session, actor_of("maker"), video, said[0][0].id).resolved_at
+        assert not reviews.resolve(session, actor_of("maker"), video, said[0][0].id).resolved_at
         with pytest.raises(NotFound):
             reviews.resolve(session, actor_of("maker"), video, "0" * 32)
 
@@ -266,7 +278,7 @@ def in_process(monkeypatch):
 def test_files_are_looked_at_by_a_process_without_secrets(studio, actor_of, approved, signing, monkeypatch):
     row, content = exported(studio, actor_of("maker"), approved)
     monkeypatch.setenv("PHANTOM_STUDIO_SECRET", "s" * 40)
-    assert "PHANTOM_STUDIO_SECRET" not in verify._environment()
+    assert "PHANTOM_STUDIO_SECRET" not in uploads.child_environment()
     found = find_out(studio, actor_of("admin"), content + b"!")
     assert (found.verdict, found.export and found.export.id, found.readable) == (Verdict.CHANGED, row.id, True)
 

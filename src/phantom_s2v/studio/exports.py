@@ -32,7 +32,6 @@ from phantom_s2v.studio.reviews import SignOff
 from phantom_s2v.studio.schema import Export, Job, JobSubject, Role, SubjectImage, Video, new_id, now
 from phantom_s2v.studio.texts import text
 
-REAL = ("person", "product", "logo", "animal", "place")  # kinds whose videos always carry the label
 CRF = 16  # of the labelled video
 MAY = (Role.MAKER, Role.APPROVER, Role.ADMIN)
 
@@ -48,12 +47,6 @@ class _Order:
     reason: str
     origin: dict[str, Any]
     model: str
-
-
-def must_be_labelled(session: Session, video: Video, stand: SignOff) -> bool:
-    """Whether no reason can leave the label out: the policy asks for it, and real people or objects are shown."""
-    rules = stand.rules
-    return rules is None or (rules.label and any(each.kind in REAL for each in reviews.subjects_of(session, video)))
 
 
 def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bool = True, reason: str = "") -> str:
@@ -77,8 +70,8 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
         report = stack.enter_context(studio.storage.staged(page.encode()))
         looks = fingerprints.measure(VideoFile(signed, "the export").frames())
         session = stack.enter_context(studio.writing())
-        video = reviews.video_of(session, actor, project_id, video_id)
-        _check_exportable(video, reviews.sign_off(session, video))
+        video, stand = reviews.opened(session, actor, project_id, video_id)
+        _check_exportable(video, stand)
         if video.blob != order.video.blob:
             raise Conflict("The video has changed in the meantime. Please try again.")
         made = Export(
@@ -110,12 +103,11 @@ def export_of(session: Session, actor: Actor, project_id: str, video_id: str, ex
 
 def _order(session: Session, studio: Studio, actor: Actor, project_id: str, video_id: str, label: bool, reason: str) -> _Order:
     actor.must(project_id, *MAY)
-    video = reviews.video_of(session, actor, project_id, video_id)
-    stand = reviews.sign_off(session, video)
+    video, stand = reviews.opened(session, actor, project_id, video_id)
     _check_exportable(video, stand)
     assert stand.rules
     if not label:
-        if must_be_labelled(session, video, stand):
+        if stand.must_be_labelled:
             raise Problem("The policy asks for the label on videos of real people and objects.", "label")
         reason = text(reason, "reason", 1000)
     export_id, job = new_id(), session.get_one(Job, video.job_id)

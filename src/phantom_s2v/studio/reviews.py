@@ -4,24 +4,40 @@ An approval holds for one file and one version of the project's policy: another 
 count since the video was last submitted, so that what was sent back is looked at anew.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
+from phantom_s2v.files.untrusted import typed
 from phantom_s2v.studio import audit, gate, policies, rights, webhooks
-from phantom_s2v.studio.access import Actor, find
+from phantom_s2v.studio.access import SYSTEM, Actor, find
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.notices import tell
 from phantom_s2v.studio.policies import Rules
 from phantom_s2v.studio.problems import N_, Conflict, Forbidden, NotFound, Problem, raise_all
-from phantom_s2v.studio.schema import Comment, Job, JobSubject, Member, Project, Review, Role, Subject, Video, VideoState, now
+from phantom_s2v.studio.schema import (
+    Comment,
+    Job,
+    JobSubject,
+    Member,
+    Policy,
+    Project,
+    Review,
+    Role,
+    Subject,
+    User,
+    Video,
+    VideoState,
+    now,
+)
 from phantom_s2v.studio.texts import text
 
 YES, NO, NOT_APPLICABLE = N_("yes"), N_("no"), N_("does not apply")
 ANSWERS = (YES, NO, NOT_APPLICABLE)
+REAL = ("person", "product", "logo", "animal", "place")  # kinds of subjects whose videos always carry the label
 COMMENTS = 500  # shown of a video
 MOST_COMMENTS = 2000  # of a video
 
@@ -34,6 +50,8 @@ class SignOff:
     policy_version: int
     reviews: Sequence[Review]  # all there were, the newest first
     signatures: Sequence[Review]  # approvals that hold: for this file, this policy, and since it was last submitted
+    names: Mapping[str, str]  # of those who decided, by id
+    real: bool  # whether real people or objects are shown
 
     @property
     def approved(self) -> bool:
@@ -47,19 +65,43 @@ class SignOff:
             each.approved and each.policy_version != self.policy_version for each in self.reviews[:1]
         )
 
+    @property
+    def must_be_labelled(self) -> bool:
+        """Whether no reason can leave the label out: the policy asks for it, and real people or objects are shown."""
+        return self.rules is None or (self.rules.label and self.real)
 
-def sign_off(session: Session, video: Video) -> SignOff:
-    """See SignOff."""
-    project = session.get_one(Project, video.project_id)
-    query = select(Review).where(Review.video_id == video.id).order_by(Review.created_at.desc(), Review.id).limit(100)
-    found = session.scalars(query).all()
+
+def opened(session: Session, actor: Actor, project_id: str, video_id: str) -> tuple[Video, SignOff]:
+    """A video of a project and how far its sign-off has come, by two queries. Raises NotFound for any other video."""
+    actor.must(project_id)
+    real = (
+        select(JobSubject.job_id)
+        .join(Subject, Subject.id == JobSubject.subject_id)
+        .where(JobSubject.job_id == Video.job_id, Subject.kind.in_(REAL))
+        .exists()
+    )
+    in_force = and_(Policy.project_id == Project.id, Policy.version == Project.policy_version)
+    query = select(Video, Project.policy_version, Policy, real).join(Project, Project.id == Video.project_id)
+    row = session.execute(query.outerjoin(Policy, in_force).where(Video.id == video_id, Video.project_id == project_id)).first()
+    if row is None:
+        raise NotFound
+    video, version, policy, shows_real = row
+    decided = select(Review, User.name).join(User, User.id == Review.user_id).where(Review.video_id == video_id)
+    found = session.execute(decided.order_by(Review.created_at.desc(), Review.id).limit(100)).all()
     holding: dict[str, Review] = {}
-    for each in found:
+    for each, _ in found:
         if not each.approved:
             break
-        if (each.sha256, each.policy_version) == (video.blob, project.policy_version) and each.user_id != video.user_id:
+        if (each.sha256, each.policy_version) == (video.blob, version) and each.user_id != video.user_id:
             holding.setdefault(each.user_id, each)
-    return SignOff(policies.current(session, project), project.policy_version, found, list(holding.values()))
+    rules = typed(Rules, policy.rules) if policy else None
+    names = {each.user_id: name for each, name in found}
+    return video, SignOff(rules, version, [each for each, _ in found], list(holding.values()), names, bool(shows_real))
+
+
+def sign_off(session: Session, video: Video) -> SignOff:
+    """How far the sign-off of a video has come."""
+    return opened(session, SYSTEM, video.project_id, video.id)[1]
 
 
 def submit(session: Session, actor: Actor, video: Video) -> None:
@@ -118,11 +160,12 @@ def resolve(session: Session, actor: Actor, video: Video, comment_id: str) -> Co
     return found
 
 
-def comments(session: Session, actor: Actor, video: Video) -> Sequence[Comment]:
-    """What was said of a video, in the order of its frames; what is of all of it comes first."""
+def comments(session: Session, actor: Actor, video: Video) -> Sequence[tuple[Comment, str]]:
+    """What was said of a video, and by whom, in the order of its frames; what is of all of it comes first."""
     actor.must(video.project_id)
-    query = select(Comment).where(Comment.video_id == video.id)
-    return session.scalars(query.order_by(func.coalesce(Comment.frame, -1), Comment.created_at, Comment.id).limit(COMMENTS)).all()
+    query = select(Comment, User.name).join(User, User.id == Comment.user_id).where(Comment.video_id == video.id)
+    rows = session.execute(query.order_by(func.coalesce(Comment.frame, -1), Comment.created_at, Comment.id).limit(COMMENTS))
+    return [(each, name) for each, name in rows]
 
 
 def approve(
@@ -177,15 +220,24 @@ def listed(
     return paged(session, query, [Video.created_at, Video.id], after)
 
 
+def names(session: Session, people: Collection[str]) -> dict[str, str]:
+    """Names of people by id."""
+    return {each: name for each, name in session.execute(select(User.id, User.name).where(User.id.in_(people)))}
+
+
+def others(session: Session, actor: Actor, video: Video) -> Sequence[Video]:
+    """What a video can be held against: candidates of its job first, then the project's newest videos."""
+    actor.must(video.project_id)
+    query = select(Video).where(Video.project_id == video.project_id, Video.id != video.id)
+    return session.scalars(
+        query.order_by((Video.job_id == video.job_id).desc(), Video.created_at.desc(), Video.id).limit(24)
+    ).all()
+
+
 def video_of(session: Session, actor: Actor, project_id: str, video_id: str) -> Video:
     """A video of a project. Raises NotFound for any other."""
     actor.must(project_id)
     return find(session, Video, video_id, project_id)
-
-
-def checklist(rules: Rules, answers: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Items that are not answered yet."""
-    return [item for item in rules.checklist if answers.get(item, ("", ""))[0] not in ANSWERS]
 
 
 def _answered(items: Sequence[str], answers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
@@ -248,9 +300,3 @@ def _announce(session: Session, actor: Actor, video: Video, code: str, people: s
     """Tell people other than who acted, and webhooks."""
     tell(session, people - {str(actor.id)}, code, project=video.project_id, video=video.id, name=actor.name)
     webhooks.emit(session, video.project_id, code.replace(" ", "."), video=video.id, state=video.state.value)
-
-
-def subjects_of(session: Session, video: Video) -> Sequence[Subject]:
-    """Subjects that a video shows."""
-    shown = select(JobSubject.subject_id).where(JobSubject.job_id == video.job_id)
-    return session.scalars(select(Subject).where(Subject.id.in_(shown)).order_by(Subject.created_at, Subject.id)).all()

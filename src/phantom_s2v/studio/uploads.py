@@ -106,13 +106,17 @@ class Decoder:
             self._process = None
 
 
+def child_environment() -> dict[str, str]:
+    """What a process needs of the environment that looks at others' files: paths, and no secret."""
+    kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return kept | {"PYTHONPATH": str(Path(phantom_s2v.__file__).parents[1]), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
 def _start() -> "subprocess.Popen[bytes]":
-    """The process, with the paths that it needs of the environment and nothing else."""
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    environment |= {"PYTHONPATH": str(Path(phantom_s2v.__file__).parents[1]), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    """The process that decodes."""
     return subprocess.Popen(
         [sys.executable, "-m", "phantom_s2v.studio.decoding"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
+        stderr=subprocess.DEVNULL, env=child_environment(), start_new_session=True,
     )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ copies that were encoded anew. "Unchanged" is said on the register's word alone.
 import enum
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,6 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-import phantom_s2v
 from phantom_s2v.studio import certificates, fingerprints, reviews, rights
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.context import Studio
@@ -31,6 +29,7 @@ from phantom_s2v.studio.examining import SECONDS
 from phantom_s2v.studio.fingerprints import Asked, Match
 from phantom_s2v.studio.problems import Problem, TooLarge
 from phantom_s2v.studio.schema import Export, JobSubject, Member, Right, Video
+from phantom_s2v.studio.uploads import child_environment
 
 MOST_BYTES = 64 << 20
 TYPES = ((b"ftyp", 4, "video/mp4"), (b"\x89PNG", 0, "image/png"), (b"\xff\xd8\xff", 0, "image/jpeg"), (b"RIFF", 0, "image/webp"))
@@ -128,14 +127,9 @@ def _examine_apart(folder: Path, asked: dict[str, str]) -> None:
     """Have `examining` look at the folder's input in a process of its own."""
     subprocess.run(
         [sys.executable, "-m", "phantom_s2v.studio.examining", str(folder)], input=json.dumps(asked).encode(), check=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=1.5 * SECONDS, env=_environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=1.5 * SECONDS, env=child_environment(),
+        start_new_session=True,
     )  # fmt: skip
-
-
-def _environment() -> dict[str, str]:
-    """The paths that a process needs, and no secret."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH", "LANG", "TMPDIR") if name in os.environ}
-    return kept | {"PYTHONPATH": str(Path(phantom_s2v.__file__).parents[1]), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _find(

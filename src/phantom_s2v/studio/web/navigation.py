@@ -9,11 +9,13 @@ TABS = (  # below /projects/{project_id}
     ("/subjects", N_("Subjects")),
     ("/rights", N_("Rights")),
     ("/policy", N_("Policy")),
+    ("/reviews", N_("Review")),
     ("/members", N_("People")),
     ("/settings", N_("Settings")),
 )
 LINKS = (
     ("/people", N_("Accounts")),
     ("/audit", N_("Audit log")),
+    ("/verify", N_("Verify")),
     ("/notices", N_("Notices")),
 )
