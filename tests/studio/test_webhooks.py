@@ -73,10 +73,10 @@ def test_failures_are_tried_again_with_growing_pauses(studio, hook):
     assert rows(studio)[0].outcome == "answered 500"
 
 
-PRIVATE = ["127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "::1", "fe80::1%eth0", "::ffff:10.0.0.1", "100.64.0.1", "224.0.0.1"]
-
-
-PRIVATE = "127.0.0.1 10.1.2.3 192.168.0.1 169.254.169.254 ::1 fe80::1%eth0 ::ffff:10.0.0.1 100.64.0.1 224.0.0.1".split()
+PRIVATE = (
+    "127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "::1", "fe80::1%eth0", "::ffff:10.0.0.1", "100.64.0.1",
+    "224.0.0.1",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("address", PRIVATE)

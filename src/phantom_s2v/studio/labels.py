@@ -60,7 +60,13 @@ def _font(text: str, font_file: str, size: int) -> Font | None:
     for name in ([font_file] if font_file else []) + list(FONTS):
         if Path(name).is_file():
             font = ImageFont.truetype(name, size)
-            missing = bytes(font.getmask("\U0010ffff"))
-            if text.isascii() or all(bytes(font.getmask(letter)) != missing for letter in text if not letter.isspace()):
+            missing = _drawn("\U0010ffff", font)
+            if text.isascii() or all(_drawn(letter, font) != missing for letter in text if not letter.isspace()):
                 return font
     return ImageFont.load_default(size) if text.isascii() else None
+
+
+def _drawn(letter: str, font: Font) -> bytes:
+    image = Image.new("L", (64, 64))
+    ImageDraw.Draw(image).text((8, 8), letter, 255, font)
+    return image.tobytes()

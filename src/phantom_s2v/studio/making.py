@@ -23,7 +23,7 @@ from phantom_s2v.media import images
 from phantom_s2v.models.autoencoder import to_video
 from phantom_s2v.pipeline.generate import Output, State, generate
 from phantom_s2v.pipeline.request import Reference, Request
-from phantom_s2v.studio import queue
+from phantom_s2v.studio import fingerprints, queue
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.queue import Ticket
 from phantom_s2v.studio.schema import Job, Video
@@ -157,6 +157,7 @@ class Making:
         content = images.encode_video(output.video, request.fps)
         poster = png(output.video[len(output.video) // 2])
         frames, height, width = output.video.shape[:3]
+        looks = fingerprints.measure((number / request.fps, image) for number, image in enumerate(output.video))
         with storage.staged(content) as film, storage.staged(poster) as still, self.studio.writing() as session:
             queue.held(session, self.ticket)
             video = Video(
@@ -165,6 +166,7 @@ class Making:
                 num_frames=frames, width=width, height=height, details=_details(job, request, output),
             )  # fmt: skip
             self._replace(session, queue.made(session, self.ticket, video))
+            fingerprints.keep(session, video.id, looks)
             return video.id
 
     def _replace(self, session: Any, old: str | None) -> None:

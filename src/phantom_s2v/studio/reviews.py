@@ -222,7 +222,8 @@ def listed(
 
 def names(session: Session, people: Collection[str]) -> dict[str, str]:
     """Names of people by id."""
-    return {each: name for each, name in session.execute(select(User.id, User.name).where(User.id.in_(people)))}
+    rows = session.execute(select(User.id, User.name).where(User.id.in_(people))).all()
+    return {row.id: row.name for row in rows}
 
 
 def others(session: Session, actor: Actor, video: Video) -> Sequence[Video]:

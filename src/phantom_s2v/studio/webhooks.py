@@ -7,10 +7,8 @@ An event is written in the transaction that makes it true, and sent afterwards. 
 import hmac
 import ipaddress
 import json
-import logging
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +37,6 @@ PAUSES = (10, 60, 300, 1800, 7200, 21600, 86400)  # seconds before the next try;
 SECONDS, TAKEN = 10.0, 60.0  # for an answer; that a delivery is one process's
 KEPT = timedelta(days=30)  # of what was delivered or given up
 MOST = 10  # webhooks of a project
-LOG = logging.getLogger("phantom_s2v.studio")
 Resolve = Callable[[str, int], list[str]]
 
 
@@ -100,6 +97,9 @@ def emit(session: Session, project_id: str, event: str, **values: object) -> Non
 
 def deliver(studio: Studio, client: httpx.Client, resolve: Resolve | None = None, at: datetime | None = None) -> int:
     """Send what is due, at most a hundred; how many were tried. Another process that does the same takes others."""
+    with studio.reading() as session:
+        if session.scalar(select(Delivery.id).where(Delivery.next_at <= (at or now())).limit(1)) is None:
+            return 0
     parcels = _take(studio, at or now())
     for parcel in parcels:
         outcome = _send(parcel, client, studio.settings.private_webhooks, resolve or addresses_of)
@@ -169,16 +169,6 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(ip, "ipv4_mapped", None)
     return (mapped or ip).is_global and not (mapped or ip).is_multicast
-
-
-def run(studio: Studio, stop: threading.Event, pause: float = 5.0) -> None:
-    """Deliver until `stop` is set: the loop of a thread of the web process."""
-    with client() as made:
-        while not stop.wait(pause):
-            try:
-                deliver(studio, made)
-            except Exception:
-                LOG.exception("webhooks could not be delivered")
 
 
 def client() -> httpx.Client:

@@ -23,15 +23,17 @@ from phantom_s2v.studio.web import (
     pages_jobs,
     pages_people,
     pages_policy,
+    pages_review,
     pages_subjects,
     pages_system,
+    pages_verify,
 )
 from phantom_s2v.studio.web.outer import Outer
 from phantom_s2v.studio.web.view import enter, problem_answer
 
 ROUTERS = (
     pages_system.routes, pages.routes, pages_subjects.routes, pages_policy.routes, pages_people.routes, pages_generate.routes,
-    pages_jobs.routes, api.routes,
+    pages_jobs.routes, pages_review.routes, pages_verify.routes, api.routes,
 )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Pages of review and sign-off: the list, the player with comments, the checklist, and exports."""
 
+from typing import Any
+
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from sqlalchemy.orm import Session
@@ -37,7 +39,7 @@ def review_page(view: ViewOf) -> Response:
         return view.page("review.html", **_review(view, session))
 
 
-def _review(view: View, session: Session) -> dict[str, object]:
+def _review(view: View, session: Session) -> dict[str, Any]:
     video = reviews.video_of(session, view.actor, view.project_id, view.param("video_id"))
     others = reviews.others(session, view.actor, video)
     beside = next((each for each in others if each.id == view.query("with")), None)
@@ -101,7 +103,7 @@ def sign_off_page(view: ViewOf) -> Response:
         return view.page("sign_off.html", **_sign_off(view, session))
 
 
-def _sign_off(view: View, session: Session) -> dict[str, object]:
+def _sign_off(view: View, session: Session) -> dict[str, Any]:
     video, stand = reviews.opened(session, view.actor, view.project_id, view.param("video_id"))
     return {"video": video, "stand": stand, "answers": ANSWERS, "why_not": _why_not(view, video, stand)}
 
@@ -142,7 +144,11 @@ def decide(view: ViewOf) -> Response:
             return view.wrong("sign_off.html", problem, **_sign_off(view, session))
     if back:
         return view.go(_address(view, "review"), N_("The video was sent back; its maker has been told."))
-    said = N_("The video is approved and can be exported.") if stand.approved else N_("You signed. Another approver has to sign too.")
+    said = (
+        N_("The video is approved and can be exported.")
+        if stand.approved
+        else N_("You signed. Another approver has to sign too.")
+    )
     return view.go(_address(view, "sign-off"), said)
 
 
@@ -153,7 +159,7 @@ def export_page(view: ViewOf) -> Response:
         return view.page("exports.html", **_exports(view, session))
 
 
-def _exports(view: View, session: Session) -> dict[str, object]:
+def _exports(view: View, session: Session) -> dict[str, Any]:
     video, stand = reviews.opened(session, view.actor, view.project_id, view.param("video_id"))
     page = exports.of_video(session, view.actor, video, view.query("after"))
     return {"video": video, "stand": stand, "page": page, "may": view.actor.has(*exports.MAY)}
@@ -187,5 +193,3 @@ def export_file(view: ViewOf) -> Response:
         view.studio.storage.path(sha256), media_type=kind, filename=f"{found.id}{suffix}", content_disposition_type=how,
         headers={"Content-Security-Policy": SAFE, "Cache-Control": "private, max-age=3600"},
     )  # fmt: skip
-
-
