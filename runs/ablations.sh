@@ -12,5 +12,7 @@ export PYTHONPATH=$PWD/src:$PWD/benchmarks OMP_NUM_THREADS=1 TOKENIZERS_PARALLEL
 case " $* " in *" --table "* | *" --help "*) exec "$BIN/python" -m ablations "$@" ;; esac
 [ -f "${XDG_CACHE_HOME:-$HOME/.cache}/phantom-s2v/emoji/subjects.json" ] || "$BIN/phantom" data emoji
 mkdir -p "$OUT"
+exec 9> "$OUT/lock"
+flock --nonblock 9 || { echo "it is running already (process $(cat "$OUT/pid"))" >&2; exit 1; }
 nohup nice -n 15 "$BIN/python" -m ablations --scratch "$OUT/runs" "$@" >> "$OUT/output.log" 2>&1 &
 echo "$!" | tee "$OUT/pid"

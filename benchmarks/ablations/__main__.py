@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from phantom_s2v.files.io import append
@@ -39,6 +40,7 @@ def run(results: Path, scratch: Path, names: list[str]) -> None:
     """One seed of every arm, then the second, then the third; what is valid already is passed over."""
     world, codes = load_world(), (code_hash(*CODE), code_hash(*CODE, "older"))
     trials, ways = Trials(world, scratch / codes[0]), Ways(world, scratch / codes[1])  # checkpoints of other code stay aside
+    failed: list[str] = []
     shared, precision = shared_by_all(world), str(world.dtype).removeprefix("torch.")
     for seed in SEEDS:
         for name in names if seed == SEEDS[0] else [name for name in names if name not in TRUE]:
@@ -47,8 +49,15 @@ def run(results: Path, scratch: Path, names: list[str]) -> None:
             if any(valid(row, config, code, lambda name=name, of=of: of.probe(name)) for row in rows_of(results, name, seed)):
                 continue
             print(f"{time.strftime('%H:%M')} {name}, seed {seed}", file=sys.stderr, flush=True)
-            made = {"config": config, "code": code, "probe": of.probe(name), "precision": precision, **of.run(name, seed)}
+            try:
+                made = {"config": config, "code": code, "probe": of.probe(name), "precision": precision, **of.run(name, seed)}
+            except Exception:  # the others go on
+                traceback.print_exc()
+                failed.append(f"{name} ({seed})")
+                continue
             append(results, json.dumps({"arm": name, "seed": seed, **made}) + "\n")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

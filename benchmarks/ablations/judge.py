@@ -6,6 +6,7 @@ Legend: N subjects that are shown, K candidates, B batch, C latent channels, T h
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,25 @@ def _background(index: int) -> Background:
     return Background("plain", names[index % len(names)])
 
 
+class Candidates:
+    """The subjects among which a shown one is sought, and who seeks: loaded when they are first needed."""
+
+    def __init__(self, world: World) -> None:
+        self.store, self.subjects = world.store, world.candidates
+
+    @cached_property
+    def classifier(self) -> SubjectClassifier:
+        """EfficientNet-Lite0."""
+        return SubjectClassifier()
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Of the candidates' stills on white, [K, 1280]."""
+        specs = [ClipSpec((Cast(subject),), ((Shot(),),), Background(), False, 1, COARSE) for subject in self.subjects]
+        images = render(scene_tensors(specs, self.store), self.store.pixels, COARSE).references[:, 0].numpy()
+        return np.stack([self.classifier.reference(image) for image in images])
+
+
 def judge_of(world: World, frames: int, limit: int | None = None) -> "Judge":
     """The judge of stills or of clips: on the subjects that no arm learns from, or the first `limit` of them."""
     subjects = world.shown[: CLIPS if frames > 1 else None][:limit]
@@ -82,8 +102,7 @@ class Judge:
     def __init__(self, world: World, frames: int, singles: list[ClipSpec], pairs: list[ClipSpec]) -> None:
         self.world, self.frames = world, frames
         self.singles, self.pairs = self._cases(singles), self._cases(pairs)
-        self.classifier, self.autoencoder = SubjectClassifier(), load_autoencoder(world.folder / "vae")
-        self.features = self._features()
+        self.candidates, self.autoencoder = Candidates(world), load_autoencoder(world.folder / "vae")
 
     def with_cases(self, world: World, singles: list[ClipSpec]) -> "Judge":
         """The same judge, its networks shared, by other clips of one subject each, whose prompts `world` encodes."""
@@ -101,13 +120,6 @@ class Judge:
             drawn.append(render(scene, self.world.store.pixels, SIDE))
             batches.append(self.world.encoder({**scene, "tokens": tokens, "text_mask": mask, "side": torch.tensor(SIDE)}))
         return Cases(specs, batches, drawn)
-
-    def _features(self) -> np.ndarray:
-        """Of the candidates' stills on white, [K, 1280]."""
-        casts = [Cast(subject) for subject in self.world.candidates]
-        specs = [ClipSpec((cast,), ((Shot(),),), Background(), False, 1, COARSE) for cast in casts]
-        images = render(scene_tensors(specs, self.world.store), self.world.store.pixels, COARSE).references[:, 0].numpy()
-        return np.stack([self.classifier.reference(image) for image in images])
 
     def __call__(self, velocity: Velocity) -> dict[str, list[float]]:
         """Figures of each subject or pair; `error_with` and `error_without` are means over TIMES."""
@@ -183,18 +195,18 @@ class Judge:
 
         Where no region is found, a rank is that of chance and a cosine 0.
         """
-        right = [self.world.candidates.index(cast.subject) for cast in spec.casts]
-        sums, places = np.zeros((len(right), self.features.shape[1])), np.full((len(right), FRAMES), np.nan)
+        right = [self.candidates.subjects.index(cast.subject) for cast in spec.casts]
+        sums, places = np.zeros((len(right), self.candidates.features.shape[1])), np.full((len(right), FRAMES), np.nan)
         for look, index in enumerate(np.unique(np.linspace(0, len(video) - 1, FRAMES).round().astype(int))):
             found = regions(video[index], len(right))
             if not found:
                 continue
-            features = self.classifier.features([cut_out(video[index], region) for region in found])
-            for region, subject in zip(*linear_sum_assignment(-features @ self.features[right].T), strict=True):
+            features = self.candidates.classifier.features([cut_out(video[index], region) for region in found])
+            for region, subject in zip(*linear_sum_assignment(-features @ self.candidates.features[right].T), strict=True):
                 sums[subject] += features[region]
                 places[subject, look] = found[region].center[1]
-        scores, lengths = sums @ self.features.T, np.linalg.norm(sums, axis=1)
-        chance = float(np.log1p(np.arange(len(self.world.candidates))).mean())
+        scores, lengths = sums @ self.candidates.features.T, np.linalg.norm(sums, axis=1)
+        chance = float(np.log1p(np.arange(len(self.candidates.subjects))).mean())
         ranks = [float(np.log1p((s > s[r]).sum())) if n else chance for s, r, n in zip(scores, right, lengths, strict=True)]
         cosines = [float(s[r] / n) if n else 0.0 for s, r, n in zip(scores, right, lengths, strict=True)]
         across = np.nanmean(places, 1) if (~np.isnan(places)).any(1).all() else np.zeros(len(right))

@@ -8,7 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from phantom_s2v.training.latents import conditions_of
 
 from .arms import PACKAGED, SEEDS, SIDE, Arm
 from .judge import Judge, single, without_references
+from .results import chosen
 from .world import PROBE_STEPS, Velocity, World, exact, train_arm, velocity_of
 
 PHOTOS, CASES = 10, 8  # images that a way learns a subject from; samples that it is judged by
@@ -228,7 +229,7 @@ class Ways:
     def made_by(self, way: str, seed: int) -> dict[str, Any]:
         """All that makes a way's figures but code."""
         config = {"adapter": PACKAGED.config(seed, {}), "lora": recipes.own_mini_lora()}.get(way)
-        own = asdict(config) if config else [TOKEN_STEPS, TOKEN_RATE] if way == "token" else None
+        own = chosen(config) if config else [TOKEN_STEPS, TOKEN_RATE] if way == "token" else None
         return {"way": way, "seed": seed, "config": own, "cases": [PHOTOS, CASES, SUBJECTS]}
 
     def _probe(self, way: str) -> list[float]:

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,19 @@ def shared_by_all(world: World) -> dict[str, Any]:
     }
 
 
+def chosen(config: Any) -> dict[str, Any]:
+    """The fields of a configuration that are not its defaults, so that a field which comes later does not count; the defaults'
+    own values are left to the probe.
+    """
+    values = {field.name: (getattr(config, field.name), field.default) for field in fields(config)}
+    return {
+        name: chosen(value) if is_dataclass(value) else value for name, (value, default) in values.items() if value != default
+    }
+
+
 def config_hash(made_by: dict[str, Any]) -> str:
     """Of all that makes an arm's figures but code."""
-    return origin_hash(made_by)[:16]
+    return origin_hash(json.loads(json.dumps(made_by, default=asdict)))[:16]
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from .arms import BY_NAME, TRUE
 from .judge import judge_of
+from .results import chosen
 from .world import PROBE_STEPS, World, exact, losses, network_of, train_arm, velocity_of
 
 PROBED = 4  # subjects, and samples of a batch, of a probe
@@ -32,7 +33,7 @@ class Trials:
             return {"arm": name}
         arm = BY_NAME[name]
         return {
-            "training": asdict(arm.recipe.config(seed, arm.training)),
+            "training": chosen(arm.recipe.config(seed, arm.training)),
             "sizes": arm.recipe.sizes,
             "arm": [arm.network, arm.pairing, arm.one_index],
         }

@@ -18,7 +18,8 @@ from phantom_s2v.models.registry import model_folder
 from phantom_s2v.models.weights import load_part
 from phantom_s2v.training.config import TransformerConfig
 from phantom_s2v.training.latents import TripletEncoder, validation_families
-from phantom_s2v.training.loop import pick_dtype, train
+from phantom_s2v.training.learner import pick_dtype
+from phantom_s2v.training.loop import train
 from phantom_s2v.training.run import load_encoder
 from phantom_s2v.training.transformer import ADAM, loss_of
 

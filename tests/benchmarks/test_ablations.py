@@ -186,6 +186,16 @@ def test_a_lora_is_the_commands(small, tmp_path):
     assert any("lora" in name for name, _ in base.named_parameters())
 
 
+def test_a_configuration_counts_by_what_it_sets():
+    config = arms.STILLS.config(0, {"drop_vae": 0.7})
+    same = {**results.chosen(config), "train": results.chosen(config)["train"]}
+    assert same["train"] == {"steps": 640, "warmup": 50, "decay_share": 0.5, "ema_decay": 0.99, "workers": 0}
+    assert same["drop_vae"] == 0.7
+    assert "t_scale" not in same
+    assert results.config_hash(same) != results.config_hash(results.chosen(arms.STILLS.config(0, {})))
+    assert results.config_hash(same) != results.config_hash(results.chosen(arms.STILLS.config(1, {"drop_vae": 0.7})))
+
+
 def test_what_makes_a_row_valid():
     row = {"config": "a", "code": "b", "probe": [1.0, 2.0]}
     never = lambda: pytest.fail("no probe is needed")  # noqa: E731
@@ -209,6 +219,8 @@ class Pretended:
 
     def run(self, name: str, seed: int) -> dict:
         self.ran.append((name, seed))
+        if len(self.ran) == 3:
+            raise ValueError("a fault of one arm")
         if len(self.ran) > 5:
             raise KeyboardInterrupt
         cost = {"seconds_of_all": 0, "seconds_of_a_subject": 90 + seed, "bytes_of_a_subject": 1536}
@@ -223,9 +235,11 @@ def test_a_run_goes_on_with_what_is_missing(tmp_path, monkeypatch, small):
         monkeypatch.setattr(command, part, lambda *_: made.append(Pretended()) or made[-1])
     names = ["both", "clip-only", "token"]
     with pytest.raises(KeyboardInterrupt):
-        command.run(file, tmp_path, names[:2] * 3)  # the sixth training is killed; names again are passed over
+        command.run(file, tmp_path, names[:2])  # the third training fails, the sixth is killed
     first = [(row["arm"], row["seed"]) for row in results.read(file)]
-    assert first == [(name, seed) for seed in (0, 1, 2) for name in names[:2]][:5]
+    assert first == [("both", 0), ("clip-only", 0), ("clip-only", 1), ("both", 2)]
+    with pytest.raises(SystemExit, match=r"failed: token \(2\)"):
+        command.run(file, tmp_path, names)
     command.run(file, tmp_path, names)
     done = [(row["arm"], row["seed"]) for row in results.read(file)]
     assert sorted(done) == sorted((name, seed) for name in names for seed in arms.SEEDS)
