@@ -2,12 +2,15 @@
 
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, literal, select, true
 from sqlalchemy.orm import Session
 
+from phantom_s2v.errors import PhantomError
 from phantom_s2v.models.base import Preset
+from phantom_s2v.models.registry import MODELS, load_preset
 from phantom_s2v.pipeline.cost import profile
 from phantom_s2v.pipeline.request import Request
 from phantom_s2v.studio import queue
@@ -44,6 +47,15 @@ def preset_of(offer: dict[str, Any]) -> Preset:
     values = offer["preset"]
     sizes = tuple(tuple(each) for each in values["sizes"])
     return Preset(**{**values, "sizes": sizes, "side_range": tuple(values["side_range"])})
+
+
+def own_preset(model: str) -> Preset | None:
+    """The same of a model that lies on this machine, for a page opened before a worker has started; None for any other."""
+    folder = MODELS.get(model, Path(model))
+    try:
+        return load_preset(folder) if folder.is_dir() else None
+    except PhantomError:
+        return None
 
 
 def estimate(session: Session, project: Project, offer: dict[str, Any], request: Request, candidates: int) -> Cost:

@@ -197,7 +197,7 @@ def look(session: Session, draft: Draft, project: Project, subjects: list[Subjec
     worker = cost.offer_of(session, project.model)
     if worker is None:
         problems.append(Problem(NO_WORKER, model=project.model))
-        return Look(subjects, problems, [], None, None, None, None)
+        return Look(subjects, problems, [], cost.own_preset(project.model), None, None, None)
     offer = worker.offers["models"][project.model]
     preset, request, expected = cost.preset_of(offer), None, None
     try:
