@@ -1,14 +1,24 @@
 """Pages of generating, jobs and the gate, on rows as a worker writes them."""
 
+import io
+
 import pytest
+from PIL import Image
 from sqlalchemy import select
 
 from phantom_s2v.models.registry import load_preset, model_folder
 from phantom_s2v.studio import queue
 from phantom_s2v.studio.queue import Ticket
-from phantom_s2v.studio.schema import Draft, Job, JobState, Project, Video, Worker, now
+from phantom_s2v.studio.schema import Draft, Job, JobState, Project, Subject, Video, Worker, now
 
 from .queued import add_subject, make_worker, profiled, scored, set_policy
+
+
+@pytest.fixture
+def app(app):
+    """The application, whose decoder ends with the test."""
+    yield app
+    app.state.decoder.close()
 
 
 @pytest.fixture
@@ -193,3 +203,40 @@ def test_pages_need_few_queries_however_long_the_lists_are(ready, browser, state
                 session.add(Job(**values))
     assert counts[:2] == counts[2:]
     assert max(counts) <= 5
+
+
+def picture(color=(200, 40, 40)):
+    target = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(target, "PNG")
+    return target.getvalue()
+
+
+def test_a_first_frame_is_decoded_kept_and_removed(ready, browser):
+    client = browser("maker")
+    address = begin(client, ready)
+    wrong = client.submit(f"{address}/first-frame", files={"image": ("a.png", b"no image", "image/png")})
+    assert wrong.status_code == 422
+    assert "not an image that can be read" in wrong.text
+    assert "The fox moves up." in wrong.text  # what was typed
+    page = client.submit(f"{address}/first-frame", files={"image": ("../../a.png", picture(), "image/png")})
+    assert page.url.path == address
+    assert client.get(f"{address}/first-frame").content.startswith(b"\x89PNG")
+    fields = {"prompt": "The fox moves up", "subjects": ready.subject_id, "purpose": "internal trial", "territories": "DE"}
+    client.submit(f"{address}/run", {**fields, "once": "1"})
+    client.submit(f"{address}/first-frame")
+    assert client.get(f"{address}/first-frame").status_code == 404
+    with ready.reading() as session:
+        job = session.scalars(select(Job)).one()
+        assert ready.storage.path(job.request["first_frame"]).is_file()  # the job keeps it
+
+
+def test_a_job_keeps_the_images_that_it_was_queued_with(ready, browser):
+    client = browser("maker")
+    queued(client, ready)
+    with ready.writing() as session:
+        job = session.scalars(select(Job)).one()
+        image = session.get_one(Subject, ready.subject_id).images[0]
+        session.delete(image)
+        ready.storage.forget(session, [image.blob])
+        wanted = job.request["references"][0]["path"]
+    assert ready.storage.path(wanted).is_file()

@@ -88,6 +88,8 @@ RULES: dict[str, Who] = {
     "POST /projects/{project_id}/generate/{draft_id}/run": MAKERS,
     "POST /projects/{project_id}/generate/{draft_id}/rephrase": MAKERS,
     "POST /projects/{project_id}/generate/{draft_id}/remove": MAKERS,
+    "GET /projects/{project_id}/generate/{draft_id}/first-frame": MAKERS,
+    "POST /projects/{project_id}/generate/{draft_id}/first-frame": MAKERS,
     "POST /projects/{project_id}/videos/{video_id}/again": MAKERS,
     # Jobs and what comes of them
     "GET /projects/{project_id}/jobs": MEMBERS,

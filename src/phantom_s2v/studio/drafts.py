@@ -19,9 +19,11 @@ from phantom_s2v.pipeline.prompts import open_points
 from phantom_s2v.pipeline.request import Reference, Request, check_request, with_defaults
 from phantom_s2v.studio import audit, cost, policies, queue, rights
 from phantom_s2v.studio.access import Actor
+from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import N_, NotFound, Problem, Problems, raise_all
 from phantom_s2v.studio.schema import Draft, Job, JobSubject, Project, Role, Subject, SubjectImage, User, Video, now
+from phantom_s2v.studio.storage import Staged
 
 OPTIONS = ("size", "num_frames", "seed", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt")
 WHOLE, DECIMAL = ("num_frames", "seed", "num_inference_steps"), ("guidance_scale", "image_guidance_scale")
@@ -80,10 +82,20 @@ def change(draft: Draft, typed: Mapping[str, Any]) -> None:
     draft.updated_at = now()
 
 
+def set_first_frame(session: Session, draft: Draft, staged: Staged | None) -> None:
+    """Let the video begin with an image, a PNG that was decoded and staged; None: with none any more."""
+    storage = studio_of(session).storage
+    before, draft.first_frame = draft.first_frame, storage.keep(session, staged, "image/png") if staged else None
+    draft.updated_at = now()
+    storage.forget(session, [before] if before else [])
+
+
 def remove(session: Session, actor: Actor, draft: Draft) -> None:
     """Throw a draft away."""
     audit.append(session, actor.id, "draft removed", draft.id)
+    frame = draft.first_frame
     session.delete(draft)
+    studio_of(session).storage.forget(session, [frame] if frame else [])
 
 
 def again(session: Session, actor: Actor, video: Video) -> Draft:

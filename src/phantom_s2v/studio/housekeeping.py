@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sqlalchemy import delete
 
-from phantom_s2v.studio import rights
+from phantom_s2v.studio import queue, rights
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.schema import Credential, now
 
@@ -21,6 +21,12 @@ def end_rights(studio: Studio) -> None:
         rights.sweep(session)
 
 
+def return_jobs(studio: Studio) -> None:
+    """Put jobs of dead workers back into the queue where no living worker has done so."""
+    with studio.writing() as session:
+        queue.sweep(session)
+
+
 def end_sessions(studio: Studio) -> None:
     """Remove sessions and links that are over."""
     with studio.writing() as session:
@@ -32,7 +38,12 @@ def sweep_files(studio: Studio) -> None:
     studio.storage.sweep()
 
 
-WORK: list[tuple[float, Callable[[Studio], object]]] = [(MINUTE, end_rights), (HOUR, end_sessions), (HOUR, sweep_files)]
+WORK: list[tuple[float, Callable[[Studio], object]]] = [
+    (MINUTE, end_rights),
+    (MINUTE, return_jobs),
+    (HOUR, end_sessions),
+    (HOUR, sweep_files),
+]
 
 
 def run(studio: Studio, ended: threading.Event, pause: float = MINUTE) -> None:

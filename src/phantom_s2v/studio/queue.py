@@ -20,7 +20,7 @@ from phantom_s2v.files.reuse import origin_hash
 from phantom_s2v.studio import audit
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.problems import Conflict, Problem
-from phantom_s2v.studio.schema import Job, JobState, JobSubject, Project, User, Video, Worker, now
+from phantom_s2v.studio.schema import Job, JobFile, JobState, JobSubject, Project, User, Video, Worker, now
 
 LEASE = timedelta(seconds=10)  # without a heartbeat, until another worker may take the job
 BEAT = 2.0  # seconds between heartbeats
@@ -79,8 +79,15 @@ def enqueue(session: Session, job: Job) -> Job:
         raise Problem("At most %(most)d of your jobs can wait. Cancel one, or come back when some are done.", most=QUEUED_EACH)
     session.add(job)
     session.flush()
+    session.add_all(JobFile(job_id=job.id, blob=blob) for blob in files_of(job))
     audit.append(session, job.user_id, "job queued", job.id, project=job.project_id, candidates=job.candidates)
     return job
+
+
+def files_of(job: Job) -> set[str]:
+    """Hashes of the files that a job's request names."""
+    named = [each["path"] for each in job.request.get("references", ())]
+    return {each for each in (*named, job.request.get("background"), job.request.get("first_frame")) if each}
 
 
 def note(job: Job, code: str, **values: Any) -> None:

@@ -321,6 +321,14 @@ class JobSubject(Base):
     right_id: Mapped[str] = _to("rights.id")
 
 
+class JobFile(Base):
+    """A file that a job's request names by its hash: it is kept as long as the job, whatever becomes of subject and draft."""
+
+    __tablename__ = "job_files"
+    job_id: Mapped[str] = mapped_column(Id, ForeignKey("jobs.id"), primary_key=True)
+    blob: Mapped[str] = mapped_column(Sha256, ForeignKey("blobs.sha256"), primary_key=True, index=True)
+
+
 class Video(Base):
     """One candidate of a job, with its score. A job and a candidate have one video, whatever died in between."""
 

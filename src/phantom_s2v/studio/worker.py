@@ -25,7 +25,7 @@ from phantom_s2v.pipeline.generate import load_for
 from phantom_s2v.pipeline.loading import check_models, model_hash
 from phantom_s2v.pipeline.metadata import WHERE, versions
 from phantom_s2v.pipeline.request import Reference, Request, with_defaults
-from phantom_s2v.studio import making, queue
+from phantom_s2v.studio import making, queue, rights
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.measuring import Measures
 from phantom_s2v.studio.queue import BEAT, CancelledError, LeaseLostError, Ticket
@@ -158,6 +158,7 @@ class Service:
                     self._told.add(job_id)
                     log.warning("leaving job %s: it has fixed another %s than this worker offers", job_id, lacking)
         with self.studio.writing() as session:
+            rights.sweep(session)  # a right may have ended since the last time somebody looked
             return queue.take(session, self.worker)
 
     def serve(self, job: Job) -> bool:

@@ -2,9 +2,10 @@
 
 import secrets
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import BoundedSemaphore
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
@@ -16,9 +17,11 @@ from phantom_s2v.media.images import read_image
 from phantom_s2v.models.base import Preset
 from phantom_s2v.pipeline import prompts
 from phantom_s2v.studio import access, drafts, policies, rights, waiting
-from phantom_s2v.studio.problems import N_, Conflict, Problem, TooMany
+from phantom_s2v.studio.problems import N_, Conflict, NotFound, Problem, TooMany
 from phantom_s2v.studio.schema import Draft, Project, Subject, User, Video
+from phantom_s2v.studio.storage import Staged
 from phantom_s2v.studio.territories import EU, WORLD
+from phantom_s2v.studio.web.pages_subjects import file_response
 from phantom_s2v.studio.web.view import Form, View, ViewOf
 
 routes = APIRouter(include_in_schema=False)
@@ -223,6 +226,44 @@ def remove(view: ViewOf) -> Response:
     with view.writing() as session:
         drafts.remove(session, view.actor, _draft(view, session)[0])
     return view.go(_base(view), N_("The draft was removed."))
+
+
+@routes.post("/projects/{project_id}/generate/{draft_id}/first-frame")
+def set_first_frame(view: ViewOf) -> Response:
+    """Take an image that the video begins with, decoded as every upload is; without a file the present one goes."""
+    given, address = view.form.files("image"), f"{_base(view)}/{view.param('draft_id')}"
+    with view.reading() as session:
+        draft, problem = _draft(view, session)[0], None
+        had = draft.first_frame
+        if not given and not had:
+            return _page(view, session, Problem("Choose an image file.", "image"))
+    with ExitStack() as stack:
+        try:
+            staged = _decoded(view, stack, given[0][1]) if given else None
+            with view.writing() as session:
+                drafts.set_first_frame(session, _draft(view, session)[0], staged)
+        except Problem as error:
+            problem = error
+    if problem:
+        problem.field = "image"
+        with view.reading() as session:
+            return _page(view, session, problem)
+    return view.go(address, N_("The video begins with this image from now on.") if given else N_("The first frame was removed."))
+
+
+def _decoded(view: View, stack: ExitStack, source: BinaryIO) -> Staged:
+    decoded = stack.enter_context(view.request.app.state.decoder.decoded(source))
+    return stack.enter_context(view.studio.storage.staged(stack.enter_context(decoded.image.open("rb"))))
+
+
+@routes.get("/projects/{project_id}/generate/{draft_id}/first-frame")
+def first_frame(view: ViewOf) -> Response:
+    """The image that the video begins with."""
+    with view.reading() as session:
+        draft = _draft(view, session)[0]
+        if draft.first_frame is None:
+            raise NotFound
+        return file_response(view, session, draft.first_frame)
 
 
 @routes.post("/projects/{project_id}/videos/{video_id}/again")
