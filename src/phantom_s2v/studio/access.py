@@ -84,6 +84,7 @@ RULES: dict[str, Who] = {
     "GET /projects/{project_id}/generate": MAKERS,
     "POST /projects/{project_id}/generate": MAKERS,
     "GET /projects/{project_id}/generate/{draft_id}": MAKERS,
+    "GET /projects/{project_id}/generate/{draft_id}/look": MAKERS,
     "POST /projects/{project_id}/generate/{draft_id}/save": MAKERS,
     "POST /projects/{project_id}/generate/{draft_id}/run": MAKERS,
     "POST /projects/{project_id}/generate/{draft_id}/rephrase": MAKERS,
@@ -91,6 +92,7 @@ RULES: dict[str, Who] = {
     "GET /projects/{project_id}/generate/{draft_id}/first-frame": MAKERS,
     "POST /projects/{project_id}/generate/{draft_id}/first-frame": MAKERS,
     "POST /projects/{project_id}/videos/{video_id}/again": MAKERS,
+    "GET /projects/{project_id}/drafts": MAKERS,
     # Jobs and what comes of them
     "GET /projects/{project_id}/jobs": MEMBERS,
     "GET /projects/{project_id}/jobs/{job_id}": MEMBERS,

@@ -22,7 +22,7 @@ from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import N_, NotFound, Problem, Problems, raise_all
-from phantom_s2v.studio.schema import Draft, Job, JobSubject, Project, Role, Subject, SubjectImage, User, Video, now
+from phantom_s2v.studio.schema import Draft, Job, JobSubject, Policy, Project, Role, Subject, SubjectImage, User, Video, now
 from phantom_s2v.studio.storage import Staged
 
 OPTIONS = ("size", "num_frames", "seed", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt")
@@ -38,15 +38,17 @@ FIELDS = {  # words at the beginning of the pipeline's sentences -> the field th
 }  # fmt: skip
 
 
-def find(session: Session, actor: Actor, project_id: str, draft_id: str) -> tuple[Draft, Project, User]:
-    """A draft of one's own, with its project and its maker. Raises NotFound for any other."""
+def find(session: Session, actor: Actor, project_id: str, draft_id: str) -> tuple[Draft, Project, User, Policy | None]:
+    """A draft of one's own, with its project, its maker and the policy in force. Raises NotFound for any other."""
     actor.must(project_id, Role.MAKER)
     mine = (Draft.id == draft_id) & (Draft.project_id == project_id) & (Draft.user_id == actor.id)
-    query = select(Draft, Project, User).join(Project, Project.id == Draft.project_id).join(User, User.id == Draft.user_id)
+    query = select(Draft, Project, User, Policy).join(Project, Project.id == Draft.project_id)
+    query = query.join(User, User.id == Draft.user_id)  # and the policy in force, which is looked at next
+    query = query.outerjoin(Policy, (Policy.project_id == Project.id) & (Policy.version == Project.policy_version))
     found = session.execute(query.where(mine)).one_or_none()
     if found is None:
         raise NotFound
-    return found[0], found[1], found[2]
+    return found[0], found[1], found[2], found[3]
 
 
 def mine(session: Session, actor: Actor, project_id: str, after: str | None = None, size: int = 12) -> Page[Draft]:

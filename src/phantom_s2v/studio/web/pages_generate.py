@@ -16,9 +16,9 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.media.images import read_image
 from phantom_s2v.models.base import Preset
 from phantom_s2v.pipeline import prompts
-from phantom_s2v.studio import access, drafts, policies, rights, waiting
+from phantom_s2v.studio import access, cost, drafts, policies, rights, waiting
 from phantom_s2v.studio.problems import N_, Conflict, NotFound, Problem, TooMany
-from phantom_s2v.studio.schema import Draft, Project, Subject, User, Video
+from phantom_s2v.studio.schema import Draft, Policy, Project, Subject, User, Video
 from phantom_s2v.studio.storage import Staged
 from phantom_s2v.studio.territories import EU, WORLD
 from phantom_s2v.studio.web.pages_subjects import file_response
@@ -81,17 +81,17 @@ def draft_page(view: ViewOf) -> Response:
 
 
 def _page(view: View, session: Session, problem: Problem | None = None) -> Response:
-    found = _draft(view, session)
-    draft = found[0]
+    """The form alone: what is said of the draft comes by a request of its own, so that typing can begin at once."""
+    draft, project, _, _policy = _draft(view, session)  # held, so that it need not be read again
     query = select(Subject).where(Subject.project_id == draft.project_id, Subject.erased_at.is_(None))
     newest = _subjects(session, query.order_by(Subject.created_at.desc(), Subject.id.desc()).limit(SHOWN))
-    chosen = {each.id: each for each in newest}
-    if not set(draft.subjects) <= set(chosen):
-        chosen |= {each.id: each for each in _subjects(session, query.where(Subject.id.in_(draft.subjects)))}
-    values = {"draft": draft, "once": secrets.token_hex(8)}
-    values |= _seen(view, session, *found, [chosen[key] for key in draft.subjects if key in chosen])
-    choices = _choices(session, draft, values["look"], newest)
-    values |= {"choices": choices, "others": drafts.mine(session, view.actor, view.project_id), **_selects(view, choices)}
+    found = {each.id: each for each in newest}
+    if not set(draft.subjects) <= set(found):
+        found |= {each.id: each for each in _subjects(session, query.where(Subject.id.in_(draft.subjects)))}
+    chosen = [found[key] for key in draft.subjects if key in found]
+    choices = _choices(session, draft, project, [*chosen, *(each for each in newest if each.id not in draft.subjects)])
+    values = {"draft": draft, "once": secrets.token_hex(8), "choices": choices, **_selects(view, choices)}
+    values |= {"rephraser": view.studio.settings.rephrase}
     view.form = Form(**_typed(draft, choices.preset))
     return view.wrong("generate.html", problem, **values) if problem else view.page("generate.html", **values)
 
@@ -123,29 +123,30 @@ def _selects(view: View, choices: Choices) -> dict[str, list[tuple[str, str]]]:
     }
 
 
-def _seen(view: View, session: Session, draft: Draft, project: Project, user: User, subjects: list[Subject]) -> dict[str, Any]:
+def _look(view: View, session: Session) -> Response:
     """What is said of a draft: checks, cost, and when its turn would come."""
-    look = drafts.look(session, draft, project, subjects)
+    draft, project, user, _policy = _draft(view, session)
+    query = select(Subject).where(Subject.project_id == draft.project_id, Subject.id.in_(draft.subjects))
+    found = {each.id: each for each in _subjects(session, query)}
+    look = drafts.look(session, draft, project, [found[key] for key in draft.subjects if key in found])
     line = waiting.line(session, (project, user, look.cost.seconds if look.cost else 0.0))
-    return {"look": look, "place": line.places[""], "line": line, "rephraser": view.studio.settings.rephrase}
+    return HTMLResponse(view.render("generate_look.html", draft=draft, look=look, place=line.places[""], line=line))
 
 
-def _choices(session: Session, draft: Draft, look: drafts.Look, newest: Sequence[Subject]) -> Choices:
-    rules = policies.current(session, session.get_one(Project, draft.project_id))
-    subjects = [*look.subjects, *(each for each in newest if each.id not in draft.subjects)]
-    territories = rules.territories if rules else ()
+def _choices(session: Session, draft: Draft, project: Project, subjects: Sequence[Subject]) -> Choices:
+    rules = policies.current(session, project)
+    purposes, territories = (rules.purposes, rules.territories) if rules else ((), ())
     if territories == (WORLD,):
         territories = (WORLD, EU, "JP", "US", "GB")
-    territories = dict.fromkeys([*territories, *draft.territories])
-    preset, length = look.preset, str(draft.options.get("num_frames", ""))
+    territories = list(dict.fromkeys([*territories, *draft.territories]))
+    worker = cost.offer_of(session, project.model)
+    preset = cost.preset_of(worker.offers["models"][project.model]) if worker else cost.own_preset(project.model)
     if preset is None:
-        return Choices(subjects, rules.purposes if rules else (), list(territories), [], [], 8, None, False)
-    usual = (preset.num_frames - 1) // 4
+        return Choices(subjects, purposes, territories, [], [], 8, None, False)
+    length, usual = str(draft.options.get("num_frames", "")), (preset.num_frames - 1) // 4
     lengths = sorted({4 * max(1, round(usual * share)) + 1 for share in SHARES} | ({int(length)} if length.isdigit() else set()))
-    return Choices(
-        subjects, rules.purposes if rules else (), list(territories), lengths, _sizes(preset, draft.options.get("size", "")),
-        preset.fps, preset, preset.takes_first_frame,
-    )  # fmt: skip
+    sizes = _sizes(preset, draft.options.get("size", ""))
+    return Choices(subjects, purposes, territories, lengths, sizes, preset.fps, preset, preset.takes_first_frame)
 
 
 def _sizes(preset: Preset, chosen: str) -> list[tuple[int, int]]:
@@ -167,12 +168,21 @@ def save(view: ViewOf) -> Response:
     with view.writing() as session:
         _take_in(view, _draft(view, session)[0])
     with view.reading() as session:
-        draft, project, user = _draft(view, session)
-        query = select(Subject).where(Subject.project_id == draft.project_id, Subject.id.in_(draft.subjects))
-        found = {each.id: each for each in _subjects(session, query)}
-        chosen = [found[key] for key in draft.subjects if key in found]
-        seen = _seen(view, session, draft, project, user, chosen)
-        return HTMLResponse(view.render("generate_look.html", draft=draft, **seen))
+        return _look(view, session)
+
+
+@routes.get("/projects/{project_id}/generate/{draft_id}/look")
+def look(view: ViewOf) -> Response:
+    """What is to be said of a draft as it is."""
+    with view.reading() as session:
+        return _look(view, session)
+
+
+@routes.get("/projects/{project_id}/drafts")
+def drafts_page(view: ViewOf) -> Response:
+    """One's own drafts."""
+    with view.reading() as session:
+        return view.page("drafts.html", drafts=drafts.mine(session, view.actor, view.project_id, view.query("after")))
 
 
 def _take_in(view: View, draft: Draft) -> None:
@@ -274,7 +284,7 @@ def again(view: ViewOf) -> Response:
     return view.go(f"{_base(view)}/{draft.id}", N_("Everything is as it was. Change what you like, then run it."))
 
 
-def _draft(view: View, session: Session) -> tuple[Draft, Project, User]:
+def _draft(view: View, session: Session) -> tuple[Draft, Project, User, Policy | None]:
     return drafts.find(session, view.actor, view.project_id, view.param("draft_id"))
 
 
