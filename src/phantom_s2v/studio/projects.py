@@ -10,12 +10,13 @@ from phantom_s2v.studio import audit
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import Conflict, NotFound, Problem
-from phantom_s2v.studio.schema import Credential, Member, Project, Right, Role, Subject, SubjectImage, User
+from phantom_s2v.studio.schema import Credential, Member, Project, Right, Role, Subject, SubjectImage, User, Video, VideoState
 from phantom_s2v.studio.sign_in import make_link, normal_email
 from phantom_s2v.studio.texts import line
 
 LANGUAGES = ("en", "ja")
 FIRST = "admin@studio.invalid"  # the first administrator, until they have said who they are
+LATEST = 6  # videos on a project's overview
 CURRENCIES = ("EUR", "JPY", "USD", "GBP", "CHF", "CNY", "KRW", "SGD", "TWD", "AUD", "CAD")
 
 
@@ -163,10 +164,12 @@ class Progress:
     subjects: int
     usable: int  # subjects with an image and a checked right
     unchecked: int  # rights records that nobody has checked
+    submitted: int  # videos that wait for a review
+    videos: Sequence[Video]  # the latest
 
 
 def progress(session: Session, actor: Actor, project_id: str) -> Progress:
-    """How far a project is, in two queries."""
+    """How far a project is, in three queries."""
     actor.must(project_id)
     rows = session.execute(select(Member.user_id, Member.role).where(Member.project_id == project_id)).all()
     of_project = (Subject.project_id == project_id) & Subject.erased_at.is_(None)
@@ -175,7 +178,9 @@ def progress(session: Session, actor: Actor, project_id: str) -> Progress:
     waiting = select(func.count()).select_from(Right).join(Subject, Right.subject_id == Subject.id)
     waiting = waiting.where(of_project, Right.checked_at.is_(None), Right.revoked_at.is_(None))
     count = select(func.count()).select_from(Subject).where(of_project)
-    counts = session.execute(
-        select(count.scalar_subquery(), count.where(checked, pictured).scalar_subquery(), waiting.scalar_subquery())
-    ).one()
-    return Progress(frozenset(role for _, role in rows), len({user for user, _ in rows}), *counts)
+    submitted = select(func.count()).select_from(Video).where(Video.project_id == project_id, Video.state == VideoState.SUBMITTED)
+    asked = (count, count.where(checked, pictured), waiting, submitted)
+    counts = session.execute(select(*(each.scalar_subquery() for each in asked))).one()
+    latest = select(Video).where(Video.project_id == project_id).order_by(Video.created_at.desc(), Video.id.desc()).limit(LATEST)
+    videos = session.scalars(latest).all()
+    return Progress(frozenset(role for _, role in rows), len({user for user, _ in rows}), *counts, videos)

@@ -66,7 +66,8 @@ def listed(language: str, codes: Sequence[str]) -> str:
 def name(language: str, code: str) -> str:
     """What a code of ours, such as a territory, a purpose or a kind, is called."""
     if code in TERRITORIES:
-        return Locale(language).territories[{WORLD: "001"}.get(code, code)].capitalize()
+        called = Locale(language).territories[{WORLD: "001"}.get(code, code)]
+        return called[0].upper() + called[1:]
     return translate(language, code)
 
 

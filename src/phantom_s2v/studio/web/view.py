@@ -55,7 +55,8 @@ class Form:
         """The texts of a field that may have several, such as ticked boxes."""
         if name in self._data:
             return [value for value in self._data.getlist(name) if isinstance(value, str)]
-        return [] if self._data else list(self._values.get(name, ()))
+        given = self._values.get(name, ()) if not self._data else ()
+        return [given] if isinstance(given, str) and given else list(given)
 
     def files(self, name: str) -> list[tuple[str, BinaryIO]]:
         """Names and contents of files of a field; a field left empty has none."""

@@ -9,6 +9,8 @@ function localTimes(root) {
 document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt));
 document.addEventListener("DOMContentLoaded", () => {
   localTimes(document);
+  const tab = document.querySelector(".tabs [aria-current]");
+  if (tab) tab.parentElement.scrollLeft = tab.offsetLeft - 24;
   const wrong = document.querySelector("[aria-invalid=true]");
   if (wrong) wrong.focus();
 });
