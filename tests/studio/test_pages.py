@@ -279,3 +279,22 @@ def test_the_first_start_makes_an_administrator(tmp_path):
         assert client.cookies[SESSION]
     assert first_link(studio) is None
     studio.engine.dispose()
+
+
+def test_settings_are_kept_and_wrong_ones_named(studio, browser):
+    admin, address = browser("admin"), f"/projects/{studio.project_id}/settings"
+    values = {"name": "Winter", "model": "phantom-mini", "currency": "JPY", "price_per_hour": "120", "budget": "50000"}
+    kpis = '[similarity]\nmin = 0.6\nreason = "below it our team no longer knew the bottle"'
+    for wrong, sentence in (
+        ({"kpis": "[unknown]\nmin = 1"}, "unknown metric unknown"),
+        ({"kpis": "no toml"}, "not a valid TOML"),
+        ({"budget": "much"}, "Please enter an amount"),
+        ({"price_per_hour": "1.5"}, "Please enter an amount"),  # yen have no cents
+    ):
+        answer = admin.submit(address, {**values, "kpis": kpis, **wrong})
+        assert answer.status_code == 422
+        assert sentence in html.unescape(answer.text)
+    assert "Saved." in admin.submit(address, {**values, "kpis": kpis}).text
+    with studio.reading() as session:
+        project = session.get_one(Project, studio.project_id)
+        assert (project.price_per_hour, project.budget, project.kpis) == (120, 50_000, kpis)

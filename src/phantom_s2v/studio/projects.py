@@ -1,18 +1,21 @@
 """Projects, their members, and the people of the studio."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
+from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.kpi import parse_kpis
 from phantom_s2v.studio import audit
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import Conflict, NotFound, Problem
 from phantom_s2v.studio.schema import Credential, Member, Project, Right, Role, Subject, SubjectImage, User, Video, VideoState
 from phantom_s2v.studio.sign_in import make_link, normal_email
-from phantom_s2v.studio.texts import line
+from phantom_s2v.studio.texts import line, text
 
 LANGUAGES = ("en", "ja")
 FIRST = "admin@studio.invalid"  # the first administrator, until they have said who they are
@@ -137,22 +140,39 @@ def set_person(session: Session, actor: Actor, user: User, active: bool, admin: 
     audit.append(session, actor.id, "person changed", user.id, active=active, admin=admin)
 
 
-def change(
-    session: Session, actor: Actor, project_id: str, name: str, model: str, currency: str, price_per_hour: int, budget: int | None
-) -> None:
-    """Settings of a project. Money is in the smallest unit of the currency; `budget` None is none."""
+@dataclass(frozen=True)
+class ProjectSettings:
+    """What a project's administrators set. Money is in the smallest unit of the currency; no budget is no limit."""
+
+    name: str
+    model: str
+    currency: str
+    price_per_hour: int
+    budget: int | None
+    kpis: str  # TOML, as `phantom evaluate score --kpi` reads it; "" for none
+
+
+def change(session: Session, actor: Actor, project_id: str, settings: ProjectSettings) -> None:
+    """Other settings of a project. Raises Problem beside the field."""
     actor.must(project_id, Role.ADMIN)
     project = session.get(Project, project_id)
     if project is None:
         raise NotFound
-    name, model = line(name, "name"), line(model, "model")
+    name, model = line(settings.name, "name"), line(settings.model, "model")
     if session.scalar(select(Project.id).where(Project.name == name, Project.id != project_id)):
         raise Conflict("There is a project of this name already.", "name")
-    if project.spent and currency != project.currency:
+    if project.spent and settings.currency != project.currency:
         raise Conflict("The currency cannot be changed any more, since money was spent in it.", "currency")
-    project.name, project.model, project.currency = name, model, currency
-    project.price_per_hour, project.budget = price_per_hour, budget
-    audit.append(session, actor.id, "project changed", project_id, model=model, price_per_hour=price_per_hour, budget=budget)
+    kpis = text(settings.kpis, "kpis", 100_000, needed=False)
+    if kpis:
+        try:
+            parse_kpis(kpis, "The KPI file", "the KPI file")
+        except InputError as error:
+            raise Problem("The KPI file cannot be used: %(reason)s", "kpis", reason=str(error)) from error
+    project.name, project.model, project.currency, project.kpis = name, model, settings.currency, kpis
+    project.price_per_hour, project.budget = settings.price_per_hour, settings.budget
+    said = {"model": model, "price_per_hour": settings.price_per_hour, "budget": settings.budget}
+    audit.append(session, actor.id, "project changed", project_id, **said, kpis=hashlib.sha256(kpis.encode()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -180,7 +200,8 @@ def progress(session: Session, actor: Actor, project_id: str) -> Progress:
     count = select(func.count()).select_from(Subject).where(of_project)
     reviewed = select(func.count()).select_from(Video).where(Video.project_id == project_id, Video.state == VideoState.SUBMITTED)
     asked = (count, count.where(checked, pictured), waiting, reviewed)
-    subjects, usable, unchecked, submitted = session.execute(select(*(each.scalar_subquery() for each in asked))).one()
+    counts: tuple[int, ...] = tuple(session.execute(select(*(each.scalar_subquery() for each in asked))).one())
+    subjects, usable, unchecked, submitted = counts
     latest = select(Video).where(Video.project_id == project_id).order_by(Video.created_at.desc(), Video.id.desc()).limit(LATEST)
     videos = session.scalars(latest).all()
     roles = frozenset(role for _, role in rows)

@@ -93,7 +93,7 @@ def _dates(view: View) -> dict[str, Any]:
 
 @routes.get("/projects/{project_id}/settings")
 def settings_page(view: ViewOf) -> Response:
-    """Name, model, price and budget of a project."""
+    """Name, model, price, budget and KPIs of a project."""
     project = view.project
     assert project is not None
     view.form = Form(
@@ -102,6 +102,7 @@ def settings_page(view: ViewOf) -> Response:
         currency=project.currency,
         budget=forms.typed_amount(project.budget, project.currency),
         price_per_hour=forms.typed_amount(project.price_per_hour, project.currency),
+        kpis=project.kpis,
     )
     return view.page("settings.html", currencies=projects.CURRENCIES)
 
@@ -122,4 +123,5 @@ def _save(view: View, session: Session) -> None:
     currency = form["currency"] if form["currency"] in projects.CURRENCIES else projects.CURRENCIES[0]
     price = forms.amount(form["price_per_hour"] or "0", "price_per_hour", currency)
     budget = forms.amount(form["budget"], "budget", currency) if form["budget"].strip() else None
-    projects.change(session, view.actor, view.project_id, form["name"], form["model"], currency, price, budget)
+    settings = projects.ProjectSettings(form["name"], form["model"], currency, price, budget, form["kpis"])
+    projects.change(session, view.actor, view.project_id, settings)
