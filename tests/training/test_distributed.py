@@ -28,6 +28,7 @@ from phantom_s2v.training.loop import train
 from phantom_s2v.training.optim import Muon, update_ema
 
 CPU = torch.device("cpu")
+STEPS = 4
 SIZES = [(32, 32, 9)] * 9 + [(32, 48, 5)] * 6 + [(16, 32, 1)] * 2
 
 
@@ -69,7 +70,7 @@ def equal(one, other, name="loss") -> None:
 @pytest.fixture(scope="module")
 def alone(tiny, triplets, tmp_path_factory):
     """The run of one process, on four batches a step."""
-    return fine_tune(tiny, triplets, tmp_path_factory.mktemp("alone"), 6, gradient_accumulation_steps=4)
+    return fine_tune(tiny, triplets, tmp_path_factory.mktemp("alone"), STEPS, gradient_accumulation_steps=4)
 
 
 @pytest.mark.parametrize(("count", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "fsdp"),
@@ -77,22 +78,22 @@ def alone(tiny, triplets, tmp_path_factory):
 def test_processes_have_the_losses_of_one(tiny, triplets, alone, tmp_path, count, parallel):
     """Loss, gradient norm and validation, whose three triplets the processes cannot share evenly, to 1e-5 in float32."""
     given = {"parallel": parallel, "shard_size": 2 * (parallel == "hsdp"), "gradient_accumulation_steps": 4 // count}
-    made = in_processes(tmp_path, count, lambda: fine_tune(tiny, triplets, tmp_path / "out", 6, **given))
+    made = in_processes(tmp_path, count, lambda: fine_tune(tiny, triplets, tmp_path / "out", STEPS, **given))
     rows, _ = made[0]
     equal(rows, alone[0])
     equal(rows, alone[0], "grad_norm")
-    validated = [name for name in alone[0][6] if name.startswith("with")]
+    validated = [name for name in alone[0][STEPS] if name.startswith("with")]
     assert len(validated) == 8
     for name in validated:
-        assert rows[6][name] == pytest.approx(alone[0][6][name], abs=1e-5, rel=1e-6)
-    assert len(losses(rows)) == 6
+        assert rows[STEPS][name] == pytest.approx(alone[0][STEPS][name], abs=1e-5, rel=1e-6)
+    assert len(losses(rows)) == STEPS
     assert losses(rows).std() > 1e-2
 
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one_and_in_four(tiny, triplets, alone, tmp_path, capfd):
     """At the same place in the data, with as many batches a step, and with the losses of the unbroken run."""
     in_processes(
-        tmp_path, 2, lambda: fine_tune(tiny, triplets, tmp_path / "out", 3, parallel="fsdp", gradient_accumulation_steps=2)
+        tmp_path, 2, lambda: fine_tune(tiny, triplets, tmp_path / "out", 2, parallel="fsdp", gradient_accumulation_steps=2)
     )
     files = sorted(path.name for path in saved(tmp_path / "out" / "checkpoints")[0].iterdir())
     assert len(files) == 3  # of each process one, and the facts
@@ -100,13 +101,13 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_and_in_four(tiny, triplets
     def go_on(name, count, parallel):
         subprocess.run(["cp", "-r", tmp_path / "out", tmp_path / name], check=True)
         given = {"parallel": parallel, "gradient_accumulation_steps": 2}
-        return in_processes(tmp_path, count, lambda: fine_tune(tiny, triplets, tmp_path / name, 6, **given))
+        return in_processes(tmp_path, count, lambda: fine_tune(tiny, triplets, tmp_path / name, STEPS, **given))
 
-    expected = {step: row for step, row in alone[0].items() if step > 3}
-    for made in (go_on("four", 4, "fsdp"), [fine_tune(tiny, triplets, tmp_path / "out", 6, gradient_accumulation_steps=2)]):
+    expected = {step: row for step, row in alone[0].items() if step > 2}
+    for made in (go_on("four", 4, "fsdp"), [fine_tune(tiny, triplets, tmp_path / "out", STEPS, gradient_accumulation_steps=2)]):
         equal(made[0][0], expected)
-        trained = [batch for _, ids in made for batch in ids[: 12 // len(made)]]
-        assert sorted(trained) == sorted(alone[1][12:24])
+        trained = [batch for _, ids in made for batch in ids[: 8 // len(made)]]
+        assert sorted(trained) == sorted(alone[1][8:16])
     said = capfd.readouterr().err
     assert "a step still has 4 batches, 1 a process" in said
     assert "a step still has 4 batches, 4 a process" in said

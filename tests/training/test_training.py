@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -536,6 +538,38 @@ def test_a_signal_saves_first_and_the_run_goes_on_bit_for_bit(tmp_path, number):
     whole, parts = run(tmp_path / "whole", stopped + 3), run(tmp_path / "parts", stopped + 3)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
     assert not list((tmp_path / "parts").rglob(".*"))
+
+
+def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path):
+    """Three times, by SIGKILL, as soon as a checkpoint is there and a little later; `benchmarks/train_kills.py` does more."""
+    fork = multiprocessing.get_context("fork")
+    newest = 0
+    for pause in (0.0, 0.003, 0.03):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Lance, if it is imported
+            child = fork.Process(target=run, args=(tmp_path / "killed", 10**6), kwargs={"save_steps": 2, "threads": 1})
+            child.start()
+        while not any(int(path.name[5:]) > newest for path in saved(tmp_path / "killed" / "checkpoints")) and child.is_alive():
+            time.sleep(0.001)
+        time.sleep(pause)
+        assert child.is_alive()
+        child.kill()
+        child.join()
+        newest, before = int(saved(tmp_path / "killed" / "checkpoints")[0].name[5:]), newest
+        assert newest > before
+    whole, killed = (run(tmp_path / name, newest + 9, save_steps=2, threads=1) for name in ("whole", "killed"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), killed.parameters(), strict=True))
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(2, newest + 10, 2))
+
+
+@pytest.mark.long
+def test_the_benchmark_of_kills_finds_nothing_lost(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "train_kills.py"
+    done = subprocess.run([sys.executable, script, "--kills", "3", "--after", "5"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"kills": 3, "lost": 0, "different": 0}
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_is_one_sentence(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from PIL import Image
 from processes import held, in_processes
 from safetensors import safe_open
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from phantom_s2v.data.triplets import Triplet, TripletReference, TripletStore
 from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.wan.transformer import QuickRotation, wan_velocity
 from phantom_s2v.pipeline.conditions import Conditions, Dropped
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import encoded, own, recipes
@@ -100,8 +102,6 @@ def test_a_lora_file_is_as_strong_as_the_adapters_it_was_trained_as(latents, con
         state[f"{layer}.weight"] += scale * product
     by_hand.transformer.load_state_dict(state)
     given = (torch.randn(1, 16, 2, 4, 6), torch.tensor([500.0]), torch.randn(1, 512, 24), torch.randn(1, 16, 1, 4, 6))
-    from phantom_s2v.models.wan.transformer import wan_velocity
-
     expected = wan_velocity(by_hand.transformer, *given)
     ours = load_models(converted)
     plain = wan_velocity(ours.transformer, *given)
@@ -135,6 +135,21 @@ def test_checkpointed_blocks_have_the_same_gradients(latents, converted):
         grads.append([p.grad for p in pipe.transformer.parameters() if p.grad is not None])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_rotating_by_complex_numbers_gives_the_bits_of_diffusers(converted):
+    """Output and gradients, by the transformer's own processor and by diffusers'."""
+    given = (torch.randn(2, 16, 3, 4, 6), torch.tensor([500.0]), torch.randn(2, 512, 24), torch.randn(2, 16, 1, 4, 6))
+    made = []
+    for processor in (QuickRotation, WanAttnProcessor):
+        transformer = load_models(converted).transformer.requires_grad_(True)
+        assert isinstance(transformer.blocks[0].attn1.processor, QuickRotation)
+        for block in transformer.blocks:
+            block.attn1.set_processor(processor())
+        out = wan_velocity(transformer, *given)
+        out.square().mean().backward()
+        made.append([out, *(p.grad for p in transformer.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
 
 
 def shared(folder, store, out, ulysses, **changes) -> list[float]:
