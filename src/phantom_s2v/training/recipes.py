@@ -7,6 +7,7 @@ from phantom_s2v.training.config import AutoencoderConfig, ImageEncoderConfig, L
 
 MINI_TARGETS = ("q", "k", "v", "out", "mlp.0", "mlp.2")  # of both branches
 WAN_TOKENS = 21 * 60 * 104  # latent positions of 81 frames at 832x480
+SPIKE = 10.0  # of fine-tunings: a step whose gradient is so many times as long as usual is skipped
 CONVOLUTIONS = "float32"  # with bfloat16 a CPU with AMX gives NaN for gradients of causal convolutions at 128 pixels (torch 2.13)
 
 
@@ -29,20 +30,28 @@ def mini_image_encoder(steps: int = 800) -> ImageEncoderConfig:
 
 def own_mini() -> OwnConfig:
     """phantom-mini on one's own triplets, all weights."""
-    train = TrainConfig(500, lr=0.0, workers=0, adam_lr=1e-4, warmup=50, decay_share=0.2, ema_decay=0.99)
+    train = TrainConfig(500, lr=0.0, workers=0, adam_lr=1e-4, warmup=50, decay_share=0.2, ema_decay=0.99, spike_factor=SPIKE)
     return OwnConfig(train, batch_size=2, drop_latents=0.1, drop_tokens=0.1, t_mean=0.8)
 
 
 def own_mini_lora() -> OwnConfig:
     """LoRA of rank 16 on phantom-mini, for ten images of one subject; two minutes on two cores."""
-    train = TrainConfig(300, lr=0.0, workers=0, adam_lr=5e-3, warmup=20, decay_share=0.5, ema_decay=0.95)
+    train = TrainConfig(300, lr=0.0, workers=0, adam_lr=5e-3, warmup=20, decay_share=0.5, ema_decay=0.95, spike_factor=SPIKE)
     return replace(own_mini(), train=train, batch_size=10, lora=Lora(16, 16.0, targets=MINI_TARGETS))
 
 
 def own_wan() -> OwnConfig:
     """Phantom-Wan 1.3B, all weights (RefAlign's learning rate of 1e-5)."""
     train = TrainConfig(
-        2_000, lr=0.0, workers=0, adam_lr=1e-5, warmup=100, decay_share=0.1, ema_decay=0.995, precision="bfloat16"
+        2_000,
+        lr=0.0,
+        workers=0,
+        adam_lr=1e-5,
+        warmup=100,
+        decay_share=0.1,
+        ema_decay=0.995,
+        precision="bfloat16",
+        spike_factor=SPIKE,
     )
     return OwnConfig(train, t_tokens=WAN_TOKENS, permute_subjects=False, gradient_checkpointing=True)
 
