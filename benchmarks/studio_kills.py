@@ -235,14 +235,14 @@ class Arena:
         ]
 
 
-def attack(arena, kills, full):
+def attack(arena, kills, full, pause):
     """The kills, over running jobs."""
     done = 0
     while done < kills:
         open_jobs = sum(state in queue.OPEN for state in arena.states().values())
         for _ in range(max(0, WAITING - open_jobs)):
             arena.ask(arena.random.choice(PROMPTS), arena.random.randrange(3), arena.random.randint(1, 2))
-        time.sleep(arena.random.uniform(0.2, 3.0))
+        time.sleep(arena.random.uniform(0.2, pause))
         arena.tend()
         if full and arena.random.random() < 0.08:
             arena.fill_disk()
@@ -275,7 +275,7 @@ def judge(arena, expected, undisturbed):
             "audit lines": lines, "audit problems": len(wrong)}  # fmt: skip
 
 
-def run(arena, kills, workers, full):
+def run(arena, kills, workers, full, pause):
     begun = time.monotonic()
     arena.start_web()
     for number in range(workers):
@@ -287,7 +287,7 @@ def run(arena, kills, workers, full):
     undisturbed = set(arena.accepted)
     expected = {(prompt, seed): blob for _, _, prompt, seed, blob in arena.videos()}
     print(f"{len(expected)} videos undisturbed after {time.monotonic() - begun:.0f} s", flush=True)
-    attack(arena, kills, full)
+    attack(arena, kills, full, pause)
     arena.drain(1800)
     result = {"kills": kills, **judge(arena, expected, undisturbed), **dict(arena.counts)}
     return {**result, "full": arena.counts["full"], "seconds": round(time.monotonic() - begun)}
@@ -297,6 +297,7 @@ def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pause", type=float, default=3.0, help="most seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--port", type=int, default=8799)
     asked = parser.parse_args()
@@ -305,7 +306,7 @@ def main():
         arena = None
         try:
             arena = Arena(Path(place) / "studio", asked.port, random.Random(asked.seed))
-            result = run(arena, asked.kills, asked.workers, mounted)
+            result = run(arena, asked.kills, asked.workers, mounted, asked.pause)
         finally:
             for pid in arena.workers if arena else ():
                 with suppress(OSError):
