@@ -244,3 +244,35 @@ def test_a_job_keeps_the_images_that_it_was_queued_with(ready, browser):
         ready.storage.forget(session, [image.blob])
         wanted = job.request["references"][0]["path"]
     assert ready.storage.path(wanted).is_file()
+
+
+def test_the_api_does_the_same(ready, browser):
+    maker, reviewer = browser("maker"), browser("reviewer")
+    base = f"/api/v1{ready.base}"
+
+    def send(client, path, method="POST", **body):
+        answer = client.request(method, f"{base}/{path}", json=body, headers={"X-CSRF-Token": client.csrf})
+        return answer.status_code, answer.json()
+
+    wanted = {"prompt": "The fox moves up", "subjects": [ready.subject_id], "purpose": "internal trial", "territories": ["DE"]}
+    status, draft = send(maker, "drafts", **wanted, options={"seed": "3", "num_frames": "nine"})
+    assert status == 200
+    address = f"drafts/{draft['id']}"
+    look = maker.get(f"{base}/{address}/look").json()
+    assert [each["field"] for each in look["problems"]] == ["num_frames"]
+    assert look["cost"] is None
+    status, refused = send(maker, f"{address}/run", once="a")
+    assert (status, refused["errors"][0]["field"]) == (422, "num_frames")
+    assert send(maker, address, "PUT", **wanted, options={"num_frames": "9"})[0] == 200
+    assert maker.get(f"{base}/{address}/look").json()["cost"]["seconds"] > 0
+    job, same = (send(maker, f"{address}/run", once="b")[1]["id"] for _ in range(2))
+    assert job == same
+    assert [each["id"] for each in maker.get(f"{base}/jobs").json()["items"]] == [job]
+    assert maker.get(f"{base}/jobs/{job}").json()["place"] == 1
+    video = finished(ready)
+    assert maker.get(f"{base}/jobs/{job}").json()["videos"] == [video]
+    found = maker.get(f"{base}/videos/{video}/gate").json()
+    assert (found["verdict"], found["failures"][0]["frame"]) == ("failed", 4)
+    assert send(maker, f"videos/{video}/override", reason="fine")[0] == 403
+    assert send(reviewer, f"videos/{video}/override", reason="fine")[1]["verdict"] == "overridden"
+    assert send(maker, f"jobs/{job}/cancel")[0] == 409

@@ -123,6 +123,17 @@ RULES: dict[str, Who] = {
     "GET /api/v1/openapi.json": SIGNED_IN,
     "GET /api/v1/projects": SIGNED_IN,
     "GET /api/v1/projects/{project_id}": MEMBERS,
+    "POST /api/v1/projects/{project_id}/drafts": MAKERS,
+    "GET /api/v1/projects/{project_id}/drafts/{draft_id}": MAKERS,
+    "PUT /api/v1/projects/{project_id}/drafts/{draft_id}": MAKERS,
+    "GET /api/v1/projects/{project_id}/drafts/{draft_id}/look": MAKERS,
+    "POST /api/v1/projects/{project_id}/drafts/{draft_id}/run": MAKERS,
+    "GET /api/v1/projects/{project_id}/jobs": MEMBERS,
+    "GET /api/v1/projects/{project_id}/jobs/{job_id}": MEMBERS,
+    "POST /api/v1/projects/{project_id}/jobs/{job_id}/cancel": MAKERS_AND_ADMINS,
+    "POST /api/v1/projects/{project_id}/jobs/{job_id}/resume": MAKERS_AND_ADMINS,
+    "GET /api/v1/projects/{project_id}/videos/{video_id}/gate": MEMBERS,
+    "POST /api/v1/projects/{project_id}/videos/{video_id}/override": frozenset({Role.REVIEWER}),
 }
 
 

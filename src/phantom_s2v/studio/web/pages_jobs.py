@@ -100,7 +100,7 @@ def job_preview(view: ViewOf) -> Response:
 def cancel(view: ViewOf) -> Response:
     """Cancel a job."""
     with view.writing() as session:
-        queue.cancel(session, view.actor.must_be_person(), _own(view, session))
+        queue.cancel(session, view.actor.must_be_person(), own_job(view, session))
     return view.go(f"/projects/{view.project_id}/jobs/{view.param('job_id')}", N_("The job is being cancelled."))
 
 
@@ -108,11 +108,12 @@ def cancel(view: ViewOf) -> Response:
 def resume(view: ViewOf) -> Response:
     """Let a job that was set aside, or failed, try again."""
     with view.writing() as session:
-        queue.resume(session, view.actor.must_be_person(), _own(view, session))
+        queue.resume(session, view.actor.must_be_person(), own_job(view, session))
     return view.go(f"/projects/{view.project_id}/jobs/{view.param('job_id')}", N_("The job is in the queue again."))
 
 
-def _own(view: View, session: Session) -> Job:
+def own_job(view: View, session: Session) -> Job:
+    """The job of the address, for who may end it. Raises Forbidden."""
     job = access.find(session, Job, view.param("job_id"), view.project_id)
     if not may_end(view.actor, job):
         raise Forbidden("Only its maker and administrators of the project may do this.")
