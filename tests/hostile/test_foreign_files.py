@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phantom_s2v.data.formats.exchange import export_folder, export_webdataset, from_files, read_captioned, read_export, to_files
+from phantom_s2v.data.formats.exchange import export_folder, export_webdataset, from_files, read_export, to_files
+from phantom_s2v.data.formats.folders import read_captioned
 from phantom_s2v.data.formats.intake import accepted, check_contents
+from phantom_s2v.data.formats.items import Reading
 from phantom_s2v.data.pipeline import probe
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore
 from phantom_s2v.errors import DataError, InputError
@@ -76,7 +78,7 @@ def test_links_and_pipes_beside_captioned_videos(clip, tmp_path, name, kind):
     (folder / name).rename(tmp_path / "secret")
     (folder / name).symlink_to(tmp_path / "secret") if kind == "link" else os.mkfifo(folder / name)
     said = []
-    assert len(list(read_captioned(folder, OWN, said.append))) == 1
+    assert len(list(read_captioned(folder, Reading(OWN, said.append, said.append)))) == 1
     assert len(said) == 1
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from phantom_s2v.data import clips
-from phantom_s2v.data.formats.exchange import read_captioned
+from phantom_s2v.data.formats.folders import read_captioned
+from phantom_s2v.data.formats.items import Reading
 from phantom_s2v.data.formats.published import _frame
 from phantom_s2v.data.loader import decode
 from phantom_s2v.data.pipeline import probe
@@ -186,7 +187,7 @@ def built(path):
 
 def imported(path):
     path.with_suffix(".txt").write_text("Four patches.")
-    (triplet,) = read_captioned(path.parent, Rights(), pytest.fail)
+    (triplet,) = read_captioned(path.parent, Reading(Rights(), pytest.fail, lambda line: None))
     sample = decode(triplet)
     assert sample.video.shape == (triplet.frames, triplet.height, triplet.width, 3) == (12, *sample.video.shape[1:])
     return sample.video[3]
@@ -239,7 +240,7 @@ def test_what_is_converted_is_said_once(tmp_path, name, said):
     assert list(Video(tmp_path / f"a.{suffix}").facts.notices) == said
     (tmp_path / "a.txt").write_text("x")
     told = []
-    list(read_captioned(tmp_path, Rights(), pytest.fail, told.append))
+    list(read_captioned(tmp_path, Reading(Rights(), pytest.fail, told.append)))
     assert len(told) == bool(said) or name.startswith("alpha")
     assert all(each in told[0] for each in said)
 
@@ -499,7 +500,7 @@ def as_imported(path):
     if path.suffix == ".tiff":  # not among the images of a folder
         path = path.rename(path.with_suffix(".png"))
     path.rename(path.with_name(f"w.it{path.suffix}"))
-    (triplet,) = read_captioned(path.parent, Rights(), pytest.fail)
+    (triplet,) = read_captioned(path.parent, Reading(Rights(), pytest.fail, lambda line: None))
     return decode(triplet).references[0]
 
 

@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from phantom_s2v.data.buckets import Bucket, Target, bucket_of, fitted, plan
 from phantom_s2v.data.triplets import Triplet, TripletReference, TripletStore
 from phantom_s2v.errors import DataError
 from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement
 from phantom_s2v.pipeline.conditions import Dropped
 from phantom_s2v.pipeline.loading import load_models
-from phantom_s2v.training import encoded, own, recipes
-from phantom_s2v.training.encoded import Bucket, EncodedStore, Target, bucket_of, fitted
+from phantom_s2v.training import encoding, own, recipes
+from phantom_s2v.training.encoded import EncodedStore
 from phantom_s2v.training.guard import encoder_hashes
 
 TARGET = Target(32 * 32, 9, 8.0, 8)
@@ -54,8 +55,11 @@ def latents(store, tiny, tiny_models, tmp_path_factory) -> EncodedStore:
 
 
 def encode(store, pipe, folder, path, refused=None) -> EncodedStore:
-    out = EncodedStore.create(path, encoder_hashes(folder))
-    encoded.encode_store(store, out, pipe, TARGET, encoded.plan(store, TARGET), lambda count: None, (refused or {}).__setitem__)
+    out, planned = EncodedStore.create(path, encoder_hashes(folder)), plan(store, TARGET)
+    encoders = encoding.Encoders(folder, Placement())
+    keys = encoding.bring_up_to_date(store, out, planned)
+    rows = (store, keys, encoders, TARGET, planned, lambda count: None, (refused or {}).__setitem__, pipe)
+    out.write(encoding.rows_of(*rows))
     return out
 
 
@@ -107,8 +111,8 @@ def test_what_is_encoded_is_what_the_pipeline_would_see(store, latents, tiny_mod
 
 def test_encoding_goes_on_where_it_was_and_follows_the_dataset(store, latents, tiny, tiny_models, tmp_path, monkeypatch):
     calls = []
-    real = encoded.encode_sample
-    monkeypatch.setattr(encoded, "encode_sample", lambda *given: calls.append(given[1].id) or real(*given))
+    real = encoding.encode_sample
+    monkeypatch.setattr(encoding, "encode_sample", lambda *given: calls.append(given[1].id) or real(*given))
     path = tmp_path / "l.lance"
     some = TripletStore.create(tmp_path / "some.lance")
     some.write(list(store)[:3])

@@ -16,22 +16,24 @@ from processes import held, in_processes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from phantom_s2v.data.buckets import Target, plan
 from phantom_s2v.data.triplets import Triplet, TripletReference, TripletStore
 from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement
 from phantom_s2v.models.wan.transformer import QuickRotation, wan_velocity
 from phantom_s2v.pipeline.conditions import Conditions, Dropped
 from phantom_s2v.pipeline.loading import load_models
-from phantom_s2v.training import encoded, own, recipes
+from phantom_s2v.training import encoding, own, recipes
 from phantom_s2v.training.config import Lora
+from phantom_s2v.training.encoded import EncodedStore
 from phantom_s2v.training.guard import encoder_hashes
 from phantom_s2v.training.log import Log
 
-TARGET = encoded.Target(32 * 32, 5, 16.0, 16)
+TARGET = Target(32 * 32, 5, 16.0, 16)
 
 
 @pytest.fixture(scope="module")
-def latents(pipe, converted, tmp_path_factory) -> encoded.EncodedStore:
+def latents(pipe, converted, tmp_path_factory) -> EncodedStore:
     folder = tmp_path_factory.mktemp("triplets")
     store = TripletStore.create(folder / "t.lance")
     rng = np.random.default_rng(0)
@@ -43,8 +45,10 @@ def latents(pipe, converted, tmp_path_factory) -> encoded.EncodedStore:
         reference = TripletReference(picture.getvalue(), "dog", "cross-pair")
         rows.append(Triplet((folder / "a.mp4").read_bytes(), f"A dog, {number}.", (reference,), 16.0, 5, 32, 48))
     store.write(rows)
-    out = encoded.EncodedStore.create(folder / "l.lance", encoder_hashes(converted))
-    assert encoded.encode_store(store, out, pipe, TARGET, encoded.plan(store, TARGET), lambda done: None, pytest.fail) == 4
+    out, planned = EncodedStore.create(folder / "l.lance", encoder_hashes(converted)), plan(store, TARGET)
+    keys = encoding.bring_up_to_date(store, out, planned)
+    encoders = encoding.Encoders(converted, Placement())
+    assert out.write(encoding.rows_of(store, keys, encoders, TARGET, planned, lambda done: None, pytest.fail)) == 4
     return out
 
 

@@ -26,6 +26,10 @@ NumFrames = Annotated[int | None, typer.Option(help="Number of frames, 4n+1.")]
 UntrainedSize = Annotated[bool, typer.Option(help="Allow resolutions the model was not trained on.")]
 Offload = Annotated[str, typer.Option(help="CPU offload: none, model (whole modules), group (block by block).")]
 
+# Where it computes
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")]
+DType = Annotated[str, typer.Option(help="Data type: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16.")]
+
 # Data
 ShotDetector = Annotated[str | None, typer.Option(help="Shot detector: scenedetect, transnet or both.")]
 Workers = Annotated[int, whole(1, MAX_PROCESSES, "Number of worker processes.")]

@@ -3,17 +3,20 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from phantom_s2v.cli.app import MAX_SEED, MAX_STEPS, app, progress, real, say, tell, train, whole
+from phantom_s2v.cli.options import Device, DType, Ray, Workers
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.io import read_text
 from phantom_s2v.files.untrusted import parse_toml, typed
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-DType = Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16.")]
+if TYPE_CHECKING:
+    from phantom_s2v.data.buckets import Plan, Target
+    from phantom_s2v.data.triplets import TripletStore
+    from phantom_s2v.training.encoding import Encoders
 
 
 @app.command("encode")
@@ -26,52 +29,89 @@ def encode(
     ] = None,
     num_frames: Annotated[int | None, whole(1, 10_000, "Maximum number of frames (4n+1); default: the model's.")] = None,
     fps: Annotated[float | None, real(0.1, 1_000, "Frame rate to which videos are resampled; default: the model's.")] = None,
+    references: Annotated[
+        str,
+        typer.Option(help="What to show of reference images: whole, box (of the subject), or cutout (by its mask, on white)."),
+    ] = "whole",
+    text_on_cpu: Annotated[bool, typer.Option(help="Run the text encoder on the CPU (needs 23 GB RAM).")] = False,
+    workers: Workers = 1,
+    ray: Ray = "",
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
     """Encode triplets for training: latents of videos and references, features of captions.
 
     Videos keep their aspect ratio: each is scaled and center-cropped to the nearest of eight, never enlarged. Triplets that
-    are encoded already are kept; those that left the dataset are removed. Exit code 3 if some triplets cannot be encoded.
+    are encoded already are kept; those that left the dataset are removed. Under torchrun each process encodes a share; with
+    --ray, --workers actors do. Writes OUT.sheet.png. Exit code 3 if some triplets cannot be encoded.
     """
+    from phantom_s2v.data.buckets import Target, plan
+    from phantom_s2v.data.sheet import write_sheet
     from phantom_s2v.data.triplets import TripletStore
     from phantom_s2v.files.reuse import code_version
     from phantom_s2v.geometry import VideoSize, parse_size
+    from phantom_s2v.models.distributed import is_main
     from phantom_s2v.models.memory import Placement
     from phantom_s2v.models.registry import load_preset, model_folder
-    from phantom_s2v.pipeline.loading import load_models
-    from phantom_s2v.training import encoded
+    from phantom_s2v.training.encoded import EncodedStore
+    from phantom_s2v.training.encoding import Encoders
     from phantom_s2v.training.guard import encoder_hashes
 
     folder = model_folder(model)
     preset, source = load_preset(folder), TripletStore(store)
     width, height = parse_size(size) if size else (preset.width, preset.height)
     frames = VideoSize(num_frames or preset.num_frames, height, width).frames
-    target = encoded.Target(height * width, frames, fps or float(preset.fps), preset.multiple)
-    origin = {**encoder_hashes(folder), "target": asdict(target), "dtype": dtype, "code": code_version("training.encoded")}
-    planned, refused = encoded.plan(source, target), 0
-
-    def refuse(key: str, reason: str) -> None:
-        nonlocal refused
-        refused += 1
-        tell(f"skipped: {key}: {reason}")
-
-    for key, reason in planned.refused.items():
-        refuse(key, reason)
-    latents = encoded.EncodedStore.create(out, origin)
-    pipe = load_models(folder, Placement(device=device, dtype=dtype))
-    channels = int(pipe.vae.config["z_dim"])
-    tell(
-        f"{len(planned.buckets)} triplets, {len(set(planned.buckets.values()))} sizes, about {planned.gigabytes(channels):.3g} GB"
-    )
-    with progress() as bar:
-        task = bar.add_task("encoding", total=len(source))
-        new = encoded.encode_store(
-            source, latents, pipe, target, planned, lambda count: bar.update(task, completed=count), refuse
-        )
+    target = Target(height * width, frames, fps or float(preset.fps), preset.multiple, references)
+    origin = {**encoder_hashes(folder), "target": asdict(target), "dtype": dtype, "code": code_version("training.encoding")}
+    planned = plan(source, target, tell if is_main() else lambda line: None)
+    if is_main():
+        latents = EncodedStore.create(out, origin)
+        write_sheet(source, planned, target, out.with_suffix(".sheet.png"))
+    placement = Placement(device=device, dtype=dtype, text_on_cpu=text_on_cpu)
+    new, refused = _encode(source, out, origin, Encoders(folder.absolute(), placement), target, planned, workers, ray)
+    if not is_main():
+        return
+    latents = EncodedStore(out, origin)
+    refused += len(planned.refused)
     say(json.dumps({"new": new, "triplets": len(latents), "left_out": refused}))
     if refused:
         raise typer.Exit(3)
+
+
+def _encode(
+    source: "TripletStore",
+    out: Path,
+    origin: dict[str, Any],
+    encoders: "Encoders",
+    target: "Target",
+    planned: "Plan",
+    workers: int,
+    ray: str,
+) -> tuple[int, ...]:
+    """Encode what `out` lacks, with a bar; how many were encoded, and how many cannot be, by all processes."""
+    from phantom_s2v.models.distributed import is_main
+    from phantom_s2v.training import encoding
+    from phantom_s2v.training.encoded import EncodedStore
+
+    with encoding.together() as everyone:  # the first process has made the dataset
+        refused: list[str] = []
+
+        def refuse(key: str, reason: str) -> None:
+            refused.append(key)
+            tell(f"skipped: {key}: {reason}")
+
+        latents = EncodedStore(out, origin)
+        keys = everyone.share(encoding.bring_up_to_date(source, latents, planned) if is_main() else [])
+        with progress(is_main()) as bar:
+            task = bar.add_task("encoding", total=len(keys))
+            told = (source, keys, encoders, target, planned)
+            step: Any = lambda count: bar.advance(task, count)  # noqa: E731
+            if ray:
+                rows = encoding.on_ray(*told, workers, ray, step, refuse)
+            else:
+                rows = encoding.rows_of(*told, step, refuse, begun=tell if is_main() else None)
+            new = latents.write(rows)
+        return everyone.sums(new, len(refused))
 
 
 @train.callback(invoke_without_command=True)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from phantom_s2v.media import images
 from phantom_s2v.media.videos import Video, encode, resampled
 
 CRF = 14  # of what is converted: nearly lossless
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # an MPO is a JPEG with more behind it, and Pillow opens it as one
 Notify = Callable[[str], None]
@@ -43,6 +46,30 @@ def store_video(path: Path, notify: Notify) -> StoredClip:
     frames = (image for _, image in video.frames())
     even = facts.steady and facts.ordered
     return encoded(frames if even else resampled(video.frames(), 0.0, facts.count, facts.fps), facts.fps)
+
+
+def store_cut(path: Path, start: int, count: int, fps: float) -> StoredClip:
+    """Frames `start` to `start` + `count` of a video, each of them shown for 1 / `fps` seconds, encoded as mp4."""
+    video = Video(path)
+    facts = video.facts
+    if facts.steady and facts.ordered:
+        begins = start / facts.fps if facts.fps else 0.0
+        frames = (image for _, image in video.frames(max(0.0, begins - 0.25 / (facts.fps or 1.0))))
+    else:  # at its mean rate, so that a frame has a place
+        frames = islice(resampled(video.frames(), 0.0, start + count, facts.fps), start, None)
+    return encoded(islice(frames, count), fps)
+
+
+def frame_count(path: Path) -> int:
+    """Frames of a video, decoded: what a file says of itself may be wrong."""
+    return sum(1 for _ in Video(path).frames(size=(16, 16)))
+
+
+def store_mask(path: Path) -> bytes:
+    """An image as a PNG of one channel, in which gray is a weight."""
+    target = io.BytesIO()
+    Image.fromarray(images.read_image(path)[0]).convert("L").save(target, "PNG")
+    return target.getvalue()
 
 
 def encoded(frames: Iterator[np.ndarray], fps: float) -> StoredClip:

@@ -26,6 +26,7 @@ from phantom_s2v.files.untrusted import is_text, parse_json
 from phantom_s2v.geometry import MAX_IMAGES, MAX_SUBJECTS
 
 PAIRINGS = ("in-pair", "cross-pair", "same-shot")
+MAX_REPEATS = 10_000
 BATCH = 64  # rows held in memory while writing
 FRAGMENT = 4096  # rows of a fragment that is left as it is
 COMPACT, TIDY = 32, 8  # small fragments beyond which they are put together, between batches and at the end of writing
@@ -70,13 +71,17 @@ class Triplet:
     width: int
     scores: dict[str, float | None] = field(default_factory=dict)  # quality of the clip by name
     rights: Rights = field(default_factory=Rights)
+    mask: bytes = b""  # weights of its pixels in a training, gray: a video like the clip, or one PNG; empty: all count alike
+    repeats: int = 1  # times that an epoch has it
+    regularization: bool = False  # keeps a fine-tuned model what it was, and shows nothing that is to be learned
 
     @property
     def id(self) -> str:
-        """SHA-256 over video, caption, and the references' images and subjects, 32 hex digits."""
+        """SHA-256 over video, mask, caption, and the references' images and subjects, 32 hex digits."""
         digest = hashlib.sha256()
         parts = [self.video, self.caption.encode()]
         parts += [part for r in self.references for part in (r.image, r.subject.encode(), r.pairing.encode())]
+        parts += [b"mask", self.mask] if self.mask else []
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
         return digest.hexdigest()[:32]
@@ -89,6 +94,8 @@ def check_triplet(triplet: Triplet, require_license: bool = False) -> None:
     faults = []
     if not triplet.video:
         faults.append("has no video")
+    if not 1 <= triplet.repeats <= MAX_REPEATS:
+        faults.append(f"must have between 1 and {MAX_REPEATS} repeats (got {triplet.repeats})")
     if len(triplet.references) > MAX_IMAGES or len(subjects) > MAX_SUBJECTS:
         limit = f"at most {MAX_IMAGES} of {MAX_SUBJECTS} are possible"
         faults.append(f"has {len(triplet.references)} references of {len(subjects)} subjects; {limit}")
@@ -155,9 +162,13 @@ SCHEMA = pa.schema(
         ("rights", RIGHTS),
         ("identities", pa.list_(pa.string())),  # of the references
         ("reference_scores", pa.string()),
+        ("mask", pa.large_binary()),
+        ("repeats", pa.int64()),
+        ("regularization", pa.bool_()),
     ]
 )
-ADDED = ("identities", "reference_scores")  # columns that datasets of earlier versions lack; writing adds them
+OF_CLIP = ("mask", "repeats", "regularization")
+ADDED = ("identities", "reference_scores", *OF_CLIP)  # columns that datasets of earlier versions lack; writing adds them
 APART = ("identity", "scores")  # fields of a reference that are in those columns
 
 
@@ -184,6 +195,7 @@ def _from_row(row: dict[str, Any]) -> Triplet:
             for r, each in zip(row["references"], own, strict=True)
         )
         values = {k: v for k, v in row.items() if k in SCHEMA.names and k not in ("id", *ADDED)}
+        values |= {k: row[k] for k in OF_CLIP if row.get(k) is not None}
         scores = parse_json(row["scores"])
         return Triplet(**{**values, "references": references, "scores": scores, "rights": Rights(**row["rights"])})
     except (TypeError, ValueError) as error:

@@ -191,24 +191,45 @@ def _in_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     return done, ["color profile converted to sRGB"]
 
 
+def cut_out_alpha(source: Path, image: np.ndarray) -> np.ndarray:
+    """What is left of an image without its background, bool [H, W], by its transparency or its plain background.
+
+    Raises InputError where it has neither.
+    """
+    alpha = read_alpha(source)
+    if alpha is None and (background := _plain_background(image)) is not None:
+        alpha = ~background
+    if alpha is None or not alpha.any():
+        raise InputError("it is neither transparent nor on a uniform background")
+    return alpha
+
+
 def _cut_out(opened: Image.Image, image: np.ndarray, segment: Segment | None) -> tuple[np.ndarray, str]:
     """The image with its background white, and how: by alpha, by a plain background at the borders, or by `segment`."""
     if opened.has_transparency_data:
         return image, "cut out by its transparency"
+    background = _plain_background(image)
+    if background is not None:
+        return np.where(background[..., None], np.uint8(255), image), "cut out of its plain background"
+    if segment:
+        return np.where(segment(image)[..., None], image, np.uint8(255)), "cut out by SAM2"
+    raise InputError(
+        "cannot remove the background: it is neither transparent nor uniform; use an image with transparency or a "
+        "uniform background, give a SAM2 model with --segmenter, or omit --cutout"
+    )
+
+
+def _plain_background(image: np.ndarray) -> np.ndarray | None:
+    """The background of one color that reaches the borders, bool [H, W]; None where most of the border has another."""
     rim = border(image).astype(np.float32)
     background = np.median(rim, 0)
     if np.mean(np.abs(rim - background).max(1) <= BACKGROUND_TOLERANCE) < BACKGROUND_SHARE:
-        if segment:
-            return np.where(segment(image)[..., None], image, np.uint8(255)), "cut out by SAM2"
-        raise InputError(
-            "cannot remove the background: it is neither transparent nor uniform; use an image with transparency or a "
-            "uniform background, give a SAM2 model with --segmenter, or omit --cutout"
-        )
+        return None
     alike = np.ones(image.shape[:2], bool)
     for channel, value in enumerate(background.tolist()):  # one after the other: a large image is not held in float
         shades = image[..., channel]
         alike &= (shades >= value - BACKGROUND_TOLERANCE) & (shades <= value + BACKGROUND_TOLERANCE)
-    return np.where(_outside(alike)[..., None], np.uint8(255), image), "cut out of its plain background"
+    return _outside(alike)
 
 
 def _outside(alike: np.ndarray) -> np.ndarray:

@@ -140,8 +140,11 @@ class PhantomMMDiTPipeline(PhantomPipeline):
     ) -> torch.Tensor:
         """By PhantomTransformer.forward; dropped references have zero latents and the learned null for image tokens."""
         text, none = batch["text"], dropped.empty
-        seen = torch.ones_like(batch["subjects"], dtype=torch.bool)
-        inputs = Inputs(text, _mask(text), batch["references"], batch["image_tokens"], seen, batch["subjects"])
+        seen, config = torch.ones_like(batch["subjects"], dtype=torch.bool), self.transformer.config
+        tokens = batch.get("image_tokens")
+        if tokens is None:  # of a batch of triplets that have no references
+            tokens = x.new_zeros(len(x), 0, config.image_tokens, config.image_dim)
+        inputs = Inputs(text, _mask(text), batch["references"], tokens, seen, batch["subjects"])
         inputs = without_text(inputs, (none, _mask(none)), dropped.text)
         inputs = without_latents(inputs, dropped.references | dropped.latents)
         inputs = without_image_tokens(inputs, dropped.references | dropped.tokens)

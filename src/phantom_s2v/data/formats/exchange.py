@@ -1,7 +1,7 @@
-"""Triplets out of a store and into one: a folder of files, WebDataset tars, and folders of captioned videos.
+"""Triplets out of a store and into one: a folder of files, and WebDataset tars.
 
-A triplet is `ID.mp4`, `ID.json` and one `ID.reference-N.EXT` for each image (its mask: `ID.mask-N.png`); a tar holds the same
-names.
+A triplet is `ID.mp4`, `ID.json` and one `ID.reference-N.EXT` for each image (its mask: `ID.mask-N.png`; that of the clip:
+`ID.mask.mp4` or `ID.mask.png`); a tar holds the same names.
 """
 
 import json
@@ -11,24 +11,25 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
-from phantom_s2v.data.clips import image_suffix, store_image, store_video
-from phantom_s2v.data.formats.intake import MAX_BYTES, Files, groups_of_folder, groups_of_tars
-from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, check_triplet
+from phantom_s2v.data.clips import image_suffix
+from phantom_s2v.data.formats.intake import Files, groups_of_folder, groups_of_tars
+from phantom_s2v.data.triplets import Triplet, TripletReference, check_triplet
 from phantom_s2v.errors import DataError, InputError
-from phantom_s2v.files.io import check_folder, check_outputs, read_text, writing
-from phantom_s2v.files.untrusted import MAX_TEXT_BYTES, check_regular, parse_json, typed
+from phantom_s2v.files.io import check_folder, check_outputs, writing
+from phantom_s2v.files.untrusted import parse_json, typed
 from phantom_s2v.geometry import MAX_IMAGES
 
 SHARD = 1000  # triplets a tar
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def to_files(triplet: Triplet) -> Files:
     """The files of a triplet by the rest of their name."""
     described = [{k: v for k, v in asdict(r).items() if k not in ("image", "mask")} for r in triplet.references]
-    facts = {k: v for k, v in asdict(replace(triplet, references=())).items() if k != "video"} | {"references": described}
+    facts = {k: v for k, v in asdict(replace(triplet, references=())).items() if k not in ("video", "mask")}
+    facts |= {"references": described}
     files: Files = {"mp4": triplet.video, "json": json.dumps(facts, ensure_ascii=False, indent=1).encode()}
+    if triplet.mask:
+        files[f"mask.{image_suffix(triplet.mask) or 'mp4'}"] = triplet.mask
     for number, reference in enumerate(triplet.references, 1):
         files[f"reference-{number}.{_suffix(reference.image)}"] = reference.image
         if reference.mask:
@@ -54,7 +55,8 @@ def from_files(name: str, files: Files) -> Triplet:
             )
             for number, row in enumerate(rows, 1)
         )
-        triplet = typed(Triplet, rest, "its JSON", video=files["mp4"], references=references)
+        mask = files.get("mask.mp4") or files.get("mask.png") or b""
+        triplet = typed(Triplet, rest, "its JSON", video=files["mp4"], references=references, mask=mask)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{name} is not a complete triplet ({reason})") from error
@@ -117,8 +119,6 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
     """Triplets of a folder that was exported, files or tars. What is not whole is named to `left_out` and passed over."""
     if not folder.is_dir():
         raise DataError(f"folder {folder} does not exist")
-    if video := _captioned(folder):
-        raise DataError(f"{folder} contains captioned videos ({video} with a .txt), not an export; use --captioned")
     groups = groups_of_tars(folder, left_out) if any(folder.glob("*.tar")) else groups_of_folder(folder)
     any_read = False
     for name, files in groups:
@@ -133,66 +133,3 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
         raise DataError(
             f"{folder} contains no triplets; a triplet is ID.mp4, ID.json and its images, as files or in WebDataset shards"
         )
-
-
-def _captioned(folder: Path) -> str:
-    """A video with a caption in a folder where no video has the .json of an export; empty where there is none."""
-    names = {path.name for path in folder.iterdir()}
-    videos = sorted(name for name in names if Path(name).suffix.lower() in VIDEOS)
-    if any(f"{Path(name).stem}.json" in names for name in videos):
-        return ""
-    return next((name for name in videos if f"{Path(name).stem}.txt" in names), "")
-
-
-def _stored(image: Path, notify: Callable[[str], None]) -> bytes:
-    check_regular(image, MAX_BYTES)
-    return store_image(image, notify)
-
-
-def read_captioned(
-    folder: Path, rights: Rights, left_out: Callable[[str], None], notify: Callable[[str], None] = lambda _: None
-) -> Iterator[Triplet]:
-    """Triplets of a folder of videos with a caption beside each, `NAME.mp4` and `NAME.txt`.
-
-    Images `NAME.SUBJECT.png` beside them become cross-pair references of that subject, whose name has no dot. Videos and
-    images are kept as they are where they need no conversion, which is `notify` otherwise. What cannot be read, and images
-    that belong to no video, are named to `left_out`.
-    """
-    if not folder.is_dir():
-        raise DataError(f"folder {folder} does not exist")
-    names = sorted(path.name for path in folder.iterdir())
-    videos = [name for name in names if Path(name).suffix.lower() in VIDEOS]
-    if not videos:
-        raise DataError(f"{folder} contains no videos (supported: {', '.join(VIDEOS)})")
-    images = _by_video({Path(name).stem for name in videos}, names, left_out)
-    for name in videos:
-        video = folder / name
-        try:
-            check_regular(video, MAX_BYTES)
-            check_regular(video.with_suffix(".txt"), MAX_TEXT_BYTES)
-            caption = read_text(video.with_suffix(".txt")).strip()
-            references = tuple(
-                TripletReference(_stored(folder / image, notify), subject, "cross-pair", rights=rights)
-                for image, subject in images.get(video.stem, ())
-            )
-            clip = store_video(video, notify)
-            triplet = Triplet(clip.video, caption, references, clip.fps, clip.count, clip.height, clip.width, rights=rights)
-            check_triplet(triplet)
-            yield triplet
-        except (InputError, DataError, OSError, UnicodeDecodeError) as error:
-            left_out(f"{video.name}: {error}")
-
-
-def _by_video(stems: set[str], names: list[str], left_out: Callable[[str], None]) -> dict[str, list[tuple[str, str]]]:
-    """Stem of a video -> (image, subject) of those named STEM.SUBJECT.png; one named like a video is no reference."""
-    by_video: dict[str, list[tuple[str, str]]] = {}
-    for name in names:
-        whole = Path(name)
-        if whole.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        stem, _, subject = whole.stem.rpartition(".")
-        if stem in stems and subject and whole.stem not in stems:
-            by_video.setdefault(stem, []).append((name, subject))
-        else:
-            left_out(f"{name}: no video for it; references of NAME.mp4 must be NAME.SUBJECT.png, without a dot in SUBJECT")
-    return by_video

@@ -8,13 +8,13 @@ import io
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from phantom_s2v.data.clips import IMAGE_FORMATS
+from phantom_s2v.data.clips import IMAGE_FORMATS, image_suffix
 from phantom_s2v.data.triplets import Triplet, check_triplet
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.untrusted import read_regular
@@ -24,8 +24,9 @@ from phantom_s2v.media.videos import Video
 MAX_BYTES = 1 << 30  # of all files of a triplet
 MAX_FRAMES = 100_000  # of a clip
 MAX_HEADER_BYTES = 1 << 20  # bytes that are read of a tar at once
+MASK_STRETCH = 0.05  # by which the aspect of a clip's mask may differ
 BLOCK = 512  # bytes of a tar's headers
-OWN = re.compile(r"json|mp4|(reference|mask)-\d{1,3}\.[a-z]{1,5}")  # what a name has after the id and its dot
+OWN = re.compile(r"json|mp4|mask\.(mp4|png)|(reference|mask)-\d{1,3}\.[a-z]{1,5}")  # what a name has after the id and its dot
 Files = dict[str, bytes]  # name after the id and its dot -> content
 LeftOut = Callable[[str], None]
 
@@ -134,6 +135,7 @@ def check_contents(triplet: Triplet) -> None:
     faults = []
     try:
         _check_video(triplet)
+        _check_mask(triplet)
         for number, reference in enumerate(triplet.references, 1):
             size, _ = _decoded(reference.image, IMAGE_FORMATS, f"reference {number}")
             if reference.mask and _decoded(reference.mask, ("PNG",), f"mask {number}") != (size, True):
@@ -156,6 +158,24 @@ def _check_video(triplet: Triplet) -> None:
         raise DataError(
             f"its video has {'more frames' if count > declared[0] else f'{count} frames'} of {facts.width}x{facts.height}, but "
             f"its metadata says {declared[0]} of {declared[2]}x{declared[1]}"
+        )
+
+
+def _check_mask(triplet: Triplet) -> None:
+    """Raise DataError for a mask of the clip that is not of its shape: one image, or as many frames as the clip has."""
+    if not triplet.mask:
+        return
+    if image_suffix(triplet.mask):
+        (width, height), gray = _decoded(triplet.mask, ("PNG",), "its mask")
+        count = 1 if gray else 0
+    else:
+        video = Video(io.BytesIO(triplet.mask), "its mask")
+        height, width = video.facts.height, video.facts.width
+        count = sum(1 for _ in islice(video.frames(size=(16, 16)), MAX_FRAMES + 1))
+    if abs(width * triplet.height / (height * triplet.width) - 1) > MASK_STRETCH or count not in (1, triplet.frames):
+        raise DataError(
+            f"its mask must have the shape of the clip, {triplet.width}x{triplet.height}, and one frame or {triplet.frames} "
+            f"(got {width}x{height}, {count})"
         )
 
 
