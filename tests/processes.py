@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from phantom_s2v.models.distributed import leave
+from phantom_s2v.training.encoded import Row
 
 
 def _child(rank: int, count: int, port: int, answer: Path, function: Any, given: tuple) -> None:
@@ -59,9 +60,9 @@ class Held:
         self.rows, self.path, self.origin = rows, Path("held.lance"), dict[str, str]()
         self.shapes = sizes
 
-    def sizes(self) -> list[tuple[Any, ...]]:
-        """(id, height, width, frames, subjects) of all rows."""
-        return [(f"clip-{number:02d}", *shape, 1) for number, shape in enumerate(self.shapes)]
+    def sizes(self) -> list[Row]:
+        """What columns say of all rows."""
+        return [Row(f"clip-{number:02d}", *shape, 1, False, True, 1, False) for number, shape in enumerate(self.shapes)]
 
     def take(self, rows: list[int]) -> list[dict[str, torch.Tensor]]:
         """Tensors of rows."""
@@ -79,6 +80,7 @@ def held(channels: int, text: tuple[int, int], image: tuple[int, int] | None, si
             "text": torch.randn(*text, generator=draw),
             "references": torch.randn(1, channels, h, w, generator=draw),
             "subjects": torch.zeros(1, dtype=torch.int64),
+            "cross": torch.ones(1, dtype=torch.int64),
         }
         rows.append(row | ({"image_tokens": torch.randn(1, *image, generator=draw)} if image else {}))
     return Held(rows, sizes)

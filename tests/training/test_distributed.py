@@ -55,7 +55,7 @@ def fine_tune(folder, store, out, steps, losses=None, **changes) -> tuple[dict[i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Log, "write", lambda log, step, row: rows.setdefault(step + 1, {}).update(row))
         listening = Listening(store.rows, store.shapes)
-        own.fine_tune(config, model, listening, out, lambda average: None, {}, CPU)
+        own.fine_tune(config, model, listening, out, {}, CPU)
     return rows, ids
 
 

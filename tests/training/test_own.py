@@ -17,9 +17,11 @@ from phantom_s2v.data.triplets import Triplet, TripletReference, TripletStore
 from phantom_s2v.errors import DataError
 from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.tensors import FILE
 from phantom_s2v.pipeline.conditions import Dropped
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import encoding, own, recipes
+from phantom_s2v.training.batches import Batches, collate, split
 from phantom_s2v.training.encoded import EncodedStore
 from phantom_s2v.training.guard import encoder_hashes
 
@@ -136,7 +138,8 @@ def test_latents_of_another_model_are_refused(latents, tiny):
 
 def test_every_triplet_is_in_one_batch_of_an_epoch(latents):
     config = replace(recipes.own_mini(), batch_size=2, validation=0.2)
-    batches, apart = own.split(latents, config)
+    mixed, apart = split(latents, config)
+    (batches,) = mixed.streams
     assert len(apart) == 1
     for epoch in (0, 1):
         rows = [row for number in range(batches.per_epoch()) for row in batches.of(epoch * batches.per_epoch() + number)]
@@ -154,7 +157,7 @@ def test_every_triplet_is_in_one_batch_of_an_epoch(latents):
 def test_batches_of_a_step_are_equally_large_and_no_triplet_is_left_out(latents, size, together):
     """Also where buckets have fewer triplets than there are processes."""
     rows = (tuple(range(23)), tuple(range(23, 40)), (40,), (41, 42))
-    batches = own.Batches(latents, ("",) * 43, rows, (size, 2 * size, size, size), 0)
+    batches = Batches(latents, ("",) * 43, "all", rows, (2, 1, 2, 2), (size, 2 * size, size, size), 0)
     for number in range(2):
         epoch = batches.epoch(number, together)
         assert len(epoch) == batches.per_epoch(together)
@@ -172,13 +175,13 @@ def test_batches_of_a_step_are_equally_large_and_no_triplet_is_left_out(latents,
 
 def test_views_of_a_subject_are_drawn_in_turn(latents):
     row = next(row for row in latents.take(list(range(len(latents)))) if (row["subjects"] == 0).sum() == 3)
-    drawn = {own.collate([row], np.random.default_rng(seed))["references"][0, 0].flatten()[0].item() for seed in range(20)}
+    drawn = {collate([row], np.random.default_rng(seed))["references"][0, 0].flatten()[0].item() for seed in range(20)}
     assert len(drawn) == 3
 
 
 def test_training_uses_the_forward_of_generation(latents, tiny_models):
     """The training's velocity is that of the pipeline's branches, dropped or not."""
-    batch = own.collate(latents.take([0]), np.random.default_rng(0))
+    batch = collate(latents.take([0]), np.random.default_rng(0))
     x, t = torch.randn(batch["latents"].shape), torch.tensor([0.5])
     no, yes, empty = torch.tensor([False]), torch.tensor([True]), tiny_models.encode_texts([""], 512)
     seen = {}
@@ -208,9 +211,9 @@ def test_a_fine_tuned_model_loads_and_generates_and_a_stopped_run_goes_on_bit_fo
     whole = run(latents, tiny, tmp_path / "whole", 6)
     run(latents, tiny, tmp_path / "parts", 3)
     run(latents, tiny, tmp_path / "parts", 6)
-    one, other = (load_file(tmp_path / name / "model" / "transformer" / own.FILE) for name in ("whole", "parts"))
+    one, other = (load_file(tmp_path / name / "model" / "transformer" / FILE) for name in ("whole", "parts"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    base = load_file(tiny / "transformer" / own.FILE)
+    base = load_file(tiny / "transformer" / FILE)
     assert any(not torch.equal(one[name], base[name]) for name in base)
     pipe = load_models(tmp_path / "whole" / "model")
     video = pipe("a fox", reference_images=np.zeros((20, 20, 3), np.uint8), generator=torch.Generator().manual_seed(0)).frames[0]
@@ -223,7 +226,7 @@ def test_a_fine_tuned_model_loads_and_generates_and_a_stopped_run_goes_on_bit_fo
 
 def test_checkpointed_blocks_have_the_same_gradients(latents, tiny):
     """For both models; what is kept between the passes is computed again."""
-    batch = own.collate(latents.take([0]), np.random.default_rng(0))
+    batch = collate(latents.take([0]), np.random.default_rng(0))
     x, t, no = torch.randn(batch["latents"].shape), torch.tensor([0.5]), torch.tensor([False])
     grads = []
     for again in (False, True):

@@ -23,7 +23,8 @@ from phantom_s2v.models.memory import Placement
 from phantom_s2v.models.wan.transformer import QuickRotation, wan_velocity
 from phantom_s2v.pipeline.conditions import Conditions, Dropped
 from phantom_s2v.pipeline.loading import load_models
-from phantom_s2v.training import encoding, own, recipes
+from phantom_s2v.training import encoding, own, recipes, result
+from phantom_s2v.training.batches import collate
 from phantom_s2v.training.config import Lora
 from phantom_s2v.training.encoded import EncodedStore
 from phantom_s2v.training.guard import encoder_hashes
@@ -53,7 +54,7 @@ def latents(pipe, converted, tmp_path_factory) -> EncodedStore:
 
 
 def test_training_uses_the_forward_of_generation(latents, pipe):
-    batch = own.collate(latents.take([0]), np.random.default_rng(0))
+    batch = collate(latents.take([0]), np.random.default_rng(0))
     x, t = torch.randn(batch["latents"].shape), torch.tensor([0.5])
     no, yes, empty = torch.tensor([False]), torch.tensor([True]), pipe.encode_texts([""], 512)
     seen = {}
@@ -90,9 +91,9 @@ def test_a_lora_file_is_as_strong_as_the_adapters_it_was_trained_as(latents, con
     """Loaded by our own --lora, in diffusers' way, and folded by hand."""
     lora = Lora(4, 16.0, stabilized, recipes.own_wan_lora().lora.targets)
     kept = {}
-    real = own.write_lora
+    real = result.write_lora
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own, "write_lora", lambda adapters, *more: (kept.update(adapters), real(adapters, *more)))
+        patch.setattr(result, "write_lora", lambda adapters, *more: (kept.update(adapters), real(adapters, *more)))
         run(latents, converted, tmp_path / "run", lora)
     file = tmp_path / "run" / "lora.safetensors"
     by_hand = load_models(converted)
@@ -127,7 +128,7 @@ def test_a_stopped_lora_goes_on_bit_for_bit(latents, converted, tmp_path):
 
 
 def test_checkpointed_blocks_have_the_same_gradients(latents, converted):
-    batch = own.collate(latents.take([0]), np.random.default_rng(0))
+    batch = collate(latents.take([0]), np.random.default_rng(0))
     x, t, no = torch.randn(batch["latents"].shape), torch.tensor([0.5]), torch.tensor([False])
     grads = []
     for again in (False, True):
@@ -164,7 +165,7 @@ def shared(folder, store, out, ulysses, **changes) -> list[float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.accelerator, "device_count", lambda: 1)  # diffusers divides by it, and there is none here
         patch.setattr(Log, "write", lambda log, step, row: losses.append(row["loss"]))
-        own.fine_tune(config, load_models(folder), store, out, lambda average: None, {}, torch.device("cpu"))
+        own.fine_tune(config, load_models(folder), store, out, {}, torch.device("cpu"))
     return losses
 
 

@@ -10,6 +10,7 @@ from phantom_s2v.cli import (  # noqa: F401 - each registers its commands
     evaluate_compare,
     evaluate_metrics,
     generate,
+    lora,
     models,
     own,
     studio,

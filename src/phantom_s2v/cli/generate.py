@@ -37,17 +37,24 @@ def generate(options: GenerateOptions) -> None:
         make_videos(rewrite(jobs, options), options, placement, best)
 
 
-@app.command()
+costs = typer.Typer(no_args_is_help=False)
+app.add_typer(costs, name="estimate")
+
+
+@costs.callback(invoke_without_command=True)
 @grouped
 def estimate(
+    context: typer.Context,
     *,
     card: Annotated[str | None, typer.Option(help="Estimate for a known GPU (e.g. rtx-4090) instead of this machine.")] = None,
     options: GenerateOptions,
 ) -> None:
-    """Estimate tokens, FLOP, memory and time of `phantom generate` with the same options, without loading the model.
+    """Estimate tokens, FLOP, memory and time of `phantom generate` with the same options, or of a training: estimate train.
 
-    Without --card, this machine is benchmarked for two seconds on one transformer block.
+    No model is loaded. Without --card, this machine is benchmarked for two seconds on one transformer block.
     """
+    if context.invoked_subcommand:
+        return
     placement, preset = prepare(replace(options, device="cpu") if card else options)  # what is offloaded from is not here
     check_cost(
         requested(options, preset), options, placement, lambda cost, sentence: say(sentence, json.dumps(asdict(cost))), card

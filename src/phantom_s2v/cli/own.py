@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phantom_s2v.cli.app import MAX_SEED, MAX_STEPS, app, progress, real, say, tell, train, whole
+from phantom_s2v.cli.generate import costs
 from phantom_s2v.cli.options import Device, DType, Ray, Workers
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.io import read_text
 from phantom_s2v.files.untrusted import parse_toml, typed
 
+PRESETS = "mini, mini-lora, wan-1.3b, wan-1.3b-lora or wan-14b-lora."
+
 if TYPE_CHECKING:
     from phantom_s2v.data.buckets import Plan, Target
     from phantom_s2v.data.triplets import TripletStore
+    from phantom_s2v.training.config import OwnConfig
     from phantom_s2v.training.encoding import Encoders
 
 
@@ -117,7 +121,7 @@ def _encode(
 @train.callback(invoke_without_command=True)
 def train_own(
     context: typer.Context,
-    preset: Annotated[str | None, typer.Option(help="mini, mini-lora, wan-1.3b, wan-1.3b-lora or wan-14b-lora.")] = None,
+    preset: Annotated[str | None, typer.Option(help=PRESETS)] = None,
     latents: Annotated[Path | None, typer.Option(help="Dataset of latents (phantom encode).")] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder of the run.")] = None,
     model: Annotated[str | None, typer.Option(help="Model to fine-tune; default: the preset's.")] = None,
@@ -129,6 +133,9 @@ def train_own(
     seed: Annotated[int | None, whole(0, MAX_SEED, "Random seed; default: the preset's.")] = None,
     parallel: Annotated[
         str | None, typer.Option(help="Under torchrun: ddp, fsdp or hsdp (docs/training.md); default: the preset's.")
+    ] = None,
+    bad_data: Annotated[
+        str | None, typer.Option(help="What to do where triplets cannot be used: stop, or skip them; default: stop.")
     ] = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -142,30 +149,80 @@ def train_own(
     from phantom_s2v.models.distributed import is_main
     from phantom_s2v.models.memory import Placement
     from phantom_s2v.models.registry import model_folder
-    from phantom_s2v.training import own, recipes
+    from phantom_s2v.training import own
 
-    if preset not in recipes.OWN:
-        raise InputError(f"preset must be {', '.join(recipes.OWN)} (got {preset!r})")
-    name, recipe = recipes.OWN[preset]
-    chosen = read_config(recipe(), config)
+    name, chosen = _configured(preset, config)
     given = {key: value for key, value in (("steps", steps), ("seed", seed), ("parallel", parallel)) if value is not None}
-    chosen = replace(chosen, train=replace(chosen.train, **given))
+    chosen = replace(chosen, train=replace(chosen.train, **given), bad_data=bad_data or chosen.bad_data)
     if print_config:
         say(*json.dumps(asdict(chosen), indent=1).splitlines())
         return
     if latents is None or out is None:
         raise InputError("--latents and --out are needed for training; phantom encode makes the latents")
-    made = own.run(chosen, model_folder(model or name), latents, out, Placement(device=device, dtype=dtype))
+    score = _similarity() if chosen.evaluate and chosen.samples else None
+    made = own.run(chosen, model_folder(model or name), latents, out, Placement(device=device, dtype=dtype), score)
     if is_main():
         say(json.dumps(made))
+
+
+@costs.command("train")
+def estimate_train(
+    preset: Annotated[str, typer.Option(help=PRESETS)],
+    latents: Annotated[Path | None, typer.Option(help="Dataset of latents (phantom encode).")] = None,
+    size: Annotated[str | None, typer.Option(help="Size without a dataset, WIDTHxHEIGHT; default: the model's.")] = None,
+    num_frames: Annotated[int | None, whole(1, 10_000, "Number of frames without a dataset; default: the model's.")] = None,
+    references: Annotated[int, whole(0, 8, "Number of reference images without a dataset.")] = 1,
+    model: Annotated[str | None, typer.Option(help="Model to fine-tune; default: the preset's.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file as phantom train takes it.")] = None,
+    card: Annotated[str | None, typer.Option(help="Estimate for a known GPU (e.g. rtx-4090) instead of this machine.")] = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Estimate memory, seconds a step and days of `phantom train`. The model need not be here if --card is given."""
+    from phantom_s2v.geometry import VideoSize, parse_size
+    from phantom_s2v.models.memory import Placement
+    from phantom_s2v.training import cost
+    from phantom_s2v.training.encoded import EncodedStore
+
+    name, chosen = _configured(preset, config)
+    if latents is not None:
+        works = cost.works_of(chosen, EncodedStore(latents))
+    else:
+        width, height = parse_size(size or "832x480")
+        works = [cost.Work(VideoSize(num_frames or 81, height, width), references, chosen.batch_size)]
+    placement = Placement(device="cpu" if card else device, dtype=dtype)
+    estimated = cost.estimate_training(chosen, model or name, works, placement, card)
+    say(estimated.sentence(), json.dumps(asdict(estimated)))
+
+
+def _configured(preset: str | None, config: Path | None) -> tuple[str, "OwnConfig"]:
+    """The model of a preset, and its configuration with the fields of a file."""
+    from phantom_s2v.training import recipes
+
+    if preset not in recipes.OWN:
+        raise InputError(f"preset must be {', '.join(recipes.OWN)} (got {preset!r})")
+    name, recipe = recipes.OWN[preset]
+    return name, read_config(recipe(), config)
+
+
+def _similarity() -> Any:
+    """What measures the similarity of the subjects of a sample to its references, as phantom generate --best-of does."""
+    from phantom_s2v.evaluation.networks import Wanted, instruments
+    from phantom_s2v.evaluation.score import ranking_score
+    from phantom_s2v.media.images import read_video
+
+    tools = instruments(Wanted())
+    return lambda video, references: ranking_score(read_video(video)[0], references, tools)
 
 
 def read_config(config: Any, file: Path | None) -> Any:
     """A configuration with the fields of a TOML file. Raises InputError that names an unknown field or one of another type."""
     if file is None:
         return config
+    from phantom_s2v.training.aliases import known
+
     try:
-        return typed(type(config), _over(asdict(config), parse_toml(read_text(file))), str(file))
+        return typed(type(config), _over(asdict(config), known(parse_toml(read_text(file)), tell)), str(file))
     except (ValueError, OSError) as error:
         raise InputError(f"{file}: {error}") from error
 

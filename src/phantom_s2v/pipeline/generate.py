@@ -113,15 +113,17 @@ def _texts(request: Request, pipe: Any) -> dict[str, Any]:
     return {"prompt_embeds": features[request.prompt], "negative_prompt_embeds": features[request.negative_prompt]}
 
 
-def load_for(requests: list[Request], folder: Path, placement: Placement | None = None, calibrate_magcache: bool = False) -> Any:
+def load_for(
+    requests: list[Request], folder: Path, placement: Placement | None = None, calibrate_magcache: bool = False, **parts: Any
+) -> Any:
     """The pipeline of a model folder, for the prompts of `requests`.
 
     A text encoder of gigabytes (umT5 has 11) reads all of them first and is gone before the transformer is loaded, so that memory
-    holds one of both.
+    holds one of both. `parts` replace the folder's.
     """
     placement = placement or Placement()
     if not (folder / "text_encoder").is_dir():
-        return load_models(folder, placement, calibrate_magcache)
+        return load_models(folder, placement, calibrate_magcache, **parts)
     check_placed(folder, placement, calibrate_magcache)
     features = PromptFeatures()
     with no_bars():
@@ -131,7 +133,7 @@ def load_for(requests: list[Request], folder: Path, placement: Placement | None 
         features.keep(prompt, reader.encode_text(prompt))
     tokenizer = reader.tokenizer
     del reader
-    pipe = load_models(folder, placement, calibrate_magcache, text_encoder=None, tokenizer=tokenizer)
+    pipe = load_models(folder, placement, calibrate_magcache, text_encoder=None, tokenizer=tokenizer, **parts)
     pipe.features = features
     return pipe
 

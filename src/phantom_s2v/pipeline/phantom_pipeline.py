@@ -222,7 +222,7 @@ class PhantomPipeline(DiffusionPipeline):
 
     @property
     def _execution_device(self) -> torch.device:
-        return get_module_execution_device(self.transformer)
+        return get_module_execution_device(self.vae if self.transformer is None else self.transformer)
 
     @property
     def latent_channels(self) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from phantom_s2v.errors import InputError
 
 PARALLEL = ("ddp", "fsdp", "hsdp")
+CHOICES = {"t_density": ("logit-normal", "uniform"), "bad_data": ("stop", "skip")}  # of OwnConfig
 HELD = 16  # validation triplets of a fine-tuning, at most
 
 
@@ -33,6 +34,8 @@ class TrainConfig:
     log_steps: int = 50
     may_change: tuple[str, ...] = ()  # names of parts that may differ from those of the state that the run goes on from
     validate_minutes: float = 15.0
+    validate_steps: int = 0  # steps between validations, beside validate_minutes; 0: by time alone
+    wandb: str = ""  # project of Weights & Biases that gets the log as well
     parallel: str = "ddp"  # under torchrun: ddp, fsdp (weights shared by all processes) or hsdp (by shard_size of them)
     shard_size: int = 0  # processes that share one copy of the weights in hsdp; 0: those of a machine
     ring_degree: int = 1  # processes that share a sequence by ring attention
@@ -123,6 +126,20 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Shares of steps by what is seen of references. Those of a triplet that are not of the kind are left out."""
+
+    in_pair: float = 0.0  # references out of the clip itself
+    cross_pair: float = 0.0  # references from elsewhere
+    text_to_video: float = 0.0  # none, and no places for them
+
+    def __post_init__(self) -> None:
+        shares = (self.in_pair, self.cross_pair, self.text_to_video)
+        if min(shares) < 0 or not sum(shares) > 0:
+            raise InputError(f"shares of the mix must be at least 0, and one of them above (got {shares})")
+
+
+@dataclass(frozen=True)
 class OwnConfig:
     """A fine-tuning. Rates of dropping are shares of samples."""
 
@@ -131,13 +148,45 @@ class OwnConfig:
         1  # triplets of the largest bucket; of smaller ones as many more as have the same number of latent positions
     )
     lora: Lora | None = None  # None: all weights
+    init_from: str = ""  # LoRA file whose factors training starts from, with an optimizer of its own
+    base_weights: tuple[str, ...] = ()  # LoRA files, FILE or FILE=SCALE, that are merged into the base before training
     gradient_checkpointing: bool = False  # blocks are computed again in the backward pass instead of kept
+    activation_offload: bool = False  # what gradient checkpointing keeps waits in main memory
+    blocks_to_swap: int = 0  # blocks of a frozen base that wait in main memory, from the last one on
+    quantization: str = "none"  # of a frozen base: int8, int4 (torchao), 8bit, 4bit (bitsandbytes), or a GGUF file
     drop_text: float = 0.1  # the image branch of guidance
     drop_references: float = 0.1  # zeros instead (Phantom-Wan's authors: 10%); with the text, the null branch
     drop_latents: float = 0.0  # reference latents alone (Phantom 4.1: 0.7), where the model has image tokens as well
     drop_tokens: float = 0.0  # image tokens alone
-    t_mean: float = 0.0  # logit-normal timestep density (SD3), toward noise, for latents of t_tokens positions
+    t_density: str = "logit-normal"  # of timesteps (SD3, toward noise), or uniform
+    t_mean: float = 0.0  # of the logit-normal density, for latents of t_tokens positions
     t_scale: float = 1.0
     t_tokens: int = 256
+    t_shift: float = 1.0  # t -> s t / (1 + (s - 1) t), toward noise for more than 1
+    min_timestep: int = 0  # of 1000; one of Wan2.2's experts learns a part of them
+    max_timestep: int = 1000
     permute_subjects: bool = True  # rename subjects at random
+    outside_mask: float = 0.0  # weight in the loss of what is black in a clip's mask; white: 1, gray: between
+    mix: Mix | None = None  # None: each triplet with the references that it has
+    regularization: float = 0.1  # share of steps on regularization clips, where there are any
     validation: float = 0.05  # share of triplets that are held out, at most HELD
+    samples: str = ""  # JSON Lines file of requests (phantom generate --requests) that are made at each validation
+    evaluate: bool = False  # measure the subject similarity of samples
+    max_step_saves_to_keep: int = 0  # weights of earlier steps that are kept beside the best and the last
+    bad_data: str = "stop"  # or skip: what is done where triplets cannot be used
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be {' or '.join(allowed)} (got {getattr(self, name)!r})")
+        if not 0 <= self.min_timestep < self.max_timestep <= 1000:
+            given = f"{self.min_timestep} and {self.max_timestep}"
+            raise InputError(f"min_timestep must be below max_timestep, both between 0 and 1000 (got {given})")
+        if not (self.t_shift > 0 and self.t_scale > 0 and self.batch_size > 0):
+            raise InputError("t_shift, t_scale and batch_size must be above 0")
+        shares = ("drop_text", "drop_references", "drop_latents", "drop_tokens", "outside_mask", "regularization", "validation")
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1 or (name in ("regularization", "validation") and getattr(self, name) == 1):
+                raise InputError(f"{name} must be between 0 and 1 (got {getattr(self, name)})")
+        if self.lora is None and (self.init_from or self.blocks_to_swap or self.quantization != "none"):
+            raise InputError("init_from, blocks_to_swap and quantization need LoRA: all weights are trained in float32 otherwise")

@@ -5,6 +5,7 @@ Legend of tensors: C latent channels, T latent time, h w latent grid, r referenc
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         ("repeats", pa.int64()),  # of the triplet, as "regularization"
         ("regularization", pa.bool_()),
         ("caption", pa.string()),
+        ("license", pa.string()),  # those of the clip and its references, each once
         ("tensors", pa.large_binary()),  # safetensors
     ]
 )
@@ -88,6 +90,11 @@ class EncodedStore(LanceStore):
         with self._reading():
             table = self.dataset.to_table(columns=list(Row._fields))
         return [Row(*values) for values in zip(*(table[name].to_pylist() for name in Row._fields), strict=True)]
+
+    def rights(self) -> dict[str, int]:
+        """How many triplets have each license."""
+        with self._reading():
+            return dict(Counter(self.dataset.to_table(columns=["license"])["license"].to_pylist()))
 
     def take(self, rows: list[int]) -> list[dict[str, torch.Tensor]]:
         """Tensors of rows, in the order asked for."""

@@ -74,7 +74,7 @@ def encode_row(pipe: Any, triplet: Triplet, texts: Texts, bucket: Bucket, target
     kinds = [
         all(any(tensors["cross"][tensors["subjects"] == subject] == kind) for subject in set(sample.subjects)) for kind in (0, 1)
     ]
-    there = bool(sample.subjects)
+    there, rights = bool(sample.subjects), [triplet.rights, *(reference.rights for reference in triplet.references)]
     return {
         "id": triplet.id,
         **asdict(bucket),
@@ -84,6 +84,7 @@ def encode_row(pipe: Any, triplet: Triplet, texts: Texts, bucket: Bucket, target
         "repeats": triplet.repeats,
         "regularization": triplet.regularization,
         "caption": triplet.caption,
+        "license": "; ".join(sorted({each.license or "not stated" for each in rights})),
         "tensors": save(tensors),
     }
 

@@ -4,14 +4,14 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from phantom_s2v.errors import DataError
+from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.io import naming, text_lines, write_text
 from phantom_s2v.models.distributed import everyone, is_main
 from phantom_s2v.training.config import TrainConfig
@@ -55,6 +55,7 @@ class Log:
         if is_main():
             self._cut(start)
             self.file, self.writer = self.path.open("a"), SummaryWriter(str(out), purge_step=start + 1)
+        self.wandb = _weights_and_biases(config, out) if is_main() and config.wandb else None
         self.steps, self.ends = config.steps, time.monotonic() + 60 * (config.minutes or math.inf)
         self.work, self.flop = work, 0.0
         self.parts: dict[str, list[torch.Tensor]] = {}
@@ -91,6 +92,8 @@ class Log:
             return
         for name, value in row.items():
             self.writer.add_scalar(name, value, step + 1)
+        if self.wandb:
+            self.wandb.log(row, step=step + 1)
         line = json.dumps({**{k: round(v, 5) for k, v in row.items()}, "step": step + 1})
         with naming(self.path):
             print(line, file=self.file, flush=True)
@@ -101,6 +104,17 @@ class Log:
         if is_main():
             self.file.close()
             self.writer.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def _weights_and_biases(config: TrainConfig, out: Path) -> Any:
+    """The run there, which goes on with its folder. Raises InputError where the package is not installed."""
+    try:
+        import wandb  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise InputError("wandb is not installed; it is needed for the field wandb: pip install wandb") from error
+    return wandb.init(project=config.wandb, id=out.absolute().name, resume="allow", dir=str(out), config=asdict(config))
 
 
 def _step(line: str) -> int:

@@ -57,9 +57,15 @@ def own_wan() -> OwnConfig:
 
 
 def own_wan_lora() -> OwnConfig:
-    """LoRA of rank 32 on Phantom-Wan 1.3B or 14B, as it is usual: learning rate 1e-4, on attention and feed-forward."""
+    """LoRA of rank 32 on Phantom-Wan 1.3B, as it is usual: learning rate 1e-4, on attention and feed-forward."""
     config = own_wan()
-    return replace(config, train=replace(config.train, adam_lr=1e-4), lora=Lora(targets=LORA_TARGETS))
+    train = replace(config.train, adam_lr=1e-4)
+    return replace(config, train=train, lora=Lora(targets=LORA_TARGETS), activation_offload=True)  # which is for cards of 12 GB
+
+
+def own_wan_14b_lora() -> OwnConfig:
+    """The same for the 14B model on a card of 24 GB: 39 of its 40 blocks wait in main memory."""
+    return replace(own_wan_lora(), blocks_to_swap=39)
 
 
 OWN = {  # preset -> the model that it fine-tunes, and its configuration
@@ -67,5 +73,5 @@ OWN = {  # preset -> the model that it fine-tunes, and its configuration
     "mini-lora": ("phantom-mini", own_mini_lora),
     "wan-1.3b": ("phantom-wan-1.3b", own_wan),
     "wan-1.3b-lora": ("phantom-wan-1.3b", own_wan_lora),
-    "wan-14b-lora": ("phantom-wan-14b", own_wan_lora),
+    "wan-14b-lora": ("phantom-wan-14b", own_wan_14b_lora),
 }

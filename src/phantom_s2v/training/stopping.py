@@ -43,6 +43,7 @@ class Desk:
             save |= self._taken(SAVE)
             asked |= self._taken(SAVE_QUIT)
         validate = now - self.validated > config.validate_minutes * 60
+        validate |= bool(config.validate_steps and (step + 1) % config.validate_steps == 0)
         over = bool(config.minutes) and spent > config.minutes * 60
         mine = [spent, save, validate, over] if is_main() else [0.0, False, False, False]
         spent, *rest = agreed([float(value) for value in (*mine, asked)])

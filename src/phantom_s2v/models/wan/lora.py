@@ -214,6 +214,24 @@ def read_lora(file: Path, transformer: Any) -> tuple[dict[str, torch.Tensor], di
     return state, _config(state, scales) if scales else {}
 
 
+def factors(file: Path, transformer: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+    """(A, B, strength) of each layer of a LoRA file, in diffusers' names: what is added to a weight is strength x B A.
+
+    Raises CheckpointError as `read_lora` does, and for a file that holds more than factors.
+    """
+    state, config = read_lora(file, transformer)
+    if more := [name for name in state if not name.endswith((".lora_A.weight", ".lora_B.weight"))]:
+        raise CheckpointError(f"{file} holds more than factors ({more[0].removeprefix('transformer.')}), which no LoRA file has")
+    found = {}
+    for name in [name for name in state if name.endswith(".lora_A.weight")]:
+        layer = name.removeprefix("transformer.").removesuffix(".lora_A.weight")
+        place = f"^{re.escape(layer)}"
+        rank = config["transformer.rank_pattern"].get(place, config["transformer.r"])
+        alpha = config["transformer.alpha_pattern"].get(place, config["transformer.lora_alpha"])
+        found[layer] = (state[name], state[name.replace("lora_A", "lora_B")], alpha / rank)
+    return found
+
+
 def native_name(parameter: str) -> str:
     """The released code's name of a parameter of diffusers' transformer; diffusers' own converter goes the other way."""
     for pattern, name in NATIVE:

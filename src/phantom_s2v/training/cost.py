@@ -1,0 +1,177 @@
+"""What a fine-tuning takes, before anything loads: memory of the device, seconds a step, and days.
+
+Legend: N tokens, D width, F width of the MLP. Memory is counted: weights, what learning adds to them, and what the backward pass
+keeps of a block, whose bytes a token were counted on blocks of Wan (dev/LOG.md); time is FLOP over a rate.
+"""
+
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+from phantom_s2v.errors import PhantomError
+from phantom_s2v.geometry import VideoSize
+from phantom_s2v.models.base import Clip, VideoModel
+from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.registry import FAMILIES, load_preset, model_folder, video_model
+from phantom_s2v.models.wan.spec import SHAPES
+from phantom_s2v.pipeline.cost import estimate as e
+from phantom_s2v.pipeline.cost.measure import card_speed, measure, parameters, read_configs
+from phantom_s2v.pipeline.request import with_defaults
+from phantom_s2v.training.config import OwnConfig
+from phantom_s2v.training.encoded import EncodedStore
+from phantom_s2v.training.frozen import BITS
+
+LEARNED = 20  # bytes a trained parameter: itself, its average, its gradient and two moments, in float32
+CAST = 2  # bytes of its copy in bfloat16, which autocast keeps through a step
+KEPT_D, KEPT_F = {True: 64, False: 68}, 4  # bytes a token and unit of width that a block keeps; with LoRA, and without
+PASSING_D, PASSING_F = 16, 4  # the same of gradients on their way through it
+CONTEXT = 0.8e9  # bytes of CUDA itself and its kernels' workspace
+FREE = 0.97  # of a card's memory, that its display and driver leave
+HOST_RATE = 20e9  # bytes a second from pinned main memory, PCIe 4 with 16 lanes
+QUANTIZED = 1.06  # bytes of a quantized weight over its bits, for scales
+WAN = {"attention_head_dim": 128, "in_channels": 16, "text_dim": 4096, "freq_dim": 256, "patch_size": (1, 2, 2)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Samples of a step: their size, and how many there are."""
+
+    size: VideoSize
+    references: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class TrainEstimate:
+    """What a fine-tuning will take."""
+
+    tokens: int  # of the largest sample
+    trained: int  # parameters that learn
+    weights: float  # bytes on the device, of everything frozen
+    learning: float  # of parameters that learn, with their gradients, moments and average
+    activations: float
+    peak: float
+    host: float  # bytes in main memory for what is swapped and offloaded
+    flops: float  # of a step
+    seconds: float  # a step
+    days: float
+    speed: str  # whose
+    fits: bool | None  # in the memory of the card; None: no card of the table
+
+    def sentence(self) -> str:
+        """One line for people."""
+        parts = f"{self.weights / 1e9:.1f} weights, {self.learning / 1e9:.1f} learning, {self.activations / 1e9:.1f} activations"
+        host = f", {self.host / 1e9:.0f} GB of main memory" if self.host > 1e9 else ""
+        fits = {None: "", True: ", which it fits in", False: ", in whose memory it does not fit"}[self.fits]
+        return (
+            f"{self.tokens:,} tokens, {self.trained:,} trained parameters: {self.peak / 1e9:.1f} GB ({parts}){host}; "
+            f"{e.spell(self.seconds)} a step, {self.days:.2g} days on {self.speed}{fits}"
+        )
+
+
+def estimate_training(
+    config: OwnConfig, model_name: str, works: list[Work], placement: Placement, card: str | None = None
+) -> TrainEstimate:
+    """Of a training whose steps are evenly of `works`, on a card of the table or this machine.
+
+    Raises InputError for this machine without the model, by whose blocks it is measured.
+    """
+    model, transformer, folder = _described(model_name, measured=card is None)
+    whole, block = _parameters(model, transformer)
+    depth, (d, f) = transformer[model.depth], model.widths(transformer)
+    largest = max(works, key=lambda work: _tokens(model, transformer, work))
+    tokens, lora = _tokens(model, transformer, largest), config.lora is not None
+    samples = tokens * largest.batch
+    trained = _adapters(model, transformer, config) if lora else whole
+    resident = (whole - config.blocks_to_swap * block) * _bytes(config) + (2 * block * 2 if config.blocks_to_swap else 0)
+    if config.quantization.endswith(".gguf"):
+        resident = float(Path(config.quantization).stat().st_size)
+    learning = float(trained * (LEARNED + (0 if lora else CAST)))
+    each = samples * (KEPT_D[lora] * d + KEPT_F * f)
+    again = config.gradient_checkpointing or config.activation_offload
+    inputs = 0.0 if config.activation_offload else samples * d * 2.0 * depth
+    activations = (inputs + each if again else each * depth) + samples * (PASSING_D * d + PASSING_F * f)
+    weights = resident if lora else 0.0
+    swapped = 2.0 * config.blocks_to_swap * block
+    offloaded = samples * d * 2.0 * depth if config.activation_offload else 0.0
+    rate, name = _speed(model, transformer, folder, largest, placement, card)
+    passes = (2 if lora else 3) + again  # forward, backward, which twice computes what learns, and the forward again
+    flops = sum(float(model.flops(transformer, Clip(w.size, w.references))) * w.batch for w in works) / len(works) * passes
+    flops *= config.train.gradient_accumulation_steps
+    seconds = flops / rate + (2 * swapped + 2 * offloaded) / HOST_RATE * config.train.gradient_accumulation_steps
+    peak = weights + learning + activations + CONTEXT
+    days = seconds * config.train.steps / 86_400
+    fits = peak < e.card(card).memory * 2**30 * FREE if card else None
+    host = swapped + offloaded
+    return TrainEstimate(tokens, trained, weights, learning, activations, peak, host, flops, seconds, days, name, fits)
+
+
+def works_of(config: OwnConfig, store: EncodedStore) -> list[Work]:
+    """The steps of an epoch of a dataset."""
+    from phantom_s2v.training.batches import split
+
+    mixed, _ = split(store, config)
+    works = []
+    for stream in mixed.streams:
+        sizes = dict(enumerate(store.sizes()))
+        for rows, count in zip(stream.rows, stream.counts, strict=True):
+            row = sizes[rows[0]]
+            seen = 0 if stream.kind == "text-to-video" else row.subjects
+            works += [Work(VideoSize(row.frames, row.height, row.width), seen, min(count, len(rows)))] * ceil(len(rows) / count)
+    return works
+
+
+def _described(name: str, measured: bool) -> tuple[VideoModel, dict[str, Any], Path | None]:
+    """A model's family and configuration, by its folder or, of a released one that is not here, by its shape."""
+    try:
+        folder = model_folder(name)
+    except PhantomError:
+        if measured or name not in SHAPES:
+            raise
+        shape = {key: value for key, value in SHAPES[name].items() if key != "width"}
+        family = next(each for each in FAMILIES if "WanTransformer3DModel" in each.transformers)
+        return family, {**WAN, **shape}, None
+    return video_model(folder), read_configs(folder)[0], folder
+
+
+def _parameters(model: VideoModel, transformer: dict[str, Any]) -> tuple[int, int]:
+    """Parameters of a transformer, and of one of its blocks."""
+    kind = model.parts()["transformer"]
+    whole = parameters(kind, transformer)
+    return whole, whole - parameters(kind, transformer | {model.depth: transformer[model.depth] - 1})
+
+
+def _adapters(model: VideoModel, transformer: dict[str, Any], config: OwnConfig) -> int:
+    """Parameters of the adapters that a config adds."""
+    import torch
+    from torch import nn
+
+    assert config.lora
+    with torch.device("meta"):
+        network = model.parts()["transformer"](**transformer)
+    layers = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and name.endswith(config.lora.targets)]
+    return sum(config.lora.rank * (m.in_features + m.out_features) for m in layers)
+
+
+def _bytes(config: OwnConfig) -> float:
+    """Of a frozen weight."""
+    return BITS[config.quantization] / 8 * QUANTIZED if config.quantization in BITS else 2.0
+
+
+def _tokens(model: VideoModel, transformer: dict[str, Any], work: Work) -> int:
+    frames, h, w = work.size.latent
+    return (frames + work.references) * h * w // prod(transformer.get("patch_size", (1, 1, 1)))
+
+
+def _speed(
+    model: VideoModel, transformer: dict[str, Any], folder: Path | None, work: Work, placement: Placement, card: str | None
+) -> tuple[float, str]:
+    """FLOP a second, and whose."""
+    if card or folder is None:
+        speed = card_speed(card or "")
+        return speed.blocks, speed.name
+    size = {"height": work.size.height, "width": work.size.width, "num_frames": work.size.frames}
+    request = with_defaults(load_preset(folder), prompt="", references=(), **size)
+    speed = measure(model, transformer, read_configs(folder)[1], request, placement)
+    return speed.blocks, speed.name
