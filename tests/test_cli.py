@@ -210,7 +210,7 @@ def test_every_command_with_whole_numbers_is_seen():
 @pytest.mark.parametrize(("words", "required", "option"), NUMBERS)
 def test_no_whole_number_below_zero_is_taken(phantom, tiny, tmp_path, monkeypatch, words, required, option):
     monkeypatch.chdir(tmp_path)
-    own = ["--model", tiny, "--prompt", "a"] if words[0] in ("generate", "estimate", "calibrate-magcache") else []
+    own = ["--model", tiny, "--prompt", "a"] if words in (("generate",), ("estimate",), ("calibrate-magcache",)) else []
     code, said, err = phantom(*words, *required, *own, option, "-1")
     assert (code, said, len(err.splitlines())) == (2, "", 1), err
     assert re.search(rf"{option.strip('-').replace('-', '[-_]')} must be between .* .got -1", err)

@@ -1,6 +1,7 @@
 """Fine-tuning of a tiny Wan: the released forward with gradients, all weights or LoRA, and a LoRA file that others read."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from phantom_s2v.data.buckets import Target, plan
 from phantom_s2v.data.triplets import Triplet, TripletReference, TripletStore
+from phantom_s2v.errors import InputError
 from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement
 from phantom_s2v.models.wan.transformer import QuickRotation, wan_velocity
@@ -200,3 +202,127 @@ def test_the_example_runs_from_its_first_to_its_last_line(converted, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "video.mp4").stat().st_size > 500
+
+
+@pytest.mark.parametrize("spelling", ["native", "comfyui", "diffusers"])
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_a_converted_or_merged_lora_is_as_strong_as_the_one_it_was(converted, tmp_path, call_phantom, spelling, stabilized):
+    """By our --lora, by diffusers' own loader, and in the weights."""
+    from diffusers import WanTransformer3DModel
+
+    from phantom_s2v.models.wan.transformer import wan_velocity
+
+    file, out = tmp_path / "lora.safetensors", tmp_path / "out.safetensors"
+    names = ("blocks.0.attn1.to_q", "blocks.1.ffn.net.2")
+    pipe = load_models(converted)
+    shapes = {name: pipe.transformer.get_submodule(name).weight.shape for name in names}
+    draw = torch.Generator().manual_seed(0)
+    factors = {
+        f"{name}.lora_{factor}.weight": torch.randn(*size, generator=draw) * 0.3
+        for name, (rows, columns) in shapes.items()
+        for factor, size in (("A", (4, columns)), ("B", (rows, 4)))
+    }
+    result.write_lora(factors, Lora(4, 16.0, stabilized), "phantom-wan-1.3b", file)
+    given = (torch.randn(1, 16, 2, 4, 6), torch.tensor([500.0]), torch.randn(1, 512, 24), torch.randn(1, 16, 1, 4, 6))
+    plain = wan_velocity(pipe.transformer, *given)
+    state, scale = pipe.transformer.state_dict(), 16 / (2 if stabilized else 4)
+    for name in names:
+        up, down = (factors[f"{name}.lora_{factor}.weight"].half().float() for factor in "BA")
+        state[f"{name}.weight"] += scale * (up @ down)
+    pipe.transformer.load_state_dict(state)
+    expected = wan_velocity(pipe.transformer, *given)
+    assert (plain - expected).abs().max() > 1e-2
+    code, said = call_phantom("lora", "convert", file, "--to", spelling, "--model", converted, "--out", out)
+    assert code == 0, said.err
+    tolerance = 2e-2 if spelling == "diffusers" else 1e-4  # the strength is within B, in float16
+    for source in (out, file):
+        ours = load_models(converted, Placement(loras=((str(source), 1.0),)))
+        torch.testing.assert_close(wan_velocity(ours.transformer, *given), expected, atol=tolerance, rtol=tolerance)
+    if spelling != "comfyui":
+        theirs = WanTransformer3DModel.from_pretrained(converted / "transformer")
+        from diffusers import WanPipeline
+
+        loaded = WanPipeline.lora_state_dict(str(out), return_lora_metadata=True)
+        theirs.load_lora_adapter(loaded[0], metadata=loaded[1], prefix="transformer")
+        from phantom_s2v.models.wan.transformer import PhantomWanTransformer
+
+        got = wan_velocity(PhantomWanTransformer.of(theirs), *given)
+        torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+    if spelling == "native":
+        code, said = call_phantom("lora", "merge", f"{file}=1", "--model", converted, "--out", tmp_path / "merged")
+        assert code == 0, said.err
+        merged = load_models(tmp_path / "merged")
+        torch.testing.assert_close(wan_velocity(merged.transformer, *given), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_swapped_blocks_have_the_same_losses_and_the_same_lora(latents, converted, tmp_path):
+    """On the CPU, where each copy is one more; the result is bit for bit that of a training without."""
+    lora, files = Lora(2, 2.0, targets=("to_q", "ffn.net.0.proj")), []
+    for count in (0, 1):
+        config = replace(recipes.own_wan_lora(), lora=lora, t_tokens=16, blocks_to_swap=count)
+        train = replace(config.train, steps=3, adam_lr=5e-3, warmup=1, precision="float32", ema_decay=0.0, log_steps=1)
+        own.run(replace(config, train=train), converted, latents.path, tmp_path / str(count), Placement(device="cpu"))
+        files.append(load_file(tmp_path / str(count) / "lora.safetensors"))
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+    assert any(value.any() for name, value in files[0].items() if "lora_B" in name)
+
+
+def test_training_starts_from_a_lora_and_on_merged_ones(latents, converted, tmp_path):
+    """init_from at another alpha has the same strength at the first step; base_weights are part of the base."""
+    from phantom_s2v.training import adapters
+
+    run(latents, converted, tmp_path / "first", Lora(2, 4.0, targets=("to_q",)))
+    file = tmp_path / "first" / "lora.safetensors"
+    x, t = torch.randn(1, 16, 2, 4, 6), torch.tensor([0.5])
+    batch = collate(latents.take([0]), np.random.default_rng(0))
+    pipe = load_models(converted, Placement(loras=((str(file), 1.0),)))
+    no = torch.tensor([False])
+    dropped = Dropped(no, no, no, no, pipe.encode_texts([""], 512))
+    x = torch.randn(batch["latents"].shape)
+    expected = pipe.training_velocity(x, t, batch, dropped)
+    started, merged = load_models(converted), load_models(converted)
+    plain = started.training_velocity(x, t, batch, dropped)
+    adapters.add_adapters(started.transformer, Lora(2, 1.0, True, ("to_q",)), str(file))
+    adapters.merge_base(merged.transformer, (f"{file}=1",))
+    for each in (started, merged):
+        torch.testing.assert_close(each.training_velocity(x, t, batch, dropped), expected, atol=1e-5, rtol=1e-4)
+    assert (plain - expected).abs().max() > 1e-3
+    with pytest.raises(InputError, match=r"has rank 2 at .*, and the configuration 3"):
+        adapters.add_adapters(load_models(converted).transformer, Lora(3, 3.0, targets=("to_q",)), str(file))
+    with pytest.raises(InputError, match="is not among the targets to_k"):
+        adapters.add_adapters(load_models(converted).transformer, Lora(2, 2.0, targets=("to_k",)), str(file))
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"quantization": "4bit"}, "quantization by bitsandbytes needs a CUDA GPU"),
+    ({"quantization": "3bit"}, "quantization must be none, int8, int4, 8bit, 4bit or a .gguf file"),
+    ({"blocks_to_swap": 2}, "blocks_to_swap must be below the 2 blocks of the model"),
+    ({"blocks_to_swap": 1, "gradient_checkpointing": False}, "blocks_to_swap needs gradient_checkpointing"),
+])  # fmt: skip
+def test_a_base_that_cannot_be_held_is_refused_before_anything_loads(latents, converted, tmp_path, changes, said, monkeypatch):
+    monkeypatch.setattr(own, "load_for", lambda *given, **more: pytest.fail("loaded"))
+    with pytest.raises(InputError, match=said):
+        own.run(replace(recipes.own_wan_lora(), **changes), converted, latents.path, tmp_path / "run", Placement(device="cpu"))
+
+
+def test_estimates_of_trainings_name_memory_time_and_what_fits(call_phantom, converted, latents):
+    """Without any weights here; against the parameters and block inputs that are known."""
+    estimates = {}
+    for preset in ("wan-1.3b-lora", "wan-14b-lora", "wan-1.3b"):
+        code, said = call_phantom("estimate", "train", "--preset", preset, "--card", "rtx-4090")
+        assert code == 0, said.err
+        estimates[preset] = json.loads(said.out.splitlines()[-1])
+    small, large, whole = estimates.values()
+    assert small["tokens"] == 22 * 30 * 52
+    assert small["peak"] < 12 * 2**30 * 0.97  # a card of 12 GB
+    assert (large["fits"], whole["fits"]) == (True, False)
+    assert whole["trained"] == pytest.approx(1.419e9, rel=1e-2)
+    assert small["trained"] == 30 * 32 * (8 * 2 * 1536 + 2 * (1536 + 8960))
+    assert small["flops"] < whole["flops"]
+    code, said = call_phantom("estimate", "train", "--preset", "wan-1.3b-lora", "--latents", latents.path, "--model", converted)
+    assert code == 0, said.err
+    largest = max((row.frames + 3) // 4 + row.subjects for row in latents.sizes())
+    pixels = max(row.height * row.width for row in latents.sizes())
+    assert json.loads(said.out.splitlines()[-1])["tokens"] == largest * pixels // 16**2
+    code, said = call_phantom("estimate", "train", "--preset", "wan-14b-lora")
+    assert (code, "phantom-wan-14b are not here" in said.err) == (2, True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phantom_s2v.cli.app import MAX_SEED, MAX_VIDEOS, by_stage, data, progress, real, say, tell, whole
-from phantom_s2v.cli.options import Consent, Force, License, Ray, RequireLicense, ShotDetector, TrainingEmoji, Workers
+from phantom_s2v.cli.options import Consent, EmojiRoot, Force, License, Ray, RequireLicense, ShotDetector, TrainingEmoji, Workers
 from phantom_s2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ def data_check(
 
 
 @data.command("emoji")
-def data_emoji(root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None) -> None:
+def data_emoji(root: EmojiRoot = None) -> None:
     """Download the Fluent Emoji packages with npm (750 MB) and build the training subjects."""
     from phantom_s2v.data.synthetic.emoji import default_root, fetch, load_store
     from phantom_s2v.data.synthetic.heldout import held_out_families

@@ -9,7 +9,7 @@ import typer
 from rich.progress import Progress
 
 from phantom_s2v.cli.app import app, by_stage, models, progress, say, tell
-from phantom_s2v.cli.options import NumFrames, Offload, Size, UntrainedSize
+from phantom_s2v.cli.options import Device, DType, NumFrames, Offload, Size, UntrainedSize
 from phantom_s2v.errors import InputError
 
 
@@ -48,8 +48,8 @@ def calibrate_magcache(
         int | None, typer.Option(help="Number of denoising steps; other step counts are interpolated.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Data type: auto, float32, bfloat16 or float16.")] = "auto",
+    device: Device = "auto",
+    dtype: DType = "auto",
     offload: Offload = "none",
     untrained_size: UntrainedSize = False,
 ) -> None:

@@ -30,7 +30,10 @@ Offload = Annotated[str, typer.Option(help="CPU offload: none, model (whole modu
 Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")]
 DType = Annotated[str, typer.Option(help="Data type: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16.")]
 
+Threads = Annotated[int, whole(1, MAX_PROCESSES, "Number of CPU threads.")]
+
 # Data
+EmojiRoot = Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")]
 ShotDetector = Annotated[str | None, typer.Option(help="Shot detector: scenedetect, transnet or both.")]
 Workers = Annotated[int, whole(1, MAX_PROCESSES, "Number of worker processes.")]
 Ray = Annotated[str, typer.Option(help="Run on Ray: local, or a cluster address.")]
@@ -113,8 +116,8 @@ class GenerateOptions:
         Path | None, typer.Option(help="JSON Lines file with one request per line; keys are these option names with underscores.")
     ] = None
     from_: Annotated[Path | None, typer.Option("--from", help="Reproduce a video from its .metadata.json.")] = None
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N (Phantom-Wan).")] = "auto"
-    dtype: Annotated[str, typer.Option(help="Data type: auto, float32, bfloat16 or float16 (Phantom-Wan).")] = "auto"
+    device: Device = "auto"
+    dtype: DType = "auto"
     offload: Offload = "none"
     quantization: Annotated[str, typer.Option(help="none, fp8 or int8: how weights are stored.")] = "none"
     text_on_cpu: Annotated[bool, typer.Option(help="Run the text encoder on the CPU (needs 23 GB RAM).")] = False

@@ -108,12 +108,12 @@ def _encode(
         keys = everyone.share(encoding.bring_up_to_date(source, latents, planned) if is_main() else [])
         with progress(is_main()) as bar:
             task = bar.add_task("encoding", total=len(keys))
-            told = (source, keys, encoders, target, planned)
+            given = (source, keys, encoders, target, planned)
             step: Any = lambda count: bar.advance(task, count)  # noqa: E731
             if ray:
-                rows = encoding.on_ray(*told, workers, ray, step, refuse)
+                rows = encoding.on_ray(*given, workers, ray, step, refuse)
             else:
-                rows = encoding.rows_of(*told, step, refuse, begun=tell if is_main() else None)
+                rows = encoding.rows_of(*given, step, refuse, begun=tell if is_main() else None)
             new = latents.write(rows)
         return everyone.sums(new, len(refused))
 

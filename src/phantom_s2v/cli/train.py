@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from phantom_s2v.cli.app import MAX_MINUTES, MAX_PROCESSES, MAX_ROW, MAX_SEED, MAX_STEPS, real, say, train, whole
+from phantom_s2v.cli.options import EmojiRoot, Threads
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import MAX_SUBJECTS, SPACE_STRIDE, VideoSize
 from phantom_s2v.pipeline.request import MAX_SIDE
@@ -35,9 +36,9 @@ def train_autoencoder(
         int | None,
         whole(0, MAX_SEED, "Random seed of the clips; use another one with --init-from."),
     ] = None,
-    threads: Annotated[int, whole(1, MAX_PROCESSES, "Number of CPU threads.")] = 1,
+    threads: Threads = 1,
     allow_change: AllowChange = None,
-    root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
+    root: EmojiRoot = None,
 ) -> None:
     """Train the autoencoder: first its linear path, then all of it."""
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
@@ -57,9 +58,9 @@ def train_image_encoder(
     out: Annotated[Path, typer.Option(help="Output folder of the run.")],
     steps: Annotated[int, whole(1, MAX_STEPS, "Number of optimizer steps.")] = 800,
     init_from: Annotated[Path | None, typer.Option(help="Initial weights: image encoder folder.")] = None,
-    threads: Annotated[int, whole(1, MAX_PROCESSES, "Number of CPU threads.")] = 1,
+    threads: Threads = 1,
     allow_change: AllowChange = None,
-    root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
+    root: EmojiRoot = None,
 ) -> None:
     """Train the image encoder with captions of subject appearance."""
     from phantom_s2v.data.synthetic.emoji import default_root, load_store
@@ -106,14 +107,14 @@ def train_transformer(
     validate_minutes: Annotated[float, real(0, MAX_MINUTES, "Minutes between validations.")] = 15.0,
     save_minutes: Annotated[float, real(0, MAX_MINUTES, "Minutes between checkpoints.")] = 5.0,
     workers: Annotated[int, whole(0, MAX_PROCESSES, "Number of data loader processes; 0: load in the main process.")] = 0,
-    threads: Annotated[int, whole(1, MAX_PROCESSES, "Number of CPU threads.")] = 1,
+    threads: Threads = 1,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto (bfloat16 if measured to be faster).")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     allow_change: AllowChange = None,
     parts: Annotated[
         Path | None, typer.Option(help="Also save the weights of each checkpoint here, as float16 files of 15 MiB.")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
+    root: EmojiRoot = None,
 ) -> None:
     """Train the transformer on synthetic triplets, from given or random weights. Resumes from the last checkpoint."""
     from phantom_s2v.models.registry import model_folder
@@ -193,7 +194,7 @@ def train_adapt_latents(
     autoencoder: Annotated[Path, typer.Option(help="Folder of the new autoencoder.")],
     model: Annotated[str, typer.Option(help="Model whose transformer is adapted.")] = "phantom-mini",
     clips: Annotated[int, whole(1, 1_000, "Number of synthetic clips on which the latents are compared.")] = 160,
-    root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
+    root: EmojiRoot = None,
 ) -> None:
     """Adapt the input and output layers of a trained transformer to a new VAE."""
     import tempfile
@@ -228,7 +229,7 @@ def train_pack(
     image_encoder: Annotated[Path, typer.Option(help="Image encoder folder.")],
     transformer: Annotated[Path | None, typer.Option(help="Transformer folder; default: random weights.")] = None,
     samples: Annotated[int, whole(0, MAX_ROW, "Number of training samples, for the model's metadata.")] = 0,
-    root: Annotated[Path | None, typer.Option(help="Path to the emoji dataset.")] = None,
+    root: EmojiRoot = None,
 ) -> None:
     """Assemble trained components into a model folder in float16."""
     import tempfile

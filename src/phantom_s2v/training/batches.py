@@ -129,7 +129,8 @@ def collate(rows: list[Batch], rng: Rng, kind: str = ALL) -> Batch:
     batch["text"] = nn.utils.rnn.pad_sequence([row["text"].float() for row in rows], batch_first=True)
     x = batch["latents"]
     batch["references"] = x.new_zeros(len(x), 0, x.shape[1], *x.shape[3:])
-    for name in [name for name in rows[0] if name not in (*PER_CLIP, "subjects", "cross")]:
+    of_references = [name for name in rows[0] if name not in (*PER_CLIP, "subjects", "cross")]
+    for name in of_references if len(chosen[0]) else ():
         batch[name] = torch.stack([row[name][views].float() for row, views in zip(rows, chosen, strict=True)])
     batch["subjects"] = torch.arange(len(chosen[0])).expand(len(rows), -1).clone()
     if any("mask" in row for row in rows):
@@ -155,8 +156,8 @@ def split(store: EncodedStore, config: OwnConfig, bad: frozenset[str] = frozense
     own = sorted(((number, row) for number, row in rows if not row.regularization), key=lambda each: each[1].id)
     if not own:
         raise DataError(f"{store.path} has no triplets to learn from ({len(rows)} regularization clips)")
-    judged = [number for number, row in own if row.subjects]
-    apart = set(judged[: min(HELD, int(len(judged) * config.validation))])  # ids are hashes: their order is random
+    rated = [number for number, row in own if row.subjects]
+    apart = set(rated[: min(HELD, int(len(rated) * config.validation))])  # ids are hashes: their order is random
     kinds = _kinds(config, [each for each in own if each[0] not in apart], [each for each in rows if each[1].regularization])
     kinds = [each for each in kinds if each[1] > 0]
     for kind, _, found in kinds:

@@ -121,7 +121,7 @@ class _Work:
         figures = self.errors(self.device) if self.errors else {}
         if self.result:
             state = _whole(average)
-            self.result.judge(state, self.steps, figures)
+            self.result.compare(state, self.steps, figures)
             if self.samples and is_main():
                 self.result.save_last(state)
                 figures |= self.samples(average, self.result.made, self.steps)

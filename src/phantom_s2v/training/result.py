@@ -17,7 +17,7 @@ from phantom_s2v.models.wan.lora_files import lora_metadata
 from phantom_s2v.training.config import Lora, OwnConfig
 from phantom_s2v.training.encoded import EncodedStore
 
-LAST, BEST, EARLIER, JUDGED = ("model", "lora.safetensors"), ("best", "best.safetensors"), "saves", "best.json"
+LAST, BEST, EARLIER, RANKED = ("model", "lora.safetensors"), ("best", "best.safetensors"), "saves", "best.json"
 CARD = "README.md"  # as hubs call a model card
 State = dict[str, torch.Tensor]
 
@@ -95,13 +95,15 @@ class Result:
         if is_main():
             self._write(state, self.made)
 
-    def judge(self, state: State, step: int, figures: dict[str, float]) -> None:
+    def compare(self, state: State, step: int, figures: dict[str, float]) -> None:
         """Note what was measured, and keep the state apart where its error on held-out triplets is the lowest so far."""
         self.figures |= {"step": step, **figures}
+        if is_main() and self.made.exists():  # a checkpoint of this step was written before
+            self._write_card(self.made)
         errors = [value for name, value in figures.items() if name.startswith("with_")]
         if not errors or not is_main():
             return
-        error, noted = sum(errors) / len(errors), self.out / JUDGED
+        error, noted = sum(errors) / len(errors), self.out / RANKED
         before = read_json(noted) if noted.is_file() else {}
         if not before or error < before["error"]:
             self._write(state, self.out / BEST[self.kind])
@@ -110,7 +112,7 @@ class Result:
     def _write(self, state: State, target: Path) -> None:
         if self.config.lora is None:
             write_model(self.folder, state, self.dtype, target)
-            write_text(target / CARD, self.card())
+            self._write_card(target)
             return
         known = {
             "ss_learning_rate": str(self.config.train.adam_lr),
@@ -120,7 +122,10 @@ class Result:
             "ss_base_weights": json.dumps(list(self.config.base_weights)),
         }
         write_lora(state, self.config.lora, self.name, target, known)
-        write_text(self.out / CARD, self.card())
+        self._write_card(target)
+
+    def _write_card(self, target: Path) -> None:
+        write_text((self.out if self.config.lora else target) / CARD, self.card())
 
     def card(self) -> str:
         """The model card, in Hugging Face's form: what was trained on what, with which rights, how, and what was measured."""
