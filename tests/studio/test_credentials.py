@@ -211,3 +211,34 @@ def test_a_stamp_outlives_the_certificate(plain, tmp_path):
     assert read(other, trusted).state == State.EXPIRED
     found = read(stamped, trusted)
     assert found.state == State.TRUSTED, found
+
+
+def test_the_commands(tmp_path, capsys, monkeypatch):
+    from phantom_s2v.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(
+            "sys.argv", ["phantom", "studio", "certificate", *map(str, arguments), "--folder", str(tmp_path / "studio")]
+        )
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return ended.value.code, said.out + said.err
+
+    assert run("show") == (
+        2,
+        "phantom: there is no certificate to sign exports with; make one: phantom studio certificate make\n",
+    )
+    assert run("make", "--organization", "")[0] == 2
+    code, said = run("make", "--organization", "A company")
+    assert code == 0
+    assert "root.pem" in said
+    assert "O=A company" in run("show")[1]
+    made = tmp_path / "studio" / "certificate"
+    other = tmp_path / "other"
+    certificates.make(other, "B")
+    assert run("trust", other / "root.pem")[0] == 0
+    assert run("import", other / "chain.pem", made / "key.pem")[0] == 2
+    assert run("import", other / "chain.pem", other / "key.pem")[0] == 0
+    assert "O=B" in run("show")[1]

@@ -8,13 +8,16 @@ import typer
 from platformdirs import user_data_path
 
 from phantom_s2v.cli.app import app, say, whole
+from phantom_s2v.errors import InputError
 
 studio = typer.Typer(invoke_without_command=True, help="Run the studio: a team makes, checks and approves videos in the browser.")
 user = typer.Typer(no_args_is_help=True, help="Manage the people of the studio.")
 log = typer.Typer(no_args_is_help=True, help="Check the audit log.")
+certificate = typer.Typer(no_args_is_help=True, help="Manage the certificate that signs exported videos.")
 app.add_typer(studio, name="studio")
 studio.add_typer(user, name="user")
 studio.add_typer(log, name="audit")
+studio.add_typer(certificate, name="certificate")
 Folder = Annotated[
     Path | None,
     typer.Option("--folder", envvar="PHANTOM_STUDIO_FOLDER", help="Folder of the studio. [default: the user's data folder]"),
@@ -100,7 +103,6 @@ def verify_log(
     folder: Folder = None,
 ) -> None:
     """Find altered and missing lines of the audit log; exit code 1 if there are any."""
-    from phantom_s2v.errors import InputError
     from phantom_s2v.studio import audit
     from phantom_s2v.studio.config import load_settings
     from phantom_s2v.studio.context import Studio
@@ -148,3 +150,59 @@ def restore(
     os.umask(0o077)
     files, lines = restore(source, folder)
     say(f"{folder}: {files} files and {lines} audit lines, none damaged; start it with phantom studio --folder {folder}")
+
+
+def _certificates(folder: Path | None) -> Path:
+    """The folder of certificates of a studio."""
+    return opened(folder).settings.folder / "certificate"
+
+
+def _tell_certificate(made: Any) -> None:
+    say(f"{made.subject}, valid until {made.valid_until:%Y-%m-%d}")
+
+
+@certificate.command("make")
+def make_certificate(
+    organization: Annotated[str, typer.Option(help="Name of the company, which every export carries.")],
+    days: Annotated[int, whole(1, 825, "Days that the certificate is valid.")] = 398,
+    folder: Folder = None,
+) -> None:
+    """Make a new signing certificate by the studio's own authority, which the first one founds."""
+    from phantom_s2v.studio import certificates
+
+    if not organization.strip() or len(organization) > 64 or not organization.isprintable():
+        raise InputError(f"organization must have 1 to 64 printable characters (got {len(organization)})")
+    where = _certificates(folder)
+    _tell_certificate(certificates.make(where, organization.strip(), days))
+    say(f"Others trust the exports once they have {where / 'root.pem'}")
+
+
+@certificate.command("import")
+def import_certificate(
+    chain: Annotated[Path, typer.Argument(help="Certificates in PEM, the signing one first.")],
+    key: Annotated[Path, typer.Argument(help="Its private key in PEM, without a password.")],
+    folder: Folder = None,
+) -> None:
+    """Sign exports with a certificate from outside, after trying it."""
+    from phantom_s2v.studio import certificates, credentials
+
+    _tell_certificate(certificates.import_(_certificates(folder), chain, key, credentials.try_out))
+
+
+@certificate.command("trust")
+def trust_authority(
+    root: Annotated[Path, typer.Argument(help="Certificate of the authority in PEM.")],
+    folder: Folder = None,
+) -> None:
+    """Call files trusted on the page Verify that were signed under another authority."""
+    from phantom_s2v.studio import certificates
+
+    say(f"trusted: {certificates.trust(_certificates(folder), root)}")
+
+
+@certificate.command("show")
+def show_certificate(folder: Folder = None) -> None:
+    """Print whose certificate signs exports, and until when it is valid."""
+    from phantom_s2v.studio import certificates
+
+    _tell_certificate(certificates.load(_certificates(folder)))

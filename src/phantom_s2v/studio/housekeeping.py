@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from sqlalchemy import delete
 
-from phantom_s2v.studio import queue, rights
+from phantom_s2v.studio import erasure, queue, rights, webhooks
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.schema import Credential, now
 
 LOG = logging.getLogger("phantom_s2v.studio")
-MINUTE, HOUR = 60.0, 3600.0
+PAUSE, MINUTE, HOUR = 5.0, 60.0, 3600.0
 
 
 def end_rights(studio: Studio) -> None:
@@ -38,15 +38,29 @@ def sweep_files(studio: Studio) -> None:
     studio.storage.sweep()
 
 
+def send_webhooks(studio: Studio) -> None:
+    """Send the events that are due."""
+    with webhooks.client() as client:
+        webhooks.deliver(studio, client)
+
+
+def remove_old(studio: Studio) -> None:
+    """Remove what the projects' policies no longer keep."""
+    with studio.writing() as session:
+        erasure.retain(session)
+
+
 WORK: list[tuple[float, Callable[[Studio], object]]] = [
+    (PAUSE, send_webhooks),
     (MINUTE, end_rights),
     (MINUTE, return_jobs),
     (HOUR, end_sessions),
+    (HOUR, remove_old),
     (HOUR, sweep_files),
 ]
 
 
-def run(studio: Studio, ended: threading.Event, pause: float = MINUTE) -> None:
+def run(studio: Studio, ended: threading.Event, pause: float = PAUSE) -> None:
     """Do each work when its time has come, until the event is set. What fails is logged, and tried again the next time."""
     last = dict.fromkeys(range(len(WORK)), -HOUR)
     while True:

@@ -34,7 +34,7 @@ function showFiles(form) {
   const place = form.querySelector(".previews");
   for (const old of place.querySelectorAll("img")) URL.revokeObjectURL(old.src);
   place.replaceChildren(
-    ...[...form.querySelector("input[type=file]").files].map((file) => {
+    ...[...form.querySelector("input[type=file]").files].filter((file) => file.type.startsWith("image/")).map((file) => {
       const image = new Image();
       image.src = URL.createObjectURL(file);
       image.alt = file.name;
