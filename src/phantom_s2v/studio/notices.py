@@ -1,4 +1,4 @@
-"""What people have to be told. A notice keeps a code and values; pages say it in the reader's language."""
+"""What people have to know. A notice keeps a code and values; pages say it in the reader's language."""
 
 from collections.abc import Iterable
 from typing import Any

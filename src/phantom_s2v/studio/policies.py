@@ -29,7 +29,7 @@ PURPOSES = (
 )
 CHECKLIST = (N_("face"), N_("expression"), N_("clothes"), N_("logo"), N_("hands"), N_("text"))
 SIMILARITY_SEARCH = N_("similarity search")  # evidence that no existing work or person was looked for and found alike
-MOST_SIGNATURES, LONGEST_RETENTION = 3, 3650
+MAX_SIGNATURES, LONGEST_RETENTION = 3, 3650
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def checked(rules: Rules) -> Rules:
         if not chosen and name != "consent":
             found.append(Problem("Please choose at least one.", name))
         kept[name] = tuple(each for each in allowed if each in chosen)
-    for name, least, most in (("signatures", 1, MOST_SIGNATURES), ("retention_days", 1, LONGEST_RETENTION)):
+    for name, least, most in (("signatures", 1, MAX_SIGNATURES), ("retention_days", 1, LONGEST_RETENTION)):
         if not least <= getattr(rules, name) <= most:
             found.append(Problem("Please enter a whole number from %(low)d to %(high)d.", name, low=least, high=most))
     for name, most in (("label_text", 40), ("note", 10_000), ("template", 40)):

@@ -15,7 +15,7 @@ def N_(text: str) -> str:  # noqa: N802 - gettext's name for it
     return text
 
 
-class Problem(InputError):  # noqa: N818 - what a person is told, not an error of ours
+class Problem(InputError):  # noqa: N818 - what a person reads, not an error of ours
     """Something that a person asked for and cannot have. `field` is the name of the form's field, "" for the whole."""
 
     status: ClassVar[int] = 422

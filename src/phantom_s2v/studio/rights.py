@@ -188,7 +188,7 @@ def revoke(session: Session, actor: Actor, right: Right, project_id: str, reason
 
 
 def _end(session: Session, right: Right, project_id: str, why: str) -> None:
-    """Stop the jobs under a right and mark their videos; makers and administrators are told."""
+    """Stop the jobs under a right and mark their videos; makers and administrators are notified."""
     under = select(JobSubject.job_id).where(JobSubject.right_id == right.id)
     jobs = queue.stop(session, [right.id], why)
     marked = session.execute(update(Video).where(Video.job_id.in_(under), Video.marked == "").values(marked=why))

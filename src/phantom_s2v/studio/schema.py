@@ -424,7 +424,7 @@ class FingerprintBand(Base):
 
 
 class Notice(Base):
-    """What a person has to be told: a right that expires, a job that was stopped, a video sent back."""
+    """What a person has to know: a right that expires, a job that was stopped, a video sent back."""
 
     __tablename__ = "notices"
     id: Mapped[str] = _id()
@@ -437,7 +437,7 @@ class Notice(Base):
 
 
 class Webhook(Base):
-    """An address that is told of events, each signed with its secret by HMAC."""
+    """An address that is notified of events, each signed with its secret by HMAC."""
 
     __tablename__ = "webhooks"
     id: Mapped[str] = _id()

@@ -14,7 +14,7 @@ from phantom_s2v.studio.storage import Staged
 from phantom_s2v.studio.texts import line
 from phantom_s2v.studio.uploads import Decoded
 
-MOST_IMAGES = 12
+MAX_IMAGES = 12
 PNG, JPEG = "image/png", "image/jpeg"
 
 
@@ -78,8 +78,8 @@ def image(session: Session, actor: Actor, project_id: str, subject_id: str, imag
 def add_image(session: Session, actor: Actor, subject: Subject, decoded: Decoded, staged: tuple[Staged, Staged]) -> SubjectImage:
     """Add an image, decoded, with its staged files: itself and its thumbnail."""
     actor.must(subject.project_id, Role.MAKER, Role.ADMIN)
-    if len(subject.images) >= MOST_IMAGES:
-        raise Problem("A subject has at most %(most)d images. Remove one first.", "images", most=MOST_IMAGES)
+    if len(subject.images) >= MAX_IMAGES:
+        raise Problem("A subject has at most %(most)d images. Remove one first.", "images", most=MAX_IMAGES)
     storage = studio_of(session).storage
     last = session.scalar(select(func.max(SubjectImage.position)).where(SubjectImage.subject_id == subject.id))
     added = SubjectImage(

@@ -76,7 +76,7 @@ def audit_page(view: ViewOf) -> Response:
 
 @routes.get("/notices")
 def notices_page(view: ViewOf) -> Response:
-    """What one has to be told, the newest first."""
+    """What one has to know, the newest first."""
     with view.reading() as session:
         found = notices.mine(session, view.actor, view.query("after"))
         shown = [(each, *(view.say(text, **each.values) for text in notices.WORDS[each.code])) for each in found.items]

@@ -70,7 +70,7 @@ def _rules(form: Form) -> Rules:
         label=form["label"] == "yes",
         document=form["document"] == "yes",
         label_text=form["label_text"],
-        signatures=forms.whole(form["signatures"], "signatures", 1, policies.MOST_SIGNATURES),
+        signatures=forms.whole(form["signatures"], "signatures", 1, policies.MAX_SIGNATURES),
         note=form["note"],
         retention_days=forms.whole(form["retention_days"], "retention_days", 1, policies.LONGEST_RETENTION),
         **{name: tuple(form.all(name)) for name in LISTS},

@@ -86,7 +86,7 @@ def _page(view: View, session: Session, problem: Problem | None = None) -> Respo
         "last_day": forms.last_day,
         "zone": view.studio.settings.zone,
         "checkers": rights.CHECKERS,
-        "most": subjects.MOST_IMAGES,
+        "most": subjects.MAX_IMAGES,
     }
     if problem is not None:
         return view.wrong("subject.html", problem, **values)
