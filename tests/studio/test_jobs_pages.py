@@ -276,3 +276,31 @@ def test_the_api_does_the_same(ready, browser):
     assert send(maker, f"videos/{video}/override", reason="fine")[0] == 403
     assert send(reviewer, f"videos/{video}/override", reason="fine")[1]["verdict"] == "overridden"
     assert send(maker, f"jobs/{job}/cancel")[0] == 409
+
+
+def test_a_proposal_stands_beside_what_was_typed(ready, browser, monkeypatch):
+    from phantom_s2v.pipeline import prompts
+
+    client = browser("maker")
+    address = begin(client, ready)
+    assert client.submit(f"{address}/rephrase").status_code == 409  # none is set up
+    object.__setattr__(ready.settings, "rephrase", "http://127.0.0.1:1/v1#model")
+    with ready.writing() as session:  # an image that can be read
+        image = session.get_one(Subject, ready.subject_id).images[0]
+        image.blob = ready.storage.put(session, picture(), "image/png")
+    monkeypatch.setattr(prompts, "rephrase", lambda prompt, images, where: f"<{prompt} of {len(images)}>")
+    answer = client.submit(f"{address}/rephrase")
+    assert "&lt;The fox moves up. of 1&gt;" in answer.text
+    assert typed_in(ready) == "The fox moves up."
+    monkeypatch.undo()
+    answer = client.submit(f"{address}/rephrase")  # nobody answers there
+    assert answer.status_code == 200
+    assert 'class="wrong"' in answer.text
+
+
+def test_a_rephraser_is_an_endpoint(tmp_path):
+    from phantom_s2v.errors import InputError
+    from phantom_s2v.studio.config import load_settings
+
+    with pytest.raises(InputError, match="PHANTOM_STUDIO_REPHRASE must be URL#MODEL"):
+        load_settings(tmp_path, {"PHANTOM_STUDIO_REPHRASE": "/models/vlm"})

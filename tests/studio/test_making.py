@@ -33,6 +33,19 @@ def mini():
     return load_for([], model_folder("phantom-mini"))
 
 
+@pytest.fixture(scope="module")
+def undisturbed():
+    """The hash of the video that nothing interrupts, once it was made: whole(studio, pipe, asked)."""
+    made = []
+
+    def whole(studio, pipe, asked):
+        if not made:
+            made.append(make(studio, pipe, *asked()))
+        return made[0]
+
+    return whole
+
+
 class Killed(BaseException):
     """What stands for SIGKILL: nothing catches it."""
 
@@ -88,8 +101,8 @@ def killed_at(step):
     return told
 
 
-def test_a_killed_candidate_goes_on_with_the_same_pixels(studio, asked, mini):
-    whole = make(studio, mini, *asked())
+def test_a_killed_candidate_goes_on_with_the_same_pixels(studio, asked, mini, undisturbed):
+    whole = undisturbed(studio, mini, asked)
     job, ticket = asked()
     with pytest.raises(Killed):
         make(studio, mini, job, ticket, killed_at(3))
@@ -108,8 +121,8 @@ def test_a_killed_candidate_goes_on_with_the_same_pixels(studio, asked, mini):
 
 
 @pytest.mark.parametrize("how", ["code", "damage"])
-def test_a_state_of_other_code_is_not_used_and_the_job_says_so(studio, asked, mini, monkeypatch, how):
-    whole = make(studio, mini, *asked())
+def test_a_state_of_other_code_is_not_used_and_the_job_says_so(studio, asked, mini, monkeypatch, undisturbed, how):
+    whole = undisturbed(studio, mini, asked)
     job, ticket = asked()
     with pytest.raises(Killed):
         make(studio, mini, job, ticket, killed_at(3))
@@ -147,8 +160,8 @@ def test_cancel_ends_within_a_step_and_leaves_nothing(studio, asked, mini):
     assert len(list(studio.storage.folder.glob("??/*"))) == 1
 
 
-def test_the_state_is_saved_and_the_job_given_back_when_a_worker_has_to_end(studio, asked, mini):
-    whole = make(studio, mini, *asked())
+def test_the_state_is_saved_and_the_job_given_back_when_a_worker_has_to_end(studio, asked, mini, undisturbed):
+    whole = undisturbed(studio, mini, asked)
     job, ticket = asked()
     running = making.Making(studio, job, ticket, mini)
     running.told = lambda done: setattr(running, "stopping", lambda: done == 2)

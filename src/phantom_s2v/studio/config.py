@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 from phantom_s2v.errors import InputError
+from phantom_s2v.files.untrusted import without_credentials
 
 PREFIX = "PHANTOM_STUDIO_"
 SECRET_FILE = "secret"
@@ -90,6 +91,11 @@ def load_settings(folder: Path, environment: Mapping[str, str] = os.environ, **g
     zone = str(values.get("time_zone", "UTC"))
     if zone not in available_timezones():
         raise InputError(f"{PREFIX}TIME_ZONE must be a name like Asia/Tokyo or Europe/Berlin (got {zone})")
+    rephrase = str(values.get("rephrase", ""))
+    if rephrase and ("://" not in rephrase or "#" not in rephrase):
+        raise InputError(
+            f"{PREFIX}REPHRASE must be URL#MODEL of an OpenAI-compatible endpoint (got {without_credentials(rephrase)})"
+        )
     return Settings(folder, _secret(folder, environment), **values)  # type: ignore[arg-type]
 
 
