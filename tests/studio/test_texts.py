@@ -9,11 +9,15 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po
 
 import phantom_s2v.studio
+from phantom_s2v.studio.schema import JobState, VideoState
 from phantom_s2v.studio.web import i18n
 
 STUDIO = Path(phantom_s2v.studio.__file__).parent
 FIRST_ARGUMENT = ("Problem", "Forbidden", "NotFound", "NotSignedIn", "Conflict", "TooLarge", "TooMany", "say")
 KEYWORDS = {"_": None, "N_": None, "gettext": None, "ngettext": (1, 2)} | dict.fromkeys(FIRST_ARGUMENT, (1,))
+STATES = {state.value for kind in (JobState, VideoState) for state in kind}
+FAULTS = {"other subject", "drifting", "missing", "doubled", "swapped", "pasted", "flashed", "frozen", "blurred", "other clothes"}
+PROMPT = ("the prompt ", "two subjects ")  # how sentences of the prompt check begin
 VALUE = re.compile(r"%\((\w+)\)")
 
 
@@ -42,10 +46,9 @@ def translated(language: str) -> dict:
 
 @pytest.mark.filterwarnings("ignore")  # Babel's, of f-strings in calls that have nothing to do with texts
 def test_every_text_is_translated_and_no_translation_is_left_over():
-    missing = {text: file for text, file in written().items() if not translated("ja").get(text)}
-    begun = {file for text, file in written().items() if text not in missing}
-    assert {text: file for text, file in missing.items() if file in begun} == {}
-    assert set(translated("ja")) - set(written()) == set()
+    assert {text: file for text, file in written().items() if not translated("ja").get(text)} == {}
+    left = set(translated("ja")) - set(written()) - STATES - FAULTS  # the evaluation's words
+    assert [text for text in left if not str(text).startswith(PROMPT)] == []
 
 
 def test_translations_have_the_same_values():
