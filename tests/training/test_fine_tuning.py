@@ -1,15 +1,22 @@
 """What a fine-tuning draws, weighs, measures, writes and refuses."""
 
+import io
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save
 from test_own import encode, picture, triplet
 
+from phantom_s2v.data.buckets import shown
 from phantom_s2v.data.triplets import TripletReference, TripletStore
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.media import images
@@ -306,3 +313,47 @@ def test_a_batch_without_references_is_a_text_to_video_one(latents, tiny_models)
     conditions = Conditions(batch["text"], empty, None, 0, None, False)
     wanted = tiny_models.branches(conditions, x, None)(x, torch.tensor(500), 0, ["both"])["both"]
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "shape", "white"), [("whole", (40, 60), False), ("box", (22, 22), False), ("cutout", (22, 22), True)]
+)
+def test_references_are_shown_whole_as_boxes_or_cut_out(how, shape, white):
+    image, mask = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:30] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    reference = TripletReference(b"", "fox", "cross-pair", (1 / 3, 0.25, 2 / 3, 0.75), buffer.getvalue())
+    got = shown(reference, image, how)
+    assert got.shape[:2] == shape
+    assert (got[11, 1] == (255 if white else 0)).all()
+    assert (got[-2, -2] == (255 if white else 0)).all()
+    assert shown(TripletReference(b"", "fox", "cross-pair"), image, how).shape == image.shape
+
+
+@pytest.mark.long
+def test_processes_and_ray_encode_what_one_process_does(tiny, tmp_path):
+    """Two processes as torchrun starts them, each its share, and two actors."""
+    store = TripletStore.create(tmp_path / "t.lance")
+    store.write(triplet(tmp_path, number) for number in range(5))
+
+    def command(name: str, *more: str) -> list[str]:
+        out = str(tmp_path / f"{name}.lance")
+        return [sys.executable, "-m", "phantom_s2v", "encode", str(store.path), "--model", str(tiny), "--out", out, *more]
+
+    subprocess.run(command("one"), check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    each = [{**os.environ, **places, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    running = [subprocess.Popen(command("two"), env=env, stdout=subprocess.PIPE, text=True) for env in each]
+    said = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert json.loads(said[0].splitlines()[-1]) == {"new": 5, "triplets": 5, "left_out": 0}
+    assert said[1] == ""
+    subprocess.run(command("ray", "--ray", "local", "--workers", "2"), check=True)
+    rows = [
+        {row["id"]: row["tensors"] for row in EncodedStore(tmp_path / f"{name}.lance").dataset.to_table().to_pylist()}
+        for name in ("one", "two", "ray")
+    ]
+    assert rows[0] == rows[1] == rows[2]
