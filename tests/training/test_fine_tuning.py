@@ -326,7 +326,8 @@ def test_references_are_shown_whole_as_boxes_or_cut_out(how, shape, white):
     reference = TripletReference(b"", "fox", "cross-pair", (1 / 3, 0.25, 2 / 3, 0.75), buffer.getvalue())
     got = shown(reference, image, how)
     assert got.shape[:2] == shape
-    assert (got[11, 1] == (255 if white else 0)).all()
+    assert (got[11, 0] == (255 if white else 0)).all()
+    assert (got[11, 5] == 0).all()
     assert (got[-2, -2] == (255 if white else 0)).all()
     assert shown(TripletReference(b"", "fox", "cross-pair"), image, how).shape == image.shape
 
