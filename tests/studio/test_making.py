@@ -120,7 +120,7 @@ def test_a_killed_candidate_goes_on_with_the_same_pixels(studio, asked, mini, un
         make(studio, mini, job, ticket)
 
 
-@pytest.mark.parametrize("how", ["code", "damage"])
+@pytest.mark.parametrize("how", ["code", pytest.param("damage", marks=pytest.mark.long)])
 def test_a_state_of_other_code_is_not_used_and_the_job_says_so(studio, asked, mini, monkeypatch, undisturbed, how):
     whole = undisturbed(studio, mini, asked)
     job, ticket = asked()
@@ -160,6 +160,7 @@ def test_cancel_ends_within_a_step_and_leaves_nothing(studio, asked, mini):
     assert len(list(studio.storage.folder.glob("??/*"))) == 1
 
 
+@pytest.mark.long
 def test_the_state_is_saved_and_the_job_given_back_when_a_worker_has_to_end(studio, asked, mini, undisturbed):
     whole = undisturbed(studio, mini, asked)
     job, ticket = asked()
