@@ -231,9 +231,10 @@ def test_an_object_of_another_project_is_not_there(studio, browser, full):
         names = set(re.findall(r"\{(\w+)", path))
         if "project_id" in names and len(names) > 1 and names <= {"project_id", *full}:
             address = path.format(project_id=other.id, **full)
-            answer = client.request(
-                method, address, headers={"X-CSRF-Token": client.csrf}, data={"reason": "x"} if method == "POST" else None
-            )
+            body = {"reason": "x", "name": "x", "kind": "product", "shown": "x", "owner": "x", "basis": "own"}
+            body |= {"uses": ["website"], "territories": ["JP"], "valid_from": "2026-01-01T00:00:00Z"}
+            kind = {"json": body} if address.startswith("/api/") else {"data": body if method == "POST" else None}
+            answer = client.request(method, address, headers={"X-CSRF-Token": client.csrf}, **kind)
             assert answer.status_code == 404, address
 
 
@@ -298,3 +299,34 @@ def test_settings_are_kept_and_wrong_ones_named(studio, browser):
     with studio.reading() as session:
         project = session.get_one(Project, studio.project_id)
         assert (project.price_per_hour, project.budget, project.kpis) == (120, 50_000, kpis)
+
+
+def test_the_api_does_what_the_pages_do(studio, browser, full):
+    from phantom_s2v.studio import sign_in
+
+    with studio.writing() as session:
+        tokens = {name: sign_in.make_token(session, person(studio, name), "tried") for name in ("maker", "reviewer", "admin")}
+    client, here = browser(None), f"/api/v1/projects/{studio.project_id}"
+
+    def call(name, method, address, **options):
+        return client.request(method, f"{here}{address}", headers={"Authorization": f"Bearer {tokens[name]}"}, **options)
+
+    made = call("maker", "POST", "/subjects", json={"name": "Boot", "kind": "product"})
+    assert made.status_code == 201
+    one = f"/subjects/{made.json()['id']}"
+    assert call("maker", "POST", f"{one}/images", files={"image": ("a.png", picture())}).json()["width"] == 300
+    refused = call("maker", "POST", f"{one}/images", files={"image": ("a.png", b"none")})
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "images"
+    right = {"shown": "Boot", "owner": "Us", "basis": "own", "uses": ["website"], "territories": ["JP"]}
+    assert call("maker", "POST", f"{one}/rights", json={**right, "valid_from": "2026-01-01T00:00:00"}).status_code == 422
+    added = call("maker", "POST", f"{one}/rights", json={**right, "valid_from": "2026-01-01T00:00:00Z"}).json()
+    assert call("maker", "POST", f"{one}/rights/{added['id']}/check").status_code == 403
+    assert call("reviewer", "POST", f"{one}/rights/{added['id']}/check").json()["state"] == "valid"
+    assert call("reviewer", "POST", f"{one}/rights/{added['id']}/revoke", json={"reason": "x"}).json()["state"] == "revoked"
+    assert len(call("reviewer", "GET", "/subjects").json()["items"]) == 2
+    assert call("admin", "PUT", "/policy", json={"signatures": 3, "purposes": ["website"]}).json()["version"] == 2
+    assert call("admin", "PUT", "/policy", json={"signatures": "three"}).status_code == 422
+    assert call("maker", "GET", "/policy").json()["signatures"] == 3
+    assert call("maker", "GET", "/subjects?after=nonsense").status_code == 404
+    assert client.get(here).status_code == 401

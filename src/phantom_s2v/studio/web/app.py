@@ -19,6 +19,7 @@ from phantom_s2v.studio.uploads import Decoder
 from phantom_s2v.studio.web import (
     api,
     api_jobs,
+    api_subjects,
     pages,
     pages_generate,
     pages_jobs,
@@ -34,7 +35,7 @@ from phantom_s2v.studio.web.view import enter, problem_answer
 
 ROUTERS = (
     pages_system.routes, pages.routes, pages_subjects.routes, pages_policy.routes, pages_people.routes, pages_generate.routes,
-    pages_jobs.routes, pages_review.routes, pages_verify.routes, api.routes, api_jobs.routes,
+    pages_jobs.routes, pages_review.routes, pages_verify.routes, api.routes, api_jobs.routes, api_subjects.routes,
 )  # fmt: skip
 
 

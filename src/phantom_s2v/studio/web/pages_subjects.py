@@ -116,7 +116,7 @@ def add_images(view: ViewOf) -> Response:
         wrong.append(("", Problem("Please choose an image.", "images")))
     for name, source in given:
         try:
-            _add_image(view, source)
+            keep_image(view, source)
         except Problem as problem:
             wrong.append((name, problem))
     if wrong:
@@ -128,14 +128,15 @@ def add_images(view: ViewOf) -> Response:
     return view.go(f"{_address(view)}#images", N_("%(count)d images were added."), count=len(given))
 
 
-def _add_image(view: View, source: BinaryIO) -> None:
+def keep_image(view: View, source: BinaryIO) -> SubjectImage:
+    """Decode an uploaded image and add it to the subject of the address. Raises Problem for what is none."""
     storage = view.studio.storage
     with ExitStack() as stack:
         decoded = stack.enter_context(view.request.app.state.decoder.decoded(source))
         files = [stack.enter_context(path.open("rb")) for path in (decoded.image, decoded.thumbnail)]
         image, thumbnail = (stack.enter_context(storage.staged(file)) for file in files)
         with view.writing() as session:
-            subjects.add_image(session, view.actor, _subject(view, session), decoded, (image, thumbnail))
+            return subjects.add_image(session, view.actor, _subject(view, session), decoded, (image, thumbnail))
 
 
 @routes.post(f"{ONE}/images/{{image_id}}/remove")

@@ -1,0 +1,176 @@
+"""The API of subjects, their images and rights, and of the policy in force."""
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from phantom_s2v.files.untrusted import typed
+from phantom_s2v.studio import policies, rights, subjects
+from phantom_s2v.studio.problems import NotFound, Problem
+from phantom_s2v.studio.schema import Right, Subject
+from phantom_s2v.studio.web.api import Row
+from phantom_s2v.studio.web.pages_subjects import keep_image
+from phantom_s2v.studio.web.view import View, ViewOf
+
+routes = APIRouter(prefix="/api/v1/projects/{project_id}")
+ONE = "/subjects/{subject_id}"
+
+
+class RightIn(BaseModel):
+    """A rights record; its document is added in the browser."""
+
+    shown: str
+    owner: str
+    basis: str
+    uses: list[str]
+    territories: list[str]
+    valid_from: datetime
+    valid_until: datetime | None = None
+
+
+class RightOut(RightIn, Row):
+    """A rights record and how it stands."""
+
+    id: str
+    state: str
+    document_name: str
+
+
+class ImageOut(Row):
+    """A reference image, with warnings of what may be wrong with it."""
+
+    id: str
+    width: int
+    height: int
+    warnings: list[Any]
+
+
+class SubjectIn(BaseModel):
+    """A new subject."""
+
+    name: str
+    kind: str
+
+
+class SubjectOut(SubjectIn):
+    """A subject with its images and rights."""
+
+    id: str
+    images: list[ImageOut]
+    rights: list[RightOut]
+
+
+class SubjectsOut(BaseModel):
+    """A page of subjects; `following` goes into `after` for the next one."""
+
+    items: list[SubjectOut]
+    following: str | None
+
+
+class Reason(BaseModel):
+    """Why something is done."""
+
+    reason: str
+
+
+def _right(right: Right) -> RightOut:
+    own = {name: getattr(right, name) for name in RightOut.model_fields if name != "state"}
+    return RightOut(**own, state=rights.state(right))
+
+
+def _subject(subject: Subject) -> SubjectOut:
+    images = [ImageOut.model_validate(image) for image in subject.images]
+    return SubjectOut(
+        id=subject.id, name=subject.name, kind=subject.kind, images=images, rights=[_right(right) for right in subject.rights]
+    )
+
+
+def _find(view: View, session: Any) -> Subject:
+    return subjects.find(session, view.actor, view.project_id, view.param("subject_id"))
+
+
+@routes.get("/subjects")
+def list_subjects(view: ViewOf, after: str | None = None) -> SubjectsOut:
+    """Subjects of a project, the newest first."""
+    with view.reading() as session:
+        found = subjects.listed(session, view.actor, view.project_id, after)
+        return SubjectsOut(items=[_subject(each) for each in found.items], following=found.following)
+
+
+@routes.post("/subjects", status_code=201)
+def create_subject(view: ViewOf, given: SubjectIn) -> SubjectOut:
+    """Create a subject."""
+    with view.writing() as session:
+        made = subjects.create(session, view.actor, view.project_id, given.name, given.kind)
+        return _subject(made)
+
+
+@routes.get(ONE)
+def read_subject(view: ViewOf) -> SubjectOut:
+    """A subject."""
+    with view.reading() as session:
+        return _subject(_find(view, session))
+
+
+@routes.post(f"{ONE}/images", status_code=201)
+def add_image(view: ViewOf) -> ImageOut:
+    """Add an image: multipart/form-data with one file, `image`."""
+    with view.reading() as session:
+        _find(view, session)
+    for _, source in view.form.files("image"):
+        return ImageOut.model_validate(keep_image(view, source))
+    raise Problem("Please choose an image.", "image")
+
+
+@routes.post(f"{ONE}/rights", status_code=201)
+def add_right(view: ViewOf, given: RightIn) -> RightOut:
+    """Add a rights record. Another person checks it."""
+    for name in ("valid_from", "valid_until"):
+        value = getattr(given, name)
+        if value is not None and value.tzinfo is None:
+            raise Problem("A time must have a zone, such as 2027-03-31T00:00:00Z.", name)
+    with view.writing() as session:
+        return _right(rights.add(session, view.actor, _find(view, session), rights.Record(**given.model_dump())))
+
+
+@routes.post(f"{ONE}/rights/{{right_id}}/check")
+def check_right(view: ViewOf) -> RightOut:
+    """Say that a record is true."""
+    with view.writing() as session:
+        right = rights.find(_find(view, session), view.param("right_id"))
+        rights.check(session, view.actor, right, view.project_id)
+        return _right(right)
+
+
+@routes.post(f"{ONE}/rights/{{right_id}}/revoke")
+def revoke_right(view: ViewOf, given: Reason) -> RightOut:
+    """End a right now: its jobs stop, and videos made under it are marked."""
+    with view.writing() as session:
+        right = rights.find(_find(view, session), view.param("right_id"))
+        rights.revoke(session, view.actor, right, view.project_id, given.reason)
+        return _right(right)
+
+
+@routes.get("/policy")
+def read_policy(view: ViewOf) -> dict[str, Any]:
+    """The rules in force."""
+    with view.reading() as session:
+        rules = policies.current(session, view.project) if view.project else None
+    if rules is None:
+        raise NotFound("This project has no policy yet. An administrator of the project chooses one.")
+    return asdict(rules)
+
+
+@routes.put("/policy")
+def put_policy(view: ViewOf, given: dict[str, Any]) -> dict[str, Any]:
+    """Put rules in force as a new version; what is left out is as in the template `standard`."""
+    try:
+        rules = typed(policies.Rules, given, "the policy")
+    except ValueError as error:
+        raise Problem("%(sentence)s", sentence=str(error)) from error
+    with view.writing() as session:
+        made = policies.put(session, view.actor, view.project_id, rules)
+        return {"version": made.version, **made.rules}
