@@ -11,7 +11,7 @@ PLATFORM = {"machine": "x86_64 AVX2", "kernels": "some", "gpu": "none"}
 def offers(weights="w1", threads=1, most=2, model="phantom-mini", platform=PLATFORM):
     key = queue.platform_key(model, weights, platform)
     models = {model: {"weights": weights, "key": key}}
-    return {"models": models, "platform": platform, "threads": threads, "most_threads": most}
+    return {"models": models, "platform": platform, "threads": threads, "max_threads": most}
 
 
 def make_worker(session, at=None, **offered):

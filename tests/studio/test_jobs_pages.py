@@ -128,7 +128,7 @@ def finished(studio, passed=False, seen=True):
         job = queue.take(session, worker)
         ticket = Ticket(job.id, job.lease)
         blobs = [
-            studio.storage.put(session, content, kind) for content, kind in ((b"film", "video/mp4"), (b"still", "image/png"))
+            studio.storage.put(session, content, kind) for content, kind in ((b"video", "video/mp4"), (b"still", "image/png"))
         ]
         video = Video(
             project_id=job.project_id, job_id=job.id, user_id=job.user_id, candidate=0, seed=job.request["seed"], blob=blobs[0],

@@ -85,20 +85,20 @@ def taken(studio, after=0.0):
         return job, Ticket(job.id, job.lease)
 
 
-def make(studio, pipe, job, ticket, told=lambda done: None):
+def make(studio, pipe, job, ticket, report=lambda done: None):
     """The hash of the video that is made."""
-    video = making.Making(studio, job, ticket, pipe, told=told).run()
+    video = making.Making(studio, job, ticket, pipe, report=report).run()
     with studio.writing() as session:
         queue.advance(session, ticket)
         return session.get_one(Video, video).blob
 
 
 def killed_at(step):
-    def told(done):
+    def report(done):
         if done == step:
             raise Killed
 
-    return told
+    return report
 
 
 def test_a_killed_candidate_goes_on_with_the_same_pixels(studio, asked, mini, undisturbed):
@@ -144,14 +144,14 @@ def test_a_state_of_other_code_is_not_used_and_the_job_says_so(studio, asked, mi
 def test_cancel_ends_within_a_step_and_leaves_nothing(studio, asked, mini):
     job, ticket = asked()
 
-    def told(done):
+    def report(done):
         if done == 2:
             with studio.writing() as session:
                 queue.cancel(session, studio.people["maker"], session.get_one(Job, job.id))
         assert done < 3
 
     with pytest.raises(CancelledError):
-        make(studio, mini, job, ticket, told)
+        make(studio, mini, job, ticket, report)
     with studio.writing() as session:
         queue.end(session, ticket, JobState.CANCELLED)
     with studio.reading() as session:
@@ -165,7 +165,7 @@ def test_the_state_is_saved_and_the_job_given_back_when_a_worker_has_to_end(stud
     whole = undisturbed(studio, mini, asked)
     job, ticket = asked()
     running = making.Making(studio, job, ticket, mini)
-    running.told = lambda done: setattr(running, "stopping", lambda: done == 2)
+    running.report = lambda done: setattr(running, "stopping", lambda: done == 2)
     with pytest.raises(making.StoppingError):
         running.run()
     with studio.writing() as session:
@@ -201,10 +201,8 @@ def test_three_kills_and_no_job_is_lost(tmp_path):
 def test_a_signal_ends_a_worker(studio):
     command = [sys.executable, "-m", "phantom_s2v", "studio", "worker", "--device", "cpu", "--threads", "1"]
     command += ["--folder", str(studio.settings.folder)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
-    for line in process.stderr:
-        if "offers phantom-mini" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        next(line for line in process.stderr if "offers phantom-mini" in line)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0

@@ -233,7 +233,7 @@ def test_a_video_is_refused_a_second_time_by_the_table_itself(studio):
         session.flush()
 
 
-def test_waits_are_told_apart_from_running(studio):
+def test_waits_stand_apart_from_running(studio):
     """Two workers, one busy for 60 s more: the third waiting job starts when the second of those before it is done."""
     with studio.writing() as session:
         one, two = two_projects(session, studio)

@@ -37,7 +37,7 @@ class Cost:
 
 
 def offer_of(session: Session, model: str) -> Worker | None:
-    """The worker that was heard last and offers a model, living or not; None where none ever did."""
+    """The worker that was heard last and offers a model, alive or not; None where none ever did."""
     latest = session.scalars(select(Worker).order_by(Worker.heartbeat_at.desc()).limit(WORKERS))
     return next((worker for worker in latest if model in worker.offers["models"]), None)
 

@@ -27,7 +27,7 @@ from phantom_s2v.studio.storage import Staged
 
 OPTIONS = ("size", "num_frames", "seed", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt")
 WHOLE, DECIMAL = ("num_frames", "seed", "num_inference_steps"), ("guidance_scale", "image_guidance_scale")
-LONGEST, MOST_CANDIDATES = 10_000, 16
+LONGEST, MAX_CANDIDATES = 10_000, 16
 MENTIONS = re.compile(r"\b(?:the )?(?:first|second|third|fourth)? ?subjects?\b", re.IGNORECASE)
 NOT_NAMED = N_("The prompt mentions no subject. Say what %(name)s does.")
 FIELDS = {  # words at the beginning of the pipeline's sentences -> the field that they are about
@@ -80,7 +80,7 @@ def change(draft: Draft, typed: Mapping[str, Any]) -> None:
     if "territories" in typed:
         draft.territories = list(dict.fromkeys(str(each)[:8] for each in typed["territories"]))[:100]
     if str(typed.get("candidates", "")).isdigit():
-        draft.candidates = min(MOST_CANDIDATES, max(1, int(typed["candidates"])))
+        draft.candidates = min(MAX_CANDIDATES, max(1, int(typed["candidates"])))
     draft.updated_at = now()
 
 
@@ -175,7 +175,7 @@ def _references(subjects: list[Subject], preset: Preset) -> tuple[Reference, ...
 def notices(draft: Draft, subjects: Iterable[Subject], checks_prompts: bool) -> list[tuple[str, dict[str, str]]]:
     """What the prompt leaves open: a sentence with places for values, and the values.
 
-    A model that reads free text needs each subject described and told apart. One that knows "the subject" and "the first subject"
+    A model that reads free text needs each subject described, distinctly. One that knows "the subject" and "the first subject"
     alone needs it mentioned, by that or by its name.
     """
     names = [subject.name for subject in subjects]

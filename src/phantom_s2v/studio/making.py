@@ -1,7 +1,7 @@
 """The making of one candidate: from its last saved step on, with previews, to a video whose file and row exist, or neither.
 
 The state after a step is a blob of safetensors that also says all that made it: code, weights, request, processor.
-Where one of them has changed, the candidate begins anew and its readers are told. Nothing is written under a lost lease.
+Where one of them has changed, the candidate begins anew and its readers are notified. Nothing is written under a lost lease.
 """
 
 import io
@@ -85,14 +85,14 @@ class StoppingError(Exception):
 
 @dataclass
 class Making:
-    """One candidate of a job being made. `stopping` says that the worker has to end; `told` gets the steps done."""
+    """One candidate of a job being made. `stopping` says that the worker has to end; `report` gets the steps done."""
 
     studio: Studio
     job: Job
     ticket: Ticket
     pipe: Any
     stopping: Callable[[], bool] = lambda: False
-    told: Callable[[int], None] = lambda done: None
+    report: Callable[[int], None] = lambda done: None
     saving: Pace = field(default_factory=lambda: Pace(SAVING))
     previews: Pace = field(default_factory=lambda: Pace(PREVIEWS))
 
@@ -125,7 +125,7 @@ class Making:
     def _on_step(self, done: int, steps: int, clean: Any) -> None:
         with self.studio.reading() as session:
             queue.check(session, self.ticket)
-        self.told(done)
+        self.report(done)
         if FIRST_PREVIEW * steps <= done < steps and self.previews.due:
             with self.previews.counted():
                 frames = to_video(self.pipe.decode(clean)[0])
@@ -158,11 +158,11 @@ class Making:
         poster = png(output.video[len(output.video) // 2])
         frames, height, width = output.video.shape[:3]
         looks = fingerprints.measure((number / request.fps, image) for number, image in enumerate(output.video))
-        with storage.staged(content) as film, storage.staged(poster) as still, self.studio.writing() as session:
+        with storage.staged(content) as made, storage.staged(poster) as still, self.studio.writing() as session:
             queue.held(session, self.ticket)
             video = Video(
                 project_id=job.project_id, job_id=job.id, user_id=job.user_id, candidate=job.candidate, seed=request.seed,
-                blob=storage.keep(session, film, MP4), poster=storage.keep(session, still, PNG), fps=request.fps,
+                blob=storage.keep(session, made, MP4), poster=storage.keep(session, still, PNG), fps=request.fps,
                 num_frames=frames, width=width, height=height, details=_details(job, request, output),
             )  # fmt: skip
             self._replace(session, queue.made(session, self.ticket, video))

@@ -66,7 +66,7 @@ def requirement(offers: dict[str, Any], model: str) -> dict[str, Any]:
     }
 
 
-def living(session: Session, at: datetime | None = None) -> list[Worker]:
+def alive(session: Session, at: datetime | None = None) -> list[Worker]:
     """Workers whose heartbeat is younger than the lease, the latest first."""
     since = (at or now()) - LEASE
     return list(session.scalars(select(Worker).where(Worker.heartbeat_at > since).order_by(Worker.heartbeat_at.desc())))
@@ -161,7 +161,7 @@ def _offered(worker: Worker) -> ColumnElement[bool]:
     keys = [each["key"] for each in worker.offers["models"].values()]
     return and_(
         Job.requires["key"].as_string().in_(keys),
-        Job.requires["threads"].as_integer() <= worker.offers["most_threads"],
+        Job.requires["threads"].as_integer() <= worker.offers["max_threads"],
     )
 
 
@@ -180,7 +180,7 @@ def lacking(requires: dict[str, Any], offers: dict[str, Any]) -> str:
         return "weights"
     if offers["platform"] != requires["platform"]:
         return "processor"
-    return "threads" if offers["most_threads"] < requires["threads"] else ""
+    return "threads" if offers["max_threads"] < requires["threads"] else ""
 
 
 def left(session: Session, worker: Worker) -> list[tuple[str, str]]:

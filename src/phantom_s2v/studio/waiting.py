@@ -19,7 +19,7 @@ NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Place:
-    """When a job's turn comes: its place from 1 on, and the seconds until then, None without a living worker."""
+    """When a job's turn comes: its place from 1 on, and the seconds until then, None without a worker that is alive."""
 
     number: int
     wait: float | None
@@ -42,7 +42,7 @@ class Line:
 
     places: dict[str, Place]
     running: int
-    workers: list[dict[str, Any]]  # what the living ones offer
+    workers: list[dict[str, Any]]  # what those that are alive offer
 
 
 def line(session: Session, extra: tuple[Project, User, float] | None = None, at: datetime | None = None) -> Line:
@@ -73,7 +73,7 @@ def line(session: Session, extra: tuple[Project, User, float] | None = None, at:
         project, user, seconds = extra
         served = (project.served_at or NEVER, user.served_at or NEVER)
         waiting.append(_Waiting("", project.id, user.id, served, False, at, seconds))
-    workers = [worker.offers for worker in queue.living(session, at)]
+    workers = [worker.offers for worker in queue.alive(session, at)]
     return Line(dict(_places(waiting, running, len(workers))), len(running), workers)
 
 

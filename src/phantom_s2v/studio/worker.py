@@ -75,7 +75,7 @@ class Models:
             }
             if self._loaded is None:
                 self.pipe(name, with_defaults(preset, prompt="", references=()))
-        return {"models": offered, "platform": platform, "threads": threads, "most_threads": max(threads, os.cpu_count() or 1)}
+        return {"models": offered, "platform": platform, "threads": threads, "max_threads": max(threads, os.cpu_count() or 1)}
 
 
 @dataclass
@@ -115,10 +115,10 @@ class Service:
     offers: dict[str, Any] | None = None
     measures: Measures = field(default_factory=Measures)
     stopping: threading.Event = field(default_factory=threading.Event)
-    _told: set[str] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
 
     def run(self, jobs: int | None = None) -> None:
-        """Make jobs until it is told to stop, or so many. A signal to end saves the present step and gives the job back."""
+        """Make jobs until it is asked to stop, or so many. A signal to end saves the present step and gives the job back."""
         torch.set_num_threads(self.threads)
         self.worker = self._register()
         self.heart = Heart(self.studio, self.worker.id)
@@ -154,8 +154,8 @@ class Service:
             if not queue.stirs(session):
                 return None
             for job_id, lacking in queue.left(session, self.worker):
-                if job_id not in self._told:
-                    self._told.add(job_id)
+                if job_id not in self._reported:
+                    self._reported.add(job_id)
                     log.warning("leaving job %s: it has fixed another %s than this worker offers", job_id, lacking)
         with self.studio.writing() as session:
             rights.sweep(session)  # a right may have ended since the last time somebody looked

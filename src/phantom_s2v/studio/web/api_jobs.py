@@ -29,7 +29,7 @@ class DraftIn(BaseModel):
     subjects: list[str] = Field(default_factory=list, max_length=16, description="ids, in the order of their places")
     purpose: str = ""
     territories: list[str] = Field(default_factory=list, max_length=100)
-    candidates: int = Field(1, ge=1, le=drafts.MOST_CANDIDATES)
+    candidates: int = Field(1, ge=1, le=drafts.MAX_CANDIDATES)
 
 
 class DraftOut(DraftIn, Row):

@@ -10,7 +10,7 @@ from PIL import Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload
 
-from phantom_s2v.media.videos import Video as Film
+from phantom_s2v.media.videos import Video as VideoFile
 from phantom_s2v.studio import access, gate, queue, waiting
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import paged
@@ -178,8 +178,8 @@ def video_frame(view: ViewOf) -> Response:
     video, number = _video(view), view.param("number")
     if not number.isascii() or not number.isdigit() or int(number) >= video.num_frames:
         raise NotFound
-    film = Film(view.studio.storage.path(video.blob))
-    frames = film.frames(max(0.0, (int(number) - 0.5) / video.fps))
+    source = VideoFile(view.studio.storage.path(video.blob))
+    frames = source.frames(max(0.0, (int(number) - 0.5) / video.fps))
     target = io.BytesIO()
     Image.fromarray(next(frames)[1]).save(target, "PNG")
     return Response(target.getvalue(), media_type="image/png", headers={"Cache-Control": KEPT})
