@@ -41,7 +41,7 @@ from phantom_s2v.models.registry import model_folder
 from phantom_s2v.models.wan.transformer import PhantomWanTransformer
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.pipeline.wan_pipeline import PhantomWanPipeline
-from phantom_s2v.training import own, recipes
+from phantom_s2v.training import batches, own, recipes
 from phantom_s2v.training.config import Bucket, OwnConfig
 from phantom_s2v.training.encoded import EncodedStore
 from phantom_s2v.training.learner import Learner
@@ -183,7 +183,7 @@ def plain_loop(
     def steps() -> None:
         ours, attention._attention = attention._attention, written
         for clip in made[:2]:
-            batch = own.collate([encoded(pipe, clip)], np.random.default_rng(0))
+            batch = batches.collate([encoded(pipe, clip)], np.random.default_rng(0))
             optimizer.zero_grad()
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 value = loss(batch, 0)["loss"]

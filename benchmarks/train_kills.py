@@ -65,7 +65,7 @@ def learn(folder: Path, store: Path, out: Path, steps: int, save_steps: int) -> 
             losses.flush()
         write(log, step, row)
 
-    Log.write = note
+    Log.write = note  # pyright: ignore[reportAttributeAccessIssue]
     config = recipes.own_mini()
     train = replace(config.train, steps=steps, precision="float32", log_steps=1, save_steps=save_steps, decay_share=0.0)
     train = replace(train, warmup=5, spike_factor=5.0, parallel="fsdp" if world() > 1 else "ddp")

@@ -40,8 +40,8 @@ def _asks(record: Record) -> bool:
 
 def _phrases(captions: list[str], models: Models) -> list[list[str]]:
     """The subjects of each caption; none of an empty one."""
-    told = [caption for caption in captions if caption]
-    found = iter(models.phrases(told) if models.phrases and told else [noun_phrases(caption) for caption in told])
+    described = [caption for caption in captions if caption]
+    found = iter(models.phrases(described) if models.phrases and described else [noun_phrases(caption) for caption in described])
     return [next(found) if caption else [] for caption in captions]
 
 

@@ -77,13 +77,13 @@ def chain(records: Iterable[Record], stages: Iterable[tuple[str, Any]], config: 
         clock = _Clock(run(current, config, models))
         clocks.append((name, clock))
         current = clock
-    told = dict.fromkeys((name for name, _ in clocks), 0.0)
+    counted = dict.fromkeys((name for name, _ in clocks), 0.0)
     for record in current:
         if record["kind"] == "source_video":
             before, seconds = 0.0, dict(record.get("seconds", {}))
             for name, clock in clocks:
-                seconds[name] = clock.spent - before - told[name]
-                told[name] += seconds[name]
+                seconds[name] = clock.spent - before - counted[name]
+                counted[name] += seconds[name]
                 before = clock.spent
             record = {**record, "seconds": seconds}
         yield record

@@ -99,13 +99,13 @@ def _judged(
 ) -> list[tuple[list[Detection], list[Passed]]]:
     """Detections of each still that a model sees whole, and those that are dropped; it is asked of all stills together."""
     said = iter(whole([_part(still, d.box) for (kept, _), still in zip(sifted, stills, strict=True) for d in kept]))
-    told = [([(d, next(said)) for d in kept], dropped) for kept, dropped in sifted]
+    looked_at = [([(d, next(said)) for d in kept], dropped) for kept, dropped in sifted]
     return [
         (
             [d for d, holds in each if holds],
             [*dropped, *((d, "the model sees no whole subject") for d, holds in each if not holds)],
         )
-        for each, dropped in told
+        for each, dropped in looked_at
     ]
 
 

@@ -16,7 +16,7 @@ from phantom_s2v.media import quality
 
 CUT = 8.0  # of 255: a mean change from frame to frame that may show another image
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-LEAST_OWN = 0.2  # share of the frames with a face from which on a person's shots stand for the person
+OWN_SHARE = 0.2  # share of the frames with a face from which on a person's shots stand for the person
 MIN_TRAVEL = 0.05  # of the side: less is no direction
 
 
@@ -208,7 +208,7 @@ def own_shots(values: np.ndarray, shot: np.ndarray, bound: float) -> np.ndarray:
     for number in np.unique(shot[faces]):
         rows = faces & (shot == number)
         own |= rows & (values[rows].mean() >= bound)
-    return own if own.sum() >= LEAST_OWN * faces.sum() else faces
+    return own if own.sum() >= OWN_SHARE * faces.sum() else faces
 
 
 def psnr(video: np.ndarray, other: np.ndarray, mask: np.ndarray | None = None) -> float:
