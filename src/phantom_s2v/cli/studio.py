@@ -43,15 +43,16 @@ def serve(
         str | None, typer.Option(help="Address to serve at. Other than 127.0.0.1 needs HTTPS in front of it.")
     ] = None,
     port: Annotated[int | None, whole(1, 65535, "Port to serve at.")] = None,
+    worker: Annotated[bool, typer.Option(help="Run a worker with phantom-mini beside the pages.")] = True,
 ) -> None:
-    """Serve the studio. The first start prints a one-time link that makes an administrator."""
+    """Serve the studio, with a worker of this machine. The first start prints a one-time link that makes an administrator."""
     if context.invoked_subcommand:
         if folder:  # the command's own option reads it there
             os.environ["PHANTOM_STUDIO_FOLDER"] = str(folder)
         return
     from phantom_s2v.studio.serving import serve
 
-    serve(opened(folder, host=host, port=port), say)
+    serve(opened(folder, host=host, port=port), say, worker)
 
 
 @user.command("add")

@@ -1,5 +1,8 @@
 """The web process: the first start's one-time link, what is needed beyond this machine, and the server."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -9,7 +12,7 @@ from sqlalchemy import select
 from phantom_s2v.files.hosts import is_loopback
 from phantom_s2v.studio import audit, housekeeping
 from phantom_s2v.studio.access import SYSTEM
-from phantom_s2v.studio.config import Settings
+from phantom_s2v.studio.config import PREFIX, Settings
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.projects import FIRST
 from phantom_s2v.studio.schema import User
@@ -17,6 +20,7 @@ from phantom_s2v.studio.sign_in import make_link
 from phantom_s2v.studio.web.app import create_app
 from phantom_s2v.studio.web.outer import log_json
 
+GRACE, PAUSE = 30.0, 5.0  # seconds that a worker has to end, and before it is started again
 BEYOND = (
     "The studio is reachable from other machines. Put a proxy with HTTPS in front of it, set PHANTOM_STUDIO_PUBLIC_URL to its "
     "https:// address and PHANTOM_STUDIO_PROXIES to its own; see docs/studio.md."
@@ -42,8 +46,24 @@ def warnings(settings: Settings) -> list[str]:
     return [BEYOND] if not is_loopback(settings.host) and not settings.secure else []
 
 
-def serve(studio: Studio, say: Callable[[str], object]) -> None:
-    """Serve until the process is ended."""
+def keep_worker(studio: Studio, ended: threading.Event) -> None:
+    """Run a worker beside the web process, and start it again when it ends, until the event is set; its state outlives it."""
+    environment = {**os.environ, f"{PREFIX}FOLDER": str(studio.settings.folder)}
+    while not ended.is_set():
+        worker = subprocess.Popen([sys.executable, "-m", "phantom_s2v", "studio", "worker"], env=environment)
+        while worker.poll() is None and not ended.wait(1.0):
+            pass
+        worker.terminate()  # it saves the present step and gives its job back
+        try:
+            worker.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+        ended.wait(PAUSE)
+
+
+def serve(studio: Studio, say: Callable[[str], object], worker: bool = True) -> None:
+    """Serve until the process is ended, with a `worker` of this machine's beside it."""
     settings = studio.settings
     for warning in warnings(settings):
         say(warning)
@@ -53,8 +73,15 @@ def serve(studio: Studio, say: Callable[[str], object]) -> None:
     log_json()
     ended = threading.Event()
     threading.Thread(target=housekeeping.run, args=(studio, ended), daemon=True).start()
-    uvicorn.run(
-        create_app(studio), host=settings.host, port=settings.port, access_log=False, log_config=None, server_header=False,
-        proxy_headers=bool(settings.proxies), forwarded_allow_ips=settings.proxies or None, timeout_graceful_shutdown=10,
-    )  # fmt: skip
-    ended.set()
+    working = threading.Thread(target=keep_worker, args=(studio, ended), daemon=True)
+    if worker:
+        working.start()
+    try:
+        uvicorn.run(
+            create_app(studio), host=settings.host, port=settings.port, access_log=False, log_config=None, server_header=False,
+            proxy_headers=bool(settings.proxies), forwarded_allow_ips=settings.proxies or None, timeout_graceful_shutdown=10,
+        )  # fmt: skip
+    finally:  # uvicorn passes the signal on that ended it
+        ended.set()
+        if worker:
+            working.join()
