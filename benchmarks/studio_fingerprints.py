@@ -1,6 +1,6 @@
 """Which copies of a video the studio's Verify still recognises, and how often it takes another video for one of ours.
 
-    python benchmarks/studio_fingerprints.py [FOLDER_OF_VIDEOS ...] [--mini 6] [--copies 24]
+    python benchmarks/studio_fingerprints.py [FOLDER_OF_VIDEOS ...] [--mini 6] [--copies 30]
 
 Videos: packaged emoji clips moving over one color, `--mini` videos by phantom-mini, and those of the folders (their first 3 s).
 Every second video is kept as ours. Of some of those copies are made, encoded anew and sought: recognised means that the first
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--mini", type=int, default=0)
-    parser.add_argument("--copies", type=int, default=24)
+    parser.add_argument("--copies", type=int, default=30)
     options = parser.parse_args()
     made = videos(options.folders, options.mini)
     names = list(made)
@@ -183,7 +183,8 @@ def main() -> None:
         false = [(name, match) for name, match in answers if match]
         for name, match in false:
             print("false:", name, "is taken for", match.video_id, round(match.similarity, 3))
-        chosen = ours[:: max(1, len(ours) // options.copies)][: options.copies]
+        places = np.linspace(0, len(ours) - 1, min(options.copies, len(ours))).round().astype(int)  # of every kind
+        chosen = [ours[place] for place in places]
         shares, wrong = {}, 0
         for kind, change in CHANGES.items():
             found = [(name, sought(session, change(made[name]))) for name in chosen]

@@ -80,7 +80,7 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
             poster=studio.storage.keep(session, still, "image/jpeg"), report=studio.storage.keep(session, report, "text/html"),
         )  # fmt: skip
         session.add(made)
-        fingerprints.keep(session, video_id, looks)
+        fingerprints.keep(session, video_id, looks, version=int(made.labelled))
         audit.append(session, actor.id, "video exported", video_id, export=made.id, file=film.sha256, labelled=made.labelled)
         webhooks.emit(session, project_id, "video.exported", video=video_id, export=made.id, sha256=film.sha256)
     return order.export_id

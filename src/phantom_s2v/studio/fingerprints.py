@@ -32,6 +32,7 @@ LENGTH = LUMA**2 + 2 * CHROMA**2
 BAR = 24  # difference of brightness up to which an edge is one color
 FLAT = 24.0  # length of a look, before it is normed, below which a frame shows nothing, such as black
 BANDS, BITS = 8, 16
+VERSION = 3_000_000  # positions of one version of a video, a multiple of the margins
 SAME = 0.93  # mean cosine from which on a video counts as a copy
 CANDIDATES, FEWEST = 24, 3  # videos that are compared; moments that have to agree
 WINDOW, MOST_WINDOWS = 120, 50  # looks at a copy that are sought at once; windows of a long file
@@ -84,11 +85,16 @@ def measure(frames: Iterable[tuple[float, np.ndarray]]) -> list[tuple[int, bytes
     return kept
 
 
-def keep(session: Session, video_id: str, measured: Sequence[tuple[int, bytes]]) -> None:
-    """Make a video findable, in place of what was kept of it before."""
-    forget(session, video_id)
-    session.add_all(Fingerprint(video_id=video_id, position=position, look=packed) for position, packed in measured)
-    values = {value for _, packed in measured for value in _bands(_unpacked(packed))}
+def keep(session: Session, video_id: str, measured: Sequence[tuple[int, bytes]], version: int = 0) -> None:
+    """Make a video findable, in place of what was kept of this version of it before: 0 as it was made, 1 with its label."""
+    first = version * VERSION
+    mine = Fingerprint.position.between(first, first + VERSION - 1)
+    session.execute(delete(Fingerprint).where(Fingerprint.video_id == video_id, mine))
+    session.add_all(Fingerprint(video_id=video_id, position=first + position, look=packed) for position, packed in measured)
+    session.flush()
+    _, looks = _kept(session, video_id)
+    session.execute(delete(FingerprintBand).where(FingerprintBand.video_id == video_id))
+    values = {value for each in looks for value in _bands(each)}
     session.add_all(FingerprintBand(value=value, video_id=video_id) for value in values)
     session.flush()
 
@@ -151,17 +157,17 @@ def _kept(session: Session, video_id: str) -> tuple[np.ndarray, np.ndarray]:
     rows = session.execute(
         select(Fingerprint.position, Fingerprint.look).where(Fingerprint.video_id == video_id).order_by(Fingerprint.position)
     ).all()
-    return np.array([row[0] for row in rows]), np.stack([_unpacked(row[1]) for row in rows])
+    looks = [_unpacked(row[1]) for row in rows]
+    return np.array([row[0] for row in rows], int), np.stack(looks) if looks else np.zeros((0, LENGTH), np.float32)
 
 
 def _compare(times: np.ndarray, looks: np.ndarray, positions: np.ndarray, kept: np.ndarray) -> tuple[float, float]:
-    """Highest mean cosine over moments in their order, for any margin and any beginning; and that beginning, seconds."""
+    """Highest mean cosine over moments in their order, for any version, margin and beginning; and that beginning, seconds."""
     best = (0.0, 0.0)
-    for margin in range(len(MARGINS)):
-        chosen = positions % len(MARGINS) == margin
-        moments, theirs = positions[chosen] // len(MARGINS) * MOMENT, kept[chosen]
-        if not len(moments):
-            continue
+    kinds = positions // VERSION * len(MARGINS) + positions % len(MARGINS)
+    for kind in np.unique(kinds):
+        chosen = kinds == kind
+        moments, theirs = positions[chosen] % VERSION // len(MARGINS) * MOMENT, kept[chosen]
         cosines = looks @ theirs.T  # [N, moments]
         pairs = np.argsort(cosines, axis=None)[::-1][:8]
         begins = {round(float(times[i] - moments[j]), 2) for i, j in zip(*np.unravel_index(pairs, cosines.shape), strict=True)}

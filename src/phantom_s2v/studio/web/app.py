@@ -19,6 +19,8 @@ from phantom_s2v.studio.uploads import Decoder
 from phantom_s2v.studio.web import (
     api,
     api_jobs,
+    api_making,
+    api_review,
     api_subjects,
     pages,
     pages_generate,
@@ -36,6 +38,7 @@ from phantom_s2v.studio.web.view import enter, problem_answer
 ROUTERS = (
     pages_system.routes, pages.routes, pages_subjects.routes, pages_policy.routes, pages_people.routes, pages_generate.routes,
     pages_jobs.routes, pages_review.routes, pages_verify.routes, api.routes, api_jobs.routes, api_subjects.routes,
+    api_making.routes, api_review.routes,
 )  # fmt: skip
 
 
@@ -73,8 +76,7 @@ def _refuse(request: Request, error: Exception) -> Response:
     elif isinstance(error, RequestValidationError):
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:])
-        problem = Problem("%(field)s: %(reason)s", field, reason=first["msg"]) if field else Problem(first["msg"])
-        problem.values.setdefault("field", field)
+        problem = Problem("%(sentence)s", field, sentence=": ".join(part for part in (field, first["msg"]) if part))
     elif isinstance(error, HTTPException) and error.status_code in (404, 405):
         problem = NotFound()
     else:

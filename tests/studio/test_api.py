@@ -1,0 +1,141 @@
+"""The API: the whole way of a video by tokens, and no request that ends in a fault of ours."""
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+import uvicorn
+from sqlalchemy import select
+
+from phantom_s2v.studio import certificates, examining, sign_in, verify
+from phantom_s2v.studio.policies import CHECKLIST
+from phantom_s2v.studio.schema import Right, Role, Subject
+from tests.studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
+
+CONTENT = mp4(frames_of("1f431", 3))
+SCHEMATHESIS = os.environ.get("PHANTOM_SCHEMATHESIS") or shutil.which("schemathesis")
+
+
+@pytest.fixture
+def api(app, studio, actor_of):
+    """api("maker") calls the API with a token of the maker's: (method, path, body) -> answer."""
+    from fastapi.testclient import TestClient
+
+    client = TestClient(app, base_url="http://127.0.0.1:8765")
+
+    def of(name):
+        with studio.writing() as session:
+            token = sign_in.make_token(session, actor_of(name), "test")
+
+        def call(method, path, body=None, **options):
+            headers = {"Authorization": f"Bearer {token}"}
+            base = "/api/v1" if path == "/verify" else f"/api/v1/projects/{studio.project_id}"
+            return client.request(method, base + path, json=body, headers=headers, **options)
+
+        return call
+
+    yield of
+    client.close()
+
+
+@pytest.fixture
+def film(studio):
+    set_policy(studio)
+    return add_video(studio, CONTENT, subjects=[add_subject(studio)], score={"verdicts": []})
+
+
+def test_a_video_from_hand_in_to_export(studio, api, film, monkeypatch):
+    monkeypatch.setattr(verify, "_examine_apart", lambda folder, asked: examining.examine(folder, **asked))
+    certificates.make(studio.settings.folder / "certificate", "A company")
+    maker, reviewer, approver = api("maker"), api("reviewer"), api("approver")
+    one = f"/videos/{film}"
+    assert reviewer("POST", f"{one}/submit").status_code == 403
+    assert maker("POST", f"{one}/submit").status_code == 204
+    said = reviewer("POST", f"{one}/comments", {"text": "Look.", "frame": 3, "x": 0.5, "y": 0.25}).json()
+    assert maker("POST", f"{one}/comments/{said['id']}/resolve").json()["resolved_at"]
+    video, stand = approver("GET", one).json(), approver("GET", f"{one}/sign-off").json()
+    decision = {"approve": True, "sha256": video["sha256"], "policy_version": stand["policy_version"]}
+    refused = approver("POST", f"{one}/sign-off", {**decision, "checklist": {"face": "yes"}})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "check-expression")
+    decision["checklist"] = dict.fromkeys(stand["checklist"], "yes")
+    assert set(decision["checklist"]) == set(CHECKLIST)
+    assert approver("POST", f"{one}/sign-off", decision).json()["approved"]
+    made = maker("POST", f"{one}/exports", {}).json()
+    content = maker("GET", f"{one}/exports/{made['id']}/file").content
+    answer = maker("POST", "/verify", files={"file": ("x", content)})
+    assert (answer.json()["verdict"], answer.json()["sha256"]) == ("unchanged", made["sha256"])
+    assert [each["id"] for each in maker("GET", "/videos?state=approved").json()["items"]] == [film]
+
+
+def test_subjects_rights_and_policy(studio, api):
+    maker, approver, admin = api("maker"), api("approver"), api("admin")
+    made = maker("POST", "/subjects", {"name": "Fox", "kind": "character"}).json()
+    one = f"/subjects/{made['id']}"
+    right = {"shown": "Fox", "owner": "Us", "basis": "own", "uses": ["website"], "territories": ["JP"]}
+    assert maker("POST", f"{one}/rights", {**right, "valid_from": "2026-01-01"}).status_code == 422
+    assert maker("POST", f"{one}/rights", {**right, "valid_from": "0001-01-01T00:00:00+14:00"}).status_code == 422
+    right = maker("POST", f"{one}/rights", {**right, "valid_from": "2026-01-01T00:00:00Z"}).json()
+    assert right["state"] == "unchecked"
+    assert approver("POST", f"{one}/rights/{right['id']}/check").status_code == 204
+    assert maker("GET", one).json()["rights"][0]["state"] == "valid"
+    assert maker("PUT", "/policy", {}).status_code == 403
+    assert admin("PUT", "/policy", {"retention_days": 10**6}).status_code == 422
+    assert admin("PUT", "/policy", {"signatures": 2}).json()["version"] == 1
+    assert approver("POST", f"{one}/rights/{right['id']}/revoke", {"reason": "over"}).status_code == 204
+    with studio.reading() as session:
+        assert session.get_one(Right, right["id"]).revoked_at
+    assert maker("POST", f"{one}/erase", {"name": "Fox"}).status_code == 403
+    assert admin("POST", f"{one}/erase", {"name": "Fox"}).status_code == 204
+    assert maker("GET", one).status_code == 404
+
+
+def test_what_is_no_number_and_no_text_is_refused_in_words(api, film):
+    maker = api("maker")
+    for body in (
+        {"text": "x", "frame": 2**70},
+        {"text": "x", "frame": -1},
+        {"text": "\x00"},
+        {"text": "x" * 30_000},
+        {"text": ""},
+        [],
+    ):
+        answer = maker("POST", f"/videos/{film}/comments", body)
+        assert answer.status_code == 422, body
+        assert answer.json()["errors"][0]["message"]
+    for after in ("x", "W10", "%00", "WyIyMDI2IiwgMV0"):
+        assert maker("GET", f"/videos?after={after}").status_code == 404
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    not SCHEMATHESIS, reason="needs schemathesis, in an environment of its own: its pytest plugin slows every run"
+)
+def test_schemathesis_finds_no_fault(app, studio, actor_of, film, tmp_path):
+    """By a person with every role, on rows that exist."""
+    for role in Role:
+        give_role(studio, "boss", role)
+    with studio.writing() as session:
+        token = sign_in.make_token(session, actor_of("boss"), "test")
+        subject = session.scalars(select(Subject.id)).one()
+    known = {"project_id": studio.project_id, "video_id": film, "subject_id": subject}
+    lines = [f'"path.{name}" = "{value}"' for name, value in known.items()]
+    (tmp_path / "schemathesis.toml").write_text("\n".join(["[parameters]", *lines]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    checked = "--checks not_a_server_error --phases examples,coverage,fuzzing --max-examples 30 --request-timeout 20"
+    where = [f"http://127.0.0.1:{port}/api/v1/openapi.json", "--header", f"Authorization: Bearer {token}"]
+    command = [str(SCHEMATHESIS), "--config-file", str(tmp_path / "schemathesis.toml"), "run", *where, *checked.split()]
+    done = subprocess.run([*command, "--generation-deterministic"], capture_output=True, text=True, timeout=1500)
+    server.should_exit = True
+    thread.join()
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
