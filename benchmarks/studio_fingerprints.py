@@ -1,13 +1,13 @@
-"""Which copies of a video the studio's Verify still recognises, and how often it takes another video for one of ours.
+"""Which copies of a video the studio's Verify still recognizes, and how often it takes another video for one of ours.
 
     python benchmarks/studio_fingerprints.py [FOLDER_OF_VIDEOS ...] [--mini 6] [--copies 30]
 
 Videos: packaged emoji clips moving over one color, `--mini` videos by phantom-mini, and those of the folders (their first 3 s).
-Every second video is kept as ours. Of some of those copies are made, encoded anew and sought: recognised means that the first
+Every second video is kept as ours. Of some of those copies are made, encoded anew and sought: recognized means that the first
 answer is the right video. All others, which are not ours, are sought as they are: any answer is a false match.
 
 The last line is JSON: videos, other (videos that are not ours), false (of those), wrong (copies taken for another video of ours),
-and the share recognised of each kind of copy.
+and the share recognized of each kind of copy.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def emoji(path: Path, seed: int) -> Frames:
     return frames
 
 
-def filmed(path: Path) -> Frames:
+def excerpt(path: Path) -> Frames:
     """The first seconds of a file at FPS frames a second, at most SIDE pixels long."""
     video, frames, wanted = Video(path), list[np.ndarray](), 0.0
     scale = min(1.0, SIDE / max(video.facts.height, video.facts.width))
@@ -157,7 +157,7 @@ def videos(folders: list[Path], mini: int) -> dict[str, Frames]:
     made |= dict(by_mini(mini)) if mini else {}
     for path in (path for folder in folders for path in sorted(folder.iterdir())):
         try:
-            frames = filmed(path)
+            frames = excerpt(path)
         except InputError:
             continue
         if len(frames) >= FPS:

@@ -1,4 +1,4 @@
-"""Copies of a video are recognised, other videos are not, and a query does not read all rows."""
+"""Copies of a video are recognized, other videos are not, and a query does not read all rows."""
 
 import io
 from dataclasses import replace
@@ -63,7 +63,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changed_and_compressed_copies_are_recognised(studio, clips, kept, change):
+def test_changed_and_compressed_copies_are_recognized(studio, clips, kept, change):
     with studio.reading() as session:
         for name in NAMES[:3]:
             content = io.BytesIO(mp4([change(frame) for frame in clips[name]], crf=32))

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 
 from phantom_s2v.studio import certificates, examining, reviews, verify
 from phantom_s2v.studio.policies import CHECKLIST
-from phantom_s2v.studio.schema import Comment, Export, Video, VideoState
+from phantom_s2v.studio.schema import Comment, Export, Subject, Video, VideoState
 from tests.studio.rows import add_subject, add_video, frames_of, mp4, set_policy
 
 FRAMES = frames_of("1f431", 3)
@@ -140,3 +140,19 @@ def test_the_file_that_verify_is_given_is_not_kept(browser, studio, film, monkey
     assert "Nothing is known of this file" in page.text
     after = {path for path in studio.settings.folder.rglob("*") if path.is_file()}
     assert {path.suffix for path in after ^ before} <= {".sqlite-wal", ".sqlite-shm"}
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_a_subject_is_forgotten_by_typing_its_name(browser, studio, film, language):
+    with studio.reading() as session:
+        subject = session.scalars(select(Subject.id)).one()
+    here = f"/projects/{studio.project_id}/subjects/{subject}/erase"
+    admin = browser("admin", language)
+    assert "Red cup" in admin.get(here).text
+    wrong = admin.submit(here, {"name": "red cup"})
+    assert (wrong.status_code, 'value="red cup"' in wrong.text) == (422, True)
+    assert browser("maker").submit(here, {"name": "Red cup"}).status_code == 403
+    assert admin.submit(here, {"name": "Red cup"}).status_code == 200
+    assert admin.get(here).status_code == 404
+    with studio.reading() as session:
+        assert session.get(Video, film) is None

@@ -314,7 +314,7 @@ def test_what_verify_says_of_any_file(studio, actor_of, approved, signing, in_pr
     assert row.id == after.export.id
 
 
-def test_copies_of_the_video_and_of_its_labelled_export_are_recognised(studio, actor_of, approved, signing):
+def test_copies_of_the_video_and_of_its_labelled_export_are_recognized(studio, actor_of, approved, signing):
     """At this size the label covers too much for one to be taken for the other, so both are kept."""
     with studio.writing() as session:
         made = fingerprints.measure(VideoFile(io.BytesIO(CONTENT), "made").frames())

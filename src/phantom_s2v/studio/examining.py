@@ -1,7 +1,7 @@
 """The process that looks at a file of anybody's: python -m phantom_s2v.studio.examining FOLDER, started by `verify`.
 
 It reads `input` there, within limits of time and memory, and writes `result.npz`: what the file's credentials say, and looks at
-it by which a copy of ours is recognised. What a file does to a decoder thus happens in a process that knows no secret.
+it by which a copy of ours is recognized. What a file does to a decoder thus happens in a process that knows no secret.
 """
 
 import json

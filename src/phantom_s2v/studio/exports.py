@@ -60,12 +60,12 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
         session.expunge_all()
     with tempfile.TemporaryDirectory(prefix="phantom-export-") as name, ExitStack() as stack:
         unsigned, signed = Path(name) / "unsigned.mp4", Path(name) / "signed.mp4"
-        poster = _film(studio, order, unsigned)
+        poster = _write_video(studio, order, unsigned)
         claims = credentials.manifest(order.model, order.origin)
         with unsigned.open("rb") as source, signed.open("w+b") as target:
             credentials.sign(source, target, claims, certificate, studio.settings.timestamps or None)
-        film = stack.enter_context(studio.storage.staged(stack.enter_context(signed.open("rb"))))
-        page = _report(order, film.sha256, poster, certificate.subject)
+        signed_file = stack.enter_context(studio.storage.staged(stack.enter_context(signed.open("rb"))))
+        page = _report(order, signed_file.sha256, poster, certificate.subject)
         still = stack.enter_context(studio.storage.staged(_jpeg(poster)))
         report = stack.enter_context(studio.storage.staged(page.encode()))
         looks = fingerprints.measure(VideoFile(signed, "the export").frames())
@@ -76,13 +76,15 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
             raise Conflict("The video has changed in the meantime. Please try again.")
         made = Export(
             id=order.export_id, video_id=video_id, user_id=actor.must_be_person(), labelled=bool(order.label),
-            label_reason=order.reason, blob=studio.storage.keep(session, film, "video/mp4"),
+            label_reason=order.reason, blob=studio.storage.keep(session, signed_file, "video/mp4"),
             poster=studio.storage.keep(session, still, "image/jpeg"), report=studio.storage.keep(session, report, "text/html"),
         )  # fmt: skip
         session.add(made)
         fingerprints.keep(session, video_id, looks, version=int(made.labelled))
-        audit.append(session, actor.id, "video exported", video_id, export=made.id, file=film.sha256, labelled=made.labelled)
-        webhooks.emit(session, project_id, "video.exported", video=video_id, export=made.id, sha256=film.sha256)
+        audit.append(
+            session, actor.id, "video exported", video_id, export=made.id, file=signed_file.sha256, labelled=made.labelled
+        )
+        webhooks.emit(session, project_id, "video.exported", video=video_id, export=made.id, sha256=signed_file.sha256)
     return order.export_id
 
 
@@ -135,7 +137,7 @@ def _check_exportable(video: Video, stand: SignOff) -> None:
         raise Conflict("Only an approved video can be exported, under the policy that is in force.")
 
 
-def _film(studio: Studio, order: _Order, target: Path) -> np.ndarray:
+def _write_video(studio: Studio, order: _Order, target: Path) -> np.ndarray:
     """Write the video, labelled where it is to be; its middle frame, uint8 [H, W, 3]."""
     source = studio.storage.path(order.video.blob)
     if order.label:

@@ -1,4 +1,4 @@
-"""Recognising a video of ours in a copy that was encoded, scaled or cropped anew, without credentials or a file's hash.
+"""Recognizing a video of ours in a copy that was encoded, scaled or cropped anew, without credentials or a file's hash.
 
 A look is a frame at 32x32 pixels as the lowest frequencies (discrete cosine transform) of brightness, 8x8 without its mean, and
 of both colors, 4x4 each: 96 numbers, weighted by the root of 1 + frequency^2, since the lowest ones hold nearly all energy and
@@ -35,7 +35,7 @@ BANDS, BITS = 8, 16
 VERSION = 3_000_000  # positions of one version of a video, a multiple of the margins
 SAME = 0.93  # mean cosine from which on a video counts as a copy
 CANDIDATES, FEWEST = 24, 3  # videos that are compared; moments that have to agree
-WINDOW, MOST_WINDOWS = 120, 50  # looks at a copy that are sought at once; windows of a long file
+WINDOW, MAX_WINDOWS = 120, 50  # looks at a copy that are sought at once; windows of a long file
 Look = np.ndarray  # float32 [LENGTH], normed
 
 
@@ -116,7 +116,7 @@ class Asked:
 def looks_at(frames: Iterable[tuple[float, np.ndarray]]) -> Iterator[tuple[Asked, Asked]]:
     """Window after window of a file, as it is and without uniform bars at its edges; memory does not grow with the file."""
     chosen = _every(frames, ASKED)
-    for _ in range(MOST_WINDOWS):
+    for _ in range(MAX_WINDOWS):
         window = [
             (seconds, cv2.resize(image, _fitted(image), interpolation=cv2.INTER_AREA))
             for seconds, image in islice(chosen, WINDOW)

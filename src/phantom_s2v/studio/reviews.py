@@ -39,7 +39,7 @@ YES, NO, NOT_APPLICABLE = N_("yes"), N_("no"), N_("does not apply")
 ANSWERS = (YES, NO, NOT_APPLICABLE)
 REAL = ("person", "product", "logo", "animal", "place")  # kinds of subjects whose videos always carry the label
 COMMENTS = 500  # shown of a video
-MOST_COMMENTS = 2000  # of a video
+MAX_COMMENTS = 2000  # of a video
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def comment(
     except Problem as problem:
         found.append(problem)
     raise_all(found)
-    if (session.scalar(select(func.count()).select_from(Comment).where(Comment.video_id == video.id)) or 0) >= MOST_COMMENTS:
+    if (session.scalar(select(func.count()).select_from(Comment).where(Comment.video_id == video.id)) or 0) >= MAX_COMMENTS:
         raise Conflict("This video has as many comments as one may have.")
     x, y = place or (None, None)
     made = Comment(video_id=video.id, user_id=actor.must_be_person(), frame=frame, x=x, y=y, text=words)

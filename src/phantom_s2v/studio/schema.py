@@ -406,7 +406,7 @@ class Export(Base):
 
 
 class Fingerprint(Base):
-    """How a video looks at a moment, by which re-encoded copies are recognised; see fingerprints."""
+    """How a video looks at a moment, by which re-encoded copies are recognized; see fingerprints."""
 
     __tablename__ = "fingerprints"
     video_id: Mapped[str] = mapped_column(Id, ForeignKey("videos.id"), primary_key=True)

@@ -1,7 +1,7 @@
 """Verify: what is known of any file that somebody has, whether or not it left this studio as it is now.
 
 Three things are asked, since each sees what the others miss: the register of exports by the SHA-256 of the whole file, which
-sees every changed byte; the file's content credentials, which name an export and a signer; and fingerprints, which recognise
+sees every changed byte; the file's content credentials, which name an export and a signer; and fingerprints, which recognize
 copies that were encoded anew. "Unchanged" is said on the register's word alone.
 """
 
@@ -31,7 +31,7 @@ from phantom_s2v.studio.problems import Problem, TooLarge
 from phantom_s2v.studio.schema import Export, JobSubject, Member, Right, Video
 from phantom_s2v.studio.uploads import child_environment
 
-MOST_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 TYPES = ((b"ftyp", 4, "video/mp4"), (b"\x89PNG", 0, "image/png"), (b"\xff\xd8\xff", 0, "image/jpeg"), (b"RIFF", 0, "image/webp"))
 
 
@@ -96,8 +96,8 @@ def _take_in(source: BinaryIO, target: Path) -> tuple[str, str]:
     with target.open("wb") as file:
         while part := source.read(1 << 20):
             size += len(part)
-            if size > MOST_BYTES:
-                raise TooLarge("The file is too large: at most %(megabytes)d MB are allowed.", "file", megabytes=MOST_BYTES >> 20)
+            if size > MAX_BYTES:
+                raise TooLarge("The file is too large: at most %(megabytes)d MB are allowed.", "file", megabytes=MAX_BYTES >> 20)
             head = head or part[:16]
             digest.update(part)
             file.write(part)

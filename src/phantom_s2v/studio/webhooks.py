@@ -1,4 +1,4 @@
-"""Webhooks: events told to addresses of the company, signed by HMAC, tried again with growing pauses.
+"""Webhooks: events sent to addresses of the company, signed by HMAC, tried again with growing pauses.
 
 An event is written in the transaction that makes it true, and sent afterwards. A receiver checks X-Phantom-Signature,
 "t=SECONDS,v1=HEX": HEX is HMAC-SHA-256 with the webhook's secret over "SECONDS.BODY". Names and texts are never sent, only ids.

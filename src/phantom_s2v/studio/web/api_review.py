@@ -13,7 +13,7 @@ from phantom_s2v.studio.database import paged
 from phantom_s2v.studio.problems import Problem
 from phantom_s2v.studio.schema import AuditLine, VideoState
 from phantom_s2v.studio.web.api import Row
-from phantom_s2v.studio.web.api_making import Text, files
+from phantom_s2v.studio.web.api_project import Text, files
 from phantom_s2v.studio.web.view import ViewOf
 
 routes = APIRouter(prefix="/api/v1")

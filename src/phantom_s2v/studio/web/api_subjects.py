@@ -132,6 +132,8 @@ def add_right(view: ViewOf, given: RightIn) -> RightOut:
         value = getattr(given, name)
         if value is not None and value.tzinfo is None:
             raise Problem("A time must have a zone, such as 2027-03-31T00:00:00Z.", name)
+        if value is not None and not 1900 <= value.year <= 2200:
+            raise Problem("Please enter a date as year-month-day, such as 2027-03-31.", name)
     with view.writing() as session:
         return _right(rights.add(session, view.actor, _find(view, session), rights.Record(**given.model_dump())))
 

@@ -19,7 +19,7 @@ from phantom_s2v.studio.uploads import Decoder
 from phantom_s2v.studio.web import (
     api,
     api_jobs,
-    api_making,
+    api_project,
     api_review,
     api_subjects,
     pages,
@@ -38,7 +38,7 @@ from phantom_s2v.studio.web.view import enter, problem_answer
 ROUTERS = (
     pages_system.routes, pages.routes, pages_subjects.routes, pages_policy.routes, pages_people.routes, pages_generate.routes,
     pages_jobs.routes, pages_review.routes, pages_verify.routes, api.routes, api_jobs.routes, api_subjects.routes,
-    api_making.routes, api_review.routes,
+    api_project.routes, api_review.routes,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Pages of review and sign-off: the list, the player with comments, the checklist, and exports."""
+"""Pages of review and sign-off: the list, the player with comments, the checklist, exports, and forgetting."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import exports, gate, reviews
+from phantom_s2v.studio import erasure, exports, gate, reviews
+from phantom_s2v.studio.access import find
 from phantom_s2v.studio.problems import N_, NotFound, Problem
 from phantom_s2v.studio.reviews import ANSWERS, SignOff
-from phantom_s2v.studio.schema import Role, Video, VideoState
+from phantom_s2v.studio.schema import Role, Subject, Video, VideoState
 from phantom_s2v.studio.web.view import View, ViewOf
 
 routes = APIRouter(include_in_schema=False)
@@ -58,7 +59,7 @@ def submit(view: ViewOf) -> Response:
     """Hand in a video for review."""
     with view.writing() as session:
         reviews.submit(session, view.actor, _video(view, session))
-    return view.go(_address(view, "review"), N_("The video was handed in. Reviewers and approvers have been told."))
+    return view.go(_address(view, "review"), N_("The video was handed in. Reviewers and approvers were notified."))
 
 
 def _video(view: View, session: Session) -> Video:
@@ -143,7 +144,7 @@ def decide(view: ViewOf) -> Response:
         with view.reading() as session:
             return view.wrong("sign_off.html", problem, **_sign_off(view, session))
     if back:
-        return view.go(_address(view, "review"), N_("The video was sent back; its maker has been told."))
+        return view.go(_address(view, "review"), N_("The video was sent back; its maker was notified."))
     said = (
         N_("The video is approved and can be exported.")
         if stand.approved
@@ -193,3 +194,29 @@ def export_file(view: ViewOf) -> Response:
         view.studio.storage.path(sha256), media_type=kind, filename=f"{found.id}{suffix}", content_disposition_type=how,
         headers={"Content-Security-Policy": SAFE, "Cache-Control": "private, max-age=3600"},
     )  # fmt: skip
+
+
+@routes.get("/projects/{project_id}/subjects/{subject_id}/erase")
+def erase_page(view: ViewOf) -> Response:
+    """What would be erased with a subject, and the form that asks for its name."""
+    with view.reading() as session:
+        return view.page("erase.html", **_erase(view, session))
+
+
+def _erase(view: View, session: Session) -> dict[str, Any]:
+    subject = find(session, Subject, view.param("subject_id"), view.project_id)
+    if subject.erased_at is not None:
+        raise NotFound
+    return {"subject": subject, "consequences": erasure.consequences(session, view.actor, view.project_id, subject.id)}
+
+
+@routes.post("/projects/{project_id}/subjects/{subject_id}/erase")
+def erase(view: ViewOf) -> Response:
+    """Forget a subject."""
+    try:
+        with view.writing() as session:
+            erasure.erase_subject(session, view.actor, view.project_id, view.param("subject_id"), view.form["name"])
+    except Problem as problem:
+        with view.reading() as session:
+            return view.wrong("erase.html", problem, **_erase(view, session))
+    return view.go(f"/projects/{view.project_id}/subjects", N_("The subject and everything made of it was erased."))
