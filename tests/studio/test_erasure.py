@@ -8,7 +8,7 @@ from sqlalchemy import select
 from phantom_s2v.studio import audit, certificates, erasure, exports, fingerprints, notices, reviews
 from phantom_s2v.studio.policies import CHECKLIST
 from phantom_s2v.studio.problems import Forbidden, Problem
-from phantom_s2v.studio.schema import AuditLine, Base, Blob, Draft, Job, Subject, User, Video, now
+from phantom_s2v.studio.schema import AuditLine, Base, Blob, Draft, Job, JobFile, Subject, User, Video, now
 from tests.studio.rows import add_subject, add_video, frames_of, mp4, set_policy
 
 CONTENT = mp4(frames_of("1f431", 3))
@@ -26,6 +26,7 @@ def shown(studio, actor_of):
         job = session.get_one(Job, video.job_id)
         job.saved_state = studio.storage.put(session, b"latents", "application/octet-stream")
         job.preview = studio.storage.put(session, b"preview", "image/jpeg")
+        session.add(JobFile(job_id=job.id, blob=subject.images[0].blob))
         session.add(Draft(project_id=studio.project_id, user_id=studio.people["maker"], prompt="Red cup", subjects=[subject.id]))
         notices.tell(session, [studio.people["maker"]], "right ends", project="p", subject=subject.id, name="Red cup", days=3)
         fingerprints.keep(session, film, fingerprints.measure([(0.0, frames_of("1f431", 3)[0])]))
@@ -56,7 +57,7 @@ def test_nothing_is_left_but_the_log(studio, actor_of, shown):
     with studio.reading() as session:
         assert session.scalars(select(Blob)).all() == []
         assert [each for each in before if studio.storage.path(each).exists()] == []
-        for table in ("videos", "jobs", "job_subjects", "drafts", "comments", "reviews", "exports", "fingerprints",
+        for table in ("videos", "jobs", "job_files", "job_subjects", "drafts", "comments", "reviews", "exports", "fingerprints",
                       "fingerprint_bands", "subject_images", "notices"):  # fmt: skip
             left = session.execute(select(Base.metadata.tables[table])).all()
             assert [row for row in left if subject.id in map(str, row) or film in map(str, row)] == [], table

@@ -23,6 +23,7 @@ from phantom_s2v.studio.schema import (
     Fingerprint,
     FingerprintBand,
     Job,
+    JobFile,
     JobSubject,
     Member,
     Notice,
@@ -106,17 +107,13 @@ def _remove_jobs(session: Session, jobs: Sequence[str]) -> list[str]:
     blobs = _remove_videos(session, videos)
     for job in session.scalars(select(Job).where(Job.id.in_(jobs))).all():
         blobs += [blob for blob in (job.saved_state, job.preview) if blob]
-        blobs += [each for each in _files_of(job.request) if each]
-        session.execute(delete(JobSubject).where(JobSubject.job_id == job.id))
+        blobs += session.scalars(select(JobFile.blob).where(JobFile.job_id == job.id)).all()
+        for table in (JobFile, JobSubject):
+            session.execute(delete(table).where(table.job_id == job.id))
         session.delete(job)
         audit.append(session, None, "job removed", job.id)
     session.flush()
     return blobs
-
-
-def _files_of(request: dict[str, Any]) -> list[Any]:
-    """Files of a request, by hash: those of a draft that no longer refers to them."""
-    return [request.get("first_frame"), request.get("background")]
 
 
 def _remove_videos(session: Session, videos: Sequence[str]) -> list[str]:
