@@ -135,7 +135,12 @@ def encoded(pipe: Any, clip: Any) -> dict[str, torch.Tensor]:
     image = np.ascontiguousarray(letterbox(clip.references[0], SIDE, SIDE))
     tensors = {"latents": encode(pipe.vae, to_pixels(clip.video)[None].to(pipe.vae.dtype))[0]}
     tensors["text"] = pipe.encode_texts([clip.caption], 512)[0]
-    return {**tensors, **pipe.reference_tensors([image], SIDE, SIDE), "subjects": torch.zeros(1, dtype=torch.int64)}
+    return {
+        **tensors,
+        **pipe.reference_tensors([image], SIDE, SIDE),
+        "subjects": torch.zeros(1, dtype=torch.int64),
+        "cross": torch.ones(1, dtype=torch.bool),
+    }
 
 
 def mini(clock: Clock, batch_size: int, repeats: int) -> dict[str, Any]:
@@ -144,10 +149,10 @@ def mini(clock: Clock, batch_size: int, repeats: int) -> dict[str, Any]:
     made, base = clips(CLIPS), deepcopy(pipe.transformer)
     with tempfile.TemporaryDirectory() as scratch:
         store = EncodedStore.create(Path(scratch) / "l.lance", {})
-        facts = {"height": SIDE, "width": SIDE, "frames": FRAMES, "subjects": 1}
-        rows = [(number, {name: value.half().contiguous() for name, value in encoded(pipe, clip).items() if name != "subjects"})
+        facts = {"height": SIDE, "width": SIDE, "frames": FRAMES, "subjects": 1, "in_pair": True, "cross_pair": True, "repeats": 1, "regularization": False, "license": ""}  # fmt: skip
+        rows = [(number, {name: value.half().contiguous() for name, value in encoded(pipe, clip).items() if name not in ("subjects", "cross")})
                 for number, clip in enumerate(made)]  # fmt: skip
-        subjects = {"subjects": torch.zeros(1, dtype=torch.int64)}
+        subjects = {"subjects": torch.zeros(1, dtype=torch.int64), "cross": torch.ones(1, dtype=torch.bool)}
         store.write({"id": f"{n:02d}", **facts, "caption": "", "tensors": save(row | subjects)} for n, row in rows)
         config = replace(recipes.own_mini(), batch_size=batch_size, validation=0.0)
         batches, _ = own.split(store, config)
