@@ -149,11 +149,14 @@ def mini(clock: Clock, batch_size: int, repeats: int) -> dict[str, Any]:
     made, base = clips(CLIPS), deepcopy(pipe.transformer)
     with tempfile.TemporaryDirectory() as scratch:
         store = EncodedStore.create(Path(scratch) / "l.lance", {})
-        facts = {"height": SIDE, "width": SIDE, "frames": FRAMES, "subjects": 1, "in_pair": True, "cross_pair": True, "repeats": 1, "regularization": False, "license": ""}  # fmt: skip
-        rows = [(number, {name: value.half().contiguous() for name, value in encoded(pipe, clip).items() if name not in ("subjects", "cross")})
-                for number, clip in enumerate(made)]  # fmt: skip
-        subjects = {"subjects": torch.zeros(1, dtype=torch.int64), "cross": torch.ones(1, dtype=torch.bool)}
-        store.write({"id": f"{n:02d}", **facts, "caption": "", "tensors": save(row | subjects)} for n, row in rows)
+        facts = {"height": SIDE, "width": SIDE, "frames": FRAMES, "subjects": 1, "in_pair": True, "cross_pair": True}
+        facts |= {"repeats": 1, "regularization": False, "caption": "", "license": ""}
+        whole = {"subjects": torch.zeros(1, dtype=torch.int64), "cross": torch.ones(1, dtype=torch.bool)}
+        rows = (
+            {name: value.half().contiguous() for name, value in encoded(pipe, clip).items() if name not in whole} | whole
+            for clip in made
+        )
+        store.write({"id": f"{n:02d}", **facts, "tensors": save(row)} for n, row in enumerate(rows))
         config = replace(recipes.own_mini(), batch_size=batch_size, validation=0.0)
         batches, _ = own.split(store, config)
         empty = pipe.encode_texts([""], 512)
