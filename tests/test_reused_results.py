@@ -56,7 +56,7 @@ def test_a_broken_model_does_not_get_the_sound_ones_figures(call_phantom, tiny, 
         return len(made) - before, json.loads(said.out.splitlines()[-1]), rows, frames
 
     count, sound, rows, frames = run(tiny)
-    assert (count, len(rows), len(frames)) == (4, 4, 4)
+    assert (count, len(rows), len(frames)) == (4, 4, 8)  # of each a strip of frames and the video
     assert run(tiny)[0] == 0
     with (out / "cases.jsonl").open("a") as file:
         file.write('{"id": "of another limit", "origin": "x"}\n{"id": "unnamed-cut o')
@@ -67,7 +67,8 @@ def test_a_broken_model_does_not_get_the_sound_ones_figures(call_phantom, tiny, 
     assert not {row["origin"] for row in rows} & {row["origin"] for row in others}
     assert all(changed[name] != frames[name] for name in frames)
     fresh = call_phantom(*ask, "--model", zeroed, "--out", tmp_path / "fresh")[1]
-    assert json.loads(fresh.out.splitlines()[-1]) == broken
+    report = str(tmp_path / "fresh" / "report.html")
+    assert json.loads(fresh.out.splitlines()[-1]) == {**broken, "report": report}
 
 
 def test_requests_are_made_again_where_anything_changed(call_phantom, tiny, zeroed, image, made, tmp_path):

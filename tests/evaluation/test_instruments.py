@@ -312,6 +312,7 @@ def test_the_table_of_metrics_names_the_fields_of_a_score():
         "reconstruction",
         "over_time",
         "in_windows",
+        "boxes",
     }
     assert set(fields["subject"]) - known == {m.name for m in METRICS.values() if m.of_subjects}
     assert METRICS["doubled"].worst([0.1, 0.4]) == 0.4

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from phantom_s2v.studio import certificates, examining, sign_in, verify
 from phantom_s2v.studio.policies import CHECKLIST
 from phantom_s2v.studio.schema import Right, Role, Subject
-from tests.studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
+from studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
 
 CONTENT = mp4(frames_of("1f431", 3))
 SCHEMATHESIS = os.environ.get("PHANTOM_SCHEMATHESIS") or shutil.which("schemathesis")

@@ -12,7 +12,7 @@ import pytest
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.studio import audit, backup
 from phantom_s2v.studio.schema import Blob
-from tests.studio.conftest import PASSWORD, make_studio
+from studio.conftest import PASSWORD, make_studio
 
 COLUMNS = ("at", "actor", "action", "object_id", "details", "previous", "sha256")
 LINES = 30

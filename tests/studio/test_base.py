@@ -35,7 +35,7 @@ def test_the_log_is_append_only(studio):
 
 
 def test_signing_in_and_out(browser):
-    from tests.studio.conftest import PASSWORD
+    from studio.conftest import PASSWORD
 
     client = browser(None)
     page = client.get("/projects/new")

@@ -9,7 +9,7 @@ from phantom_s2v.studio import audit, certificates, erasure, exports, fingerprin
 from phantom_s2v.studio.policies import CHECKLIST
 from phantom_s2v.studio.problems import Forbidden, Problem
 from phantom_s2v.studio.schema import AuditLine, Base, Blob, Draft, Job, JobFile, Subject, User, Video, now
-from tests.studio.rows import add_subject, add_video, frames_of, mp4, set_policy
+from studio.rows import add_subject, add_video, frames_of, mp4, set_policy
 
 CONTENT = mp4(frames_of("1f431", 3))
 

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from phantom_s2v.media.videos import Video
 from phantom_s2v.studio import fingerprints
 from phantom_s2v.studio.schema import Fingerprint, FingerprintBand
-from tests.studio.rows import FPS, add_video, frames_of, mp4
+from studio.rows import FPS, add_video, frames_of, mp4
 
 NAMES = ("1f431", "1f984", "1f412", "1f41d", "1f438", "1f692")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from phantom_s2v.studio import access, policies, rights, subjects
 from phantom_s2v.studio.schema import Member, Notice, Project, Right, Role, Subject, User, now
 from phantom_s2v.studio.web.view import SESSION
-from tests.studio.conftest import copied, make_studio, person
+from studio.conftest import copied, make_studio, person
 
 NASTY = (
     "../../etc/passwd", "/etc/passwd\u0000", "=cmd|' /C calc'!A0 @SUM(A1)",

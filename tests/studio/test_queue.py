@@ -139,7 +139,7 @@ def test_a_worker_leaves_what_it_cannot_make_alike_and_says_so(studio):
             assert queue.left(session, worker) == [(one.id, lacking)]
             assert queue.lacking(one.requires, offers(**offered)) == lacking
         assert waiting.blocked(waiting.line(session), one) == "threads"  # what the nearest of them lacks
-        assert waiting.blocked(waiting.line(session, at=at(600)), one) == "none"
+        assert waiting.blocked(waiting.line(session, at=at(10**6)), one) == "none"
         able = make_worker(session)
         assert waiting.blocked(waiting.line(session), one) == ""
         assert queue.left(session, able) == []

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from phantom_s2v.studio import reviews, sign_in
 from phantom_s2v.studio.schema import Video
 from phantom_s2v.studio.web.view import SESSION, sign_cookie
-from tests.studio.rows import add_subject, add_video, mp4, set_policy
+from studio.rows import add_subject, add_video, mp4, set_policy
 
 CHROMIUM = Path("/usr/bin/chromium")
 FRAMES, BITS, CELL = 81, 7, 32

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from phantom_s2v.studio import certificates, examining, reviews, verify
 from phantom_s2v.studio.policies import CHECKLIST
 from phantom_s2v.studio.schema import Comment, Export, Subject, Video, VideoState
-from tests.studio.rows import add_subject, add_video, frames_of, mp4, set_policy
+from studio.rows import add_subject, add_video, frames_of, mp4, set_policy
 
 FRAMES = frames_of("1f431", 3)
 CONTENT = mp4(FRAMES)

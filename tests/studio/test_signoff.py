@@ -25,7 +25,7 @@ from phantom_s2v.studio.policies import CHECKLIST
 from phantom_s2v.studio.problems import Conflict, Forbidden, NotFound, Problem, Problems
 from phantom_s2v.studio.schema import AuditLine, Export, Notice, Right, Role, Video, VideoState
 from phantom_s2v.studio.verify import Verdict
-from tests.studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
+from studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
 
 FRAMES = frames_of("1f431", 3)
 CONTENT = mp4(FRAMES)

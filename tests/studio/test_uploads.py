@@ -111,6 +111,9 @@ def test_a_decoder_that_was_killed_is_started_again(decoder):
         assert found.width == 40
 
 
+@pytest.mark.filterwarnings(
+    "ignore:lance is not fork-safe"
+)  # a test before this one may have imported it; the child does not use it
 @pytest.mark.parametrize("fault", ["memory", "time", "crash"])
 def test_a_child_beyond_its_limits_takes_nothing_with_it(tmp_path, monkeypatch, fault):
     import os

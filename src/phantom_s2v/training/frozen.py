@@ -49,7 +49,8 @@ def load_frozen(config: OwnConfig, folder: Path, placement: Placement) -> dict[s
         return {"transformer": load_gguf(Path(how), folder / "transformer", dtype)}
     kind: Any = video_model(folder).parts()["transformer"]
     settings = quantization_config(how, dtype)
-    return {"transformer": kind.from_pretrained(folder / "transformer", quantization_config=settings, torch_dtype=dtype)}
+    part = folder / "transformer"
+    return {"transformer": kind.from_pretrained(part, local_files_only=True, quantization_config=settings, torch_dtype=dtype)}
 
 
 def quantization_config(how: str, dtype: torch.dtype) -> Any:

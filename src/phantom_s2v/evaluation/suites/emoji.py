@@ -268,9 +268,12 @@ def _hits(within: int) -> Callable[[list[dict]], list[float]]:
 
 
 def _keep_frames(path: Path, video: np.ndarray) -> str:
-    """Write five frames of a video as one strip, and the video beside it; returns the hash of the strip."""
-    write_video(path.with_suffix(".mp4"), video, FPS)
+    """Write five frames of a video as one strip, then the video beside it; returns the hash of the strip.
+
+    In this order a row of before, whose strip is gone, is never shown with the video of another.
+    """
     write_image(path, strip(video))
+    write_video(path.with_suffix(".mp4"), video, FPS)
     return content_hash(path)
 
 
