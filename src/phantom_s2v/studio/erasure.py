@@ -46,11 +46,12 @@ def consequences(session: Session, actor: Actor, project_id: str, subject_id: st
     actor.must(project_id, Role.ADMIN)
     subject = find(session, Subject, subject_id, project_id)
     videos = select(Video.id).where(Video.job_id.in_(_jobs_of(subject)))
-    count, exported = (
-        session.scalar(select(func.count()).select_from(table).where(column.in_(videos)))
+    counts = (
+        select(func.count()).select_from(table).where(column.in_(videos)).scalar_subquery()
         for table, column in ((Video, Video.id), (Export, Export.video_id))
     )
-    return count or 0, exported or 0
+    count, exported = session.execute(select(*counts)).one()
+    return count, exported
 
 
 def erase_subject(session: Session, actor: Actor, project_id: str, subject_id: str, name: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, lazyload
 
 from phantom_s2v.studio import erasure, exports, gate, reviews
 from phantom_s2v.studio.access import find
@@ -204,7 +204,8 @@ def erase_page(view: ViewOf) -> Response:
 
 
 def _erase(view: View, session: Session) -> dict[str, Any]:
-    subject = find(session, Subject, view.param("subject_id"), view.project_id)
+    alone = (lazyload(Subject.images), lazyload(Subject.rights))
+    subject = find(session, Subject, view.param("subject_id"), view.project_id, options=alone)
     if subject.erased_at is not None:
         raise NotFound
     return {"subject": subject, "consequences": erasure.consequences(session, view.actor, view.project_id, subject.id)}
