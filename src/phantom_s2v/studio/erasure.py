@@ -46,12 +46,10 @@ def consequences(session: Session, actor: Actor, project_id: str, subject_id: st
     actor.must(project_id, Role.ADMIN)
     subject = find(session, Subject, subject_id, project_id)
     videos = select(Video.id).where(Video.job_id.in_(_jobs_of(subject)))
-    counts = (
-        select(func.count()).select_from(table).where(column.in_(videos)).scalar_subquery()
-        for table, column in ((Video, Video.id), (Export, Export.video_id))
-    )
-    count, exported = session.execute(select(*counts)).one()
-    return count, exported
+    count = select(func.count()).select_from(Video).where(Video.id.in_(videos)).scalar_subquery()
+    exported = select(func.count()).select_from(Export).where(Export.video_id.in_(videos)).scalar_subquery()
+    found = session.execute(select(count, exported)).one()
+    return found[0], found[1]
 
 
 def erase_subject(session: Session, actor: Actor, project_id: str, subject_id: str, name: str) -> None:
