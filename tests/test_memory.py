@@ -58,7 +58,7 @@ def write(path, count, height, width):
     return path
 
 
-@pytest.mark.parametrize("work", [WATCH, STORE], ids=["score", "import"])
+@pytest.mark.parametrize("work", [pytest.param(WATCH, id="score", marks=pytest.mark.long), pytest.param(STORE, id="import")])
 def test_length_takes_no_memory(tmp_path, work):
     """Frames are 0.2 MB, so 400 more of them would be 74 MB. In its first hundred frames a decoder still fills its buffers."""
     short, long = write(tmp_path / "short.mp4", 120, 200, 320), write(tmp_path / "long.mp4", 520, 200, 320)

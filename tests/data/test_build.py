@@ -413,6 +413,7 @@ def test_other_thresholds_take_back_what_they_would_not_write(source_videos, bui
     assert rows(out) == rows(built[0])
 
 
+@pytest.mark.long
 def test_a_pool_and_ray_give_the_same_rows(source_videos, built, tmp_path):
     run(source_videos, tmp_path / "pool.lance", workers=2)
     assert rows(tmp_path / "pool.lance") == rows(built[0])

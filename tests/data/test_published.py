@@ -142,11 +142,15 @@ def test_opens2v_is_read_item_by_item(tmp_path):
             nonlocal said
             said += "the clip gone.mp4 is missing" in line
 
-        tracemalloc.start()
-        assert list(read_opens2v(tmp_path / "a.json", tmp_path, RIGHTS, count_one)) == []
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-        assert said == count
+        reads = []
+        for _ in range(3):  # threads that earlier tests left behind are traced too, so the least counts
+            said = 0
+            tracemalloc.start()
+            assert list(read_opens2v(tmp_path / "a.json", tmp_path, RIGHTS, count_one)) == []
+            reads.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert said == count
+        peaks.append(min(reads))
     assert peaks[1] < peaks[0] + 200_000 < (tmp_path / "a.json").stat().st_size / 4
 
 

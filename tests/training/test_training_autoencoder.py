@@ -109,6 +109,7 @@ def test_the_packaged_decoder_trains_on_clips_of_128_pixels(tmp_path, sprites):
     assert (tmp_path / "autoencoder").is_dir()
 
 
+@pytest.mark.long
 def test_without_weights_to_start_from_the_linear_path_comes_first(tmp_path, sprites, monkeypatch):
     module = "phantom_s2v.training.autoencoder.joint"
     short = lambda *given, **named: composed(*given, **named)[:, :, :5]  # noqa: E731 - a clip's beginning is a clip
