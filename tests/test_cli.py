@@ -360,6 +360,7 @@ def test_a_path_that_cannot_be_used_is_one_sentence(call_phantom, tmp_path, monk
     assert (code, out.err) == (2, f"phantom: {tmp_path / 'file' / 'run'}: Not a directory\n")
 
 
+@pytest.mark.long
 def test_a_console_of_another_encoding_gets_escapes_that_json_reads(tiny, image, tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     out = tmp_path / "狐\U0001f98a.mp4"

@@ -521,7 +521,7 @@ STOPPED = (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_a_signal_saves_first_and_the_run_goes_on_bit_for_bit(tmp_path, number):
     """The signal reaches the whole group, as Ctrl-C and systemd send it: the processes that compose batches too."""
     command = [sys.executable, "-c", STOPPED, str(tmp_path / "parts"), str(Path(__file__).parent)]

@@ -375,7 +375,7 @@ def test_parallel_needs_torchrun(converted):
         placed(converted, parallel="ulysses")
 
 
-@pytest.mark.parametrize("kind", ["ulysses", "fsdp"])
+@pytest.mark.parametrize("kind", ["ulysses", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_two_processes_give_the_same_latents(converted, plain, tmp_path, kind):
     """Under gloo on CPUs. Ring attention needs what CPU backends lack, and is untested."""
     script = tmp_path / "run.py"
