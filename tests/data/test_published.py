@@ -136,7 +136,6 @@ def test_opens2v_is_read_item_by_item(tmp_path):
     for count in (500, 4000):
         entry = {"metadata": {"path": "gone.mp4", "cap": ["x" * 2000]}, "annotation": {}}
         (tmp_path / "a.json").write_text(json.dumps({f"clip {i}": entry for i in range(count)}))
-        said = 0
 
         def count_one(line):
             nonlocal said

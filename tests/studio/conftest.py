@@ -2,6 +2,9 @@
 
 import re
 import shutil
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,3 +147,21 @@ def statements(studio) -> Iterator[SimpleNamespace]:
     event.listen(studio.engine, "before_cursor_execute", note)
     yield seen
     event.remove(studio.engine, "before_cursor_execute", note)
+
+
+@pytest.fixture
+def served(app) -> Iterator[str]:
+    """The address of the studio behind a real server on a free port."""
+    import uvicorn
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()

@@ -2,13 +2,9 @@
 
 import os
 import shutil
-import socket
 import subprocess
-import threading
-import time
 
 import pytest
-import uvicorn
 from sqlalchemy import select
 
 from phantom_s2v.studio import certificates, examining, sign_in, verify
@@ -114,7 +110,7 @@ def test_what_is_no_number_and_no_text_is_refused_in_words(api, film):
 @pytest.mark.skipif(
     not SCHEMATHESIS, reason="needs schemathesis, in an environment of its own: its pytest plugin slows every run"
 )
-def test_schemathesis_finds_no_fault(app, studio, actor_of, film, tmp_path):
+def test_schemathesis_finds_no_fault(app, served, studio, actor_of, film, tmp_path):
     """By a person with every role, on rows that exist."""
     for role in Role:
         give_role(studio, "boss", role)
@@ -124,19 +120,9 @@ def test_schemathesis_finds_no_fault(app, studio, actor_of, film, tmp_path):
     known = {"project_id": studio.project_id, "video_id": film, "subject_id": subject}
     lines = [f'"path.{name}" = "{value}"' for name, value in known.items()]
     (tmp_path / "schemathesis.toml").write_text("\n".join(["[parameters]", *lines]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
     checked = "--checks not_a_server_error --phases examples,coverage,fuzzing --max-examples 30 --request-timeout 20"
-    where = [f"http://127.0.0.1:{port}/api/v1/openapi.json", "--header", f"Authorization: Bearer {token}"]
+    where = [f"{served}/api/v1/openapi.json", "--header", f"Authorization: Bearer {token}"]
     command = [str(SCHEMATHESIS), "--config-file", str(tmp_path / "schemathesis.toml"), "run", *where, *checked.split()]
     done = subprocess.run([*command, "--generation-deterministic"], capture_output=True, text=True, timeout=1500)
-    server.should_exit = True
-    thread.join()
     app.state.decoder.close()
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

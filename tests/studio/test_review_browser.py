@@ -2,14 +2,11 @@
 
 import io
 import random
-import socket
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image, ImageDraw
 
 from phantom_s2v.studio import reviews, sign_in
@@ -31,21 +28,6 @@ def numbered(number: int, seed: int) -> np.ndarray:
         color = (255, 255, 255) if number >> bit & 1 else (0, 0, 0)
         drawn.rectangle((bit * CELL, 0, (bit + 1) * CELL - 1, CELL - 1), fill=color)
     return np.asarray(image)
-
-
-@pytest.fixture
-def served(app):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture
