@@ -170,6 +170,25 @@ def write_shards(state: dict[str, torch.Tensor], folder: Path, count: int) -> Pa
 
 
 @torch.no_grad()
+def write_gguf(file, state, kind, prefix=""):
+    """A GGUF as llama.cpp's and ComfyUI's converters write it: matrices of whole blocks quantized, the rest in float32."""
+    import gguf
+
+    writer = gguf.GGUFWriter(file, "wan")
+    for name, value in state.items():
+        small = value.ndim != 2 or value.shape[1] % 32 or not name.startswith("blocks")
+        if small:
+            writer.add_tensor(prefix + name, value.float().numpy())
+        else:
+            data = gguf.quants.quantize(value.float().numpy(), kind)
+            writer.add_tensor(prefix + name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
 def velocity(transformer) -> torch.Tensor:
     """Of one noisy latent and one text, without references."""
     generator = torch.Generator().manual_seed(0)

@@ -17,28 +17,11 @@ KINDS = gguf.GGMLQuantizationType
 STATE = native.transformer()
 
 
-def write(file, state, kind, prefix=""):
-    """A GGUF as llama.cpp's and ComfyUI's converters write it: matrices of whole blocks quantized, the rest in float32."""
-    writer = gguf.GGUFWriter(file, "wan")
-    for name, value in state.items():
-        small = value.ndim != 2 or value.shape[1] % 32 or not name.startswith("blocks")
-        if small:
-            writer.add_tensor(prefix + name, value.float().numpy())
-        else:
-            data = gguf.quants.quantize(value.float().numpy(), kind)
-            writer.add_tensor(prefix + name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
-
-
 @pytest.mark.parametrize(
     ("kind", "prefix", "near"), [("F16", "", 0.01), ("Q8_0", "model.diffusion_model.", 0.05), ("Q4_0", "", 0.6)]
 )
 def test_its_velocity_is_near_the_original(converted, tmp_path, kind, prefix, near):
-    file = write(tmp_path / "model.gguf", STATE, KINDS[kind], prefix)
+    file = native.write_gguf(tmp_path / "model.gguf", STATE, KINDS[kind], prefix)
     model = load_gguf(file, converted / "transformer", torch.float32)
     assert not model.training
     assert (model.blocks[0].ffn.net[0].proj.weight.dtype is torch.uint8) == (kind != "F16")
@@ -47,11 +30,11 @@ def test_its_velocity_is_near_the_original(converted, tmp_path, kind, prefix, ne
 
 
 def test_what_is_no_transformer_in_gguf_is_one_sentence(converted, tmp_path, monkeypatch):
-    sound = write(tmp_path / "sound.gguf", STATE, KINDS.Q8_0)
-    lost = write(tmp_path / "lost.gguf", {k: v for k, v in STATE.items() if k != "blocks.1.ffn.2.bias"}, KINDS.Q8_0)
-    write(tmp_path / "wide.gguf", native.transformer(dim=128), KINDS.Q8_0)
-    write(tmp_path / "more.gguf", STATE | {"img_emb.proj.1.weight": torch.zeros(32)}, KINDS.Q8_0)
-    write(tmp_path / "nan.gguf", STATE | {"head.modulation": torch.full((1, 2, 64), torch.nan)}, KINDS.Q8_0)
+    sound = native.write_gguf(tmp_path / "sound.gguf", STATE, KINDS.Q8_0)
+    lost = native.write_gguf(tmp_path / "lost.gguf", {k: v for k, v in STATE.items() if k != "blocks.1.ffn.2.bias"}, KINDS.Q8_0)
+    native.write_gguf(tmp_path / "wide.gguf", native.transformer(dim=128), KINDS.Q8_0)
+    native.write_gguf(tmp_path / "more.gguf", STATE | {"img_emb.proj.1.weight": torch.zeros(32)}, KINDS.Q8_0)
+    native.write_gguf(tmp_path / "nan.gguf", STATE | {"head.modulation": torch.full((1, 2, 64), torch.nan)}, KINDS.Q8_0)
     (tmp_path / "cut.gguf").write_bytes(sound.read_bytes()[:-3000])
     (tmp_path / "head.gguf").write_bytes(sound.read_bytes()[:40])
     (tmp_path / "junk.gguf").write_bytes(b"junk" * 100)
@@ -78,7 +61,7 @@ def test_an_estimate_counts_a_file_with_its_own_size(converted, tmp_path):
     from phantom_s2v.models.registry import video_model
     from phantom_s2v.pipeline.cost.measure import read_configs, weight_bytes
 
-    file = write(tmp_path / "model.gguf", STATE, KINDS.Q4_0)
+    file = native.write_gguf(tmp_path / "model.gguf", STATE, KINDS.Q4_0)
     transformer, autoencoder = read_configs(converted)
     for placement, expected in ((Placement(transformer=str(file)), file.stat().st_size), (Placement(), None)):
         sizes = weight_bytes(converted, video_model(converted), transformer, autoencoder, placement, 4)
@@ -86,14 +69,14 @@ def test_an_estimate_counts_a_file_with_its_own_size(converted, tmp_path):
 
 
 def test_kinds_that_diffusers_does_not_read_are_named(converted, tmp_path, monkeypatch):
-    file = write(tmp_path / "model.gguf", STATE, KINDS.Q8_0)
+    file = native.write_gguf(tmp_path / "model.gguf", STATE, KINDS.Q8_0)
     monkeypatch.setattr("diffusers.quantizers.gguf.utils.SUPPORTED_GGUF_QUANT_TYPES", [KINDS.Q4_0])
     with pytest.raises(CheckpointError, match="is quantized as Q8_0; it must be F32, F16, Q4_0"):
         load_gguf(file, converted / "transformer", torch.float32)
 
 
 def test_a_command_takes_the_file_and_knows_it_again(converted, tmp_path, call_phantom):
-    file = write(tmp_path / "q8.gguf", STATE, KINDS["Q8_0"])
+    file = native.write_gguf(tmp_path / "q8.gguf", STATE, KINDS["Q8_0"])
     ask = (
         "generate",
         "--model",

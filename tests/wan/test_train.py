@@ -3,14 +3,17 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import native
 import numpy as np
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from PIL import Image
 from processes import held, in_processes
@@ -23,6 +26,7 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement
 from phantom_s2v.models.wan.transformer import QuickRotation, wan_velocity
+from phantom_s2v.models.weights import load_part
 from phantom_s2v.pipeline.conditions import Conditions, Dropped
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import encoding, own, recipes, result
@@ -255,16 +259,52 @@ def test_a_converted_or_merged_lora_is_as_strong_as_the_one_it_was(converted, tm
         torch.testing.assert_close(wan_velocity(merged.transformer, *given), expected, atol=1e-4, rtol=1e-4)
 
 
+def frozen_lora(latents, folder, out, **changes) -> dict[str, torch.Tensor]:
+    """The LoRA after three steps on a base that is held as `changes` of the configuration say."""
+    lora = Lora(2, 2.0, targets=("to_q", "ffn.net.0.proj"))
+    config = replace(recipes.own_wan_lora(), lora=lora, t_tokens=16, **changes)
+    train = replace(config.train, steps=3, adam_lr=5e-3, warmup=1, precision="float32", ema_decay=0.0, log_steps=1)
+    own.run(replace(config, train=train), folder, latents.path, out, Placement(device="cpu"))
+    return load_file(out / "lora.safetensors")
+
+
 def test_swapped_blocks_have_the_same_losses_and_the_same_lora(latents, converted, tmp_path):
     """On the CPU, where each copy is one more; the result is bit for bit that of a training without."""
-    lora, files = Lora(2, 2.0, targets=("to_q", "ffn.net.0.proj")), []
-    for count in (0, 1):
-        config = replace(recipes.own_wan_lora(), lora=lora, t_tokens=16, blocks_to_swap=count)
-        train = replace(config.train, steps=3, adam_lr=5e-3, warmup=1, precision="float32", ema_decay=0.0, log_steps=1)
-        own.run(replace(config, train=train), converted, latents.path, tmp_path / str(count), Placement(device="cpu"))
-        files.append(load_file(tmp_path / str(count) / "lora.safetensors"))
+    files = [frozen_lora(latents, converted, tmp_path / str(count), blocks_to_swap=count) for count in (0, 1)]
     assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
     assert any(value.any() for name, value in files[0].items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_a_lora_on_a_gguf_base_is_the_one_on_its_dequantized_weights(latents, converted, tmp_path, kind):
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType[kind]
+    file = native.write_gguf(tmp_path / "base.gguf", native.transformer(), kind)
+    dense = shutil.copytree(converted, tmp_path / "dense")
+    transformer = load_part(WanTransformer3DModel, converted / "transformer")
+    for name, value in transformer.state_dict().items():
+        if name.startswith("blocks.") and value.ndim == 2 and value.shape[1] % 32 == 0:
+            stored = gguf.quants.dequantize(gguf.quants.quantize(value.float().numpy(), kind), kind)
+            value.copy_(torch.from_numpy(stored))
+    shutil.rmtree(dense / "transformer")
+    transformer.save_pretrained(dense / "transformer")
+    plain = frozen_lora(latents, converted, tmp_path / "plain")
+    expected, found = (
+        frozen_lora(latents, dense, tmp_path / "expected"),
+        frozen_lora(latents, converted, tmp_path / "found", quantization=str(file)),
+    )
+    far, near = (
+        torch.cat([(found[name] - value).flatten() for name, value in other.items()]).norm() for other in (plain, expected)
+    )
+    assert near < 0.05 * far  # AdamW enlarges roundings where a gradient is all but zero
+
+
+def test_a_lora_is_trained_on_a_base_of_eight_bits(latents, converted, tmp_path):
+    pytest.importorskip("torchao")
+    plain, found = (frozen_lora(latents, converted, tmp_path / how, quantization=how) for how in ("none", "int8"))
+    assert any("lora_B" in name and value.any() for name, value in found.items())
+    difference = torch.cat([(found[name] - value).flatten() for name, value in plain.items()])
+    assert 0 < difference.std() < 0.3 * torch.cat([value.flatten() for value in plain.values()]).std()
 
 
 def test_training_starts_from_a_lora_and_on_merged_ones(latents, converted, tmp_path):
