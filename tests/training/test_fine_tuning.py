@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from phantom_s2v.training import aliases, objective, own, recipes
 from phantom_s2v.training.batches import PERIOD, collate, split
 from phantom_s2v.training.config import Mix, OwnConfig
 from phantom_s2v.training.encoded import EncodedStore
+from phantom_s2v.training.log import Log
 
 
 @pytest.fixture(scope="module")
@@ -358,3 +360,18 @@ def test_processes_and_ray_encode_what_one_process_does(tiny, tmp_path):
         for name in ("one", "two", "ray")
     ]
     assert rows[0] == rows[1] == rows[2]
+
+
+def test_a_resumed_training_goes_on_with_its_run_of_weights_and_biases(tmp_path, monkeypatch):
+    """Two folders of one name are two runs; the package, which is not installed for tests, is stood in for."""
+    asked = []
+    run = SimpleNamespace(log=lambda row, step: asked.append((step, row)), finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: asked.append(given) or run))
+    for folder, start in ((tmp_path / "a" / "run", 0), (tmp_path / "b" / "run", 0), (tmp_path / "a" / "run", 1)):
+        folder.mkdir(parents=True, exist_ok=True)
+        log = Log(folder, replace(config().train, wandb="foxes"), None, start)
+        log.write(start, {"loss": 0.5})
+        log.close()
+    first, _, second, _, third, row = asked
+    assert first["id"] == third["id"] != second["id"]
+    assert (first["project"], first["name"], first["resume"], row) == ("foxes", "run", "allow", (2, {"loss": 0.5}))

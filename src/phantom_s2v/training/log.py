@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -17,6 +18,7 @@ from phantom_s2v.models.distributed import everyone, is_main
 from phantom_s2v.training.config import TrainConfig
 
 LOG = "log.jsonl"
+WANDB = "wandb-id.txt"  # of the run there, by which a resumed training goes on with it
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,11 @@ def _weights_and_biases(config: TrainConfig, out: Path) -> Any:
         import wandb  # type: ignore[import-not-found]
     except ImportError as error:
         raise InputError("wandb is not installed; it is needed for the field wandb: pip install wandb") from error
-    return wandb.init(project=config.wandb, id=out.absolute().name, resume="allow", dir=str(out), config=asdict(config))
+    known = out / WANDB
+    if not known.exists():
+        write_text(known, f"{uuid4().hex}\n")
+    run = next(text_lines(known)).strip()
+    return wandb.init(project=config.wandb, id=run, name=out.absolute().name, resume="allow", dir=str(out), config=asdict(config))
 
 
 def _step(line: str) -> int:
