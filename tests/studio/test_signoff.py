@@ -232,7 +232,7 @@ def test_only_what_is_approved_now_can_be_exported(studio, actor_of, film, signi
 
 
 def test_without_a_certificate_nothing_is_exported(studio, actor_of, approved):
-    with pytest.raises(Exception, match="phantom studio certificate make"):
+    with pytest.raises(Conflict, match="sets the signature up"):
         exports.make(studio, actor_of("maker"), studio.project_id, approved)
 
 

@@ -14,7 +14,7 @@ from phantom_s2v.studio.web import i18n
 
 STUDIO = Path(phantom_s2v.studio.__file__).parent
 FIRST_ARGUMENT = ("Problem", "Forbidden", "NotFound", "NotSignedIn", "Conflict", "TooLarge", "TooMany", "say")
-KEYWORDS = {"_": None, "N_": None, "gettext": None, "ngettext": (1, 2)} | dict.fromkeys(FIRST_ARGUMENT, (1,))
+KEYWORDS = {"_": None, "N_": None, "gettext": None, "append": (3,), "ngettext": (1, 2)} | dict.fromkeys(FIRST_ARGUMENT, (1,))
 STATES = {state.value for kind in (JobState, VideoState) for state in kind}
 FAULTS = {"other subject", "drifting", "missing", "doubled", "swapped", "pasted", "flashed", "frozen", "blurred", "other clothes"}
 PROMPT = ("the prompt ", "two subjects ")  # how sentences of the prompt check begin

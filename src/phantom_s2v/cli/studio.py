@@ -170,12 +170,13 @@ def make_certificate(
 ) -> None:
     """Make a new signing certificate by the studio's own authority, which the first one founds."""
     from phantom_s2v.studio import certificates
+    from phantom_s2v.studio.access import SYSTEM
 
-    if not organization.strip() or len(organization) > 64 or not organization.isprintable():
-        raise InputError(f"organization must have 1 to 64 printable characters (got {len(organization)})")
-    where = _certificates(folder)
-    _tell_certificate(certificates.make(where, organization.strip(), days))
-    say(f"Others trust the exports once they have {where / 'root.pem'}")
+    made = opened(folder)
+    with made.writing() as session:
+        certificate = certificates.establish(session, SYSTEM, organization, days)
+    _tell_certificate(certificate)
+    say(f"Others trust the exports once they have {made.settings.folder / 'certificate' / 'root.pem'}")
 
 
 @certificate.command("import")

@@ -38,6 +38,7 @@ class Headline:
     figure: str
     words: str
     points: list[tuple[str, str]] = field(default_factory=list)
+    label: str = "Verdict"  # what a screen reader calls it
 
 
 def share_state(part: int, whole: int) -> str:

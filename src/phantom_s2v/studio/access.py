@@ -73,6 +73,8 @@ RULES: dict[str, Who] = {
     "POST /people": STUDIO_ADMIN,
     "POST /people/{user_id}": STUDIO_ADMIN,
     "POST /people/{user_id}/link": STUDIO_ADMIN,
+    "GET /certificate": STUDIO_ADMIN,
+    "POST /certificate": STUDIO_ADMIN,
     "GET /audit": STUDIO_ADMIN,
     "GET /notices": SIGNED_IN,
     "POST /notices/read": SIGNED_IN,

@@ -1,7 +1,7 @@
 """The certificate that signs exports: made by an authority of the studio's own, or brought from outside.
 
-`phantom studio certificate make` founds the authority; other programs call what it signs unknown until its root.pem is given to
-them. Files of the folder, each readable by its owner alone:
+The first administrator founds the authority with the name of their organization; other programs call what it signs unknown until
+its root.pem is given to them. Files of the folder, each readable by its owner alone:
 
     root.pem, root.key     the studio's own authority, which signs the next certificate
     chain.pem, key.pem     the certificate that signs exports, with those above it, and its private key
@@ -21,13 +21,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from sqlalchemy.orm import Session
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.io import naming
+from phantom_s2v.studio import audit
+from phantom_s2v.studio.access import Actor
+from phantom_s2v.studio.context import studio_of
+from phantom_s2v.studio.texts import line
 
 ROOT_DAYS, SIGNER_DAYS = 3650, 398
 CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 MAX_PEM = 1 << 20  # bytes
+LONGEST_NAME = 64  # characters of an organization (X.520, ub-organization-name)
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,28 @@ class Certificate:
     chain: str  # PEM, the signing certificate first
     key: str  # PEM, PKCS8
     algorithm: str  # C2PA's name
-    subject: str
+    subject: str  # all that it says of the signer
+    organization: str  # "" where it names none
     valid_until: datetime
+
+    @property
+    def expired(self) -> bool:
+        """Whether it signs nothing any more."""
+        return self.valid_until <= datetime.now(UTC)
+
+
+def establish(session: Session, actor: Actor, organization: str, days: int = SIGNER_DAYS, replace: bool = True) -> Certificate:
+    """A new certificate for an organization, as an administrator of the studio; unless `replace`, one that is there stays.
+
+    Raises Problem for a name that no certificate can have.
+    """
+    actor.must_be_admin()
+    organization, folder = line(organization, "organization", LONGEST_NAME), studio_of(session).settings.folder / "certificate"
+    if not replace and is_there(folder):
+        return load(folder)
+    made = make(folder, organization, days)
+    audit.append(session, actor.id, "certificate made", valid_until=made.valid_until.date().isoformat())
+    return made
 
 
 def make(folder: Path, organization: str, days: int = SIGNER_DAYS, now: datetime | None = None) -> Certificate:
@@ -122,9 +148,14 @@ def trust(folder: Path, root: Path) -> str:
     return found[0].subject.rfc4514_string()
 
 
+def is_there(folder: Path) -> bool:
+    """Whether exports can be signed."""
+    return (folder / "chain.pem").is_file()
+
+
 def load(folder: Path) -> Certificate:
     """The certificate that signs exports. Raises InputError where there is none."""
-    if not (folder / "chain.pem").is_file():
+    if not is_there(folder):
         raise InputError("there is no certificate to sign exports with; make one: phantom studio certificate make")
     return _checked((folder / "chain.pem").read_bytes(), (folder / "key.pem").read_bytes(), "chain.pem", "key.pem", expired=True)
 
@@ -159,7 +190,10 @@ def _checked(chain: bytes, key: bytes, chain_name: str, key_name: str, expired: 
     if not expired and ends <= datetime.now(UTC):
         raise InputError(f"{chain_name} expired on {ends:%Y-%m-%d}")
     text = b"".join(map(_pem, found)).decode()
-    return Certificate(text, _private_pem(private).decode(), _algorithm(private), found[0].subject.rfc4514_string(), ends)
+    subject = found[0].subject
+    named = subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    organization = str(named[0].value) if named else ""
+    return Certificate(text, _private_pem(private).decode(), _algorithm(private), subject.rfc4514_string(), organization, ends)
 
 
 def _algorithm(key: PrivateKeyTypes) -> str:

@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import io
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import c2pa
@@ -80,7 +79,7 @@ def sign(
     `stamps` is the address of a time-stamping authority (RFC 3161): with its stamp credentials stay valid after the certificate
     has expired. Raises InputError where the certificate has expired or the authority does not answer.
     """
-    if certificate.valid_until <= datetime.now(UTC):
+    if certificate.expired:
         until = f"{certificate.valid_until:%Y-%m-%d}"
         raise InputError(f"the signing certificate expired on {until}; make a new one: phantom studio certificate make")
     try:

@@ -18,18 +18,16 @@ from PIL import Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from phantom_s2v import __version__
-from phantom_s2v.media import pages
-from phantom_s2v.media.pages import Headline
 from phantom_s2v.media.videos import Video as VideoFile
 from phantom_s2v.media.videos import encode
-from phantom_s2v.studio import audit, certificates, credentials, fingerprints, labels, reviews, webhooks
+from phantom_s2v.studio import audit, certificates, credentials, fingerprints, labels, report, reviews, webhooks
 from phantom_s2v.studio.access import Actor, find
+from phantom_s2v.studio.certificates import Certificate
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import Conflict, NotFound, Problem
 from phantom_s2v.studio.reviews import SignOff
-from phantom_s2v.studio.schema import Export, Job, JobSubject, Role, SubjectImage, Video, new_id, now
+from phantom_s2v.studio.schema import Export, Job, JobSubject, Role, SubjectImage, Video, new_id
 from phantom_s2v.studio.texts import text
 
 CRF = 16  # of the labelled video
@@ -54,7 +52,7 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
 
     Without a label a written reason is needed, and some videos have to carry one. Raises Problem.
     """
-    certificate = certificates.load(studio.settings.folder / "certificate")
+    certificate = signature(studio)
     with studio.reading() as session:
         order = _order(session, studio, actor, project_id, video_id, label, reason)
         session.expunge_all()
@@ -65,9 +63,15 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
         with unsigned.open("rb") as source, signed.open("w+b") as target:
             credentials.sign(source, target, claims, certificate, studio.settings.timestamps or None)
         signed_file = stack.enter_context(studio.storage.staged(stack.enter_context(signed.open("rb"))))
-        page = _report(order, signed_file.sha256, poster, certificate.subject)
+        page = report.render(
+            report.Facts(
+                order.export_id, order.model, order.origin, order.video, order.stand, order.label, signed_file.sha256, poster,
+                certificate.organization or certificate.subject,
+            ),
+            actor.language,
+        )  # fmt: skip
         still = stack.enter_context(studio.storage.staged(_jpeg(poster)))
-        report = stack.enter_context(studio.storage.staged(page.encode()))
+        page_file = stack.enter_context(studio.storage.staged(page.encode()))
         looks = fingerprints.measure(VideoFile(signed, "the export").frames())
         session = stack.enter_context(studio.writing())
         video, stand = reviews.opened(session, actor, project_id, video_id)
@@ -77,7 +81,7 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
         made = Export(
             id=order.export_id, video_id=video_id, user_id=actor.must_be_person(), labelled=bool(order.label),
             label_reason=order.reason, blob=studio.storage.keep(session, signed_file, "video/mp4"),
-            poster=studio.storage.keep(session, still, "image/jpeg"), report=studio.storage.keep(session, report, "text/html"),
+            poster=studio.storage.keep(session, still, "image/jpeg"), report=studio.storage.keep(session, page_file, "text/html"),
         )  # fmt: skip
         session.add(made)
         fingerprints.keep(session, video_id, looks, version=int(made.labelled))
@@ -86,6 +90,17 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
         )
         webhooks.emit(session, project_id, "video.exported", video=video_id, export=made.id, sha256=signed_file.sha256)
     return order.export_id
+
+
+def signature(studio: Studio) -> Certificate:
+    """The certificate that signs exports. Raises Conflict where there is none that is valid."""
+    folder = studio.settings.folder / "certificate"
+    if not certificates.is_there(folder):
+        raise Conflict("Exports cannot be signed yet. An administrator of the studio sets the signature up.")
+    certificate = certificates.load(folder)
+    if certificate.expired:
+        raise Conflict("The certificate that signs exports has expired. An administrator of the studio renews it.")
+    return certificate
 
 
 def of_video(session: Session, actor: Actor, video: Video, after: str | None = None) -> Page[Export]:
@@ -156,24 +171,3 @@ def _jpeg(image: np.ndarray) -> bytes:
     target = io.BytesIO()
     Image.fromarray(image).save(target, "JPEG", quality=90)
     return target.getvalue()
-
-
-def _report(order: _Order, sha256: str, poster: np.ndarray, signer: str) -> str:
-    """The HTML report, which opens anywhere: what the file is, who answered for it by id, and what was measured."""
-    video, stand = order.video, order.stand
-    overridden = bool(video.override_by)
-    headline = Headline(
-        "mixed" if overridden or not order.label else "good",
-        f"{len(stand.signatures)} of {stand.rules.signatures if stand.rules else 1}",
-        "people other than the maker have signed this video under the policy in force.",
-        [
-            ("Label", f"“{order.label}” in every frame" if order.label else "left out; the reason is on record"),
-            ("KPIs", "not all met; a reviewer let it pass, the reason is on record" if overridden else "all met"),
-            ("File", f"SHA-256 {sha256}"),
-        ],
-    )
-    return pages.render(
-        "export.html", title=f"Export {order.export_id}", headline=headline, poster=poster, order=order, video=video, stand=stand,
-        verdicts=(video.score or {}).get("verdicts", []), signer=signer, version=__version__, at=now(),
-        checked=[(item, each["answer"]) for item, each in (stand.signatures[-1].checklist if stand.signatures else {}).items()],
-    )  # fmt: skip

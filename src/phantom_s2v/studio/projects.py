@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.kpi import parse_kpis
-from phantom_s2v.studio import audit
+from phantom_s2v.studio import audit, certificates
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import Conflict, NotFound, Problem
@@ -20,6 +20,7 @@ from phantom_s2v.studio.texts import line, text
 LANGUAGES = ("en", "ja")
 FIRST = "admin@studio.invalid"  # the first administrator, until they have said who they are
 LATEST = 6  # videos on a project's overview
+MOST = 100  # that a count on it goes up to
 CURRENCIES = ("EUR", "JPY", "USD", "GBP", "CHF", "CNY", "KRW", "SGD", "TWD", "AUD", "CAD")
 
 
@@ -40,12 +41,18 @@ def add_user(
     return user, make_link(session, actor, user)
 
 
-def introduce(session: Session, user: User, email: str, name: str) -> None:
-    """The first administrator says who they are."""
+def has_account(session: Session, email: str) -> bool:
+    """Whether there is a person of this e-mail address. Raises Problem for what is none."""
+    return session.scalar(select(User.id).where(User.email == normal_email(email))) is not None
+
+
+def introduce(session: Session, user: User, email: str, name: str, organization: str) -> None:
+    """The first administrator says who they are, and for whom the studio signs; a certificate that is there already stays."""
     user.email, user.name = normal_email(email), line(name, "name")
     if user.email.endswith("@studio.invalid"):
         raise Problem("This is not an e-mail address.", "email")
     audit.append(session, user.id, "administrator introduced", user.id)
+    certificates.establish(session, Actor(user.id, user.name, user.language, user.admin), organization, replace=False)
 
 
 def people(session: Session, actor: Actor, after: str | None = None) -> Page[User]:
@@ -185,6 +192,7 @@ class Progress:
     usable: int  # subjects with an image and a checked right
     unchecked: int  # rights records that nobody has checked
     submitted: int  # videos that wait for a review
+    sent_back: int  # videos of the person that were sent back, counted up to MOST
     videos: Sequence[Video]  # the latest
 
 
@@ -199,10 +207,13 @@ def progress(session: Session, actor: Actor, project_id: str) -> Progress:
     waiting = waiting.where(of_project, Right.checked_at.is_(None), Right.revoked_at.is_(None))
     count = select(func.count()).select_from(Subject).where(of_project)
     reviewed = select(func.count()).select_from(Video).where(Video.project_id == project_id, Video.state == VideoState.SUBMITTED)
-    asked = (count, count.where(checked, pictured), waiting, reviewed)
+    back = select(Video.id).where(Video.project_id == project_id, Video.state == VideoState.SENT_BACK, Video.user_id == actor.id)
+    back = select(func.count()).select_from(back.limit(MOST).subquery())
+    asked = (count, count.where(checked, pictured), waiting, reviewed, back)
     counts: tuple[int, ...] = tuple(session.execute(select(*(each.scalar_subquery() for each in asked))).one())
-    subjects, usable, unchecked, submitted = counts
+    subjects, usable, unchecked, submitted, sent_back = counts
     latest = select(Video).where(Video.project_id == project_id).order_by(Video.created_at.desc(), Video.id.desc()).limit(LATEST)
     videos = session.scalars(latest).all()
     roles = frozenset(role for _, role in rows)
-    return Progress(roles, len({user for user, _ in rows}), subjects, usable, unchecked, submitted, videos)
+    people = len({user for user, _ in rows})
+    return Progress(roles, people, subjects, usable, unchecked, submitted, sent_back, videos)

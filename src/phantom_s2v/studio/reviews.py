@@ -156,7 +156,8 @@ def resolve(session: Session, actor: Actor, video: Video, comment_id: str) -> Co
     if found is None or found.video_id != video.id:
         raise NotFound
     found.resolved_at = None if found.resolved_at else now()
-    audit.append(session, actor.id, "comment resolved" if found.resolved_at else "comment reopened", video.id, comment=found.id)
+    action = N_("comment resolved") if found.resolved_at else N_("comment reopened")
+    audit.append(session, actor.id, action, video.id, comment=found.id)
     return found
 
 

@@ -359,6 +359,11 @@ class Video(Base):
         Index(None, "project_id", "state", "created_at", "id"),
     )
 
+    @property
+    def prompt(self) -> str:
+        """What it was asked for."""
+        return self.details.get("request", {}).get("prompt", "")
+
 
 class Comment(Base):
     """A remark on a frame of a video, pinned to a place of it (0..1 from the top left), or on all of it."""

@@ -101,8 +101,13 @@ def moment(language: str, value: datetime | None) -> Markup | str:
     """A time, in UTC, which the page's script turns into the reader's own."""
     if value is None:
         return ""
-    words = format_datetime(value, "medium", locale=Locale(language))
-    return Markup('<time datetime="{}" data-local>{} UTC</time>').format(value.isoformat(timespec="seconds"), words)
+    written = value.isoformat(timespec="seconds")
+    return Markup('<time datetime="{}" data-local>{} UTC</time>').format(written, clock(language, value))
+
+
+def clock(language: str, value: datetime) -> str:
+    """A time as a language writes it, in the zone that it has."""
+    return format_datetime(value, "medium", locale=Locale(language))
 
 
 def day(language: str, value: datetime | date | None) -> str:

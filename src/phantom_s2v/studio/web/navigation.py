@@ -15,6 +15,7 @@ TABS = (  # below /projects/{project_id}
 )
 LINKS = (
     ("/people", N_("Accounts")),
+    ("/certificate", N_("Signature")),
     ("/audit", N_("Audit log")),
     ("/verify", N_("Verify")),
     ("/notices", N_("Notices")),

@@ -10,7 +10,7 @@ from phantom_s2v.studio.problems import N_, NotFound, Problem
 from phantom_s2v.studio.projects import FIRST
 from phantom_s2v.studio.schema import Role
 from phantom_s2v.studio.web import i18n
-from phantom_s2v.studio.web.view import LANGUAGE, SESSION, ViewOf, sign_cookie
+from phantom_s2v.studio.web.view import LANGUAGE, SESSION, Form, ViewOf, sign_cookie
 
 routes = APIRouter(include_in_schema=False)
 OWN_ADDRESS = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*")
@@ -82,7 +82,7 @@ def use_link(view: ViewOf) -> Response:
         with view.writing() as session:
             person = sign_in.use_link(session, token, hashed)
             if user.email == FIRST:
-                projects.introduce(session, person, view.form["email"], view.form["name"])
+                projects.introduce(session, person, view.form["email"], view.form["name"], view.form["organization"])
     except NotFound:
         raise  # used a moment ago, by someone else
     except Problem as problem:
@@ -135,20 +135,35 @@ def project_page(view: ViewOf) -> Response:
 
 @routes.get("/projects/{project_id}/members")
 def members_page(view: ViewOf) -> Response:
-    """People of a project and their roles."""
+    """People of a project and their roles; those of one person in the form, where they are to be changed."""
     with view.reading() as session:
-        return view.page("members.html", members=projects.members(session, view.actor, view.project_id))
+        members = projects.members(session, view.actor, view.project_id)
+        for person, roles in members:
+            if person.id == view.query("change"):
+                view.form = Form(email=person.email, roles=roles)
+        return view.page("members.html", members=members, link="", person=None)
 
 
 @routes.post("/projects/{project_id}/members")
 def set_member(view: ViewOf) -> Response:
-    """Give a person their roles."""
+    """Give a person their roles; who has no account yet gets one, and the page shows their one-time link, once."""
+    form, token = view.form, ""
     try:
         with view.writing() as session:
-            roles = [role for role in Role if role.value in view.form.all("roles")]
-            user = projects.set_roles(session, view.actor, view.project_id, view.form["email"], roles)
+            roles = [role for role in Role if role.value in form.all("roles")]
+            if view.actor.admin and not projects.has_account(session, form["email"]):
+                if not form["name"].strip():
+                    raise Problem("This person has no account yet. Enter their name, and one is made.", "name")
+                _, token = projects.add_user(session, view.actor, form["email"], form["name"], view.language)
+            user = projects.set_roles(session, view.actor, view.project_id, form["email"], roles)
     except Problem as problem:
         with view.reading() as session:
-            return view.wrong("members.html", problem, members=projects.members(session, view.actor, view.project_id))
+            members = projects.members(session, view.actor, view.project_id)
+            return view.wrong("members.html", problem, members=members, link="", person=None)
+    if token:
+        view.form = Form()
+        with view.reading() as session:
+            members = projects.members(session, view.actor, view.project_id)
+            return view.page("members.html", members=members, link=view.link_of(token), person=user)
     said = N_("The roles of %(name)s were changed.") if roles else N_("%(name)s no longer works in this project.")
     return view.go(f"/projects/{view.project_id}/members", said, name=user.name)

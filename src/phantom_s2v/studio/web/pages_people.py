@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import audit, notices, projects, sign_in
+from phantom_s2v.studio import audit, certificates, notices, projects, sign_in
 from phantom_s2v.studio.problems import N_, Problem
 from phantom_s2v.studio.schema import User
 from phantom_s2v.studio.web.view import Form, View, ViewOf
@@ -36,14 +36,9 @@ def add_person(view: ViewOf) -> Response:
 
 
 def _with_link(view: View, person: User, token: str) -> Response:
-    link, view.form = f"{_address(view)}/link/{token}", Form(language=view.language)
+    link, view.form = view.link_of(token), Form(language=view.language)
     with view.reading() as session:
         return view.page("people.html", people=projects.people(session, view.actor), link=link, person=person)
-
-
-def _address(view: View) -> str:
-    """Where the link leads: the studio's address as this browser sees it, unless a public one is set."""
-    return view.studio.settings.public_url.rstrip("/") or str(view.request.base_url).rstrip("/")
 
 
 @routes.post("/people/{user_id}/link")
@@ -62,6 +57,28 @@ def change_person(view: ViewOf) -> Response:
         person = projects.person(session, view.actor, view.param("user_id"))
         projects.set_person(session, view.actor, person, view.form["active"] == "yes", view.form["admin"] == "yes")
     return view.go("/people", N_("Saved."))
+
+
+@routes.get("/certificate")
+def certificate_page(view: ViewOf) -> Response:
+    """Whose certificate signs exports, and until when."""
+    return view.page("certificate.html", certificate=_certificate(view))
+
+
+def _certificate(view: View) -> certificates.Certificate | None:
+    folder = view.studio.settings.folder / "certificate"
+    return certificates.load(folder) if certificates.is_there(folder) else None
+
+
+@routes.post("/certificate")
+def new_certificate(view: ViewOf) -> Response:
+    """A new certificate in place of the present one."""
+    try:
+        with view.writing() as session:
+            certificates.establish(session, view.actor, view.form["organization"])
+    except Problem as problem:
+        return view.wrong("certificate.html", problem, certificate=_certificate(view))
+    return view.go("/certificate", N_("Exports are signed with the new certificate from now on."))
 
 
 @routes.get("/audit")

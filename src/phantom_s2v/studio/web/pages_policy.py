@@ -7,15 +7,16 @@ from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import policies, projects, rights
+from phantom_s2v.studio import kpis, policies, projects, rights
 from phantom_s2v.studio.policies import CHECKLIST, KINDS, PURPOSES, SIMILARITY_SEARCH, TEMPLATE_NAMES, TEMPLATES, Rules
 from phantom_s2v.studio.problems import N_, Problem
-from phantom_s2v.studio.schema import Subject
+from phantom_s2v.studio.schema import Project, Subject
 from phantom_s2v.studio.web import forms
 from phantom_s2v.studio.web.view import Form, View, ViewOf
 
 routes = APIRouter(include_in_schema=False)
 LISTS = ("kinds", "purposes", "territories", "consent", "checklist")
+NOTES = {name: rules.note for name, rules in TEMPLATES.items()}
 CHOICES = {"kinds": KINDS, "purposes": PURPOSES, "checks": (*CHECKLIST, SIMILARITY_SEARCH), "templates": TEMPLATE_NAMES}
 
 
@@ -25,7 +26,7 @@ def policy_page(view: ViewOf) -> Response:
     with view.reading() as session:
         versions = policies.versions(session, view.actor, view.project_id)
         rules = policies.current(session, view.project) if view.project else None
-        return view.page("policy.html", rules=rules, versions=versions, **CHOICES)
+        return view.page("policy.html", rules=rules, versions=versions, notes=NOTES, **CHOICES)
 
 
 @routes.get("/projects/{project_id}/policy/new")
@@ -103,25 +104,38 @@ def settings_page(view: ViewOf) -> Response:
         budget=forms.typed_amount(project.budget, project.currency),
         price_per_hour=forms.typed_amount(project.price_per_hour, project.currency),
         kpis=project.kpis,
+        **{row.field: row.bound for row in kpis.rows(project.kpis)},
+        **{f"{row.field}-reason": row.reason for row in kpis.rows(project.kpis)},
     )
-    return view.page("settings.html", currencies=projects.CURRENCIES)
+    return _settings(view, project)
+
+
+def _settings(view: View, project: Project, problem: Problem | None = None) -> Response:
+    values = {"currencies": projects.CURRENCIES, "rows": kpis.rows(project.kpis)}
+    return view.wrong("settings.html", problem, **values) if problem else view.page("settings.html", **values)
 
 
 @routes.post("/projects/{project_id}/settings")
 def change_settings(view: ViewOf) -> Response:
     """Save the settings."""
+    project = view.project
+    assert project is not None
     try:
         with view.writing() as session:
-            _save(view, session)
+            _save(view, session, project)
     except Problem as problem:
-        return view.wrong("settings.html", problem, currencies=projects.CURRENCIES)
+        return _settings(view, project, problem)
     return view.go(f"/projects/{view.project_id}/settings", N_("Saved."))
 
 
-def _save(view: View, session: Session) -> None:
-    form = view.form
+def _save(view: View, session: Session, project: Project) -> None:
+    """Of rows and file of KPIs, the file is taken where it was changed."""
+    form, file = view.form, view.form["kpis"].replace("\r\n", "\n").strip()
+    if file == project.kpis.strip():
+        typed = {metric: (form[f"kpi-{metric}"].strip(), form[f"kpi-{metric}-reason"].strip()) for metric in kpis.ROWS}
+        file = kpis.with_rows(project.kpis, typed)
     currency = form["currency"] if form["currency"] in projects.CURRENCIES else projects.CURRENCIES[0]
     price = forms.amount(form["price_per_hour"] or "0", "price_per_hour", currency)
     budget = forms.amount(form["budget"], "budget", currency) if form["budget"].strip() else None
-    settings = projects.ProjectSettings(form["name"], form["model"], currency, price, budget, form["kpis"])
+    settings = projects.ProjectSettings(form["name"], form["model"], currency, price, budget, file)
     projects.change(session, view.actor, view.project_id, settings)

@@ -11,6 +11,7 @@ from phantom_s2v.studio.access import find
 from phantom_s2v.studio.problems import N_, NotFound, Problem
 from phantom_s2v.studio.reviews import ANSWERS, SignOff
 from phantom_s2v.studio.schema import Role, Subject, Video, VideoState
+from phantom_s2v.studio.web import i18n
 from phantom_s2v.studio.web.view import View, ViewOf
 
 routes = APIRouter(include_in_schema=False)
@@ -163,7 +164,16 @@ def export_page(view: ViewOf) -> Response:
 def _exports(view: View, session: Session) -> dict[str, Any]:
     video, stand = reviews.opened(session, view.actor, view.project_id, view.param("video_id"))
     page = exports.of_video(session, view.actor, video, view.query("after"))
-    return {"video": video, "stand": stand, "page": page, "may": view.actor.has(*exports.MAY)}
+    return {"video": video, "stand": stand, "page": page, "may": view.actor.has(*exports.MAY), "unsigned": _unsigned(view)}
+
+
+def _unsigned(view: View) -> str:
+    """Why nothing can be signed; "" where it can."""
+    try:
+        exports.signature(view.studio)
+    except Problem as problem:
+        return i18n.sentence(view.language, problem)
+    return ""
 
 
 @routes.post(f"{ONE}/export")

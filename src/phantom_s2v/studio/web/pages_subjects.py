@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import rights, subjects
+from phantom_s2v.studio import policies, rights, subjects
 from phantom_s2v.studio.policies import KINDS, PURPOSES
 from phantom_s2v.studio.problems import N_, Problem, raise_all
 from phantom_s2v.studio.schema import Blob, Right, Subject, SubjectImage, User, now
@@ -173,7 +173,14 @@ def new_right_page(view: ViewOf) -> Response:
         today = now().astimezone(view.studio.settings.zone).date().isoformat()
         basis = "consent" if subject.kind == "person" else "own"
         view.form = Form(shown=subject.name, basis=basis, valid_from=today)
-        return view.page("right_new.html", subject=subject, purposes=PURPOSES, bases=rights.BASES, parked="", document_name="")
+        return view.page("right_new.html", **_right_form(view, session, subject))
+
+
+def _right_form(view: View, session: Session, subject: Subject, parked: str = "", document: str = "") -> dict[str, Any]:
+    """What the form of a rights record shows; `parked` is a document that waits beside it, `document` its name."""
+    rules = policies.current(session, view.project) if view.project else None
+    needed = rules is not None and rules.document
+    return {"subject": subject, "purposes": PURPOSES, "needed": needed, "parked": parked, "document_name": document}
 
 
 @routes.post(f"{ONE}/rights")
@@ -189,8 +196,8 @@ def new_right(view: ViewOf) -> Response:
     except Problem as problem:
         with view.reading() as session:
             subject = _subject(view, session)
-            values = {"parked": parked, "document_name": _document_name(view) if parked else ""}
-            return view.wrong("right_new.html", problem, subject=subject, purposes=PURPOSES, bases=rights.BASES, **values)
+            name = _document_name(view) if parked else ""
+            return view.wrong("right_new.html", problem, **_right_form(view, session, subject, parked, name))
     return view.go(f"{_address(view)}#rights", N_("The rights record was added. Another person has to check it."))
 
 

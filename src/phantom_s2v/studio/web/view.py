@@ -123,6 +123,10 @@ class View:
         """What stands behind the question mark, with some of it changed."""
         return urlencode({**self.request.query_params, **changed})
 
+    def link_of(self, token: str) -> str:
+        """A one-time link: below the studio's address as this browser sees it, unless a public one is set."""
+        return f"{self.studio.settings.public_url.rstrip('/') or str(self.request.base_url).rstrip('/')}/link/{token}"
+
     def say(self, message: str, **values: Any) -> str:
         """A text in the person's language."""
         return i18n.translate(self.language, message, **values)
