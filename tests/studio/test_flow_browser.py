@@ -274,7 +274,7 @@ def overridden(team: Team, video: str) -> None:
     assert team.maker.named("Hand in for review").count() == 0
     team.reviewer.open(f"{video}/gate")
     team.reviewer.press("Let this video pass")
-    team.reviewer.sees("Please enter 1 to %(most)d characters.", most=10_000)
+    team.reviewer.sees("Please fill this in.")
     team.reviewer.fill("Reason", team.words["reason"])
     team.reviewer.press("Let this video pass")
     team.reviewer.sees("It misses KPIs and was let pass")

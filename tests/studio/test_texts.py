@@ -62,7 +62,9 @@ def test_a_page_says_it_in_the_language_of_the_person(browser, studio):
     client = browser("maker", "ja")
     assert "プロジェクト" in client.get("/").text
     answer = client.submit(f"/projects/{studio.project_id}/subjects", {"name": "", "kind": "product"})
-    assert "1～200文字で入力してください。" in answer.text
+    assert "入力してください。" in answer.text
+    answer = client.submit(f"/projects/{studio.project_id}/subjects", {"name": "名" * 201, "kind": "product"})
+    assert "200文字以内で入力してください（現在201文字）。" in answer.text
     assert '<html lang="ja">' in answer.text
     assert "サインイン" in browser(None, "ja,en;q=0.5").get("/sign-in").text
     page = browser(None).submit("/language", {"language": "ja", "next": "/sign-in"})

@@ -44,6 +44,18 @@ WORDS = {  # metrics of KPIs in people's words; others stand under their own nam
     "blur": N_("blur"),
     "text": N_("agreement with the prompt"),
 }
+NOTES = (  # what a measurement adds (evaluation/score.py, footage.py), as people read it
+    N_("similarity is of the frame windows that are most similar to the references%(some)s: nothing can be segmented"),
+    N_("the reference of %(name)s shows a face and no frame does: similarity decides whether it is %(same)s"),
+    N_("no subject was segmented in the reference of %(name)s; whole frames are compared"),
+    N_(
+        "other shots show faces that are not %(name)s's: they count as other people, and similarity of %(same)s's face is of "
+        "the rest"
+    ),
+    N_("motion_fb is of %(count)s evenly spaced pairs of frames"),
+)
+Words = tuple[str, ...]
+IN_CHARTS: Words = (N_("time (s)"), N_("similarity"), N_("Similarity over time:"), N_("KPI"), N_("KPI, worst frame"))
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the frame
 
 
@@ -163,22 +175,24 @@ def _box(subject: dict[str, Any], frame: int | None, looked: list[int]) -> Box |
     return tuple(box) if box else None
 
 
-def subjects(session: Session, video: Video, words: tuple[str, str, str] = (N_("time (s)"), N_("similarity"), "")) -> list[Shown]:
-    """What the page shows of each subject; `words` name the chart's axes and stand before the subject's name in its title."""
+def subjects(session: Session, video: Video, words: Words = IN_CHARTS) -> list[Shown]:
+    """What the page shows of each subject; `words` name the chart's axes, stand before the subject's name in its
+    title, and at the thresholds of the mean and of the minimum.
+    """
     score = video.score or {}
     job = session.get_one(Job, video.job_id)
     images = {each["subject"]: each["path"] for each in reversed(job.request["references"])}
     return [_shown(each, score, images.get(each["name"], ""), video.fps, words) for each in score.get("subjects", [])]
 
 
-def _shown(subject: dict[str, Any], score: dict[str, Any], reference: str, fps: int, words: tuple[str, str, str]) -> Shown:
+def _shown(subject: dict[str, Any], score: dict[str, Any], reference: str, fps: int, words: Words) -> Shown:
     looked, values = score["frames_looked_at"], subject["over_time"]
     order = sorted(range(len(looked)), key=lambda i: values[i])[:WORST]
     frames = [(looked[i], None if values[i] <= -1 else values[i], _box(subject, looked[i], looked)) for i in order]
     return Shown(subject["name"], reference, subject["similarity"], subject["seen"], frames, _chart(subject, score, fps, words))
 
 
-def _chart(subject: dict[str, Any], score: dict[str, Any], fps: int, words: tuple[str, str, str]) -> Chart | None:
+def _chart(subject: dict[str, Any], score: dict[str, Any], fps: int, words: Words) -> Chart | None:
     """Similarity over time, with the KPIs that hold for it."""
     looked = score["frames_looked_at"]
     values = [None if value <= -1 else value for value in subject["over_time"]]
@@ -189,7 +203,7 @@ def _chart(subject: dict[str, Any], score: dict[str, Any], fps: int, words: tupl
         for frame, value in zip(looked, values, strict=True)
     ]
     bounds = [
-        Bound(each["kpi"]["min"], f"KPI {each['kpi']['metric']} {each['kpi']['min']:g}")
+        Bound(each["kpi"]["min"], f"{words[3] if each['kpi']['metric'] == 'similarity' else words[4]} {each['kpi']['min']:g}")
         for each in score["verdicts"]
         if each["kpi"]["metric"] in ("similarity", "similarity_min") and each["kpi"]["min"] is not None
     ]

@@ -168,7 +168,9 @@ def check(session: Session, wanted: Wanted, subjects: Iterable[Subject]) -> list
     if rules is None:
         return [Problem("This project has no policy yet. An administrator of the project chooses one.")]
     found = []
-    if wanted.purpose not in rules.purposes:
+    if not wanted.purpose:
+        found.append(Problem("Please choose what the video is for.", "purpose"))
+    elif wanted.purpose not in rules.purposes:
         found.append(Problem("The policy does not allow this purpose.", "purpose"))
     if not wanted.territories:
         found.append(Problem("Please say where the video will be shown.", "territories"))

@@ -6,6 +6,7 @@ are, so there is nothing to compile.
 
 import gettext
 import io
+import re
 from collections.abc import Sequence
 from datetime import date, datetime
 from functools import cache
@@ -26,6 +27,7 @@ from phantom_s2v.studio.problems import Problem
 from phantom_s2v.studio.territories import TERRITORIES, WORLD
 
 LOCALE = Path(__file__).parent / "locale"
+PLACE = re.compile(r"%\((\w+)\)s")
 LANGUAGES = {"en": "English", "ja": "日本語"}
 
 
@@ -50,6 +52,15 @@ def translate(language: str, message: str, **values: Any) -> str:
     """A text in a language, with its values."""
     text = translations(language).gettext(message)
     return text % values if values else text
+
+
+def matched(language: str, templates: Sequence[str], text: str) -> str:
+    """An English sentence in a language, by the template that it was made of; itself where none fits."""
+    for template in templates:
+        fixed = PLACE.split(template)[::2]
+        if found := re.fullmatch("(.*)".join(map(re.escape, fixed)), text, re.DOTALL):
+            return translate(language, template, **dict(zip(PLACE.findall(template), found.groups(), strict=True)))
+    return text
 
 
 def sentence(language: str, problem: Problem) -> str:

@@ -129,11 +129,11 @@ def gate_page(view: ViewOf) -> Response:
 
 def _gate(view: View, session: Session) -> dict[str, Any]:
     video = access.find(session, Video, view.param("video_id"), view.project_id)
-    words = (view.say("time (s)"), view.say("similarity"), view.say("Similarity over time:"))
     by = session.get(User, video.override_by) if video.override_by else None
     return {
         "video": video, "verdict": gate.verdict(video), "failures": gate.failures(session, video), "by": by,
-        "subjects": gate.subjects(session, video, words), "score": video.score or {}, "words": gate.WORDS,
+        "subjects": gate.subjects(session, video, tuple(map(view.say, gate.IN_CHARTS))), "score": video.score or {},
+        "words": gate.WORDS,
         "may_override": view.actor.has(Role.REVIEWER) and view.actor.id != video.user_id,
     }  # fmt: skip
 

@@ -20,7 +20,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 import phantom_s2v
-from phantom_s2v.studio import access, sign_in
+from phantom_s2v.studio import access, gate, sign_in
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
@@ -292,6 +292,7 @@ def environment(language: str) -> Environment:
     jinja.install_gettext_translations(texts, newstyle=True)  # type: ignore[attr-defined]
     for name in ("moment", "day", "money", "number", "listed", "name", "named", "duration", "sentence"):
         jinja.filters[name] = partial(getattr(i18n, name), language)
+    jinja.filters["note"] = partial(i18n.matched, language, gate.NOTES)
     jinja.filters["bytes"] = partial(i18n.bytes_, language)
     jinja.filters["pairs"] = lambda codes: [(code, code) for code in codes]
     jinja.globals |= {"static": static_url, "languages": i18n.LANGUAGES, "territories": TERRITORIES}
@@ -300,7 +301,7 @@ def environment(language: str) -> Environment:
 
 def problem_answer(request: Request, problem: Problem) -> Response:
     """A problem that no page of its own shows: JSON for the API, the way to sign in, or a page with the sentence."""
-    view = getattr(request.state, "view", None) or _stranger(request)
+    view = getattr(request.state, "view", None) or _recognize(request, request.app.state.studio)
     if request.url.path.startswith(API):
         each = problem.each if isinstance(problem, Problems) else [problem]
         errors = [{"field": one.field, "message": i18n.sentence(view.language, one)} for one in each]
@@ -320,9 +321,3 @@ def come_again(response: Response, problem: Problem) -> Response:
     if problem.status == TooMany.status:
         response.headers["Retry-After"] = str(problem.values["seconds"])
     return response
-
-
-def _stranger(request: Request) -> View:
-    """A view of a request that was refused before anyone was recognized."""
-    language = i18n.preferred(request.headers.get("accept-language", ""))
-    return View(request, request.app.state.studio, language, Actor("", language=language))
