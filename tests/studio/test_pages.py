@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from phantom_s2v.evaluation.kpi import parse_kpis
 from phantom_s2v.studio import access, policies, rights, subjects
 from phantom_s2v.studio.schema import Member, Notice, Project, Right, Role, Subject, User, now
 from phantom_s2v.studio.web.view import SESSION
@@ -276,8 +277,8 @@ def test_the_first_start_makes_an_administrator(tmp_path):
         assert "Please fill this in." in client.post(link, data=values).text
         values["organization"] = "見本"
         assert client.post(link, data={**values, "again": "another"}).status_code == 422
-        page = client.post(link, data=values)
-        assert "New project" in page.text
+        page = client.post(link, data=values, headers={"accept-language": "ja"})
+        assert "新規プロジェクト" in page.text
         assert client.get(link).status_code == 404
         assert client.cookies[SESSION]
     assert first_link(studio) is None
@@ -301,6 +302,57 @@ def test_settings_are_kept_and_wrong_ones_named(studio, browser):
     with studio.reading() as session:
         project = session.get_one(Project, studio.project_id)
         assert (project.price_per_hour, project.budget, project.kpis) == (120, 50_000, kpis)
+
+
+def test_thresholds_are_set_in_rows_or_in_the_file(studio, browser):
+    admin, address = browser("admin"), f"/projects/{studio.project_id}/settings"
+    values = {"name": "Winter", "model": "phantom-mini", "currency": "EUR", "price_per_hour": "", "budget": ""}
+    file = '[blur]\nmax = 12\nreason = "ours"\n\n[seen]\nmin = 0.5\nreason = "half"\nnetwork = "n"\n'
+    assert "Saved." in admin.submit(address, {**values, "kpis": file}).text
+
+    def kept() -> str:
+        with studio.reading() as session:
+            return session.get_one(Project, studio.project_id).kpis
+
+    assert 'name="kpi-seen" value="0.5"' in admin.get(address).text
+    rows = {"kpi-seen": "0.5", "kpi-seen-reason": "half"}
+    assert "Saved." in admin.submit(address, {**values, "kpis": kept(), **rows}).text
+    assert kept() == file.strip()  # what nobody changed stays as it was written
+    answer = admin.submit(address, {**values, "kpis": kept(), **rows, "kpi-flicker": "many", "kpi-similarity": "0,6"})
+    assert (answer.status_code, 'value="many"' in answer.text, 'id="kpi-flicker-wrong"' in answer.text) == (422, True, True)
+    assert 'id="kpi-similarity-reason-wrong"' in answer.text
+    rows = {"kpi-seen": "0.7", "kpi-seen-reason": "more", "kpi-face_min": "0,5", "kpi-face_min-reason": '"her" 顔'}
+    assert "Saved." in admin.submit(address, {**values, "kpis": kept(), **rows}).text
+    found = {kpi.metric: kpi for kpi in parse_kpis(kept(), "x", "x")}
+    assert (found["blur"].max, found["seen"].min, found["seen"].network, found["seen"].reason) == (12, 0.7, "n", "more")
+    assert (found["face_min"].min, found["face_min"].reason, found["face_min"].optional) == (0.5, '"her" 顔', True)
+    assert "Saved." in admin.submit(address, {**values, "kpis": file, **rows}).text
+    assert kept() == file.strip()  # the file was changed, so it is taken
+
+
+def test_an_account_is_made_where_it_is_needed(studio, browser):
+    boss, admin, address = browser("boss"), browser("admin"), f"/projects/{studio.project_id}/members"
+    new = {"email": "new@example.com", "roles": ["maker", "approver"]}
+    assert "There is nobody with this e-mail address" in admin.submit(address, new).text
+    page = boss.submit(address, new)
+    assert (page.status_code, page.text.count(" checked"), 'value="new@example.com"' in page.text) == (422, 2, True)
+    assert "Enter their name" in page.text
+    page = boss.submit(address, {**new, "name": "Nora New"})
+    link = re.search(r"/link/[\w-]+", page.text)
+    assert link
+    assert "Nora New" in browser(None).get(link[0]).text
+    changed = re.search(r"change=(\w+)#roles-of\">Change<[^>]+> Nora New", page.text)
+    assert changed
+    assert boss.get(f"{address}?change={changed[1]}").text.count(" checked") == 2
+
+
+def test_who_signs_is_set_in_the_browser(studio, browser):
+    boss = browser("boss")
+    assert "Nothing can be exported yet" in boss.get("/certificate").text
+    for wrong in ("", "x" * 65, "a\x07b"):
+        assert boss.submit("/certificate", {"organization": wrong}).status_code == 422
+    assert "A company 株式会社" in boss.submit("/certificate", {"organization": "A company 株式会社"}).text
+    assert browser("admin").get("/certificate").status_code == 403
 
 
 def test_the_api_does_what_the_pages_do(studio, browser, full):

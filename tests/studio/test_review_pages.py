@@ -122,7 +122,8 @@ def test_every_page_is_said_in_japanese(browser, studio, film, here):
     client = browser("approver", "ja")
     for address in (f"{here}/review", f"{here}/sign-off", f"{here}/export", f"/projects/{studio.project_id}/reviews", "/verify"):
         page = client.get(address).text
-        main = re.sub(r"<[^>]+>", " ", page[page.index("<main") : page.index("</main>")])
+        main = page[page.index("<main") : page.index("</main>")].replace("The cup moves.", "")  # what was typed
+        main = re.sub(r"<[^>]+>", " ", main)
         english = [word for word in re.findall(r"[A-Za-z]{4,}", main) if word not in ("SHA", "Approver", "Maker", "KPIs")]
         assert not english, (address, english)
 

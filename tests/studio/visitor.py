@@ -29,7 +29,7 @@ WORDS = """(out) => {
 }"""
 WIDE = """() => {
   const far = (each) => each.getBoundingClientRect().right > innerWidth + 1;
-  const inside = (each) => each.closest(".tabs, .skip, .visually-hidden, table.stack thead");
+  const inside = (each) => each.closest(".tabs, .top nav, .skip, .visually-hidden, table.stack thead");
   const seen = [...document.querySelectorAll("a, button, input, select, textarea, summary, img, video, td, dd")];
   const wide = seen.filter((each) => far(each) && !inside(each)).map((each) => each.outerHTML.slice(0, 160));
   return document.documentElement.scrollWidth > innerWidth ? ["scrolls sideways", ...wide] : wide;
@@ -79,11 +79,13 @@ class Visitor:
     def press(
         self, words: str, role: Any = "button", inside: str = "main", number: int = 0, look: bool = True, **values: Any
     ) -> None:
-        """A button or link of this text."""
-        self._hit(self.named(words, role, inside, **values).nth(number), "Enter")
-        self.page.wait_for_load_state()
-        if look:
-            self.look()
+        """A button or link of this text, which leads to another page, unless there is nothing to `look` at."""
+        target = self.named(words, role, inside, **values).nth(number)
+        if not look:
+            return self._hit(target, "Enter")
+        with self.page.expect_navigation():
+            self._hit(target, "Enter")
+        return self.look()
 
     def named(self, words: str, role: Any = "button", inside: str = "main", **values: Any) -> Locator:
         """What is called so; a name may go on after the words."""

@@ -5,6 +5,8 @@ text.
 Texts that are shown and stand apart from a call are marked by `N_`, so that the translations' test finds them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from phantom_s2v.errors import InputError
@@ -70,6 +72,15 @@ class TooMany(Problem):
     """Asked too often; `seconds` says when to come again."""
 
     status = 429
+
+
+@contextmanager
+def collecting(found: list[Problem]) -> Iterator[None]:
+    """Problems of the block are kept, so that a form shows all of them at once."""
+    try:
+        yield
+    except Problem as problem:
+        found += getattr(problem, "each", [problem])
 
 
 def raise_all(found: list[Problem]) -> None:

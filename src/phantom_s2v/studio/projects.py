@@ -12,7 +12,7 @@ from phantom_s2v.evaluation.kpi import parse_kpis
 from phantom_s2v.studio import audit, certificates
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
-from phantom_s2v.studio.problems import Conflict, NotFound, Problem
+from phantom_s2v.studio.problems import Conflict, NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.schema import Credential, Member, Project, Right, Role, Subject, SubjectImage, User, Video, VideoState
 from phantom_s2v.studio.sign_in import make_link, normal_email
 from phantom_s2v.studio.texts import line, text
@@ -48,9 +48,16 @@ def has_account(session: Session, email: str) -> bool:
 
 def introduce(session: Session, user: User, email: str, name: str, organization: str) -> None:
     """The first administrator says who they are, and for whom the studio signs; a certificate that is there already stays."""
-    user.email, user.name = normal_email(email), line(name, "name")
-    if user.email.endswith("@studio.invalid"):
-        raise Problem("This is not an e-mail address.", "email")
+    found: list[Problem] = []
+    with collecting(found):
+        user.name = line(name, "name")
+    with collecting(found):
+        user.email = normal_email(email)
+        if user.email.endswith("@studio.invalid"):
+            raise Problem("This is not an e-mail address.", "email")
+    with collecting(found):
+        line(organization, "organization", certificates.LONGEST_NAME)
+    raise_all(found)
     audit.append(session, user.id, "administrator introduced", user.id)
     certificates.establish(session, Actor(user.id, user.name, user.language, user.admin), organization, replace=False)
 

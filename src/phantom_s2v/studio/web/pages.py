@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from phantom_s2v.studio import projects, sign_in
-from phantom_s2v.studio.problems import N_, NotFound, Problem
+from phantom_s2v.studio.problems import N_, NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.projects import FIRST
 from phantom_s2v.studio.schema import Role
 from phantom_s2v.studio.web import i18n
@@ -75,14 +75,19 @@ def use_link(view: ViewOf) -> Response:
     token, password = view.param("token"), view.form["password"]
     with view.reading() as session:
         user = sign_in.link_user(session, token)
-    try:
+    found, hashed = list[Problem](), ""
+    with collecting(found):
+        hashed = sign_in.hash_password(password)
         if password != view.form["again"]:
             raise Problem("The two passwords are not the same.", "again")
-        hashed = sign_in.hash_password(password)
+    try:
         with view.writing() as session:
             person = sign_in.use_link(session, token, hashed)
             if user.email == FIRST:
-                projects.introduce(session, person, view.form["email"], view.form["name"], view.form["organization"])
+                person.language = view.language
+                with collecting(found):
+                    projects.introduce(session, person, view.form["email"], view.form["name"], view.form["organization"])
+            raise_all(found)  # nothing was changed then, and the link stays
     except NotFound:
         raise  # used a moment ago, by someone else
     except Problem as problem:

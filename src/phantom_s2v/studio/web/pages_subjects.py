@@ -1,7 +1,6 @@
 """Pages of subjects: their list, images and rights."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any, BinaryIO
 
@@ -11,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from phantom_s2v.studio import policies, rights, subjects
 from phantom_s2v.studio.policies import KINDS, PURPOSES
-from phantom_s2v.studio.problems import N_, Problem, raise_all
+from phantom_s2v.studio.problems import N_, Problem, collecting, raise_all
 from phantom_s2v.studio.schema import Blob, Right, Subject, SubjectImage, User, now
 from phantom_s2v.studio.storage import Staged
 from phantom_s2v.studio.web import forms, i18n
@@ -221,29 +220,20 @@ def _document(staged: Staged | None, name: str) -> tuple[Staged, str, str] | Non
         return staged, name, rights.document_type(file.read(8))
 
 
-@contextmanager
-def _collecting(found: list[Problem]) -> Iterator[None]:
-    """Problems of the block are kept, so that a form shows all of them at once."""
-    try:
-        yield
-    except Problem as problem:
-        found.append(problem)
-
-
 def _record(view: View) -> rights.Record:
     form, zone, found = view.form, view.studio.settings.zone, list[Problem]()
     begin: datetime | None = None
     end: datetime | None = None
-    with _collecting(found):
+    with collecting(found):
         begin = forms.begin_of(form["valid_from"], "valid_from", zone)
-    with _collecting(found):
+    with collecting(found):
         end = forms.end_of(form["valid_until"], "valid_until", zone) if form["valid_until"].strip() else None
     record = rights.Record(
         form["shown"], form["owner"], form["basis"], form.all("uses"), form.all("territories"), begin or now(), end
     )
-    with _collecting(found):
+    with collecting(found):
         rights.checked(record)
-    raise_all([each for one in found for each in getattr(one, "each", [one])])
+    raise_all(found)
     return record
 
 
