@@ -109,8 +109,8 @@ def test_from_the_first_start_to_a_verified_video(running, tmp_path, language, m
         verified(team, exported)
         revoked(team, exported)
         other_pages(team)
-        found = [line for each in team.people.values() for line in (*each.errors, *each.findings)]
-        assert not found, "\n".join(found)
+        wrong = [line for each in team.people.values() for line in (*each.errors, *each.findings)]
+        assert not wrong, "\n".join(wrong)
         browser.close()
 
 

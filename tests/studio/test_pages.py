@@ -355,6 +355,20 @@ def test_who_signs_is_set_in_the_browser(studio, browser):
     assert browser("admin").get("/certificate").status_code == 403
 
 
+def test_what_fails_before_any_page_is_said_on_one(studio, browser, monkeypatch):
+    from phantom_s2v.studio import notices
+
+    client = browser("maker", "ja")
+    large = client.post("/verify", content=b"x", headers={"content-length": str(1 << 40)})
+    assert (large.status_code, "一度に64 MBまでです" in large.text, "サインアウト" in large.text) == (413, True, True)
+    monkeypatch.setattr(notices, "mine", lambda *_: 1 / 0)
+    failed = client.get("/notices")
+    assert (failed.status_code, failed.headers["x-request-id"] in failed.text) == (500, True)
+    assert "システムで問題が発生しました" in failed.text
+    assert "サインアウト" in client.get("/no-such-page").text  # whoever is signed in stays so
+    assert client.get("/api/v1/nothing").json()["errors"][0]["message"]
+
+
 def test_the_api_does_what_the_pages_do(studio, browser, full):
     from phantom_s2v.studio import sign_in
 

@@ -58,7 +58,7 @@ def create_app(studio: Studio) -> FastAPI:
     app.add_exception_handler(PhantomError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse)
-    app.add_middleware(Outer, settings=studio.settings, names=_names(studio.settings), registry=app.state.registry)
+    app.add_middleware(Outer, web=app, settings=studio.settings, names=_names(studio.settings), registry=app.state.registry)
     return app
 
 

@@ -9,13 +9,17 @@ import time
 from contextvars import ContextVar
 from typing import Any
 
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phantom_s2v.files.hosts import is_own
 from phantom_s2v.studio.config import Settings
+from phantom_s2v.studio.problems import N_, Problem, TooLarge
+from phantom_s2v.studio.web.view import problem_answer
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 LOG = logging.getLogger("phantom_s2v.studio")
@@ -34,7 +38,19 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
 }
 STRICT_TRANSPORT = "max-age=31536000"
-TOO_LARGE = "The request is too large."
+
+
+OTHER_NAME = "The studio is not served under this name; see PHANTOM_STUDIO_PUBLIC_URL."
+SENT_TOO_MUCH = N_("What was sent is too large: at most %(megabytes)d MB at a time are allowed.")
+FAILED = N_(
+    "Something went wrong on our side. Please try again; if it happens again, give your administrator this number: %(request)s"
+)
+
+
+class Failure(Problem):
+    """A defect of ours."""
+
+    status = 500
 
 
 class JsonLines(logging.Formatter):
@@ -72,8 +88,10 @@ class _TooLargeError(Exception):
 class Outer:
     """What every request goes through, whatever the application does with it."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, names: frozenset[str], registry: CollectorRegistry) -> None:
-        self.app, self.settings, self.names = app, settings, names
+    def __init__(
+        self, app: ASGIApp, web: FastAPI, settings: Settings, names: frozenset[str], registry: CollectorRegistry
+    ) -> None:
+        self.app, self.web, self.settings, self.names = app, web, settings, names
         self.count = Counter("studio_requests", "Requests by route and status.", ["route", "status"], registry=registry)
         self.seconds = Histogram("studio_request_seconds", "Seconds until an answer.", ["route"], registry=registry)
 
@@ -90,27 +108,38 @@ class Outer:
         began, status = time.perf_counter(), [0]
         answer = self._answering(send, identity, status)
         try:
-            if refused := self._refused(headers):
-                await refused(scope, receive, answer)
+            if not is_own(headers.get("host", ""), self.names):
+                await PlainTextResponse(OTHER_NAME, 421)(scope, receive, answer)
+            elif self._is_too_large(headers):
+                await self._say(self._too_large(), scope, receive, answer)
             else:
                 await self.app(scope, self._counted(receive), answer)
         except _TooLargeError:
-            await PlainTextResponse(TOO_LARGE, 413)(scope, receive, answer)
+            await self._say(self._too_large(), scope, receive, answer)
         except Exception:
             LOG.exception("a request failed", extra={"values": {"path": scope["path"]}})
             if status[0]:
                 raise
-            await PlainTextResponse(f"Something went wrong on our side. Request {identity}", 500)(scope, receive, answer)
+            await self._say(Failure(FAILED, request=identity), scope, receive, answer)
         finally:
             self._note(scope, status[0], time.perf_counter() - began)
 
-    def _refused(self, headers: Any) -> Response | None:
-        if not is_own(headers.get("host", ""), self.names):
-            return PlainTextResponse("The studio is not served under this name; see PHANTOM_STUDIO_PUBLIC_URL.", 421)
+    def _is_too_large(self, headers: Any) -> bool:
         length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or int(length) > self.settings.max_upload_bytes:
-            return PlainTextResponse(TOO_LARGE, 413)
-        return None
+        return not (length.isascii() and length.isdigit()) or int(length) > self.settings.max_upload_bytes
+
+    def _too_large(self) -> Problem:
+        return TooLarge(SENT_TOO_MUCH, megabytes=self.settings.max_upload_bytes >> 20)
+
+    async def _say(self, problem: Problem, scope: Scope, receive: Receive, answer: Send) -> None:
+        """A page with a sentence in the person's language; where no page can be made, the sentence alone."""
+        scope["app"] = self.web
+        try:
+            response = await run_in_threadpool(problem_answer, Request(scope), problem)
+        except Exception:
+            LOG.exception("no page could be made", extra={"values": {"path": scope["path"]}})
+            response = PlainTextResponse(str(problem), problem.status)
+        await response(scope, receive, answer)
 
     def _counted(self, receive: Receive) -> Receive:
         """What comes in, up to the limit: a request may say nothing of its length."""

@@ -17,7 +17,7 @@ document.addEventListener("DOMContentLoaded", () => {
 // A form is sent once, however often it is clicked. What was clicked stays enabled until its value is on its way.
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (form.dataset.sent) return event.preventDefault();
+  if (form.dataset.sent || tooLarge(form)) return event.preventDefault();
   if (form.method === "post") {
     form.dataset.sent = "yes";
     form.setAttribute("aria-busy", "true");
@@ -29,6 +29,16 @@ window.addEventListener("pageshow", () => {
     form.removeAttribute("aria-busy");
   }
 });
+// Files that are too large together are not sent, since the answer would come before they had all left.
+function tooLarge(form) {
+  let large = false;
+  for (const input of form.querySelectorAll("input[type=file][data-most]")) {
+    const over = [...input.files].reduce((sum, file) => sum + file.size, 0) > Number(input.dataset.most);
+    document.getElementById(`${input.id}-large`).hidden = !over;
+    large = large || over;
+  }
+  return large;
+}
 // Images dropped on a form become its files, and are shown before they are sent.
 function showFiles(form) {
   const place = form.querySelector(".previews");
@@ -44,8 +54,10 @@ function showFiles(form) {
   );
 }
 document.addEventListener("change", (event) => {
-  const form = event.target.closest("form.drop");
-  if (form) showFiles(form);
+  if (event.target.type !== "file") return;
+  const form = event.target.form;
+  tooLarge(form);
+  if (form.matches(".drop")) showFiles(form);
 });
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
@@ -55,6 +67,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     form.classList.toggle("over", kind === "dragover");
     if (kind === "drop" && event.dataTransfer.files.length) {
       form.querySelector("input[type=file]").files = event.dataTransfer.files;
+      tooLarge(form);
       showFiles(form);
     }
   });
