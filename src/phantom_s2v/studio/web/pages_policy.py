@@ -97,16 +97,17 @@ def settings_page(view: ViewOf) -> Response:
     """Name, model, price, budget and KPIs of a project."""
     project = view.project
     assert project is not None
-    view.form = Form(
-        name=project.name,
-        model=project.model,
-        currency=project.currency,
-        budget=forms.typed_amount(project.budget, project.currency),
-        price_per_hour=forms.typed_amount(project.price_per_hour, project.currency),
-        kpis=project.kpis,
-        **{row.field: row.bound for row in kpis.rows(project.kpis)},
-        **{f"{row.field}-reason": row.reason for row in kpis.rows(project.kpis)},
-    )
+    typed: dict[str, Any] = {
+        "name": project.name,
+        "model": project.model,
+        "currency": project.currency,
+        "budget": forms.typed_amount(project.budget, project.currency),
+        "price_per_hour": forms.typed_amount(project.price_per_hour, project.currency),
+        "kpis": project.kpis,
+    }
+    for row in kpis.rows(project.kpis):
+        typed |= {row.field: row.bound, f"{row.field}-reason": row.reason}
+    view.form = Form(**typed)
     return _settings(view, project)
 
 
