@@ -118,6 +118,7 @@ class Arena:
     def start_web(self):
         log = (self.folder.parent / "web.log").open("a")
         command = [sys.executable, "-m", "phantom_s2v", "studio", "--folder", str(self.folder), "--port", str(self.port)]
+        command.append("--no-worker")  # ours are started and killed one by one
         self.web = subprocess.Popen(command, stdout=log, stderr=log)
 
     def start_worker(self, number):

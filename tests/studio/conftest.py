@@ -72,7 +72,7 @@ def copied(template: Path, folder: Path) -> Iterator:
     shutil.copytree(template, folder)
     made = make_studio(folder)
     with made.reading() as session:
-        made.project_id = session.scalars(select(Project.id)).one()
+        made.project_id = session.scalars(select(Project.id).order_by(Project.created_at).limit(1)).one()
         made.people = {user.name.lower(): user.id for user in session.scalars(select(User))}
     yield made
     made.engine.dispose()

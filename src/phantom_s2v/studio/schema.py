@@ -21,6 +21,11 @@ class Utc(TypeDecorator[datetime]):
     impl = DateTime
     cache_ok = True
 
+    @property
+    def python_type(self) -> type[datetime]:
+        """What a column holds; a decorator does not say it by itself, and `database.paged` asks."""
+        return datetime
+
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
         """Without its zone. Raises ValueError for a time that has none."""
         if value is not None and value.tzinfo is None:
