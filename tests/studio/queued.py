@@ -54,8 +54,8 @@ def add_subject(session, studio, name, image=b"image"):
     blob = studio.storage.put(session, image, "image/png")
     image = SubjectImage(subject_id=subject.id, position=0, blob=blob, thumbnail=blob, width=64, height=64)
     right = Right(
-        subject_id=subject.id, shown=name, owner="us", basis="own", uses=["internal trial"], territories=["WORLD"],
-        valid_from=now(), created_by=me, checked_by=studio.people["reviewer"], checked_at=now(),
+        project_id=studio.project_id, subject_id=subject.id, shown=name, owner="us", basis="own", uses=["internal trial"],
+        territories=["WORLD"], valid_from=now(), created_by=me, checked_by=studio.people["reviewer"], checked_at=now(),
     )  # fmt: skip
     session.add_all([image, right])
     session.flush()

@@ -65,8 +65,8 @@ def add_subject(studio, person: str = "maker", kind: str = "product", **right) -
         session.add(SubjectImage(subject_id=subject.id, position=0, blob=blob, thumbnail=blob, width=64, height=64))
         values = {"valid_from": now() - timedelta(days=1), "checked_by": studio.people["admin"], "checked_at": now(), **right}
         row = Right(
-            subject_id=subject.id, shown="the cup", owner="A company", basis="own", uses=["website"], territories=[WORLD],
-            created_by=studio.people[person], **values,
+            project_id=studio.project_id, subject_id=subject.id, shown="the cup", owner="A company", basis="own",
+            uses=["website"], territories=[WORLD], created_by=studio.people[person], **values,
         )  # fmt: skip
         session.add(row)
         session.flush()

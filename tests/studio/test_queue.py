@@ -179,8 +179,8 @@ def test_a_right_that_is_gone_stops_what_waits_and_what_runs(studio):
         session.flush()
         gone, other = (
             Right(
-                subject_id=subject.id, shown="Anna", owner="Anna", basis="consent", uses=["ads"], territories=["DE"],
-                valid_from=now(), created_by=me,
+                project_id=studio.project_id, subject_id=subject.id, shown="Anna", owner="Anna", basis="consent", uses=["ads"],
+                territories=["DE"], valid_from=now(), created_by=me,
             )
             for _ in range(2)
         )  # fmt: skip
@@ -242,12 +242,12 @@ def test_waits_stand_apart_from_running(studio):
         take(session, busy, at(100))
         jobs = [make_job(session, one, studio.people[name], at(i), seconds=20) for i, name in enumerate(("maker", "reviewer"), 1)]
         project = session.get_one(Project, two)
-        line = waiting.line(session, (project, session.get_one(User, studio.people["approver"]), 5.0), at(100))
+        line = waiting.snapshot(session, at=at(100)).line((project, session.get_one(User, studio.people["approver"]), 5.0))
         assert {key: (p.number, round(p.wait)) for key, p in line.places.items()} == {
             "": (1, 0), jobs[1].id: (2, 5), jobs[0].id: (3, 25),
         }  # fmt: skip
         assert (line.running, len(line.workers)) == (1, 2)
-        alone = waiting.line(session, None, at(300))
+        alone = waiting.line(session, at(300))
         assert {place.wait for place in alone.places.values()} == {None}  # nobody lives who could make them
 
 

@@ -4,11 +4,11 @@ A route without a row is refused, and a test walks the router. What a row allows
 (`Actor.must`), since commands and the API call them too.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from phantom_s2v.studio.problems import N_, Forbidden, NotFound, NotSignedIn
@@ -212,18 +212,29 @@ class Actor:
 SYSTEM = Actor(None, admin=True)
 
 
-def load(session: Session, user: User, project_id: str | None) -> tuple[Actor, Project | None]:
-    """A person with their roles in a project, in one query, and the project where they have any.
+def with_project(query: Any, project_id: str) -> Select[Any]:
+    """A query of a person with two more columns, and a row for each role: the project, if any, and the role in it."""
+    joined = (Member.project_id == Project.id) & (Member.user_id == User.id)
+    return query.outerjoin(Project, Project.id == project_id).outerjoin(Member, joined).add_columns(Project, Member.role)
+
+
+def enlisted(
+    user: User, project_id: str | None, found: Iterable[tuple[Project | None, Role | None]]
+) -> tuple[Actor, Project | None]:
+    """A person with their roles in a project, by the columns of `with_project`, and the project where they have any.
 
     An administrator of the studio has the role of one in every project, and no other unless they are given it.
     """
-    if project_id is None:
-        return Actor(user.id, user.name, user.language, user.admin), None
-    joined = (Member.project_id == Project.id) & (Member.user_id == user.id)
-    rows = session.execute(select(Project, Member.role).outerjoin(Member, joined).where(Project.id == project_id)).all()
+    rows = [(project, role) for project, role in found if project is not None]
     roles = {role for _, role in rows if role is not None} | ({Role.ADMIN} if user.admin and rows else set())
-    project = rows[0][0] if rows and roles else None
+    project = rows[0][0] if roles else None
     return Actor(user.id, user.name, user.language, user.admin, project_id, frozenset(roles)), project
+
+
+def load(session: Session, user: User, project_id: str) -> tuple[Actor, Project | None]:
+    """A person with their roles in a project, and the project where they have any."""
+    rows = session.execute(with_project(select(User.id).select_from(User).where(User.id == user.id), project_id))
+    return enlisted(user, project_id, [(row[1], row[2]) for row in rows])
 
 
 def check(who: Who | None, actor: Actor | None) -> None:

@@ -1,12 +1,10 @@
 """What a run will take, before it runs, by what the workers have written of themselves; what the project can still spend."""
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from sqlalchemy import func, literal, select, true
-from sqlalchemy.orm import Session
 
 from phantom_s2v.errors import PhantomError
 from phantom_s2v.models.base import Preset
@@ -14,10 +12,8 @@ from phantom_s2v.models.registry import MODELS, load_preset
 from phantom_s2v.pipeline.cost import profile
 from phantom_s2v.pipeline.request import Request
 from phantom_s2v.studio import queue
-from phantom_s2v.studio.schema import Job, JobState, Project, Worker
-
-COMPARED = 20  # finished jobs of a model by which estimates are corrected
-WORKERS = 20  # the latest, among which one that offers a model is looked for
+from phantom_s2v.studio.schema import Job, Project, Worker
+from phantom_s2v.studio.waiting import Snapshot
 
 
 @dataclass(frozen=True)
@@ -36,10 +32,9 @@ class Cost:
         return self.left is None or self.money <= self.left
 
 
-def offer_of(session: Session, model: str) -> Worker | None:
-    """The worker that was heard last and offers a model, alive or not; None where none ever did."""
-    latest = session.scalars(select(Worker).order_by(Worker.heartbeat_at.desc()).limit(WORKERS))
-    return next((worker for worker in latest if model in worker.offers["models"]), None)
+def offer_of(workers: Iterable[Worker], model: str) -> Worker | None:
+    """The first worker that offers a model; None where none does."""
+    return next((worker for worker in workers if model in worker.offers["models"]), None)
 
 
 def preset_of(offer: dict[str, Any]) -> Preset:
@@ -58,34 +53,20 @@ def own_preset(model: str) -> Preset | None:
         return None
 
 
-def estimate(session: Session, project: Project, offer: dict[str, Any], request: Request, candidates: int) -> Cost:
+def estimate(seen: Snapshot, project: Project, offer: dict[str, Any], request: Request, candidates: int) -> Cost:
     """Seconds, money and memory of a request. What is computed is corrected by what the latest jobs of this model have really
     taken: previews, encoding and measuring come on top of it.
     """
     found = profile.estimate(profile.Profile.from_json(offer["profile"]), request, preset_of(offer))
-    computed, (correction, committed) = found.seconds * candidates, _experience(session, project)
-    seconds = computed * correction
+    computed = found.seconds * candidates
+    seconds = computed * _experience(seen.finished, project.model)
+    committed = queue.cost_of(seen.committed, project.price_per_hour)
     left = None if project.budget is None else project.budget - project.spent - committed
     return Cost(seconds, computed, queue.cost_of(seconds, project.price_per_hour), found.peak, left)
 
 
-def _experience(session: Session, project: Project) -> tuple[float, int]:
-    """How much longer than computed the latest jobs of the project's model ran, the median, 1 before the first; and what the
-    project's waiting and running jobs will cost by their estimates.
-    """
-    committed = (
-        select(func.sum(Job.estimated_seconds)).where(Job.project_id == project.id, Job.state.in_(queue.OPEN)).scalar_subquery()
-    )
-    latest = (
-        select(Job.seconds, Job.requires["computed_seconds"].as_float().label("computed"))
-        .where(Job.state == JobState.DONE, Job.requires["model"].as_string() == project.model)
-        .order_by(Job.ended_at.desc())
-        .limit(COMPARED)
-        .subquery()
-    )
-    one = select(literal(1).label("one")).subquery()
-    rows = session.execute(
-        select(committed, latest.c.seconds, latest.c.computed).select_from(one.outerjoin(latest, true()))
-    ).all()
-    ratios = [seconds / computed for _, seconds, computed in rows if computed]
-    return statistics.median(ratios) if ratios else 1.0, queue.cost_of(float(rows[0][0] or 0), project.price_per_hour)
+def _experience(finished: Iterable[Job], model: str) -> float:
+    """How much longer than computed the jobs of a model ran, the median; 1 before the first."""
+    of_model = [job for job in finished if job.requires.get("model") == model]
+    ratios = [job.seconds / job.requires["computed_seconds"] for job in of_model if job.requires.get("computed_seconds")]
+    return statistics.median(ratios) if ratios else 1.0

@@ -24,6 +24,7 @@ from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import N_, NotFound, Problem, Problems, raise_all
 from phantom_s2v.studio.schema import Draft, Job, JobSubject, Policy, Project, Role, Subject, SubjectImage, User, Video, now
 from phantom_s2v.studio.storage import Staged
+from phantom_s2v.studio.waiting import Snapshot, snapshot
 
 OPTIONS = ("size", "num_frames", "seed", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt")
 WHOLE, DECIMAL = ("num_frames", "seed", "num_inference_steps"), ("guidance_scale", "image_guidance_scale")
@@ -201,14 +202,14 @@ class Look:
     worker: Any
 
 
-def look(session: Session, draft: Draft, project: Project, subjects: list[Subject]) -> Look:
-    """Check a draft with its subjects, and estimate it."""
+def look(session: Session, draft: Draft, project: Project, subjects: list[Subject], seen: Snapshot) -> Look:
+    """Check a draft with its subjects, and estimate it by the queue as it was seen with its project."""
     problems = policies.check(session, draft, subjects)
     if not subjects:
         problems.append(Problem("Choose at least one subject.", "subjects"))
     if len(subjects) < len(draft.subjects):
         problems.append(Problem("A subject was removed. Please choose again.", "subjects"))
-    worker = cost.offer_of(session, project.model)
+    worker = cost.offer_of(seen.workers, project.model)
     if worker is None:
         problems.append(Problem(NO_WORKER, model=project.model))
         return Look(subjects, problems, [], cost.own_preset(project.model), None, None, None)
@@ -216,7 +217,7 @@ def look(session: Session, draft: Draft, project: Project, subjects: list[Subjec
     preset, request, expected = cost.preset_of(offer), None, None
     try:
         request = request_of(draft, preset, subjects)
-        expected = cost.estimate(session, project, offer, request, draft.candidates)
+        expected = cost.estimate(seen, project, offer, request, draft.candidates)
         if not expected.fits:
             problems.append(Problem("This costs more than the project's budget has left."))
     except Problems as error:
@@ -239,7 +240,8 @@ def run(session: Session, actor: Actor, draft: Draft, once: str = "") -> Job:
     if once and (before := draft.options.get("jobs", {}).get(once)):
         return session.get_one(Job, before)
     project = session.get_one(Project, draft.project_id, with_for_update=True)
-    seen = look(session, draft, project, rights.with_rights(session, draft.project_id, draft.subjects))
+    subjects = rights.with_rights(session, draft.project_id, draft.subjects)
+    seen = look(session, draft, project, subjects, snapshot(session, project.id))
     raise_all(seen.problems)
     assert seen.request
     assert seen.cost

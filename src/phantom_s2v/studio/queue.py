@@ -66,12 +66,6 @@ def requirement(offers: dict[str, Any], model: str) -> dict[str, Any]:
     }
 
 
-def alive(session: Session, at: datetime | None = None) -> list[Worker]:
-    """Workers whose heartbeat is younger than the lease, the latest first."""
-    since = (at or now()) - LEASE
-    return list(session.scalars(select(Worker).where(Worker.heartbeat_at > since).order_by(Worker.heartbeat_at.desc())))
-
-
 def enqueue(session: Session, job: Job) -> Job:
     """Put a job into the queue, in the transaction that its rows are made in. Raises Problem for one too many of a person."""
     waiting = session.scalar(select(func.count()).where(Job.user_id == job.user_id, Job.state == JobState.QUEUED)) or 0

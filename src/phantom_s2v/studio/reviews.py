@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from phantom_s2v.files.untrusted import typed
@@ -40,6 +40,7 @@ ANSWERS = (YES, NO, NOT_APPLICABLE)
 REAL = ("person", "product", "logo", "animal", "place")  # kinds of subjects whose videos always carry the label
 COMMENTS = 500  # shown of a video
 MAX_COMMENTS = 2000  # of a video
+BESIDE = 24  # videos that one can be held against
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def opened(session: Session, actor: Actor, project_id: str, video_id: str) -> tu
         raise NotFound
     video, version, policy, shows_real = row
     decided = select(Review, User.name).join(User, User.id == Review.user_id).where(Review.video_id == video_id)
-    found = session.execute(decided.order_by(Review.created_at.desc(), Review.id).limit(100)).all()
+    found = session.execute(decided.order_by(Review.created_at.desc(), Review.id.desc()).limit(100)).all()
     holding: dict[str, Review] = {}
     for each, _ in found:
         if not each.approved:
@@ -230,10 +231,12 @@ def names(session: Session, people: Collection[str]) -> dict[str, str]:
 def others(session: Session, actor: Actor, video: Video) -> Sequence[Video]:
     """What a video can be held against: candidates of its job first, then the project's newest videos."""
     actor.must(video.project_id)
-    query = select(Video).where(Video.project_id == video.project_id, Video.id != video.id)
-    return session.scalars(
-        query.order_by((Video.job_id == video.job_id).desc(), Video.created_at.desc(), Video.id).limit(24)
-    ).all()
+    newest = select(Video.id).where(Video.project_id == video.project_id)
+    newest = newest.order_by(Video.created_at.desc(), Video.id.desc()).limit(BESIDE + 1)
+    wanted = or_(Video.job_id == video.job_id, Video.id.in_(newest))
+    query = select(Video).where(wanted, Video.project_id == video.project_id, Video.id != video.id)
+    order = ((Video.job_id == video.job_id).desc(), Video.created_at.desc(), Video.id.desc())
+    return session.scalars(query.order_by(*order).limit(BESIDE)).all()
 
 
 def video_of(session: Session, actor: Actor, project_id: str, video_id: str) -> Video:

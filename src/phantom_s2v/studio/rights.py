@@ -126,7 +126,7 @@ def add(
     """
     actor.must(subject.project_id, Role.MAKER, *CHECKERS)
     values = checked(record)
-    right = Right(subject_id=subject.id, created_by=actor.must_be_person(), **values)
+    right = Right(project_id=subject.project_id, subject_id=subject.id, created_by=actor.must_be_person(), **values)
     if document is not None:
         staged, name, kind = document
         right.document = studio_of(session).storage.keep(session, staged, kind)
@@ -261,8 +261,7 @@ def _hand_over(session: Session, right: Right, subject: Subject) -> None:
 def ending(session: Session, actor: Actor, project_id: str, after: str | None = None) -> Page[Right]:
     """Rights of a project that have an end, the nearest first, revoked ones apart."""
     actor.must(project_id)
-    of_project = select(Subject.id).where(Subject.project_id == project_id)
-    query = select(Right).where(Right.subject_id.in_(of_project), Right.valid_until.is_not(None), Right.revoked_at.is_(None))
+    query = select(Right).where(Right.project_id == project_id, Right.valid_until.is_not(None), Right.revoked_at.is_(None))
     return paged(session, query, [Right.valid_until, Right.id], after, descending=False)
 
 

@@ -154,6 +154,7 @@ class Credential(Base):
     expires_at: Mapped[datetime | None]
     used_at: Mapped[datetime | None]
     user: Mapped[User] = relationship(lazy="joined")
+    __table_args__ = (Index(None, "user_id", "kind", "created_at"),)
 
 
 class Project(Base):
@@ -171,6 +172,7 @@ class Project(Base):
     served_at: Mapped[datetime | None]  # when a job of it last began: the queue serves the longest unserved first
     policy_version: Mapped[int] = mapped_column(default=0)  # the one in force; 0: none yet, nothing runs
     created_at: Mapped[datetime] = mapped_column(default=now)
+    __table_args__ = (Index(None, "created_at", "id"),)
 
 
 class Member(Base):
@@ -221,6 +223,7 @@ class SubjectImage(Base):
     width: Mapped[int]
     height: Mapped[int]
     warnings: Mapped[list[Any]] = mapped_column(default=list)  # [{"code", values...}], see images.warnings
+    __table_args__ = (Index(None, "subject_id", "position"),)
 
 
 class Right(Base):
@@ -228,6 +231,7 @@ class Right(Base):
 
     __tablename__ = "rights"
     id: Mapped[str] = _id()
+    project_id: Mapped[str] = _to("projects.id", nullable=True)  # the subject's; SQLite adds no column that is NOT NULL
     subject_id: Mapped[str] = _to("subjects.id")
     shown: Mapped[str] = mapped_column(Text)
     owner: Mapped[str] = mapped_column(Text)
@@ -246,6 +250,7 @@ class Right(Base):
     revoked_at: Mapped[datetime | None]
     revoke_reason: Mapped[str] = mapped_column(Text, default="")
     warned_days: Mapped[int | None]  # the last warning sent: 90, 30 or 14 days before; 0: of its expiry
+    __table_args__ = (Index(None, "project_id", "valid_until", "id"), Index(None, "subject_id", "created_at"))
 
 
 class Draft(Base):
@@ -263,7 +268,7 @@ class Draft(Base):
     territories: Mapped[list[str]] = mapped_column(default=list)
     candidates: Mapped[int] = mapped_column(default=1)
     updated_at: Mapped[datetime] = mapped_column(default=now)
-    __table_args__ = (Index(None, "project_id", "user_id", "updated_at"),)
+    __table_args__ = (Index(None, "project_id", "user_id", "updated_at", "id"),)
 
 
 class Worker(Base):
@@ -312,7 +317,9 @@ class Job(Base):
     user: Mapped[User] = relationship(lazy="raise")
     __table_args__ = (
         Index(None, "state", "lease_until"),
-        Index(None, "project_id", "state", "created_at", "id"),
+        Index(None, "state", "ended_at"),
+        Index(None, "project_id", "state"),
+        Index(None, "project_id", "created_at", "id"),
         Index(None, "user_id", "state"),
     )
 
@@ -398,6 +405,7 @@ class Review(Base):
     sha256: Mapped[str] = mapped_column(Sha256)  # of the file that was looked at
     policy_version: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(default=now)
+    __table_args__ = (Index(None, "video_id", "created_at", "id"),)
 
 
 class Export(Base):
@@ -413,6 +421,7 @@ class Export(Base):
     labelled: Mapped[bool]
     label_reason: Mapped[str] = mapped_column(Text, default="")  # why there is no label
     created_at: Mapped[datetime] = mapped_column(default=now)
+    __table_args__ = (Index(None, "video_id", "created_at", "id"),)
 
 
 class Fingerprint(Base):
@@ -443,7 +452,7 @@ class Notice(Base):
     values: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=now)
     read_at: Mapped[datetime | None]
-    __table_args__ = (Index(None, "user_id", "read_at", "created_at"),)
+    __table_args__ = (Index(None, "user_id", "read_at"), Index(None, "user_id", "created_at", "id"))
 
 
 class Webhook(Base):
@@ -469,6 +478,7 @@ class Delivery(Base):
     attempts: Mapped[int] = mapped_column(default=0)
     next_at: Mapped[datetime | None] = mapped_column(default=now, index=True)  # None: delivered or given up
     outcome: Mapped[str] = mapped_column(Text, default="")
+    __table_args__ = (Index(None, "webhook_id", "created_at", "id"),)
 
 
 class AuditLine(Base):

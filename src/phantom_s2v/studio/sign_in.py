@@ -6,18 +6,19 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import delete, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, contains_eager
 
 from phantom_s2v.studio import audit
-from phantom_s2v.studio.access import Actor
+from phantom_s2v.studio.access import Actor, enlisted, with_project
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.problems import N_, NotFound, NotSignedIn, Problem, TooMany
-from phantom_s2v.studio.schema import Credential, Notice, User, now
+from phantom_s2v.studio.schema import Credential, Notice, Project, User, now
 from phantom_s2v.studio.texts import line
 
 HASHER = PasswordHasher()  # Argon2id with RFC 9106's second recommendation: 64 MiB and 0.18 s here
@@ -140,14 +141,33 @@ def end_session(session: Session, token: str) -> None:
         session.delete(found)
 
 
-def who(session: Session, token: str, kind: str) -> tuple[User, Credential, int] | None:
-    """The person of a session's or the API's token, the credential, and how many notices they have not read; None for nobody."""
+@dataclass(frozen=True)
+class Known:
+    """The person behind a request: by which credential, with which roles in the address's project, and how many notices they
+    have not read.
+    """
+
+    credential: Credential
+    actor: Actor
+    project: Project | None
+    unread: int
+
+
+def who(session: Session, token: str, kind: str, project_id: str | None = None) -> Known | None:
+    """The person of a session's or the API's token, in one query; None for nobody."""
     unread = select(func.count()).where(Notice.user_id == Credential.user_id, Notice.read_at.is_(None)).scalar_subquery()
-    query = select(Credential, unread).join(User).where(Credential.sha256 == _sha256(token), Credential.kind == kind)
-    row = session.execute(query).unique().first()
-    if row is None or not row[0].user.active or (row[0].expires_at is not None and row[0].expires_at <= now()):
+    query = (
+        select(Credential, unread)
+        .select_from(Credential)
+        .join(User, User.id == Credential.user_id)
+        .options(contains_eager(Credential.user))
+    )
+    query = query.where(Credential.sha256 == _sha256(token), Credential.kind == kind)
+    rows = session.execute(with_project(query, project_id) if project_id else query).unique().all()
+    if not rows or not rows[0][0].user.active or (rows[0][0].expires_at is not None and rows[0][0].expires_at <= now()):
         return None
-    return row[0].user, row[0], row[1]
+    actor, project = enlisted(rows[0][0].user, project_id, [(row[2], row[3]) for row in rows] if project_id else [])
+    return Known(rows[0][0], actor, project, rows[0][1])
 
 
 def touch(session: Session, token: str) -> None:
@@ -178,7 +198,7 @@ def link_user(session: Session, token: str) -> User:
     found = who(session, token, "link")
     if found is None:
         raise NotFound(USED_LINK)
-    return found[0]
+    return found.credential.user
 
 
 def use_link(session: Session, token: str, password_hash: str) -> User:

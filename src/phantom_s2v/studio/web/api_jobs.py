@@ -8,11 +8,12 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import access, drafts, gate, queue, rights, waiting
+from phantom_s2v.studio import access, drafts, gate, queue
 from phantom_s2v.studio.database import paged
 from phantom_s2v.studio.schema import Job, Video
 from phantom_s2v.studio.web import i18n
 from phantom_s2v.studio.web.api import Row
+from phantom_s2v.studio.web.pages_generate import looked_at
 from phantom_s2v.studio.web.pages_jobs import own_job, progress_of
 from phantom_s2v.studio.web.view import View, ViewOf
 
@@ -156,9 +157,8 @@ def change_draft(view: ViewOf, project_id: str, draft_id: str, wanted: DraftIn) 
 def look_at_draft(view: ViewOf, project_id: str, draft_id: str) -> LookOut:
     """Check and estimate a draft."""
     with view.reading() as session:
-        draft, project, user, _policy = drafts.find(session, view.actor, project_id, draft_id)
-        found = drafts.look(session, draft, project, rights.with_rights(session, project_id, draft.subjects))
-        place = waiting.line(session, (project, user, found.cost.seconds if found.cost else 0.0)).places[""]
+        _, found, line = looked_at(view, session)
+        place = line.places[""]
         return LookOut(
             problems=[ProblemOut(field=each.field, message=i18n.sentence(view.language, each)) for each in found.problems],
             notices=[view.say(template, **values) for template, values in found.notices],

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
-from sqlalchemy import Select, select
-from sqlalchemy.orm import Session, joinedload
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.media.images import read_image
@@ -83,22 +83,22 @@ def draft_page(view: ViewOf) -> Response:
 def _page(view: View, session: Session, problem: Problem | None = None) -> Response:
     """The form alone: what is said of the draft comes by a request of its own, so that typing can begin at once."""
     draft, project, _, _policy = _draft(view, session)  # held, so that it need not be read again
-    query = select(Subject).where(Subject.project_id == draft.project_id, Subject.erased_at.is_(None))
-    newest = _subjects(session, query.order_by(Subject.created_at.desc(), Subject.id.desc()).limit(SHOWN))
-    found = {each.id: each for each in newest}
-    if not set(draft.subjects) <= set(found):
-        found |= {each.id: each for each in _subjects(session, query.where(Subject.id.in_(draft.subjects)))}
-    chosen = [found[key] for key in draft.subjects if key in found]
-    choices = _choices(session, draft, project, [*chosen, *(each for each in newest if each.id not in draft.subjects)])
+    choices = _choices(session, draft, project, _offered(session, draft))
     values = {"draft": draft, "once": secrets.token_hex(8), "choices": choices, **_selects(view, choices)}
     values |= {"rephraser": view.studio.settings.rephrase}
     view.form = Form(**_typed(draft, choices.preset))
     return view.wrong("generate.html", problem, **values) if problem else view.page("generate.html", **values)
 
 
-def _subjects(session: Session, query: Select[Subject]) -> Sequence[Subject]:
-    """Subjects with their images and rights, in one query."""
-    return session.scalars(query.options(joinedload(Subject.images), joinedload(Subject.rights))).unique().all()
+def _offered(session: Session, draft: Draft) -> list[Subject]:
+    """The draft's subjects in their order, then the newest others, with images and rights, in two queries."""
+    alive = (Subject.project_id == draft.project_id, Subject.erased_at.is_(None))
+    newest = select(Subject.id).where(*alive).order_by(Subject.created_at.desc(), Subject.id.desc()).limit(SHOWN)
+    query = select(Subject).where(*alive, or_(Subject.id.in_(newest), Subject.id.in_(draft.subjects)))
+    query = query.options(joinedload(Subject.images), selectinload(Subject.rights))
+    found = {each.id: each for each in session.scalars(query).unique()}
+    chosen = [found.pop(key) for key in draft.subjects if key in found]
+    return [*chosen, *sorted(found.values(), key=lambda each: (each.created_at, each.id), reverse=True)]
 
 
 def _typed(draft: Draft, preset: Preset | None) -> dict[str, Any]:
@@ -123,13 +123,20 @@ def _selects(view: View, choices: Choices) -> dict[str, list[tuple[str, str]]]:
     }
 
 
+def looked_at(view: View, session: Session) -> tuple[Draft, drafts.Look, waiting.Line]:
+    """The draft of the address, what is to be said of it, and the queue with it, in four queries."""
+    draft, project, user, _policy = _draft(view, session)  # held, so that it need not be read again
+    query = select(Subject).where(Subject.project_id == draft.project_id, Subject.id.in_(draft.subjects))
+    query = query.options(joinedload(Subject.images), joinedload(Subject.rights))  # few subjects, so in one query
+    found = {each.id: each for each in session.scalars(query).unique()}
+    seen = waiting.snapshot(session, project.id)
+    look = drafts.look(session, draft, project, [found[key] for key in draft.subjects if key in found], seen)
+    return draft, look, seen.line((project, user, look.cost.seconds if look.cost else 0.0))
+
+
 def _look(view: View, session: Session) -> Response:
     """What is said of a draft: checks, cost, and when its turn would come."""
-    draft, project, user, _policy = _draft(view, session)
-    query = select(Subject).where(Subject.project_id == draft.project_id, Subject.id.in_(draft.subjects))
-    found = {each.id: each for each in _subjects(session, query)}
-    look = drafts.look(session, draft, project, [found[key] for key in draft.subjects if key in found])
-    line = waiting.line(session, (project, user, look.cost.seconds if look.cost else 0.0))
+    draft, look, line = looked_at(view, session)
     return HTMLResponse(view.render("generate_look.html", draft=draft, look=look, place=line.places[""], line=line))
 
 
@@ -139,7 +146,7 @@ def _choices(session: Session, draft: Draft, project: Project, subjects: Sequenc
     if territories == (WORLD,):
         territories = (WORLD, EU, "JP", "US", "GB")
     territories = list(dict.fromkeys([*territories, *draft.territories]))
-    worker = cost.offer_of(session, project.model)
+    worker = cost.offer_of(waiting.workers(session), project.model)
     preset = cost.preset_of(worker.offers["models"][project.model]) if worker else cost.own_preset(project.model)
     if preset is None:
         return Choices(subjects, purposes, territories, [], [], 8, None, False)
