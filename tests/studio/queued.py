@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from phantom_s2v.studio import queue
-from phantom_s2v.studio.schema import Job, Worker, now
+from phantom_s2v.studio.schema import Blob, Job, Video, Worker, now
 
 PLATFORM = {"machine": "x86_64 AVX2", "kernels": "some", "gpu": "none"}
 
@@ -28,6 +28,17 @@ def make_job(session, project_id, user_id, at=None, seconds=60.0, candidates=1, 
         created_at=at or now(),
     )  # fmt: skip
     return queue.enqueue(session, job)
+
+
+def video_of(session, job, candidate=0):
+    sha256 = f"{candidate:064x}"
+    if session.get(Blob, sha256) is None:
+        session.add(Blob(sha256=sha256, size=1, media_type="video/mp4"))
+        session.flush()
+    return Video(
+        project_id=job.project_id, job_id=job.id, user_id=job.user_id, candidate=candidate, seed=candidate, blob=sha256,
+        poster=sha256, fps=8, num_frames=9, width=64, height=64, details={},
+    )  # fmt: skip
 
 
 def later(seconds):

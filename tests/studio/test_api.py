@@ -7,9 +7,9 @@ import subprocess
 import pytest
 from sqlalchemy import select
 
-from phantom_s2v.studio import certificates, examining, sign_in, verify
+from phantom_s2v.studio import certificates, examining, notices, sign_in, verify
 from phantom_s2v.studio.policies import CHECKLIST
-from phantom_s2v.studio.schema import Right, Role, Subject
+from phantom_s2v.studio.schema import Notice, Right, Role, Subject
 from studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
 
 CONTENT = mp4(frames_of("1f431", 3))
@@ -29,7 +29,7 @@ def api(app, studio, actor_of):
 
         def call(method, path, body=None, **options):
             headers = {"Authorization": f"Bearer {token}"}
-            base = "/api/v1" if path == "/verify" else f"/api/v1/projects/{studio.project_id}"
+            base = "/api/v1" if path.startswith(("/verify", "/people")) else f"/api/v1/projects/{studio.project_id}"
             return client.request(method, base + path, json=body, headers=headers, **options)
 
         return call
@@ -87,6 +87,44 @@ def test_subjects_rights_and_policy(studio, api):
     assert maker("POST", f"{one}/erase", {"name": "Fox"}).status_code == 403
     assert admin("POST", f"{one}/erase", {"name": "Fox"}).status_code == 204
     assert maker("GET", one).status_code == 404
+
+
+def test_documents_of_rights(studio, api):
+    maker, reviewer, outsider = api("maker"), api("reviewer"), api("outsider")
+    one = f"/subjects/{add_subject(studio).id}"
+    for content in (b"", b"no document", b"<html>"):
+        answer = maker("POST", f"{one}/documents", files={"document": ("x.pdf", content)})
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "document")
+    assert outsider("POST", f"{one}/documents", files={"document": ("x", b"%PDF-1.7")}).status_code == 404
+    parked = maker("POST", f"{one}/documents", files={"document": ("x", b"%PDF-1.7 consent")}).json()["document"]
+    right = {"shown": "Fox", "owner": "Us", "basis": "own", "uses": ["website"], "territories": ["JP"]}
+    right |= {"valid_from": "2026-01-01T00:00:00Z", "document": parked, "document_name": "../../同意書.pdf"}
+    assert maker("POST", f"{one}/rights", {**right, "document": "../secret"}).status_code == 422
+    assert maker("POST", f"{one}/rights", {**right, "uses": []}).status_code == 422  # and the document still waits
+    made = maker("POST", f"{one}/rights", right).json()
+    assert (made["document_name"], "document" in made) == ("../../同意書.pdf", False)
+    assert maker("POST", f"{one}/rights", right).status_code == 422  # it belongs to the first
+    assert [each["id"] for each in reviewer("GET", f"{one}/rights").json()][-1] == made["id"]
+    found = reviewer("GET", f"{one}/rights/{made['id']}/document")
+    assert found.content == b"%PDF-1.7 consent"
+    assert found.headers["content-disposition"].startswith("attachment")
+    assert outsider("GET", f"{one}/rights/{made['id']}/document").status_code == 404
+
+
+def test_a_person_is_forgotten(studio, api, film):
+    boss = api("boss")
+    with studio.writing() as session:
+        notices.tell(session, [studio.people["boss"]], "video commented", project="p", video=film, name="Maker")
+    assert api("admin")("GET", "/people").status_code == 403
+    people = {each["name"]: each["id"] for each in boss("GET", "/people").json()["items"]}
+    assert boss("POST", f"/people/{'0' * 32}/erase").status_code == 404
+    assert boss("POST", f"/people/{people['Boss']}/erase").status_code == 409
+    maker = api("maker")
+    assert boss("POST", f"/people/{people['Maker']}/erase").status_code == 204
+    assert maker("GET", "/videos").status_code == 401
+    with studio.reading() as session:
+        assert session.scalars(select(Notice)).all() == []
+    assert "Maker" not in boss("GET", "/people").text
 
 
 def test_what_is_no_number_and_no_text_is_refused_in_words(api, film):

@@ -222,5 +222,5 @@ def test_every_route_is_few_statements_by_index(studio, ask):
                 slow.setdefault(path, set()).add(step)
     assert many == {}
     assert slow == {}
-    assert paged == lists()
+    assert lists() <= paged
     assert len(paged) > 14

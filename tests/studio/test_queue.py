@@ -9,9 +9,9 @@ from sqlalchemy.exc import IntegrityError
 from phantom_s2v.studio import access, audit, projects, queue, waiting
 from phantom_s2v.studio.problems import Conflict, Problem
 from phantom_s2v.studio.queue import CancelledError, LeaseLostError, Ticket
-from phantom_s2v.studio.schema import AuditLine, Blob, Job, JobState, JobSubject, Project, Right, Subject, User, Video, now
+from phantom_s2v.studio.schema import AuditLine, Blob, Job, JobState, JobSubject, Project, Right, Subject, User, now
 
-from .queued import make_job, make_worker, offers
+from .queued import make_job, make_worker, offers, video_of
 
 START = now()
 
@@ -27,17 +27,6 @@ def two_projects(session, studio):
 def take(session, worker, moment):
     job = queue.take(session, worker, moment)
     return job and (job, Ticket(job.id, job.lease))
-
-
-def video_of(session, job, candidate=0):
-    sha256 = f"{candidate:064x}"
-    if session.get(Blob, sha256) is None:
-        session.add(Blob(sha256=sha256, size=1, media_type="video/mp4"))
-        session.flush()
-    return Video(
-        project_id=job.project_id, job_id=job.id, user_id=job.user_id, candidate=candidate, seed=candidate, blob=sha256,
-        poster=sha256, fps=8, num_frames=9, width=64, height=64, details={},
-    )  # fmt: skip
 
 
 def test_projects_then_people_are_served_in_turn(studio):

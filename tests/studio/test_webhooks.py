@@ -1,14 +1,17 @@
 """Webhooks: signed, tried again, and never into private networks."""
 
+import re
 from datetime import timedelta
 
 import httpx
 import pytest
 from sqlalchemy import select
 
-from phantom_s2v.studio import webhooks
+from phantom_s2v.studio import queue, rights, webhooks
 from phantom_s2v.studio.problems import Forbidden, Problem, Problems
-from phantom_s2v.studio.schema import Delivery, now
+from phantom_s2v.studio.queue import Ticket
+from phantom_s2v.studio.schema import Delivery, JobState, JobSubject, now
+from studio.queued import add_subject, later, make_job, make_worker, video_of
 
 PUBLIC = "93.184.216.34"
 
@@ -103,3 +106,55 @@ def test_a_removed_one_takes_its_events_along(studio, actor_of, hook):
     with studio.writing() as session:
         webhooks.remove(session, actor_of("admin"), studio.project_id, hook.id)
     assert rows(studio) == []
+
+
+def test_jobs_and_rights_are_told_of(studio, actor_of):
+    """Every event of jobs and rights, each where it happens, with ids and numbers alone."""
+    asked = [each for each in webhooks.EVENTS if each.startswith(("job.", "right."))]
+    with studio.writing() as session:
+        webhooks.add(session, actor_of("admin"), studio.project_id, "https://hooks.example.com", asked)
+        me, worker = studio.people["maker"], make_worker(session)
+        jobs = [make_job(session, studio.project_id, me) for _ in range(5)]
+        queue.cancel(session, me, jobs[4])
+        _, failing, aside, stopping = jobs[:4]
+        for job in jobs[:4]:
+            job.state, job.worker_id, job.lease_until = JobState.RUNNING, worker.id, later(10)
+        session.add(video_of(session, jobs[0]))
+        assert queue.advance(session, Ticket(jobs[0].id, 0))
+        queue.end(session, Ticket(failing.id, 0), JobState.FAILED, "no")
+        aside.deaths, aside.lease_until = queue.DEATHS, later(-1)
+        queue.sweep(session)
+        subject = add_subject(session, studio, "fox")
+        right, other = subject.rights[0], add_subject(session, studio, "wolf").rights[0]
+        session.add(JobSubject(job_id=stopping.id, subject_id=subject.id, right_id=right.id))
+        right.checked_by = right.checked_at = None
+        rights.check(session, actor_of("reviewer"), right, studio.project_id)
+        rights.revoke(session, actor_of("reviewer"), right, studio.project_id, "withdrawn")
+        other.valid_until = later(3600)
+        rights.sweep(session)
+        rights.sweep(session, later(7200))
+    events = [row.body for row in rows(studio)]
+    assert {each["event"] for each in events} == set(asked)
+    assert not {"fox", "wolf", "withdrawn", "Maker"} & {str(value) for each in events for value in each.values()}
+    assert next(each for each in events if each["event"] == "right.revoked")["jobs"] == 1
+
+
+def test_the_page_shows_the_secret_once_and_what_was_sent(studio, browser, hook):
+    admin, address = browser("admin"), f"/projects/{studio.project_id}/webhooks"
+    assert browser("maker").get(address).status_code == 403
+    wrong = admin.submit(address, {"url": "ftp://a", "events": "job.finished"})
+    assert wrong.status_code == 422
+    assert 'value="ftp://a"' in wrong.text
+    assert 'value="job.finished" checked' in wrong.text
+    page = admin.submit(address, {"url": "https://new.example/in", "events": ["job.finished"]}).text
+    secret = re.search(r'id="secret" readonly value="(\w{64})"', page)[1]
+    assert secret not in admin.get(address).text
+    assert hook.secret not in page
+    emit(studio)
+    one = f"{address}/{hook.id}"
+    for answers, words in (([], "waiting"), ([500], "answered with status 500"), ([204], "delivered")):
+        if answers:
+            webhooks.deliver(studio, sending(answers, []), lambda *_: [PUBLIC], later(3600 * len(words)))
+        assert words in admin.get(one).text
+    assert admin.submit(f"{one}/remove").url.path == address
+    assert admin.get(one).status_code == 404

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from phantom_s2v.studio.problems import N_, Forbidden, NotFound, NotSignedIn
@@ -64,6 +64,11 @@ RULES: dict[str, Who] = {
     "GET /projects/{project_id}/subjects/{subject_id}/rights/{right_id}/revoke": CHECKERS,
     "POST /projects/{project_id}/subjects/{subject_id}/rights/{right_id}/revoke": CHECKERS,
     "GET /projects/{project_id}/rights": MEMBERS,
+    # Webhooks
+    "GET /projects/{project_id}/webhooks": ADMINS,
+    "POST /projects/{project_id}/webhooks": ADMINS,
+    "GET /projects/{project_id}/webhooks/{webhook_id}": ADMINS,
+    "POST /projects/{project_id}/webhooks/{webhook_id}/remove": ADMINS,
     # Policy
     "GET /projects/{project_id}/policy": MEMBERS,
     "GET /projects/{project_id}/policy/new": ADMINS,
@@ -147,6 +152,9 @@ RULES: dict[str, Who] = {
     "GET /api/v1/projects/{project_id}/webhooks": ADMINS,
     "POST /api/v1/projects/{project_id}/webhooks": ADMINS,
     "DELETE /api/v1/projects/{project_id}/webhooks/{webhook_id}": ADMINS,
+    "GET /api/v1/projects/{project_id}/webhooks/{webhook_id}/deliveries": ADMINS,
+    "GET /api/v1/people": STUDIO_ADMIN,
+    "POST /api/v1/people/{user_id}/erase": STUDIO_ADMIN,
     "GET /api/v1/audit": STUDIO_ADMIN,
     "GET /api/v1/openapi.json": SIGNED_IN,
     "GET /api/v1/projects": SIGNED_IN,
@@ -155,7 +163,10 @@ RULES: dict[str, Who] = {
     "POST /api/v1/projects/{project_id}/subjects": MAKERS_AND_ADMINS,
     "GET /api/v1/projects/{project_id}/subjects/{subject_id}": MEMBERS,
     "POST /api/v1/projects/{project_id}/subjects/{subject_id}/images": MAKERS_AND_ADMINS,
+    "GET /api/v1/projects/{project_id}/subjects/{subject_id}/rights": MEMBERS,
     "POST /api/v1/projects/{project_id}/subjects/{subject_id}/rights": MEMBERS,
+    "POST /api/v1/projects/{project_id}/subjects/{subject_id}/documents": MEMBERS,
+    "GET /api/v1/projects/{project_id}/subjects/{subject_id}/rights/{right_id}/document": MEMBERS,
     "POST /api/v1/projects/{project_id}/subjects/{subject_id}/rights/{right_id}/check": CHECKERS,
     "POST /api/v1/projects/{project_id}/subjects/{subject_id}/rights/{right_id}/revoke": CHECKERS,
     "GET /api/v1/projects/{project_id}/policy": MEMBERS,
@@ -212,7 +223,7 @@ class Actor:
 SYSTEM = Actor(None, admin=True)
 
 
-def with_project(query: Any, project_id: str) -> Select[Any]:
+def with_project(query: Any, project_id: str) -> Any:
     """A query of a person with two more columns, and a row for each role: the project, if any, and the role in it."""
     joined = (Member.project_id == Project.id) & (Member.user_id == User.id)
     return query.outerjoin(Project, Project.id == project_id).outerjoin(Member, joined).add_columns(Project, Member.role)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import audit, policies
+from phantom_s2v.studio import audit, policies, projects
 from phantom_s2v.studio.access import Actor, find
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.problems import Conflict, Problem
@@ -32,7 +32,6 @@ from phantom_s2v.studio.schema import (
     Role,
     Subject,
     SubjectImage,
-    User,
     Video,
     VideoState,
     now,
@@ -135,12 +134,13 @@ def _remove_videos(session: Session, videos: Sequence[str]) -> list[str]:
 
 def erase_user(session: Session, actor: Actor, user_id: str) -> None:
     """Forget a person who works here: name, address, memberships, sessions and notices. What they did stays under their id."""
-    actor.must_be_admin()
-    user = session.get_one(User, user_id)
+    user = projects.person(session, actor, user_id)
     if user_id == actor.id:
         raise Conflict("You cannot erase yourself. Another administrator of the studio can.")
     for table in (Credential, Member, Notice):
         session.execute(delete(table).where(table.user_id == user_id))
+    if user.name:  # others were notified of what the person did, by name
+        session.execute(delete(Notice).where(Notice.code.startswith("video "), Notice.values["name"].as_string() == user.name))
     user.email, user.name, user.password_hash, user.active, user.admin = f"{user.id}@erased.invalid", "", None, False, False
     audit.append(session, actor.id, "person erased", user_id)
 

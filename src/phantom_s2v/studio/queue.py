@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, aliased
 
 from phantom_s2v.errors import PhantomError
 from phantom_s2v.files.reuse import origin_hash
-from phantom_s2v.studio import audit
+from phantom_s2v.studio import audit, webhooks
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.problems import Conflict, Problem
 from phantom_s2v.studio.schema import Job, JobFile, JobState, JobSubject, Project, User, Video, Worker, now
@@ -75,6 +75,7 @@ def enqueue(session: Session, job: Job) -> Job:
     session.flush()
     session.add_all(JobFile(job_id=job.id, blob=blob) for blob in files_of(job))
     audit.append(session, job.user_id, "job queued", job.id, project=job.project_id, candidates=job.candidates)
+    webhooks.emit(session, job.project_id, "job.queued", job=job.id)
     return job
 
 
@@ -331,3 +332,5 @@ def _end(session: Session, job: Job, state: JobState, reason: str, at: datetime)
         studio_of(session).storage.forget(session, [each for each in old if each])
     session.flush()
     audit.append(session, None, "job ended", job.id, state=str(state), cost=cost, seconds=round(job.seconds, 3))
+    name = "finished" if state == JobState.DONE else state.value.replace(" ", ".")
+    webhooks.emit(session, job.project_id, f"job.{name}", job=job.id, seconds=round(job.seconds, 3), cost=cost)

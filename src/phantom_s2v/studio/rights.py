@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session, selectinload
 
-from phantom_s2v.studio import audit, queue
+from phantom_s2v.studio import audit, queue, webhooks
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.database import Page, paged
@@ -174,6 +174,7 @@ def check(session: Session, actor: Actor, right: Right, project_id: str) -> None
         raise Conflict("This record was checked or revoked already.")
     right.checked_by, right.checked_at = actor.id, now()
     audit.append(session, actor.id, "right checked", right.id)
+    _emit(session, "right.checked", right, project_id)
 
 
 def revoke(session: Session, actor: Actor, right: Right, project_id: str, reason: str) -> None:
@@ -194,11 +195,16 @@ def _end(session: Session, right: Right, project_id: str, why: str) -> None:
     marked = session.execute(update(Video).where(Video.job_id.in_(under), Video.marked == "").values(marked=why))
     videos = getattr(marked, "rowcount", 0)
     audit.append(session, None, "videos marked", right.id, count=videos)
+    _emit(session, "right.revoked" if why == REVOKED else "right.expired", right, project_id, jobs=len(jobs), videos=videos)
     makers = set(session.scalars(select(Video.user_id).where(Video.job_id.in_(under)).distinct())) | {job.user_id for job in jobs}
     code = "right revoked" if why == REVOKED else "right expired"
     name = session.scalar(select(Subject.name).where(Subject.id == right.subject_id)) or ""
     values = {"project": project_id, "subject": right.subject_id, "name": name, "jobs": len(jobs), "videos": videos}
     tell(session, makers | _admins(session, project_id), code, **values)
+
+
+def _emit(session: Session, event: str, right: Right, project_id: str, **values: object) -> None:
+    webhooks.emit(session, project_id, event, right=right.id, subject=right.subject_id, **values)
 
 
 def _admins(session: Session, project_id: str) -> set[str]:
@@ -230,6 +236,7 @@ def sweep(session: Session, at: datetime | None = None) -> int:
             people = {right.created_by} | _admins(session, subject.project_id)
             values = {"project": subject.project_id, "subject": subject.id, "name": subject.name, "days": days_left(right, at)}
             tell(session, people, "right ends", **values)
+            _emit(session, "right.expiring", right, subject.project_id, days=values["days"])
     return seen
 
 

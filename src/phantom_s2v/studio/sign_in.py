@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -156,7 +157,7 @@ class Known:
 def who(session: Session, token: str, kind: str, project_id: str | None = None) -> Known | None:
     """The person of a session's or the API's token, in one query; None for nobody."""
     unread = select(func.count()).where(Notice.user_id == Credential.user_id, Notice.read_at.is_(None)).scalar_subquery()
-    query = (
+    query: Any = (
         select(Credential, unread)
         .select_from(Credential)
         .join(User, User.id == Credential.user_id)

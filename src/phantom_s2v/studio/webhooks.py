@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from phantom_s2v.studio import audit
 from phantom_s2v.studio.access import Actor, find
 from phantom_s2v.studio.context import Studio
+from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import N_, Conflict, Problem, raise_all
 from phantom_s2v.studio.schema import Delivery, Role, Webhook, now
 from phantom_s2v.studio.texts import line
@@ -32,11 +33,24 @@ EVENTS = (
     N_("video.sent.back"),
     N_("video.approved"),
     N_("video.exported"),
+    N_("job.queued"),
+    N_("job.finished"),
+    N_("job.failed"),
+    N_("job.cancelled"),
+    N_("job.stopped"),
+    N_("job.set.aside"),
+    N_("right.checked"),
+    N_("right.expiring"),
+    N_("right.expired"),
+    N_("right.revoked"),
 )
 PAUSES = (10, 60, 300, 1800, 7200, 21600, 86400)  # seconds before the next try; after the last it is given up
 SECONDS, TAKEN = 10.0, 60.0  # for an answer; that a delivery is one process's
 KEPT = timedelta(days=30)  # of what was delivered or given up
 MOST = 10  # webhooks of a project
+DELIVERED, ANSWERED = N_("delivered"), N_("answered")  # outcomes; the second one with a status behind it
+NOT_FOUND, PRIVATE = N_("the name was not found"), N_("the address lies in a private network")
+NO_ANSWER = N_("no answer")
 Resolve = Callable[[str, int], list[str]]
 
 
@@ -87,6 +101,20 @@ def remove(session: Session, actor: Actor, project_id: str, webhook_id: str) -> 
     audit.append(session, actor.id, "webhook removed", webhook_id)
 
 
+def deliveries(session: Session, actor: Actor, project_id: str, webhook_id: str, after: str | None = None) -> Page[Delivery]:
+    """What was sent to a webhook of a project and what is still to be, the newest first. Raises NotFound for any other."""
+    actor.must(project_id, Role.ADMIN)
+    webhook = find(session, Webhook, webhook_id, project_id)
+    return paged(session, select(Delivery).where(Delivery.webhook_id == webhook.id), [Delivery.created_at, Delivery.id], after)
+
+
+def state(delivery: Delivery) -> str:
+    """How a delivery stands: delivered, given up, failed (it is tried again), or waiting for its first try."""
+    if delivery.next_at is None:
+        return "delivered" if delivery.outcome == DELIVERED else "given up"
+    return "failed" if delivery.outcome else "waiting"
+
+
 def emit(session: Session, project_id: str, event: str, **values: object) -> None:
     """Write an event for every webhook of the project that wants it, in the transaction that makes it true."""
     for webhook in session.scalars(select(Webhook).where(Webhook.project_id == project_id)):
@@ -109,7 +137,7 @@ def deliver(studio: Studio, client: httpx.Client, resolve: Resolve | None = None
                 continue
             row.attempts, row.outcome = parcel.attempts + 1, outcome
             given_up = parcel.attempts >= len(PAUSES)
-            row.next_at = None if outcome == "delivered" or given_up else now() + timedelta(seconds=PAUSES[parcel.attempts])
+            row.next_at = None if outcome == DELIVERED or given_up else now() + timedelta(seconds=PAUSES[parcel.attempts])
     return len(parcels)
 
 
@@ -128,15 +156,15 @@ def _take(studio: Studio, at: datetime) -> list[Parcel]:
 
 
 def _send(parcel: Parcel, client: httpx.Client, private: bool, resolve: Resolve) -> str:
-    """Send one event to the very address that was checked; "delivered", or why not."""
+    """Send one event to the very address that was checked; DELIVERED, or why not."""
     parts = urlsplit(parcel.url)
     port, host = parts.port or (443 if parts.scheme == "https" else 80), parts.hostname or ""
     try:
         found = resolve(host, port)
-    except OSError as error:
-        return f"{host} was not found ({error.strerror})"
+    except OSError:
+        return NOT_FOUND
     if not private and not all(map(is_public, found)):
-        return "the address lies in a private network"
+        return PRIVATE
     seconds = str(int(time.time()))
     headers = {
         "Host": parts.netloc.rpartition("@")[2],
@@ -149,9 +177,9 @@ def _send(parcel: Parcel, client: httpx.Client, private: bool, resolve: Resolve)
     try:
         with client.stream("POST", url, content=parcel.body, headers=headers, extensions={"sni_hostname": host}) as answer:
             status = answer.status_code
-    except httpx.HTTPError as error:
-        return f"no answer ({type(error).__name__})"
-    return "delivered" if 200 <= status < 300 else f"answered {status}"
+    except httpx.HTTPError:
+        return NO_ANSWER
+    return DELIVERED if 200 <= status < 300 else f"{ANSWERED} {status}"
 
 
 def signature(secret: str, seconds: str, body: bytes) -> str:

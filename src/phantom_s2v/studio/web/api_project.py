@@ -1,4 +1,4 @@
-"""The API of a project: its people and settings, and changes of its subjects."""
+"""The API of people, and of a project: its members and settings, and changes of its subjects."""
 
 from typing import Annotated, Any
 
@@ -6,12 +6,14 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, Field
 
-from phantom_s2v.studio import projects, subjects
+from phantom_s2v.studio import erasure, projects, subjects
 from phantom_s2v.studio.problems import Problem
 from phantom_s2v.studio.schema import Role
+from phantom_s2v.studio.web.api import Row
 from phantom_s2v.studio.web.view import ViewOf
 
 routes = APIRouter(prefix="/api/v1/projects/{project_id}")
+people = APIRouter(prefix="/api/v1/people")
 Text = Annotated[str, Field(max_length=20_000)]
 Small = Annotated[int, Field(ge=0, le=10**12)]
 
@@ -52,6 +54,40 @@ def set_member(view: ViewOf, project_id: str, body: RolesIn) -> Response:
     """Give a person their roles."""
     with view.writing() as session:
         projects.set_roles(session, view.actor, project_id, body.email, body.roles)
+    return Response(status_code=204)
+
+
+class PersonOut(Row):
+    """A person of the studio."""
+
+    id: str
+    name: str
+    email: str
+    language: str
+    active: bool
+    admin: bool
+
+
+class PeopleOut(BaseModel):
+    """A page of people; `following` goes into `after` for the next one."""
+
+    items: list[PersonOut]
+    following: str | None
+
+
+@people.get("")
+def list_people(view: ViewOf, after: str | None = None) -> PeopleOut:
+    """Everyone in the studio, as an administrator of it, by e-mail address."""
+    with view.reading() as session:
+        found = projects.people(session, view.actor, after)
+        return PeopleOut(items=[PersonOut.model_validate(each) for each in found.items], following=found.following)
+
+
+@people.post("/{user_id}/erase", status_code=204)
+def erase_person(view: ViewOf, user_id: str) -> Response:
+    """Forget a person who works here: name, address, roles, sessions and notices. What they did stays under their id."""
+    with view.writing() as session:
+        erasure.erase_user(session, view.actor, user_id)
     return Response(status_code=204)
 
 

@@ -280,6 +280,34 @@ def remove_webhook(view: ViewOf, project_id: str, webhook_id: str) -> Response:
     return Response(status_code=204)
 
 
+class DeliveryOut(Row):
+    """An event for a webhook. `state`: waiting, delivered, failed (it is tried again at `next_at`) or given up."""
+
+    id: str
+    body: dict[str, Any]
+    state: str
+    outcome: str
+    attempts: int
+    created_at: datetime
+    next_at: datetime | None
+
+
+class DeliveriesOut(BaseModel):
+    """A page of deliveries; `following` goes into `after` for the next one."""
+
+    items: list[DeliveryOut]
+    following: str | None
+
+
+@routes.get("/projects/{project_id}/webhooks/{webhook_id}/deliveries")
+def list_deliveries(view: ViewOf, project_id: str, webhook_id: str, after: str | None = None) -> DeliveriesOut:
+    """What was sent to a webhook, and what is still to be, the newest first."""
+    with view.reading() as session:
+        page = webhooks.deliveries(session, view.actor, project_id, webhook_id, after)
+        items = [DeliveryOut.model_validate({**vars(each), "state": webhooks.state(each)}) for each in page.items]
+        return DeliveriesOut(items=items, following=page.following)
+
+
 class NameIn(BaseModel):
     """The subject's name, typed once more."""
 

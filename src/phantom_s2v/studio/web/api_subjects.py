@@ -5,22 +5,24 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
 
 from phantom_s2v.files.untrusted import typed
 from phantom_s2v.studio import policies, rights, subjects
 from phantom_s2v.studio.problems import NotFound, Problem
-from phantom_s2v.studio.schema import Right, Subject
+from phantom_s2v.studio.schema import Right, Role, Subject
 from phantom_s2v.studio.web.api import Row
-from phantom_s2v.studio.web.pages_subjects import keep_image
+from phantom_s2v.studio.web.api_project import files
+from phantom_s2v.studio.web.pages_subjects import document_file, keep_image, park_document, staged_document
 from phantom_s2v.studio.web.view import View, ViewOf
 
 routes = APIRouter(prefix="/api/v1/projects/{project_id}")
 ONE = "/subjects/{subject_id}"
 
 
-class RightIn(BaseModel):
-    """A rights record; its document is added in the browser."""
+class _Right(BaseModel):
+    """What a rights record says."""
 
     shown: str
     owner: str
@@ -31,12 +33,25 @@ class RightIn(BaseModel):
     valid_until: datetime | None = None
 
 
-class RightOut(RightIn, Row):
-    """A rights record and how it stands."""
+class RightIn(_Right):
+    """A rights record. `document` is what uploading its document gave; its name is that under which it is saved later."""
+
+    document: str = ""
+    document_name: str = ""
+
+
+class RightOut(_Right, Row):
+    """A rights record and how it stands. `document_name` is empty where it has no document."""
 
     id: str
     state: str
     document_name: str
+
+
+class DocumentOut(BaseModel):
+    """An uploaded document, which waits for its record for a day."""
+
+    document: str
 
 
 class ImageOut(Row):
@@ -125,6 +140,31 @@ def add_image(view: ViewOf) -> ImageOut:
     raise Problem("Please choose an image.", "image")
 
 
+@routes.get(f"{ONE}/rights")
+def list_rights(view: ViewOf) -> list[RightOut]:
+    """Rights records of a subject, the oldest first."""
+    with view.reading() as session:
+        return [_right(each) for each in _find(view, session).rights]
+
+
+@routes.post(f"{ONE}/documents", status_code=201, openapi_extra=files("document", "a PDF, PNG, JPEG or Word file"))
+def add_document(view: ViewOf) -> DocumentOut:
+    """Upload the document of a rights record that is added next; it is kept byte for byte."""
+    with view.reading() as session:
+        subject = _find(view, session)
+        view.actor.must(subject.project_id, Role.MAKER, *rights.CHECKERS)
+    parked = park_document(view)
+    if not parked:
+        raise Problem("Please choose a file that is not empty.", "document")
+    return DocumentOut(document=parked)
+
+
+@routes.get(f"{ONE}/rights/{{right_id}}/document", response_class=FileResponse)
+def read_document(view: ViewOf) -> Response:
+    """The document of a rights record, as it was uploaded."""
+    return document_file(view)
+
+
 @routes.post(f"{ONE}/rights", status_code=201)
 def add_right(view: ViewOf, given: RightIn) -> RightOut:
     """Add a rights record. Another person checks it."""
@@ -134,8 +174,12 @@ def add_right(view: ViewOf, given: RightIn) -> RightOut:
             raise Problem("A time must have a zone, such as 2027-03-31T00:00:00Z.", name)
         if value is not None and not 1900 <= value.year <= 2200:
             raise Problem("Please enter a date as year-month-day, such as 2027-03-31.", name)
-    with view.writing() as session:
-        return _right(rights.add(session, view.actor, _find(view, session), rights.Record(**given.model_dump())))
+    record = rights.Record(**given.model_dump(exclude={"document", "document_name"}))
+    with view.studio.storage.parked(given.document) as staged, view.writing() as session:
+        if given.document and staged is None:
+            raise Problem("This document is not here any more. Please upload it again.", "document")
+        kept = staged_document(staged, given.document_name)
+        return _right(rights.add(session, view.actor, _find(view, session), record, kept))
 
 
 @routes.post(f"{ONE}/rights/{{right_id}}/check")

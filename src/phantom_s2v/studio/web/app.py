@@ -31,14 +31,15 @@ from phantom_s2v.studio.web import (
     pages_subjects,
     pages_system,
     pages_verify,
+    pages_webhooks,
 )
 from phantom_s2v.studio.web.outer import Outer
 from phantom_s2v.studio.web.view import enter, problem_answer
 
 ROUTERS = (
     pages_system.routes, pages.routes, pages_subjects.routes, pages_policy.routes, pages_people.routes, pages_generate.routes,
-    pages_jobs.routes, pages_review.routes, pages_verify.routes, api.routes, api_jobs.routes, api_subjects.routes,
-    api_project.routes, api_review.routes,
+    pages_jobs.routes, pages_review.routes, pages_verify.routes, pages_webhooks.routes, api.routes, api_jobs.routes,
+    api_subjects.routes, api_project.routes, api_project.people, api_review.routes,
 )  # fmt: skip
 
 

@@ -187,10 +187,10 @@ def new_right(view: ViewOf) -> Response:
     """Add a rights record. Where something is wrong, the document waits beside the form."""
     parked = ""
     try:
-        parked = _park(view)
+        parked = park_document(view)
         record = _record(view)
         with view.studio.storage.parked(parked) as staged, view.writing() as session:
-            document = _document(staged, _document_name(view))
+            document = staged_document(staged, _document_name(view))
             rights.add(session, view.actor, _subject(view, session), record, document)
     except Problem as problem:
         with view.reading() as session:
@@ -200,7 +200,7 @@ def new_right(view: ViewOf) -> Response:
     return view.go(f"{_address(view)}#rights", N_("The rights record was added. Another person has to check it."))
 
 
-def _park(view: View) -> str:
+def park_document(view: View) -> str:
     """The document of this form, or of the time before; "" where there is none."""
     for _, source in view.form.files("document"):
         rights.document_type(source.read(8))
@@ -213,7 +213,8 @@ def _document_name(view: View) -> str:
     return next((name for name, _ in view.form.files("document")), view.form["document_name"])
 
 
-def _document(staged: Staged | None, name: str) -> tuple[Staged, str, str] | None:
+def staged_document(staged: Staged | None, name: str) -> tuple[Staged, str, str] | None:
+    """A parked document as `rights.add` takes it: with its name and its media type. Raises Problem for another kind of file."""
     if staged is None:
         return None
     with staged.path.open("rb") as file:
