@@ -109,8 +109,8 @@ class Arena:
         session.add(SubjectImage(subject_id=subject.id, position=0, blob=blob, thumbnail=blob, width=256, height=256))
         session.add(
             Right(
-                project_id=project, subject_id=subject.id, shown="it", owner="us", basis="own", uses=["internal trial"], territories=["WORLD"],
-                valid_from=now(), created_by=user, checked_by=user, checked_at=now(),
+                project_id=project, subject_id=subject.id, shown="it", owner="us", basis="own", uses=["internal trial"],
+                territories=["WORLD"], valid_from=now(), created_by=user, checked_by=user, checked_at=now(),
             )
         )  # fmt: skip
         return subject.id
