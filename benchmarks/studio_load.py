@@ -56,7 +56,8 @@ BATCH = 5_000
 MIX = {
     "": 3, "/reviews": 6, "/reviews?state=all": 4, "/reviews?state=approved": 2, "/videos/{video}/review": 8,
     "/videos/{video}/gate": 5, "/videos/{video}/sign-off": 2, "/videos/{video}/export": 1, "/subjects": 4,
-    "/subjects/{subject}": 4, "/rights": 2, "/policy": 1, "/members": 1, "/jobs": 6, "/jobs/{job}": 5, "/generate": 2, "/drafts": 1, "/settings": 1,
+    "/subjects/{subject}": 4,
+    "/rights": 2, "/policy": 1, "/members": 1, "/jobs": 6, "/jobs/{job}": 5, "/generate": 2, "/drafts": 1, "/settings": 1,
 }  # fmt: skip
 PARTS = {  # what a browser asks for beside a page: by itself, or again and again
     "/videos/{video}/poster": 10, "/videos/{video}/file": 4, "/videos/{video}/frames/4": 2, "/jobs/{job}/progress": 12,
