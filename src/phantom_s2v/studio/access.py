@@ -244,7 +244,7 @@ def enlisted(
 
 def load(session: Session, user: User, project_id: str) -> tuple[Actor, Project | None]:
     """A person with their roles in a project, and the project where they have any."""
-    rows = session.execute(with_project(select(User.id).select_from(User).where(User.id == user.id), project_id))
+    rows: Any = session.execute(with_project(select(User.id).select_from(User).where(User.id == user.id), project_id))
     return enlisted(user, project_id, [(row[1], row[2]) for row in rows])
 
 

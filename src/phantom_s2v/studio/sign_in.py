@@ -164,7 +164,7 @@ def who(session: Session, token: str, kind: str, project_id: str | None = None) 
         .options(contains_eager(Credential.user))
     )
     query = query.where(Credential.sha256 == _sha256(token), Credential.kind == kind)
-    rows = session.execute(with_project(query, project_id) if project_id else query).unique().all()
+    rows: Any = session.execute(with_project(query, project_id) if project_id else query).unique().all()
     if not rows or not rows[0][0].user.active or (rows[0][0].expires_at is not None and rows[0][0].expires_at <= now()):
         return None
     actor, project = enlisted(rows[0][0].user, project_id, [(row[2], row[3]) for row in rows] if project_id else [])
