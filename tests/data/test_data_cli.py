@@ -2,12 +2,16 @@
 
 import json
 import re
+from dataclasses import fields as fields_of
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from phantom_s2v.data.triplets import TripletStore
+from phantom_s2v.errors import InputError
 from phantom_s2v.media import images
 
 
@@ -102,3 +106,63 @@ def test_thresholds_come_from_a_file(tmp_path):
     (tmp_path / "a.toml").write_text("instants = [0.1, 0.9]\nlower = 1\n")
     config = read_config(tmp_path / "a.toml", {"shot_detector": "both"})
     assert (config.instants, config.lower, config.shot_detector) == ((0.1, 0.9), 1, "both")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("instants = []", "instants must be one or more shares"),
+        ("instants = [0.5, 0.1]", "rising order (got [0.5, 0.1])"),
+        ("instants = [0.5, 2]", "instants must be from 0 to 1 (got [0.5, 2.0])"),
+        ("text_height = [0.1]", "text_height must be a minimum and a maximum (got [0.1])"),
+        ("lower = 5", "lower must be from -1 to 1 (got 5.0)"),
+        ("partners = 0", "partners must be from 1 to 1000 (got 0)"),
+        ("shortest = 20", "shortest must not exceed longest (got 20 and 10)"),
+        ("person = nan", "person must be"),
+        ('models = "a"', "must not set models"),
+        ("lowr = 0.5", "did you mean lower?"),
+    ],
+)
+def test_thresholds_out_of_range_are_one_sentence(tmp_path, text, said):
+    from phantom_s2v.cli.data import read_config
+
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_config(tmp_path / "a.toml", {})
+
+
+def test_the_embedder_of_a_config_file_holds_unless_an_option_gives_another(tmp_path):
+    from phantom_s2v.cli.data import asked_models, read_config
+
+    (tmp_path / "a.toml").write_text('embedder = "phantom-mini"\n')
+    config = read_config(tmp_path / "a.toml", {})
+    assert asked_models(config, {"embedder": ""})[0].embedder == "phantom-mini"
+    assert asked_models(config, {"embedder": "efficientnet-lite0"})[0].embedder == "efficientnet-lite0"
+    with pytest.raises(InputError, match="got 'dino'"):
+        asked_models(replace(config, embedder="dino"), {"embedder": ""})
+
+
+def test_every_threshold_is_documented_with_its_default():
+    """Fields that options set, and those of drawn videos, are documented with these."""
+    from phantom_s2v.data.pipeline.config import RANGES, Config
+
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| ([^|]+) \|", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.M)
+    said = {}
+    for names, values in rows:
+        fields = re.findall("[a-z_]+", names)
+        given = [value.strip() for value in values.split(", ")] if len(fields) > 1 else [values.strip()]
+        said |= dict(zip(fields, given, strict=True))
+    ranged = {name for names in RANGES for name in names.split()}
+    for field in fields_of(Config):
+        if field.name in ("shot_detector", "models", "people", "embedder"):
+            continue
+        default = field.default
+        words = (
+            {"instants": ", ", "text_height": " to "}[field.name].join(f"{value:g}" for value in default)
+            if isinstance(default, tuple)
+            else str(default).lower()
+            if isinstance(default, bool)
+            else f"{default:g}"
+        )
+        assert said.get(field.name) == words, field.name
+        assert isinstance(default, bool) or field.name in ranged, f"{field.name} has no range"

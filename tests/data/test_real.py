@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from phantom_s2v.data.calibrate import labelled, separation
 from phantom_s2v.data.detectors.motion import moving
-from phantom_s2v.data.pipeline import background, crops, names, pair, quality, report, write
+from phantom_s2v.data.pipeline import background, crops, engine, names, pair, quality, report, write
 from phantom_s2v.data.pipeline.config import Config, Detection, Models
-from phantom_s2v.data.pipeline.engine import _slim, process
+from phantom_s2v.data.pipeline.engine import process
 from phantom_s2v.data.pipeline.frames import encoded
 from phantom_s2v.data.pipeline.groups import grouped
-from phantom_s2v.data.pipeline.index import SubjectIndex, jpeg
+from phantom_s2v.data.pipeline.index import SubjectIndex
 from phantom_s2v.data.pipeline.stills import moments
 from phantom_s2v.data.pipeline.subjects import sift
 from phantom_s2v.data.pipeline.tracks import carried, follow, steady
@@ -76,6 +76,9 @@ def test_a_thing_that_the_frame_cuts_is_dropped_by_how_much_it_is_cut():
     thing = replace(person(), is_person=False)
     assert [why for _, why in sift([thing], (100, 200), CONFIG)[1]] == ["cut by the frame"]
     assert sift([thing], (100, 200), replace(CONFIG, cut=0.3))[0] == [thing]
+    torso = person(head=0.4)
+    assert sift([thing], (100, 200), CONFIG, is_judged=True)[0] == [thing]  # a model decides
+    assert sift([torso], (100, 200), CONFIG, is_judged=True)[0] == [torso]
 
 
 def test_what_is_known_by_motion_alone_must_be_found_again_at_about_its_size():
@@ -135,6 +138,29 @@ def test_a_subjects_name_occurs_in_its_caption_or_it_is_none():
     assert names.name(two, [], "") == two
 
 
+@pytest.mark.parametrize(
+    ("caption", "drop", "reason"),
+    [
+        ("A tree.", "the caption does not name its subjects", "not named by the caption"),
+        ("", "ambiguous subject names", "ambiguous subject names"),
+    ],
+)
+def test_subjects_without_a_name_are_shown_in_the_report(tmp_path, caption, drop, reason):
+    """Three of one color have no names of their own."""
+    frames = np.full((24, 240, 320, 3), 220, np.uint8)
+    for left in (20, 130, 240):
+        frames[:, 60:160, left : left + 60] = (200, 30, 30)
+    frames[12:, ::6] = 200  # something moves
+    images.write_video(tmp_path / "a.mp4", frames, 12)
+    (tmp_path / "a.txt").write_text(caption)
+    seen = [Detection((x, 60, x + 60, 160), frames[0, ..., 2] < 128) for x in (20, 130, 240)]
+    models = replace(MODELS, detect=lambda stills, *_: [seen] * len(stills))
+    (clip,) = [r for r in process([str(tmp_path / "a.mp4")], replace(CONFIG, blur=0), models) if r["kind"] == "clip"]
+    assert clip["drop"] == drop
+    assert [each["reason"] for each in clip["passed_over"]] == [reason] * 9
+    assert report._dropped({"name": "a.mp4", **clip})[1].count(reason) == 3
+
+
 # Borders, text and what is encoded
 
 
@@ -174,8 +200,39 @@ def test_burnt_in_text_is_found_on_moving_footage(share):
 
 
 def test_lines_count_as_burnt_in_by_their_height_and_width():
-    assert quality.burnt_in([(0.05, 0.5)], CONFIG)
-    assert not quality.burnt_in([(0.05, 0.1), (0.3, 1.5), (0.01, 0.5)], CONFIG)
+    line = (0.2, 0.9, 0.7, 0.95)
+    assert quality.burnt_in([(0, 0, 0.1, 0.05), line, (0, 0, 1.5, 0.3), (0, 0, 0.5, 0.01)], CONFIG) == [line]
+
+
+def test_burnt_in_text_is_shown_where_it_stands(tmp_path):
+    frames = np.stack([cv2.resize(scene(i, (60, 40)), (320, 180)) for i in range(24)])
+    images.write_video(tmp_path / "a.mp4", frames, 12)
+    models = replace(MODELS, text=lambda stills: [(0.0, 0.0, 0.02, 0.02), (0.3, 0.8, 1.2, 0.9)])
+    (clip,) = [r for r in process([str(tmp_path / "a.mp4")], CONFIG, models) if r["kind"] == "clip"]
+    assert clip["drop"] == "burnt-in text"
+    shown, words = report._dropped({"name": "a.mp4", **clip})
+    assert words.endswith("1: line of text, burnt-in text")
+    assert shown is not None
+    x, y = round(0.3 * shown.shape[0]), round(0.85 * shown.shape[0])
+    assert abs(shown[y, x].astype(int) - report.BOX).max() < 10  # the left side of its box
+
+
+def test_text_that_most_stills_do_not_have_is_not_looked_for_in_the_others(monkeypatch):
+    from phantom_s2v.vision import text
+
+    asked, line = [], np.zeros((10, 40), np.float32)
+    line[4:6, 5:35] = 1
+
+    def chances(still):
+        asked.append(still)
+        return line * still
+
+    monkeypatch.setattr(text, "text_chances", chances)
+    assert text.fixed_lines([0, 0, 1]) == []
+    assert len(asked) == 2
+    assert text.fixed_lines([0, 1, 0]) == []
+    (box,) = text.fixed_lines([0, 1, 1])
+    assert box == pytest.approx((0.5 - 0.14, 0.4 - 0.14, 3.5 + 0.14, 0.6 + 0.14), abs=0.01)
 
 
 def test_a_key_frame_that_is_none_is_not_sought(tmp_path, monkeypatch):
@@ -270,7 +327,7 @@ def scenes(tmp_path, config, subjects=1, models=MODELS):
                   "frames": 9, "height": 96, "width": 160, "scores": {}, "stills": [still, still], "covered": [~covered, covered],
                   "subjects": [{**one, "subject": f"s{number}{i}"} for i in range(subjects)]}  # fmt: skip
         (record,) = background.run([record], config, models)
-        index.add(_slim(record))
+        index.add(engine._slim(record))
     index.flush()
     pairs = list(pair.run(index, config))
     found = write.run(lambda _: pairs, grouped(pairs), set(), index, rights, config)
@@ -463,11 +520,14 @@ def test_boxes_of_subjects_lie_in_their_frames():
 
 def test_a_report_shows_what_was_seen_in_a_dropped_clip_and_why_it_is_no_subject():
     seen = [
-        {"instant": report.MIDDLE, "box": (0.25, 0.25, 0.75, 0.75), "what": "person", "reason": "a person whose head is cut"},
-        {"instant": report.MIDDLE + 1, "box": (0, 0, 1, 1), "what": "object", "reason": "too large"},  # not in this frame
+        {"instant": 2, "box": (0.25, 0.25, 0.75, 0.75), "what": "person", "reason": "a person whose head is cut"},
+        {"instant": 1, "box": (0, 0, 1, 1), "what": "object", "reason": "too large"},  # not in this frame
     ]
-    still = jpeg(np.zeros((90, 160, 3), np.uint8))
-    frame, words = report._dropped({"name": "a.mp4", "begins": 2.0, "ends": 4.0, "still": still, "passed_over": seen})
+    clip = {"name": "a.mp4", "begins": 2.0, "ends": 4.0, "passed_over": seen, "kind": "clip"}
+    stills = [np.full((90, 160, 3), shade, np.uint8) for shade in (250, 250, 0)]
+    clip = engine._slim({**clip, "stills": stills, "drop": "no subject: a person whose head is cut"})
+    assert clip["shown"] == 2  # where the reason is to be seen
+    frame, words = report._dropped(clip)
     assert words == "a.mp4, 2.0 to 4.0 s. 1: person, a person whose head is cut"
     assert frame is not None
     assert frame[22:24, 60].max() > 100  # the upper edge of the box

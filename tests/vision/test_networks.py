@@ -140,6 +140,8 @@ def test_a_phrase_that_matches_several_places_names_none(network, monkeypatch):
     monkeypatch.setattr(detector, "_scores", lambda images, phrases: (scores[None], boxes[None]))
     found = detector([np.zeros((100, 100, 3), np.uint8)], ["red dog", "bird", "cat"])[0]
     assert found == [((10, 10, 30, 30), "red dog", 0.9)]  # two boxes of one place; the bird is off the image; two cats
+    everything = detector([np.zeros((100, 100, 3), np.uint8)], ["red dog", "bird", "cat"], several=True)[0]
+    assert [name for _, name, _ in everything] == ["red dog", "cat", "cat"]
     assert detector([np.zeros((9, 9, 3), np.uint8)], []) == [[]]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from phantom_s2v.data.detectors.phrases import detect_phrases, followed
+from phantom_s2v.data.detectors.phrases import DISAGREE, SEVERAL, detect_phrases, followed
 from phantom_s2v.vision.detect import OpenVocabularyDetector
 from phantom_s2v.vision.segment import ClipSegmenter
 
@@ -42,7 +42,12 @@ class Follower:
 
 def subjects(found, segmenter=None, vlm=None, steps=()):
     each = detect_phrases(lambda stills, phrases: found, segmenter, vlm, STILLS[: len(found)], ["any"], steps=steps)
-    return [[(d.box, d.name, round(d.score, 2)) for d in some] for some in each]
+    return [[(d.box, d.name, round(d.score, 2)) for d in some if not d.unsure] for some in each]
+
+
+def unsure(found, segmenter=None):
+    each = detect_phrases(lambda stills, phrases: found, segmenter, None, STILLS[: len(found)], ["any"])
+    return [[(d.box, d.name, d.unsure) for d in some if d.unsure] for some in each]
 
 
 @pytest.mark.parametrize("segmenter", [None, Follower()])
@@ -71,6 +76,15 @@ def test_a_coat_is_not_who_wears_it_and_a_phrase_for_two_names_none():
         [(LEFT, "gray wolf", 0.9), (RIGHT, "white wolf", 0.8), (RIGHT, "wolf", 0.5)],
     ]
     assert [[name for _, name, _ in each] for each in subjects(wolves)] == [["gray wolf", "white wolf"]] * 2
+    assert unsure(wolves) == [[(box, "wolf", SEVERAL)] for box in (LEFT, RIGHT)]  # a report shows it
+
+
+def test_a_phrase_of_several_places_is_said_and_is_no_subject():
+    men = [[(LEFT, "man", 0.9), (RIGHT, "man", 0.8), (LEFT, "boy", 0.3)]]
+    for segmenter in (lambda: None, Follower):
+        assert [name for _, name, _ in subjects(men, segmenter())[0]] == ["boy"]
+        assert unsure(men, segmenter()) == [[(LEFT, "man", SEVERAL), (RIGHT, "man", SEVERAL)]]
+    assert unsure([men[0][:2]], Follower()) == unsure(men)
 
 
 def test_a_subject_is_followed_through_frames_between_stills():
@@ -84,6 +98,7 @@ def test_a_subject_is_followed_through_frames_between_stills():
 def test_where_detector_and_segmenter_disagree_a_still_is_left_out():
     found = [[(LEFT, "dog", 0.9)], [(RIGHT, "dog", 0.7)], []]
     assert subjects(found, Follower()) == [[(LEFT, "dog", 0.9)], [], [(LEFT, "dog", 0.0)]]
+    assert unsure(found, Follower()) == [[], [(RIGHT, "dog", DISAGREE)], []]
 
 
 def test_logos_are_asked_together():
@@ -112,8 +127,8 @@ def test_the_real_networks_agree_with_themselves(network, images):
     detector, segmenter = OpenVocabularyDetector(network("owlv2"), 0.0), ClipSegmenter(network("sam2"))
     found = detector(images, ["gray wolf", "wolf"])
     assert all(len(each) == 2 for each in found)
-    seen = followed(segmenter, found, enumerate(images))
-    assert len(seen) == 3
+    seen, apart = followed(segmenter, found, enumerate(images))
+    assert len(seen) == len(apart) == 3
     assert all(mask.shape == (40, 60) for each in seen for mask, _ in each.values())
     each = detect_phrases(detector, None, None, images, ["gray wolf", "wolf"])
     assert [len(some) for some in each] == [1, 1, 1]

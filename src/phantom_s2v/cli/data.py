@@ -45,9 +45,10 @@ def data_build(
         str,
         typer.Option(
             help="Image embedder: efficientnet-lite0, phantom-mini (drawn subjects), or DINOv2, CLIP or SigLIP (folder or "
-            "OWNER/MODEL). Set the threshold of another one with `phantom data calibrate`."
+            "OWNER/MODEL). Set the threshold of another one with `phantom data calibrate`. Default: efficientnet-lite0, or the "
+            "one of --config."
         ),
-    ] = "efficientnet-lite0",
+    ] = "",
     arcface: Annotated[str, typer.Option(help="ArcFace network for faces, .onnx. Default: dlib's features.")] = "",
     aesthetic: Annotated[
         str, typer.Option(help="Aesthetic predictor head for CLIP ViT-L/14, .safetensors: scores reference images.")
@@ -174,6 +175,9 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
     own = _own_functions(named)
     if named["embedder"] in FEATURES or not named["embedder"]:
         settings, named = replace(settings, embedder=named["embedder"] or settings.embedder), {**named, "embedder": ""}
+    if settings.embedder not in FEATURES:
+        others = "give others by --embedder"
+        raise InputError(f"embedder in --config must be {' or '.join(FEATURES)}; {others} (got {settings.embedder!r})")
     if named.get("clip") and not named.get("aesthetic"):
         raise InputError("--clip needs --aesthetic: it embeds the images that the aesthetic head scores")
     if named.get("aesthetic"):
@@ -193,8 +197,7 @@ def asked_models(settings: "Config", named: dict[str, str]) -> tuple["Config", "
         known.append(f"{name}={each}@{own_hash(each)[:16]}")
     asked: dict[str, Any] = {**folders, **files, **own}
     settings = replace(settings, models=",".join(known))
-    transnet, chosen = settings.shot_detector != "scenedetect", asked if any(asked.values()) else None
-    return settings, partial(packaged_models, transnet, settings.people, settings.embedder, chosen)
+    return settings, partial(packaged_models, settings, asked if any(asked.values()) else None)
 
 
 def _own_functions(named: dict[str, str]) -> dict[str, str]:
@@ -232,7 +235,9 @@ def read_config(file: Path | None, over: dict[str, Any]) -> "Config":
     except ValueError as error:
         raise InputError(f"{file} is not a valid TOML file ({error})") from error
     try:
-        config = typed(Config, table | over, str(file) if file else "the config")
+        if "models" in table:
+            raise ValueError(f"{file} must not set models, which names the networks that the options give")
+        config = typed(Config, table | over, str(file) if file else "the config").checked()
     except ValueError as error:
         raise InputError(str(error)) from error
     if config.shot_detector not in DETECTORS:

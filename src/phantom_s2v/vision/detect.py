@@ -17,6 +17,7 @@ from phantom_s2v.models.finite import check_finite
 from phantom_s2v.vision.transformers import BATCH, at_speed, load_network, load_processor
 
 Found = tuple[tuple[int, int, int, int], str, float]  # box (left, top, right, bottom) in pixels, phrase, score
+PLACES = 4  # of a phrase that are given at most
 ONE_PLACE = 0.5  # IoU from which on two boxes of a phrase are one place
 THRESHOLDS = {"grounding-dino": 0.3, "mm-grounding-dino": 0.3, "owlv2": 0.2, "owlvit": 0.2}  # least score, by model type
 
@@ -32,14 +33,16 @@ class OpenVocabularyDetector:
         self.threshold = THRESHOLDS[self.kind] if threshold is None else threshold
         self.prepare, self.tokens = load_processor("AutoImageProcessor", folder), load_processor("AutoTokenizer", folder)
 
-    def __call__(self, images: Sequence[np.ndarray], phrases: list[str]) -> list[list[Found]]:
-        """What is found in each image uint8 [H, W, 3], highest score first. A phrase that matches several places names none."""
+    def __call__(self, images: Sequence[np.ndarray], phrases: list[str], several: bool = False) -> list[list[Found]]:
+        """What is found in each image uint8 [H, W, 3], highest score first. A phrase that matches several places names none of
+        them: it is left out or, with `several`, given once for each of the surest PLACES.
+        """
         found: list[list[Found]] = [[] for _ in images]
         for start in range(0, len(images) if phrases else 0, BATCH):
             for some in self._questions(phrases):
                 scores, boxes = self._scores(images[start : start + BATCH], some)
                 for i, image in enumerate(images[start : start + BATCH]):
-                    found[start + i] += self._places(scores[i], boxes[i], some, image.shape)
+                    found[start + i] += self._places(scores[i], boxes[i], some, image.shape, several)
         return [sorted(each, key=lambda row: -row[2]) for each in found]
 
     def _questions(self, phrases: list[str]) -> Iterator[list[str]]:
@@ -77,8 +80,10 @@ class OpenVocabularyDetector:
             scores = torch.stack([scores[..., _within(offsets[0], *span)].amax(-1) for span in _sentence(phrases)[1]], -1)
         return scores.cpu().numpy(), out.pred_boxes.float().cpu().numpy()
 
-    def _places(self, scores: np.ndarray, boxes: np.ndarray, phrases: list[str], shape: tuple[int, ...]) -> list[Found]:
-        """Each phrase that is found at one place of an image, and there alone."""
+    def _places(
+        self, scores: np.ndarray, boxes: np.ndarray, phrases: list[str], shape: tuple[int, ...], several: bool
+    ) -> list[Found]:
+        """Each phrase that is found at one place of an image, and there alone; with `several` the others as well."""
         height, width = shape[:2]
         across, down = (max(height, width),) * 2 if "owl" in self.kind else (width, height)  # OWLv2 pads to a square
         found = []
@@ -93,7 +98,7 @@ class OpenVocabularyDetector:
                 box = (left, top, right, bottom)
                 if right > left and bottom > top and all(iou(box, place) < ONE_PLACE for place, _, _ in places):
                     places.append((box, phrase, float(scores[i, column])))
-            found += places if len(places) == 1 else []
+            found += places[:PLACES] if several or len(places) == 1 else []
         return found
 
 

@@ -38,14 +38,20 @@ def text_chances(image: np.ndarray) -> np.ndarray:
     return chances
 
 
-def fixed_lines(stills: list[np.ndarray]) -> list[tuple[float, float]]:
-    """(height, width) of lines of text that stand where they stand in most of some stills, as shares of the image's height."""
-    chances = np.median([text_chances(still) for still in stills], 0)
+def fixed_lines(stills: list[np.ndarray]) -> list[tuple[float, float, float, float]]:
+    """Lines of text that stand where they stand in most of some stills: left, top, right, bottom, in heights of the image."""
+    seen = list[np.ndarray]()
+    for still in stills:
+        seen.append(text_chances(still))
+        if len(seen) == len(stills) // 2 + 1 and not any((each > LIKELY).any() for each in seen):
+            return []  # most of them have none, so that the others need not be looked at
+    chances = np.median(seen, 0)
     count, labels, facts, _ = cv2.connectedComponentsWithStats((chances > LIKELY).astype(np.uint8))
     lines = []
     for number in range(1, count):
-        _, _, width, height, area = facts[number].tolist()
+        left, top, width, height, area = facts[number].tolist()
         if chances[labels == number].mean() >= SURE:
-            missing = GROWN * area / (width + height)
-            lines.append(((height + missing) / len(chances), (width + missing) / len(chances)))
+            missing = GROWN * area / (width + height) / 2
+            sides = (left - missing, top - missing, left + width + missing, top + height + missing)
+            lines.append(tuple(side / len(chances) for side in sides))
     return lines

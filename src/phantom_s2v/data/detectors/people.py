@@ -11,24 +11,26 @@ from phantom_s2v.geometry import iou
 from phantom_s2v.vision import pose
 
 SAME = 0.5  # share from which on an object is a part of a person
-FOUND, SURE = 0.6, 0.6  # least scores at which a person is looked at; `Config.person` decides
+LOOKED_AT = 0.6  # score from which on a person is looked at, if `Config.person` is not less
 REACH = 0.7  # how far a person's mask goes from the limbs, in widths of the shoulders
 LIMBS = ((7, 0), (8, 0), (11, 12), (11, 23), (12, 24), (23, 24), (11, 13), (13, 15), (15, 19), (12, 14), (14, 16), (16, 20),
          (23, 25), (25, 27), (27, 31), (24, 26), (26, 28), (28, 32), (0, 11), (0, 12))  # fmt: skip
 
 
-def detect_people_too(stills: list[np.ndarray], phrases: list[str], around: Sequence[np.ndarray] = ()) -> list[list[Detection]]:
-    """People, each with a mask of its own; then objects that are none of them, and no part of one."""
+def detect_people_too(
+    stills: list[np.ndarray], phrases: list[str], around: Sequence[np.ndarray] = (), least: float = LOOKED_AT
+) -> list[list[Detection]]:
+    """People of a score of at least `least`, each with its mask; then objects that are none of them, and no part of one."""
     found = []
     for still, objects in zip(stills, detect_objects(stills, phrases, around), strict=True):
-        persons = _persons(still)
+        persons = _persons(still, least)
         apart = [o for o in objects if all(iou(o.box, p.box) < SAME and _covered(o, p) < SAME for p in persons)]
         found.append([*persons, *apart])
     return found
 
 
-def _persons(still: np.ndarray) -> list[Detection]:
-    poses = pose.people(still, FOUND, SURE)
+def _persons(still: np.ndarray, least: float) -> list[Detection]:
+    poses = pose.people(still, least, least)
     height, width = still.shape[:2]
     persons = []
     for each, mask in zip(poses, _apart(poses), strict=True):

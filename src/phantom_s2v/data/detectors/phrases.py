@@ -3,6 +3,7 @@
 Phrases that mean one subject ("gray wolf", "wolf") are one: their masks are the same wherever both are seen.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -18,6 +19,8 @@ from phantom_s2v.vision.vlm import VisionLanguageModel
 AGREE = 0.5  # IoU from which on the detector's box is where SAM2 followed the subject to
 SAME = 0.8  # IoU of masks from which on two phrases mean one subject; a coat and who wears it have less
 APART = 0.3  # IoU below which they mean two
+# Why what was found is no subject.
+DISAGREE, SEVERAL = "detector and segmenter disagree", "its phrase matches several places"
 Seen = dict[str, tuple[np.ndarray, float]]  # phrase -> mask bool [H, W], score of the detector, 0 where SAM2 alone sees it
 Steps = Iterable[tuple[int | None, np.ndarray]]  # number of the still or, between stills, None; frame uint8 [H, W, 3]
 
@@ -33,23 +36,36 @@ def detect_phrases(
     """Subjects in each still, with SAM2's masks, or whole boxes without SAM2.
 
     `steps` are the stills with frames between them, in which SAM2 follows the subjects. A `vlm` says which things carry their
-    logo whole: those are paired with other source videos as well.
+    logo whole: those are paired with other source videos as well. What is found and is no subject comes last, with the reason.
     """
-    found = detector(stills, phrases)
+    everything = detector(stills, phrases)
+    often = [{name for name, count in Counter(name for _, name, _ in each).items() if count > 1} for each in everything]
+    found = [[row for row in each if row[1] not in names] for each, names in zip(everything, often, strict=True)]
     if not any(found):
-        return [[] for _ in stills]
-    seen = (
-        followed(segmenter, found, steps or enumerate(stills))
-        if segmenter
-        else [_boxes(*each) for each in zip(stills, found, strict=True)]
-    )
+        seen, apart = [Seen() for _ in stills], [list[Found]() for _ in stills]
+    elif segmenter:
+        seen, apart = followed(segmenter, found, steps or enumerate(stills))
+    else:
+        seen, apart = [_boxes(*each) for each in zip(stills, found, strict=True)], [list[Found]() for _ in stills]
     names = one_name(seen)
     detections = [_detections(each, names) for each in seen]
-    return _with_logos(vlm, stills, detections) if vlm else detections
+    detections = _with_logos(vlm, stills, detections) if vlm else detections
+    for number, each in enumerate(detections):
+        nameless = often[number] | (seen[number].keys() - names)
+        each += [_unsure(stills[number], row, DISAGREE) for row in apart[number]]
+        each += [_unsure(stills[number], row, SEVERAL) for row in everything[number] if row[1] in nameless]
+    return detections
 
 
-def followed(segmenter: ClipSegmenter, found: list[list[Found]], steps: Steps) -> list[Seen]:
-    """What is seen in each still: subjects that were found in it or before. Where detector and SAM2 disagree, it is left out."""
+def _unsure(still: np.ndarray, row: Found, reason: str) -> Detection:
+    """What a detector found, as no subject."""
+    (mask, score), name = _boxes(still, [row])[row[1]], row[1]
+    return Detection(row[0], mask, name, score, unsure=reason)
+
+
+def followed(segmenter: ClipSegmenter, found: list[list[Found]], steps: Steps) -> tuple[list[Seen], list[list[Found]]]:
+    """What is seen in each still: subjects that were found in it or before. Apart, where detector and SAM2 disagree."""
+    apart = [list[Found]() for _ in found]
     session, names, seen = None, list[str](), list[Seen]()
     for number, frame in steps:
         session = session or segmenter.session(*frame.shape[:2])
@@ -62,12 +78,13 @@ def followed(segmenter: ClipSegmenter, found: list[list[Found]], steps: Steps) -
                 here[name] = (here[name][0], score)
             elif name in names:
                 here.pop(name, None)
+                apart[number].append((box, name, score))
         if fresh := [row for row in found[number] if row[1] not in names]:
             masks = session.add([box for box, _, _ in fresh])[-len(fresh) :]
             here |= {name: (mask, score) for (_, name, score), mask in zip(fresh, masks, strict=True) if mask.any()}
             names += [name for _, name, _ in fresh]
         seen.append(here)
-    return seen
+    return seen, apart
 
 
 def _boxes(still: np.ndarray, found: list[Found]) -> Seen:

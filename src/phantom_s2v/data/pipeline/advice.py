@@ -8,6 +8,8 @@ ADVICE = (  # how a reason begins, and what can be done
     ("no subject: a reference image of a low", "use other footage, or lower reference_aesthetic in --config"),
     ("no subject: a person", "use footage that shows head and shoulders, or raise shoulders in --config"),
     ("no subject: cut", "use footage that shows the subject whole, or raise cut in --config"),
+    ("no subject: its phrase", "give captions that tell subjects apart (NAME.txt beside a video), or use --captioner"),
+    ("no subject: detector", "look at the frames below; a larger --object-detector or --segmenter may agree"),
     ("no subject", "look at the frames below; where they show a subject, use --people, or larger models (--object-detector)"),
     ("ambiguous", "give captions that name each subject differently (NAME.txt beside a video), or use --captioner"),
     ("the caption", "correct the captions beside the videos, or use --captioner"),

@@ -9,7 +9,8 @@ records with a reason in "drop", and the source video's own record, which comes 
               drop ""
     quality   crop (left, top, right, bottom, in shares of the frame), scores, signature (float32 [64]), work without black
               borders where the clip is kept, drop
-    stills    stills, around (uint8 [3, h, w, 3] small frames of each still's moment), frames (of the clip), height, width, drop
+    stills    stills, around (uint8 [3, h, w, 3] small frames of each still's moment), frames (of the clip), height, width, drop,
+              and passed_over where that is text
     caption   caption, phrases
     subjects  subjects: a list of dicts, see subjects.py; passed_over: what was seen and is no subject, with its reason; covered:
               of each still what was detected, bool [h, w], None where a subject of the clip was not
@@ -28,6 +29,7 @@ import numpy as np
 from phantom_s2v.media.inpaint import inpaint
 
 Record = dict[str, Any]
+Line = tuple[float, float, float, float]  # of text: left, top, right, bottom, in heights of the frame
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ class Config:
     models: str = ""  # hashes of the networks' weights; set by the command line
     people: bool = False  # look for persons and faces as well
     instants: tuple[float, ...] = (0.05, 0.5, 0.95)
+    detected: float = 0.0  # min score of what --object-detector finds; 0: 0.3 of GroundingDINO, 0.2 of OWLv2
     person: float = 0.7  # least score of a person, of the detector and of the landmarks
     shoulders: float = 0.35  # share of the frame by which a person's shoulders may lie outside; 0: they must show
     cut: float = 0.02  # share of a thing's outline that may lie on the frame's edge
+    edge: float = 0.008  # of a side: what lies that near to it lies on the edge
     moments: int = 2  # stills in which a subject that is known by its pose or motion alone must be found
     growth: float = 4.0  # largest change of area of such a thing; a person may come closer
     followed: float = 0.5  # least agreement of two stills on what is one subject, 0..1
@@ -67,7 +71,7 @@ class Config:
     largest_box: float = 0.9  # of a thing; a person may fill the frame
     smallest_side: int = 128  # of a box, in pixels, at an image height of 720; scaled with it
     overlap: float = 0.8  # IoU above which the weaker of two boxes goes
-    max_subjects: int = 4
+    max_subjects: int = 4  # of a clip: those seen in most stills and with the best score
     longest_side: int = 1280  # of the clips that are written
     # reference images; what cannot be measured drops none
     reference_side: int = 0  # min shorter side of the subject's box, pixels
@@ -90,6 +94,40 @@ class Config:
     neighbors: int = 16  # looked at for each subject
     partners: int = 2  # cross-pair references kept of each subject
 
+    def checked(self) -> "Config":
+        """The configuration. Raises ValueError for a value that is out of range."""
+        for names, (low, high) in RANGES.items():
+            for name in names.split():
+                given = getattr(self, name)
+                if not all(low <= value <= high for value in (given if isinstance(given, tuple) else (given,))):
+                    shown = list(given) if isinstance(given, tuple) else given
+                    raise ValueError(f"{name} must be from {low:g} to {high:g} (got {shown})")
+        if not self.instants or list(self.instants) != sorted(set(self.instants)):
+            raise ValueError(f"instants must be one or more shares of a clip in rising order (got {list(self.instants)})")
+        if len(self.text_height) != 2 or self.text_height[0] > self.text_height[1]:
+            raise ValueError(f"text_height must be a minimum and a maximum (got {list(self.text_height)})")
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest must not exceed longest (got {self.shortest:g} and {self.longest:g})")
+        return self
+
+
+MANY = 1_000_000
+RANGES = {  # names of fields -> least and greatest value
+    "transnet border min_left still shaking person detected shoulders cut edge followed smallest_box largest_box overlap "
+    "instants text_height reference_blur reference_clipped background_seen colors": (0.0, 1.0),
+    "same_clip scene lower upper texture": (-1.0, 1.0),
+    "blur text_width reference_side": (0.0, MANY),
+    "content dark bright": (0.0, 255.0),
+    "shortest longest": (0.1, 86_400.0),  # seconds
+    "work_side": (32, 1024),
+    "longest_side": (64, 16_384),
+    "smallest_side": (1, MANY),
+    "letters moments max_subjects neighbors partners": (1, 1000),
+    "growth": (1.0, MANY),
+    "reference_aesthetic": (-MANY, MANY),  # the head's scores have no bounds
+    "same_face same_face_across": (0.0, 2.0),  # distances of unit vectors
+}
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -104,6 +142,7 @@ class Detection:
     head: float = 1.0  # of a person: share of the head that lies in the frame
     shoulders: float = 0.0  # of a person: share of the frame by which the shoulders lie outside
     has_logo: bool = False  # a thing with its mark whole: the same wherever it shows (Phantom-Data, section 4)
+    unsure: str = ""  # why it is no subject, where the detector itself says so
 
 
 @dataclass(frozen=True)
@@ -126,6 +165,6 @@ class Models:
     same: Callable[[list[tuple[np.ndarray, np.ndarray]]], list[bool]] | None = None
     whole: Callable[[list[np.ndarray]], list[bool]] | None = None  # does each crop show a whole subject
     aesthetic: Callable[[list[np.ndarray]], np.ndarray] | None = None  # reference images -> float32 [n], 1..10
-    text: Callable[[list[np.ndarray]], list[tuple[float, float]]] | None = None  # stills -> lines of text, see quality.burnt_in
+    text: Callable[[list[np.ndarray]], list[Line]] | None = None  # stills -> lines of text that do not move
     # an image, uint8 [h, w, 3], and a mask, bool [h, w] -> the image with what the mask covers filled
     inpaint: Callable[[np.ndarray, np.ndarray], np.ndarray] = inpaint

@@ -117,8 +117,16 @@ def _slim(record: Record) -> Record:
     frames = record.get("stills", record.get("work"))
     slim = {name: value for name, value in record.items() if name not in ("work", "stills", "around", "covered")}
     if record["kind"] == "clip" and record["drop"] and frames is not None:
-        slim["still"] = jpeg(frames[len(frames) // 2])
+        slim["shown"] = _telling(record, len(frames))
+        slim["still"] = jpeg(frames[slim["shown"]])
     return slim
+
+
+def _telling(clip: Record, frames: int) -> int:
+    """Number of the frame in which it is seen why a clip was dropped: the middle one, if it is seen there."""
+    middle, seen = frames // 2, clip.get("passed_over", [])
+    order = sorted(seen, key=lambda each: (not clip["drop"].endswith(each["reason"]), each["instant"] != middle))
+    return order[0]["instant"] if order else middle
 
 
 _state: list[Any] = []  # configuration and models of a process of the pool

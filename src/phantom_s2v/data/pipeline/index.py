@@ -135,7 +135,8 @@ class SubjectIndex:
     def note_written(self, ids: set[str]) -> None:
         """Remember which triplets were written."""
         table = pa.Table.from_pylist([{"id": each} for each in sorted(ids)], schema=pa.schema([("id", pa.string())]))
-        lance.write_dataset(table, self._path("written"), mode="overwrite")
+        place = self._path("written")
+        lance.write_dataset(table, place, mode="overwrite" if Path(place).exists() else "create")
 
     def add(self, record: Record) -> None:
         """Take in a clip's record or, after all of its clips, a source video's; they are on disk after some of them, or `flush`.
@@ -293,7 +294,8 @@ def _clip_row(clip: Record) -> Record:
     ]
     if background := clip.get("background"):
         facts["background"] = {"seen": background["seen"], "reason": background["reason"]}
-    facts["passed_over"] = clip.get("passed_over", [])[:PASSED_OVER]
+    passed_over = clip.get("passed_over", [])
+    facts["passed_over"] = sorted(passed_over, key=lambda each: each["instant"] != clip.get("shown"))[:PASSED_OVER]
     empty = np.zeros(64, np.float32)
     return {
         "id": clip["clip"],

@@ -7,9 +7,9 @@ from typing import Any
 
 from phantom_s2v.data.detectors.objects import detect_objects
 from phantom_s2v.data.detectors.own import load_detector, load_inpainter
-from phantom_s2v.data.detectors.people import detect_people_too
+from phantom_s2v.data.detectors.people import LOOKED_AT, detect_people_too
 from phantom_s2v.data.detectors.phrases import detect_phrases
-from phantom_s2v.data.pipeline.config import Models
+from phantom_s2v.data.pipeline.config import Config, Models
 from phantom_s2v.vision import faces
 from phantom_s2v.vision.detect import OpenVocabularyDetector
 from phantom_s2v.vision.embed import Aesthetics, Embedder
@@ -19,30 +19,28 @@ from phantom_s2v.vision.segment import ClipSegmenter
 from phantom_s2v.vision.text import fixed_lines
 from phantom_s2v.vision.vlm import VisionLanguageModel
 
+DEFAULTS = Config()
 
-def packaged_models(
-    transnet: bool = False,
-    with_people: bool = False,
-    embedder: str = "efficientnet-lite0",
-    larger: dict[str, Any] | None = None,
-) -> Models:
+
+def packaged_models(config: Config = DEFAULTS, larger: dict[str, Any] | None = None) -> Models:
     """What works without a hub: objects by color and motion, embeddings by name; TransNetV2, people and text where asked for.
 
     People and text need `phantom models fetch` and phantom-s2v[people]. `larger` are the arguments of `with_larger`.
     """
     packaged = Models(
-        detect=detect_people_too if with_people else detect_objects,
-        embed=FEATURES[embedder](),
-        features=texture_mini if embedder == "phantom-mini" else None,
-        cuts=cut_chances() if transnet else None,
-        face=faces.face_feature if with_people else None,
-        text=fixed_lines if with_people else None,
+        detect=partial(detect_people_too, least=min(LOOKED_AT, config.person)) if config.people else detect_objects,
+        embed=FEATURES[config.embedder](),
+        features=texture_mini if config.embedder == "phantom-mini" else None,
+        cuts=cut_chances() if config.shot_detector != "scenedetect" else None,
+        face=faces.face_feature if config.people else None,
+        text=fixed_lines if config.people else None,
     )
-    return with_larger(packaged, **larger) if larger else packaged
+    return with_larger(packaged, config.detected, **larger) if larger else packaged
 
 
 def with_larger(
     models: Models,
+    detected: float = 0.0,
     captioner: Path | None = None,
     object_detector: Path | str | None = None,
     segmenter: Path | None = None,
@@ -54,7 +52,7 @@ def with_larger(
 ) -> Models:
     """`models` with those of the larger networks that are given: folders of models in transformers' layout (of the inpainter in
     diffusers'), MODULE:FUNCTION of a detector or an inpainter of the user's own, ArcFace's ONNX file, the safetensors file of the
-    aesthetic head on `clip`.
+    aesthetic head on `clip`. `detected` is the least score of what a detector of phrases finds, 0 for its own.
 
     Bounds of similarity hold for the embeddings that they were set for: another embedder needs its own.
     """
@@ -68,7 +66,8 @@ def with_larger(
         models = replace(models, detect=lambda stills, phrases, _: own(stills, phrases))
     elif object_detector:
         follows = ClipSegmenter(segmenter) if segmenter else None
-        models = replace(models, follow=partial(detect_phrases, OpenVocabularyDetector(object_detector), follows, vlm))
+        finds = partial(OpenVocabularyDetector(object_detector, detected or None), several=True)
+        models = replace(models, follow=partial(detect_phrases, finds, follows, vlm))
     if arcface:
         network = faces.ArcFace(arcface)
         models = replace(models, face=lambda image: next(iter(network(image)), None), face_width=512)

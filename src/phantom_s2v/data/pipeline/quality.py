@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.data.pipeline.config import Config, Line, Models, Record
 from phantom_s2v.data.pipeline.embed import centered
 from phantom_s2v.data.pipeline.frames import Crop
 from phantom_s2v.media.images import evenly_spaced
@@ -51,10 +51,15 @@ def cropped(frames: np.ndarray, crop: Crop) -> np.ndarray:
     return frames[:, top:bottom, left:right] if bottom - top > 1 and right - left > 1 else frames
 
 
-def burnt_in(lines: list[tuple[float, float]], config: Config) -> bool:
-    """Whether one of some lines of text, (height, width) in heights of the frame, is as large as burnt-in text is."""
+def burnt_in(lines: list[Line], config: Config) -> list[Line]:
+    """Those of some lines of text that are as large as burnt-in text is."""
     least, most = config.text_height
-    return any(least <= height <= most and width >= config.text_width * height for height, width in lines)
+    sizes = [(bottom - top, right - left) for left, top, right, bottom in lines]
+    return [
+        line
+        for line, (height, width) in zip(lines, sizes, strict=True)
+        if least <= height <= most and width >= config.text_width * height
+    ]
 
 
 def measure(frames: np.ndarray, fps: float) -> dict[str, float]:

@@ -26,7 +26,6 @@ GROUPS, PAIRS, MEMBERS = 100, 3, 10  # subjects with pairs that are shown, and o
 PLAYED = 30  # of them with a video
 SIDE = 320  # pixels, the longer side of a subject
 BOX = (255, 120, 0)
-MIDDLE = 1  # number of the still that is shown of a dropped clip
 Notes = list[tuple[str, str]]
 
 
@@ -242,7 +241,7 @@ def _decoded(content: bytes) -> np.ndarray:
 def _dropped(clip: Record) -> tuple[np.ndarray | None, str]:
     """The frame of a dropped clip, with boxes around what was seen in it and is no subject, and why."""
     image = _decoded(clip["still"]) if clip["still"] else None
-    here = [each for each in clip["passed_over"] if each["instant"] == MIDDLE]
+    here = [each for each in clip["passed_over"] if each["instant"] == clip.get("shown")]
     seen = list({(each["what"], each["reason"], tuple(each["box"])) for each in here})[:4] if image is not None else []
     if image is not None:
         height, width = image.shape[:2]

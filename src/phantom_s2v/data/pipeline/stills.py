@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 import av
 import numpy as np
 
-from phantom_s2v.data.pipeline.config import Config, Models, Record
+from phantom_s2v.data.pipeline.config import Config, Line, Models, Record
 from phantom_s2v.data.pipeline.frames import stills_of
 from phantom_s2v.data.pipeline.quality import burnt_in
 from phantom_s2v.media.videos import UnreadableVideoError
 
 SOURCE = ("path", "fps", "height", "width", "count", "playable", "crop", "begins", "ends", "start", "stop")  # of what is cut out
+TEXT = "burnt-in text"  # why a clip is dropped
 APART = 0.125  # seconds between a still and the small frames around it, for motion
 
 
@@ -26,17 +27,24 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
         except (av.FFmpegError, UnreadableVideoError) as error:
             yield {**record, "drop": f"cannot be cut out ({getattr(error, 'reason', error)})"}
             continue
-        text = models.text is not None and burnt_in(models.text(stills), config)
+        text = burnt_in(models.text(stills), config) if models.text else []
+        height, width = stills[0].shape[:2]
         yield {
             **record,
             "origin": {name: record[name] for name in SOURCE},
             "stills": stills,
             "around": [around(record["work"], each, record["fps"]) for each in moments(count, config)],
             "frames": count,
-            "height": stills[0].shape[0],
-            "width": stills[0].shape[1],
-            "drop": "burnt-in text" if text else "",
+            "height": height,
+            "width": width,
+            **({"drop": TEXT, "passed_over": _passed(text, len(stills) // 2, width / height)} if text else {}),
         }
+
+
+def _passed(lines: list[Line], still: int, aspect: float) -> list[Record]:
+    """Lines of text as what was seen in a still, with boxes in shares of it."""
+    boxes = [(left / aspect, top, right / aspect, bottom) for left, top, right, bottom in lines]
+    return [{"instant": still, "box": box, "what": "line of text", "reason": TEXT} for box in boxes]
 
 
 def moments(count: int, config: Config) -> list[float]:

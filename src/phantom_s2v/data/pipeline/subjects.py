@@ -21,10 +21,10 @@ from phantom_s2v.data.pipeline.tracks import follow, steady
 from phantom_s2v.geometry import iou
 
 MARGIN = 0.08  # of a box's longer side, around a reference image
-EDGE = 0.008  # of a side: what lies that near to it touches it
 REFERENCE_HEIGHT = 720  # for which Phantom-Data gives the minimum side of a box
 HEAD = 0.4  # of a person's box from above, in which the head is
 WHITE = 255
+AMBIGUOUS, UNNAMED = "ambiguous subject names", "not named by the caption"
 Passed = tuple[Detection, str]  # what is no subject, and why
 
 
@@ -46,9 +46,10 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             nothing = "nothing was found" if record["phrases"] or not models.follow else "there is no caption that names one"
             drop = f"no subject: {seen[0][0] if seen else nothing}"
         else:
-            drop = (
-                "the caption does not name its subjects" if not named else "" if has_unique_names else "ambiguous subject names"
-            )
+            drop = "the caption does not name its subjects" if not named else "" if has_unique_names else AMBIGUOUS
+        ids = {each["subject"] for each in named}
+        passed += _unnamed([each for each in subjects if each["subject"] not in ids], UNNAMED)
+        passed += [] if has_unique_names else _unnamed(named, AMBIGUOUS)
         rest = {k: v for k, v in record.items() if k != "work"}
         everyone = [{view["instant"] for view in subject["views"]} for subject in subjects]
         covered = [
@@ -56,6 +57,15 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             for number, (each, still) in enumerate(zip(detections, record["stills"], strict=True))
         ]
         yield {**rest, "subjects": named, "caption": caption, "passed_over": passed, "covered": covered, "drop": drop}
+
+
+def _unnamed(subjects: list[dict[str, Any]], reason: str) -> list[Record]:
+    """Views of subjects that have no name of their own, as what is passed over."""
+    return [
+        {"instant": view["instant"], "box": view["share"], "what": each["name"], "reason": reason}
+        for each in subjects
+        for view in each["views"]
+    ]
 
 
 def _union(detections: list[Detection], shape: tuple[int, ...]) -> np.ndarray:
@@ -71,7 +81,8 @@ def _found(
 ) -> tuple[list[dict[str, Any]], list[Record]]:
     """Subjects of a clip out of what was `seen` in its stills, and what is none: instant, box in shares, what, reason."""
     stills: list[np.ndarray] = record["stills"]
-    sifted = [sift(each, still.shape[:2], config) for each, still in zip(seen, stills, strict=True)]
+    is_judged = models.whole is not None
+    sifted = [sift(each, still.shape[:2], config, is_judged) for each, still in zip(seen, stills, strict=True)]
     if models.whole:
         sifted = _judged(sifted, stills, models.whole)
     found = [kept for kept, _ in sifted]
@@ -82,8 +93,10 @@ def _found(
     for track in tracks:
         if not steady(track, config):
             passed += [_passed(number, stills[number], each, "is not found again at another moment") for number, each in track]
-    tracks = [track for track in tracks if steady(track, config)][: config.max_subjects]
-    return [_subject(record, track, stills, frames) for track in tracks], passed
+    tracks = [track for track in tracks if steady(track, config)]
+    more = [one for track in tracks[config.max_subjects :] for one in track]
+    passed += [_passed(number, stills[number], each, "is one more than max_subjects") for number, each in more]
+    return [_subject(record, track, stills, frames) for track in tracks[: config.max_subjects]], passed
 
 
 def _seen(record: Record, config: Config, models: Models) -> list[list[Detection]]:
@@ -114,14 +127,18 @@ def _passed(number: int, still: np.ndarray, detection: Detection, reason: str) -
     return {"instant": number, "box": _share(detection.box, still.shape), "what": what, "reason": reason}
 
 
-def sift(detections: list[Detection], size: tuple[int, ...], config: Config) -> tuple[list[Detection], list[Passed]]:
-    """Detections that are subjects, the surest first, one of those that are the same; and those that are none, and why."""
+def sift(
+    detections: list[Detection], size: tuple[int, ...], config: Config, is_judged: bool = False
+) -> tuple[list[Detection], list[Passed]]:
+    """Detections that are subjects, the surest first, one of those that are the same; and those that are none, and why. Where
+    a model judges whether they are whole (`is_judged`), the frame's edge does not.
+    """
     kept: list[Detection] = []
     dropped: list[Passed] = []
     for each in sorted(detections, key=lambda d: (-d.score, d.box)):
         if any(iou(each.box, other.box) > config.overlap for other in kept):
             continue
-        reason = _lacks(each, size[0], size[1], config)
+        reason = _lacks(each, size[0], size[1], config) or ("" if is_judged else _is_cut(each, size[0], size[1], config))
         if reason:
             dropped.append((each, reason))
         else:
@@ -130,7 +147,9 @@ def sift(detections: list[Detection], size: tuple[int, ...], config: Config) -> 
 
 
 def _lacks(each: Detection, height: int, width: int, config: Config) -> str:
-    """Why a detection is no subject; empty where it is one. People may be cut below their shoulders, things may not be cut."""
+    """Why a detection is no subject, whole or not; empty where it is one."""
+    if each.unsure:
+        return each.unsure
     left, top, right, bottom = each.box
     share = (right - left) * (bottom - top) / (height * width)
     if (
@@ -139,20 +158,25 @@ def _lacks(each: Detection, height: int, width: int, config: Config) -> str:
     ):
         return "too small"
     if each.is_person:
-        checks = (
-            ("a person that is not sure", each.score < config.person),
-            ("a person whose head is cut", each.head < 1),
-            ("a person whose shoulders are cut", each.shoulders > config.shoulders),
-        )
-    else:
-        checks = (("too large", share > config.largest_box), ("cut by the frame", _on_edge(each, height, width) > config.cut))
-    return next((reason for reason, holds in checks if holds), "")
+        return "a person that is not sure" if each.score < config.person else ""
+    return "too large" if share > config.largest_box else ""
 
 
-def _on_edge(each: Detection, height: int, width: int) -> float:
-    """Share of the outline of a thing's box along which its mask reaches the frame's edge."""
+def _is_cut(each: Detection, height: int, width: int, config: Config) -> str:
+    """Why a detection is not whole; empty where it is. People may be cut below their shoulders, things may not be cut."""
+    if not each.is_person:
+        return "cut by the frame" if _on_edge(each, height, width, config.edge) > config.cut else ""
+    if each.head < 1:
+        return "a person whose head is cut"
+    return "a person whose shoulders are cut" if each.shoulders > config.shoulders else ""
+
+
+def _on_edge(each: Detection, height: int, width: int, edge: float) -> float:
+    """Share of the outline of a thing's box along which its mask reaches the frame's edge, or the share `edge` of a side next
+    to it.
+    """
     left, top, right, bottom = each.box
-    wide, tall = max(1, round(EDGE * width)), max(1, round(EDGE * height))
+    wide, tall = max(1, round(edge * width)), max(1, round(edge * height))
     bands = (each.mask[:tall].any(0), each.mask[-tall:].any(0), each.mask[:, :wide].any(1), each.mask[:, -wide:].any(1))
     return float(sum(band.sum() for band in bands)) / (2 * (right - left + bottom - top))
 
