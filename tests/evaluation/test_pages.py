@@ -118,7 +118,7 @@ def test_a_report_of_sound_videos_has_no_fault_in_its_verdict(tmp_path):
     page.add(scored("good.mp4"))
     page.write(tmp_path / "p.html", [])
     seen = checked(tmp_path / "p.html")
-    assert "1 of 1 pass" in seen.text
+    assert "1 of 1 pass The video passes." in seen.text
     assert "Most frequent fault" not in seen.text
     assert ("section", "headline good") in [(tag, attrs.get("class")) for tag, attrs in seen.tags]
 
@@ -273,6 +273,7 @@ def test_votes_say_first_who_is_preferred(tmp_path):
     assert "one is preferred" in seen.text
     assert "81% of the votes (95% interval 65 to 95%" in seen.text
     assert "tentative conclusion" in seen.text
+    assert seen.text.count("Krippendorff") == 1  # explained once, above the table
     assert "Which is better?" in seen.text
 
 
@@ -322,7 +323,7 @@ def test_a_build_report_shows_what_was_dropped_and_a_subject_once(tmp_path):
             "id": "d",
             "drop": "no subject: too small",
             "still": Index.still,
-            "facts": json.dumps({**facts, "passed_over": seen_there}),
+            "facts": json.dumps({**facts, "passed_over": seen_there, "shown": 1}),
         },
         {"id": "e", "drop": "dark", "still": b"", "facts": json.dumps({**facts, "passed_over": []})},
     ]

@@ -35,7 +35,7 @@ def write_votes(path: Path, rows: Sequence[dict[str, Any]], questions: dict[str,
         "votes.html",
         title="Votes of raters",
         pairs=[(*names, _preferred(*names, some), [{**row, "words": questions.get(row["question"], row["question"]),
-                "agreed": _agreed(row["agreement"])} for row in some]) for names, some in pairs],
+                "agreed": _agreed(row["agreement"], brief=True)} for row in some]) for names, some in pairs],
     )  # fmt: skip
 
 
@@ -87,10 +87,12 @@ def _preferred(first: str, second: str, rows: Sequence[dict[str, Any]]) -> Headl
     return Headline("good" if winner else "mixed", f"{winner} is preferred" if winner else "No clear preference", words, points)
 
 
-def _agreed(alpha: float | None) -> str:
+def _agreed(alpha: float | None, brief: bool = False) -> str:
     """Krippendorff's alpha in words (his bounds: 0.8, and 0.667 for tentative conclusions)."""
     if alpha is None:
-        return "not known: no case has two raters, or all answers are equal"
+        return "not known" if brief else "not known: no case has two raters, or all answers are equal"
+    if brief:
+        return f"{'well' if alpha >= 0.8 else 'tentatively' if alpha >= 0.667 else 'little'} ({alpha:.2f})"
     words = (
         "well" if alpha >= 0.8 else "enough for a tentative conclusion" if alpha >= 0.667 else "little: read the result with care"
     )

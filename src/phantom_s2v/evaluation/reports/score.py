@@ -120,7 +120,8 @@ class ScorePage:
             points.append(("What to do", _advice(name)))
         if (unreadable := self._wrong["unreadable"]) and unreadable < max(self._wrong.values()):
             points.append(("Not readable", f"{unreadable} of {total} videos: {UNREADABLE}"))
-        return Headline(share_state(passed, total), f"{passed} of {total} pass", f"{passed} of {total} videos {words}.", points)
+        said = f"{passed} of {total} videos {words}." if total > 1 else f"The video {'passes' if passed else 'does not pass'}."
+        return Headline(share_state(passed, total), f"{passed} of {total} pass", said, points)
 
     def _section(self, video: Scored) -> str:
         """What the page says of a video, with its images, as HTML."""
