@@ -1,6 +1,7 @@
 """Figures of the evaluation on real films and photographs: pasted references, identity of things and of people, demonstrations.
 
-`benchmarks/real.py SAMPLES --only pasted,photographs,people,demonstrations` prints them. SAMPLES holds real/photos (NAME-NN.jpg),
+`benchmarks/real.py SAMPLES --only pasted,photographs,people,planted,demonstrations` prints them. SAMPLES holds real/photos
+(NAME-NN.jpg),
 real/clips and clips.
 """
 
@@ -14,12 +15,14 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 
+from phantom_s2v.evaluation import footage_check
 from phantom_s2v.evaluation import score as judge
 from phantom_s2v.evaluation.footage import shrunk, watch
 from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.metrics.pasting import copy_paste
 from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.score import faults, score, stranger_similarity
+from phantom_s2v.evaluation.selfcheck import table
 from phantom_s2v.media.images import evenly_spaced, read_image
 from phantom_s2v.media.videos import Video
 
@@ -220,9 +223,17 @@ def _tools() -> Instruments:
     return instruments(Wanted())
 
 
+def planted(samples: Path, tools: Instruments) -> dict[str, object]:
+    """Faults planted in the given source videos of people, as `phantom evaluate self-check` does: found, and false alarms."""
+    files = [file for file in sorted((samples / "real" / "clips").iterdir()) if file.name.startswith(tuple(PEOPLE))]
+    checked = footage_check.run(files, tools, lambda *_: None)
+    return {"planted": table(checked)}
+
+
 FIGURES: dict[str, Callable[[Path], dict[str, object]]] = {
     "pasted": lambda samples: pasted(samples, _tools()),
     "photographs": lambda samples: identified(samples, _tools()),
     "people": lambda samples: people(samples, _tools()),
+    "planted": lambda samples: planted(samples, _tools()),
     "demonstrations": lambda samples: demonstrations(samples, _tools()),
 }

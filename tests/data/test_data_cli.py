@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from phantom_s2v.data.triplets import TripletStore
 from phantom_s2v.errors import InputError
@@ -166,3 +167,28 @@ def test_every_threshold_is_documented_with_its_default():
         )
         assert said.get(field.name) == words, field.name
         assert isinstance(default, bool) or field.name in ranged, f"{field.name} has no range"
+
+
+def test_calibration_writes_a_file_that_a_build_takes_and_replaces_it_on_request(phantom, tmp_path):
+    from phantom_s2v.cli.data import read_config
+
+    folder, out = tmp_path / "images", tmp_path / "bounds.toml"
+    folder.mkdir()
+    for number, color in enumerate([(200, 30, 30), (190, 40, 30), (30, 30, 200), (40, 30, 190)]):
+        image = np.full((60, 80, 3), 250, np.uint8)
+        image[10:50, 10 + 5 * (number % 2) : 60] = color
+        Image.fromarray(image).save(folder / f"{'red' if number < 2 else 'blue'}-0{number % 2}.png")
+    code, got = phantom("calibrate", folder, "--out", out)
+    assert code == 0, got.err
+    said = json.loads(got.out)
+    assert (said["same"], said["other"], said["precision"]) == (2, 4, 1.0)
+    assert read_config(out, {}).lower == said["lower"]
+    assert "efficientnet-lite0: precision 1.000" in out.read_text()
+    assert phantom("calibrate", folder, "--out", out)[0] == 2
+    assert phantom("calibrate", folder, "--out", out, "--force")[0] == 0
+    code, got = phantom("calibrate", folder, "--out", tmp_path / "bounds.txt")
+    assert (code, "must be a .toml file" in got.err) == (2, True)
+    (folder / "red-00.png").write_bytes(b"no image")
+    code, got = phantom("calibrate", folder, "--out", tmp_path / "b.toml")
+    assert (code, len(got.err.strip().splitlines())) == (2, 1)
+    assert "red-00.png" in got.err

@@ -176,3 +176,23 @@ def test_what_is_no_arcface_is_one_sentence(tmp_path):
         faces.ArcFace(tmp_path / "x.onnx")
     with pytest.raises(CheckpointError, match=r"got \[3, 64, 64\]"):
         faces.ArcFace(onnx_network(tmp_path / "small.onnx", 64))
+
+
+@needs_files
+def test_a_build_takes_arcface_and_its_bounds(tmp_path, call_phantom, monkeypatch):
+    from phantom_s2v.cli import data
+
+    built = []
+    monkeypatch.setattr(data, "_built", lambda videos, out, settings, make, *_: built.append((settings, make())))
+    network, video = onnx_network(tmp_path / "arc.onnx"), tmp_path / "a.mp4"
+    video.touch()
+    asked = ["build", video, "--out", tmp_path / "t.lance", "--people", "--arcface", network]
+    (tmp_path / "c.toml").write_text("same_face_across = 0.7\n")
+    assert call_phantom("data", *asked)[0] == 0
+    assert call_phantom("data", *asked, "--config", tmp_path / "c.toml")[0] == 0
+    (first, models), (second, _) = built
+    assert (first.same_face, first.same_face_across) == (1.1, 0.9)
+    assert (second.same_face, second.same_face_across) == (1.1, 0.7)
+    assert "arcface=" in first.models
+    np.testing.assert_array_equal(models.face(image("astronaut")), faces.ArcFace(network)(image("astronaut"))[0])
+    assert models.face(image("chelsea")) is None

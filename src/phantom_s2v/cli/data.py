@@ -270,14 +270,16 @@ def data_calibrate(
     """Set the similarity threshold of pairs for an embedder on labelled images. The last line is JSON."""
     from phantom_s2v.data.calibrate import embeddings, labelled, separation
     from phantom_s2v.files.io import check_outputs, write_text
+    from phantom_s2v.files.untrusted import printable
 
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of images NAME-NN.jpg")
-    check_outputs([out], force=force)
-    _, make = asked_models(read_config(None, {}), {"embedder": embedder})
+    check_outputs([out], force=force, suffix=".toml")
     paths, names = labelled(folder)
+    settings, make = asked_models(read_config(None, {}), {"embedder": embedder})
     found = separation(embeddings(paths, make().embed), names, precision)
-    write_text(out, f"lower = {found.lower:.4f}\n")
+    origin = f"precision {found.precision:.3f}, recall {found.recall:.3f}, {found.same} pairs of one subject, {settings.models}"
+    write_text(out, f"# {printable(embedder)}: {origin}\nlower = {found.lower:.4f}\n", sealed=True)
     say(json.dumps({name: round(value, 4) for name, value in asdict(found).items()} | {"out": str(out)}))
 
 
