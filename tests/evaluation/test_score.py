@@ -330,6 +330,17 @@ def test_planted_faults_are_seen(fault):
     assert hits >= 3
 
 
+@pytest.mark.parametrize("number", [4, 6])
+def test_an_image_that_is_pasted_for_longer_than_a_flash_is_pasted(number):
+    """Its pose is left slowly, so that some frames are much more like it than half of them are."""
+    made = selfcheck.planted("pasted", number, held_out())
+    scored = score(made.video, made.references, selfcheck.NAMES[:1], made.prompt, MINI)
+    assert len(scored.subjects[0].flash_frames) > 3
+    assert "pasted" in faults(scored, LIMIT)
+    brief = replace(scored, subjects=[replace(scored.subjects[0], flash_frames=[3, 4])])
+    assert "pasted" not in faults(brief, LIMIT)  # two frames of 25 are a flash
+
+
 def test_a_planted_clip_follows_from_its_number():
     one, again, other = (selfcheck.planted("flashed", n, held_out()) for n in (3, 3, 4))
     assert (one.video == again.video).all()

@@ -28,6 +28,7 @@ class Thresholds:
     swapped: float = 0.5  # share of frames
     pasted: float = 0.95
     flashed: float = 0.1
+    flash_share: float = 0.12  # max share of the frames that a flash takes; an image that is shown for longer was pasted
     frozen: float = 0.9
     flicker: float = 0.006
 

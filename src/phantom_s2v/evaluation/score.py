@@ -342,6 +342,7 @@ def faults(score: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
         if holds:
             named.setdefault(fault, []).append(who)
 
+    brief = limits.flash_share * (1 + max(score.frames_looked_at, default=0))
     for subject in score.subjects:
         by_face, least = subject.face == subject.face, limits.in_windows if subject.in_windows else limits.similarity
         missing = subject.seen < limits.seen and not by_face
@@ -352,7 +353,7 @@ def faults(score: VideoScore, limits: Thresholds) -> dict[str, list[str]]:
         tell("other clothes", subject.name, not unlike and subject.clothes < limits.clothes)
         tell("doubled", subject.name, subject.doubled > limits.doubled)
         pasted = subject.copy_paste > limits.pasted or subject.copy_paste_cutout > limits.pasted_cutout
-        tell("pasted", subject.name, pasted and not subject.flash_frames)
+        tell("pasted", subject.name, pasted and not 0 < len(subject.flash_frames) <= brief)
         tell("flashed", subject.name, subject.flash > limits.flashed)
     tell("swapped", "", score.swapped > limits.swapped)
     tell("frozen", "", score.frozen > limits.frozen)
