@@ -22,8 +22,8 @@ from phantom_s2v.models.registry import hub_folder
 from phantom_s2v.vision.embed import Aesthetics
 
 OPEN = {  # nothing is dropped for what it looks like
-    "blur": 0.0, "still": 0.0, "shaking": 1.1, "letters": 1000, "smallest_box": 0.0, "largest_box": 1.1, "smallest_side": 1,
-    "cut": 9.0,
+    "blur": 0.0, "still": 0.0, "shaking": 1.0, "letters": 1000, "smallest_box": 0.0, "largest_box": 1.0, "smallest_side": 1,
+    "cut": 1.0,
 }  # fmt: skip
 
 
