@@ -354,6 +354,7 @@ def test_a_build_of_nothing_says_so(tmp_path):
     data_report.write_report(tmp_path / "t.html", index, iter(()), 0, {}, Config())
     seen = checked(tmp_path / "t.html")
     assert "0 triplets" in seen.text
+    assert "cross-pair" not in seen.text[: seen.text.index("From files")]  # of no subjects nothing is said
     assert "No pairs were kept" in seen.text
     assert ("section", "headline bad") in [(tag, attrs.get("class")) for tag, attrs in seen.tags]
 

@@ -175,10 +175,10 @@ def _files(subject_index: SubjectIndex) -> tuple[int, Notes, Notes]:
 def _headline(clips: _Clips, pairs: _Pairs, subjects: int, triplets: int, left: int) -> Headline:
     """What share was kept, why most of the others were not, and what to do."""
     share = percent(clips.kept / clips.total) if clips.total else "none"
-    words = (
-        f"{clips.kept} of {clips.total} clips were kept ({share}). {pairs.paired} of {clips.subjects} subjects in them have a "
-        "cross-pair, which shows the subject in another clip."
-    )
+    words = f"{clips.kept} of {clips.total} clips were kept ({share})."
+    if clips.subjects:
+        paired = f"{pairs.paired} of {clips.subjects} subjects in them have a cross-pair"
+        words = f"{words} {paired}, which shows the subject in another clip."
     points = []
     if dropped := clips.drops.most_common(1):
         reason, count = dropped[0]
