@@ -2,6 +2,7 @@
 
 import io
 import random
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from phantom_s2v.studio import (
 )
 from phantom_s2v.studio.policies import CHECKLIST
 from phantom_s2v.studio.problems import Conflict, Forbidden, NotFound, Problem, Problems
-from phantom_s2v.studio.schema import AuditLine, Export, Notice, Right, Role, Video, VideoState
+from phantom_s2v.studio.schema import AuditLine, Export, Notice, Right, Role, Video, VideoState, now
 from phantom_s2v.studio.verify import Verdict
 from studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
 
@@ -227,6 +228,11 @@ def test_only_what_is_approved_now_can_be_exported(studio, actor_of, film, signi
     refused("approved")
     approve(studio, actor_of("approver"), film)
     with studio.writing() as session:
+        right = session.scalars(select(Right)).one()
+        right.valid_from, right.valid_until = now() - timedelta(days=2), now() - timedelta(seconds=1)
+    refused("expired")
+    with studio.writing() as session:
+        session.get_one(Right, right.id).valid_until = None
         session.get_one(Video, film).marked = rights.REVOKED
     refused("revoked")
 

@@ -20,14 +20,14 @@ from sqlalchemy.orm import Session
 
 from phantom_s2v.media.videos import Video as VideoFile
 from phantom_s2v.media.videos import encode
-from phantom_s2v.studio import audit, certificates, credentials, fingerprints, labels, report, reviews, webhooks
+from phantom_s2v.studio import audit, certificates, credentials, fingerprints, labels, report, reviews, rights, webhooks
 from phantom_s2v.studio.access import Actor, find
 from phantom_s2v.studio.certificates import Certificate
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import Conflict, NotFound, Problem
 from phantom_s2v.studio.reviews import SignOff
-from phantom_s2v.studio.schema import Export, Job, JobSubject, Role, SubjectImage, Video, new_id
+from phantom_s2v.studio.schema import Export, Job, JobSubject, Right, Role, SubjectImage, Video, new_id
 from phantom_s2v.studio.texts import text
 
 CRF = 16  # of the labelled video
@@ -75,7 +75,7 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
         looks = fingerprints.measure(VideoFile(signed, "the export").frames())
         session = stack.enter_context(studio.writing())
         video, stand = reviews.opened(session, actor, project_id, video_id)
-        _check_exportable(video, stand)
+        _check_exportable(session, video, stand)
         if video.blob != order.video.blob:
             raise Conflict("The video has changed in the meantime. Please try again.")
         made = Export(
@@ -121,7 +121,7 @@ def export_of(session: Session, actor: Actor, project_id: str, video_id: str, ex
 def _order(session: Session, studio: Studio, actor: Actor, project_id: str, video_id: str, label: bool, reason: str) -> _Order:
     actor.must(project_id, *MAY)
     video, stand = reviews.opened(session, actor, project_id, video_id)
-    _check_exportable(video, stand)
+    _check_exportable(session, video, stand)
     assert stand.rules
     if not label:
         if stand.must_be_labelled:
@@ -145,8 +145,10 @@ def _order(session: Session, studio: Studio, actor: Actor, project_id: str, vide
     return _Order(export_id, video, stand, words, "" if label else reason, origin, Path(model).name)
 
 
-def _check_exportable(video: Video, stand: SignOff) -> None:
-    if video.marked:
+def _check_exportable(session: Session, video: Video, stand: SignOff) -> None:
+    behind = select(Right).join(JobSubject, JobSubject.right_id == Right.id).where(JobSubject.job_id == video.job_id)
+    # a right that has just ended may not have marked the video yet
+    if video.marked or not all(rights.is_valid(right) for right in session.scalars(behind)):
         raise Conflict("A right behind this video was revoked or has expired.")
     if not stand.approved:
         raise Conflict("Only an approved video can be exported, under the policy that is in force.")
