@@ -341,7 +341,11 @@ def signed_and_exported(team: Team) -> Path:
     download.value.save_as(target)
     with maker.page.expect_download() as download:
         maker.press("Report", "link", look=False)
-    download.value.save_as(team.folder / "report.html")
+    report = team.folder / "report.html"
+    download.value.save_as(report)
+    assert f'<html lang="{team.language}">' in report.read_text()
+    maker.page.goto(report.as_uri())
+    maker.look()
     return target
 
 

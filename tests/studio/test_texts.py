@@ -9,6 +9,7 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po
 
 import phantom_s2v.studio
+from phantom_s2v.studio import gate
 from phantom_s2v.studio.schema import JobState, VideoState
 from phantom_s2v.studio.web import i18n
 
@@ -69,3 +70,14 @@ def test_a_page_says_it_in_the_language_of_the_person(browser, studio):
     assert "サインイン" in browser(None, "ja,en;q=0.5").get("/sign-in").text
     page = browser(None).submit("/language", {"language": "ja", "next": "/sign-in"})
     assert "サインイン" in page.text
+
+
+def test_notes_of_a_measurement_are_translated_as_the_evaluation_writes_them():
+    from phantom_s2v.evaluation import footage, score
+
+    source = Path(score.__file__).read_text() + Path(footage.__file__).read_text()
+    for note in gate.NOTES:
+        assert all(piece in source for piece in i18n.PLACE.split(note)[::2]), note
+    said = i18n.matched("ja", gate.NOTES, "no subject was segmented in the reference of 50% (x); whole frames are compared")
+    assert said == "「50% (x)」の参照画像から被写体を切り出せなかったため、フレーム全体を比較しています。"
+    assert i18n.matched("ja", gate.NOTES, "something else") == "something else"
