@@ -252,8 +252,7 @@ def draft(team: Team) -> None:
     maker.choose("What it is for", "website")
     maker.tick({"en": "WORLD", "ja": "JP"}[team.language])
     maker.choose("Length", "9")
-    if not maker.page.locator("main details[open]").count():
-        maker._hit(maker.page.locator("main details summary"), "Enter")
+    maker.unfold("More options")
     maker.fill("Steps", "4")
     maker.wait(
         lambda: (

@@ -143,6 +143,12 @@ class Visitor:
             self._hit(box, "Space")
         assert box.is_checked()
 
+    def unfold(self, words: str) -> None:
+        """What stands behind a fold."""
+        summary = self.page.locator("main summary", has_text=self.say(words))
+        if not summary.evaluate("(each) => each.parentElement.open"):
+            self._hit(summary, "Enter")
+
     def choose(self, words: str, value: str) -> None:
         """An option of a list, by its value."""
         field = self.labelled(words).first
@@ -218,6 +224,9 @@ class Visitor:
     def _note(self, what: str, found: list[Any]) -> None:
         if found:
             self.findings.append(f"{self.page.url.removeprefix(self.root)}: {what}: {found}")
+            if SHOTS:
+                with (Path(SHOTS) / "findings.txt").open("a") as file:
+                    file.write(f"{self.language} {self.manner} {self.findings[-1]}\n")
 
     def _own_words(self) -> str:
         """The page's words, without code, hashes and what people typed in Latin letters."""
