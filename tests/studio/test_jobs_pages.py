@@ -55,11 +55,14 @@ def test_what_is_typed_is_kept_and_checked_and_estimated(ready, browser):
     said = client.submit(f"{address}/save", {"prompt": "It moves up", "subjects": ready.subject_id, "num_frames": "x"})
     assert said.status_code == 200
     assert "The prompt mentions no subject. Say what fox does." in said.text
+    assert "understands English alone" not in said.text
     assert "Please enter a whole number." in said.text
     assert typed_in(ready) == "It moves up"
     again = client.get(address)
     assert "It moves up" in again.text
     assert 'value="x"' not in again.text  # no such length is offered, and the sentence stands there
+    japanese = client.submit(f"{address}/save", {"prompt": "the subject は右へ動く", "subjects": ready.subject_id})
+    assert "understands English alone" in japanese.text
     good = {"prompt": "The fox moves up", "subjects": ready.subject_id, "num_frames": "9", "candidates": "2"}
     good |= {"purpose": "internal trial", "territories": "DE"}
     said = client.submit(f"{address}/save", good)

@@ -45,6 +45,7 @@ FOCUS = """(goal) => {
   return { there: now === goal || radio, seen, what: now.outerHTML.slice(0, 120) };
 }"""
 PLAIN = re.compile(r"[A-Za-z']{2,}(?: [A-Za-z']{2,}){2,}")  # three words of English in a row
+COMMAND = re.compile(r"phantom(?: [a-z]+)+")
 
 
 class Visitor:
@@ -230,7 +231,7 @@ class Visitor:
 
     def _own_words(self) -> str:
         """The page's words, without code, hashes and what people typed in Latin letters."""
-        return self.page.evaluate(WORDS, "code, .hash, textarea, [lang], .typed")
+        return COMMAND.sub("", self.page.evaluate(WORDS, "code, .hash, textarea, [lang], .typed"))
 
     def _shoot(self, how: str) -> None:
         if not SHOTS:

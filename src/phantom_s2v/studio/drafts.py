@@ -30,6 +30,8 @@ OPTIONS = ("size", "num_frames", "seed", "num_inference_steps", "guidance_scale"
 WHOLE, DECIMAL = ("num_frames", "seed", "num_inference_steps"), ("guidance_scale", "image_guidance_scale")
 LONGEST, MAX_CANDIDATES = 10_000, 16
 MENTIONS = re.compile(r"\b(?:the )?(?:first|second|third|fourth)? ?subjects?\b", re.IGNORECASE)
+FOREIGN = re.compile(r"[^\W\d_a-zA-Z\u00c0-\u024f]")  # letters that are not Latin
+NOT_ENGLISH = N_("This model understands English alone. Write what happens in English.")
 NOT_NAMED = N_("The prompt mentions no subject. Say what %(name)s does.")
 FIELDS = {  # words at the beginning of the pipeline's sentences -> the field that they are about
     "image_guidance_scale": "image_guidance_scale", "guidance_scale": "guidance_scale", "num_frames": "num_frames",
@@ -186,7 +188,15 @@ def notices(draft: Draft, subjects: Iterable[Subject], checks_prompts: bool) -> 
         return open_points(draft.prompt, names)
     count = len(MENTIONS.findall(draft.prompt))
     missing = [name for name in names if name.casefold() not in draft.prompt.casefold()]
-    return [(NOT_NAMED, {"name": name}) for name in missing[count:]]
+    foreign = [(NOT_ENGLISH, {})] if FOREIGN.search(_without(draft.prompt, names)) else []
+    return [*foreign, *((NOT_NAMED, {"name": name}) for name in missing[count:])]
+
+
+def _without(prompt: str, names: Iterable[str]) -> str:
+    """A prompt without the subjects' names, which may be in any script."""
+    for name in names:
+        prompt = prompt.replace(name, "")
+    return prompt
 
 
 @dataclass(frozen=True)
