@@ -37,10 +37,9 @@ def offer_of(workers: Iterable[Worker], model: str) -> Worker | None:
     return next((worker for worker in workers if model in worker.offers["models"]), None)
 
 
-def offered(session: Session) -> list[str]:
-    """Names of the models that the latest workers offer, and of those that are on this machine."""
-    latest = session.scalars(select(Worker).order_by(Worker.heartbeat_at.desc()).limit(WORKERS))
-    return sorted({*MODELS, *(name for worker in latest for name in worker.offers["models"])})
+def offered(workers: Iterable[Worker]) -> list[str]:
+    """Names of the models that workers offer, and of those that are on this machine."""
+    return sorted({*MODELS, *(name for worker in workers for name in worker.offers["models"])})
 
 
 def preset_of(offer: dict[str, Any]) -> Preset:

@@ -7,7 +7,7 @@ from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import cost, kpis, policies, projects, rights
+from phantom_s2v.studio import cost, kpis, policies, projects, rights, waiting
 from phantom_s2v.studio.policies import CHECKLIST, KINDS, PURPOSES, SIMILARITY_SEARCH, TEMPLATE_NAMES, TEMPLATES, Rules
 from phantom_s2v.studio.problems import N_, Problem
 from phantom_s2v.studio.schema import Project, Subject
@@ -113,7 +113,7 @@ def settings_page(view: ViewOf) -> Response:
 
 def _settings(view: View, project: Project, problem: Problem | None = None) -> Response:
     with view.reading() as session:
-        models = list(dict.fromkeys([project.model, *cost.offered(session)]))
+        models = list(dict.fromkeys([project.model, *cost.offered(waiting.workers(session))]))
     values = {"currencies": projects.CURRENCIES, "rows": kpis.rows(project.kpis), "models": models}
     return view.wrong("settings.html", problem, **values) if problem else view.page("settings.html", **values)
 
