@@ -15,7 +15,6 @@ import json
 import os
 import random
 import secrets
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -237,7 +236,7 @@ def p95(values):
 
 
 async def sizes(site, rounds):
-    """Least and median seconds of pages of the small and the large project, in turn."""
+    """Least milliseconds of pages of the small and the large project, asked for in turn: what else the machine does only adds."""
     found = {}
     for path in LISTS:
         times = {"small": [], "large": []}
@@ -247,8 +246,8 @@ async def sizes(site, rounds):
                 status, seconds, _ = await get(site.port, site.cookies[0], f"/projects/{ids['project']}{path.format(**ids)}")
                 assert status == 200, (path, status)
                 each.append(seconds)
-        found[path or "overview"] = {name: round(1000 * statistics.median(each), 1) for name, each in times.items()}
-        found[path or "overview"]["ratio"] = round(statistics.median(times["large"]) / statistics.median(times["small"]), 2)
+        found[path or "overview"] = {name: round(1000 * min(each), 1) for name, each in times.items()}
+        found[path or "overview"]["ratio"] = round(min(times["large"]) / min(times["small"]), 2)
     return found
 
 
@@ -258,15 +257,15 @@ def open_jobs(site):
 
 
 def run(site, rounds, seconds, think):
-    compared = asyncio.run(sizes(site, 15))
+    compared = asyncio.run(sizes(site, 20))
     print(json.dumps(compared, indent=1), flush=True)
     took, shares, made, errors = {"idle": [], "alone": [], "load": []}, [], 0, []
     by_page = {"idle": defaultdict(list), "load": defaultdict(list), "alone": defaultdict(list)}
     for number in range(rounds):
         for name, people in (("alone", 1), ("idle", PEOPLE), ("load", PEOPLE)):
             if name == "load":
-                queue_jobs(site, 3)
-                while open_jobs(site) == 3 and not running(site):
+                queue_jobs(site, 2)
+                while open_jobs(site) == 2 and not running(site):
                     time.sleep(0.2)
             before = open_jobs(site)
             seen, share = asyncio.run(browse(site, people, seconds, think if people > 1 else 0.2, number))

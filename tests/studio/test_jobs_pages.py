@@ -71,6 +71,19 @@ def test_what_is_typed_is_kept_and_checked_and_estimated(ready, browser):
     assert "€" in said.text
 
 
+def test_the_first_estimate_has_scoring(ready, browser):
+    """Of frames that networks look at and of pixels, for each subject and candidate."""
+    address = begin(browser("maker"), ready, num_frames="25", size="64x64", candidates="3")
+    look = f"/api/v1{address.replace('/generate/', '/drafts/')}/look"
+    before = browser("maker").get(look).json()["cost"]["seconds"]
+    with ready.writing() as session:
+        worker = session.scalars(select(Worker)).one()
+        mini = {**worker.offers["models"]["phantom-mini"], "scoring": {"frame": 2.0, "pixel": 1e-4}}
+        worker.offers = {**worker.offers, "models": {"phantom-mini": mini}}
+    after = browser("maker").get(look).json()["cost"]["seconds"]
+    assert after - before == pytest.approx(3 * (10 * 2.0 + 25 * 64 * 64 * 1e-4))
+
+
 def test_a_draft_is_its_makers_alone(ready, browser, studio):
     address = begin(browser("maker"), ready)
     with studio.writing() as session:

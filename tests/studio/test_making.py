@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -186,6 +188,47 @@ def test_saving_and_previews_take_a_share_of_the_time(monkeypatch):
     assert not pace.due
     moment[0] += 0.2
     assert pace.due
+
+
+def test_a_worker_that_hangs_while_its_heart_beats_ends_and_costs_one_death(studio, asked, monkeypatch):
+    """The thread that computes hangs, in a step or while it measures; the thread that beats goes on."""
+    from phantom_s2v.studio import worker
+
+    monkeypatch.setattr(worker, "BEAT", 0.02)
+    job, ticket = asked()
+    ends = []
+    heart = worker.Heart(studio, studio.worker_id, hung=lambda: ends.append(time.monotonic()))
+    heart.patience, heart.ticket = 0.5, ticket
+    heart.moves(None)
+    heart.start()
+    for done in (1, 2, 3):  # slow and alive: each step takes less than the patience
+        time.sleep(0.3)
+        heart.moves(done)
+    moved = heart.moved
+    assert not ends
+    heart.join(20)
+    assert ends
+    assert ends[0] - moved > 0.5
+    with studio.writing() as session:
+        before = session.get_one(Job, job.id)
+        assert (before.state, before.progress) == (JobState.RUNNING, 3)  # it was renewed as long as something moved
+        queue.sweep(session, before.lease_until + timedelta(seconds=1))
+        after = session.get_one(Job, job.id)
+        assert (after.state, after.deaths) == (JobState.QUEUED, 1)
+
+
+def test_a_worker_ends_with_the_web_process_that_started_it(studio, monkeypatch):
+    from phantom_s2v.studio import worker
+
+    monkeypatch.setattr(worker, "BEAT", 0.02)
+    monkeypatch.setenv(worker.BESIDE, "1")
+    gone = threading.Event()
+    heart = worker.Heart(studio, "0" * 32, orphaned=gone.set)
+    monkeypatch.setattr(worker.os, "getppid", lambda: 1)
+    heart.start()
+    assert gone.wait(20)
+    heart.ended.set()
+    heart.join()
 
 
 @pytest.mark.long

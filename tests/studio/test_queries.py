@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, insert, select
 
 from phantom_s2v.models.registry import load_preset, model_folder
 from phantom_s2v.studio import access, audit, notices, policies, projects, sign_in
@@ -19,9 +19,11 @@ from phantom_s2v.studio.schema import (
     Draft,
     Export,
     Job,
+    JobState,
     Member,
     Right,
     Role,
+    Subject,
     SubjectImage,
     User,
     Video,
@@ -44,6 +46,7 @@ QUERIES = {  # what stands behind the question mark where that asks the database
 }
 # Whole tables that may be read: of one row for each version of the tables; and what Prometheus asks, about every 15 seconds.
 WHOLE = {"/ready": {"alembic_version"}, "/metrics": {"jobs", "videos"}}
+COUNTING = ("/metrics", "/projects/{project_id}")  # they say how many there are, by one index
 SORTED = {  # sorted without an index, by the beginning of the order: never more rows than stand here
     "jobs.state = ?": "the queue, of which a person has at most queue.QUEUED_EACH jobs",
     "subject_images": "images of the subjects of one page",
@@ -163,10 +166,11 @@ def studio(filled_folder, tmp_path):
 def ask(studio, app, browser):
     """ask(address) -> answer and Asked, by a person with every role."""
     client, asked = browser("boss"), Asked()
-    raw = studio.engine.raw_connection()
+    raw = studio.engine.raw_connection()  # outside of the pool, so that its plans are no work of a page
+    raw.detach()
 
     def note(connection, cursor, statement, parameters, *rest):
-        if not re.match(r"\s*(begin|commit|rollback|pragma)", statement, re.IGNORECASE):
+        if not re.match(r"\s*(begin|commit|rollback|pragma|insert)", statement, re.IGNORECASE):
             asked.texts.append(statement)
             plan = raw.cursor().execute(f"explain query plan {statement}", parameters).fetchall()
             asked.plans.append([row[3] for row in plan])
@@ -205,6 +209,50 @@ def wrong_steps(path, asked):
             sorted_ = "TEMP B-TREE" in step and not any(each.startswith(tuple(SORTED)) for each in order)
             if (whole and scanned[1] not in WHOLE.get(path, ())) or sorted_:
                 yield step, re.search(r"FROM .*", text.replace("\n", " "))[0]
+
+
+def bulk(studio, count):
+    """Rows as many as a project of years has: videos with their jobs, and subjects."""
+    with studio.writing() as session:
+        for table in (Subject, Job, Video):
+            one = session.scalars(select(table).where(table.project_id == studio.project_id).limit(1)).first()
+            values = {c.key: getattr(one, c.key) for c in table.__table__.columns}
+            rows = [{**values, "id": f"{number:032x}", "created_at": now()} for number in range(count)]
+            rows = [{**row, "job_id": row["id"], "candidate": 0} for row in rows] if table is Video else rows
+            states = list(VideoState) if table is Video else [JobState.DONE]
+            session.execute(insert(table), rows if table is Subject else [
+                {**row, "state": states[n % len(states)], "ended_at": now()} if table is Job
+                else {**row, "state": states[n % len(states)]} for n, row in enumerate(rows)
+            ])  # fmt: skip
+
+
+def test_pages_of_a_long_project_are_no_more_work(studio, ask):
+    """Counted in the database's own instructions, before and after 3,000 more rows in every list."""
+    ids = json.loads((studio.settings.folder / "ids.json").read_text())
+    every, done = 100, [0]
+
+    def tick():
+        done[0] += every
+
+    def watched(connection, *rest):
+        connection.set_progress_handler(tick, every)
+
+    event.listen(studio.engine, "checkout", watched)
+
+    def work():
+        found = {}
+        for path in routes():
+            address = re.sub(r"\{(\w+)(:path)?\}", lambda found: ids[found[1]], path)
+            for query in ("", *QUERIES.get(path, ())):
+                done[0] = 0
+                ask(f"{address}?{query}")
+                found[path, query] = done[0]
+        return found
+
+    few = work()
+    bulk(studio, 3000)
+    grown = {key: (few[key], many) for key, many in work().items() if many > 1.5 * few[key] + 2 * every}
+    assert {key: value for key, value in grown.items() if key[0] not in COUNTING} == {}
 
 
 def test_every_route_is_few_statements_by_index(studio, ask):

@@ -15,6 +15,7 @@ from phantom_s2v.files.untrusted import without_credentials
 
 PREFIX = "PHANTOM_STUDIO_"
 SECRET_FILE = "secret"
+BESIDE = PREFIX + "BESIDE"  # set for the worker beside a web process, which ends with it
 SHORTEST_SECRET = 32  # characters of a secret from the environment
 
 

@@ -1,7 +1,7 @@
 """What a run will take, before it runs, by what the workers have written of themselves; what the project can still spend."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from phantom_s2v.pipeline.request import Request
 from phantom_s2v.studio import queue
 from phantom_s2v.studio.schema import Job, Project, Worker
 from phantom_s2v.studio.waiting import Snapshot
+
+FRAMES = 10  # that scoring looks at by networks (evaluation.footage, which loads torch)
+MORE = 0.2  # of the time with one subject, for each further one; measured (dev/LOG.md)
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,26 @@ def own_preset(model: str) -> Preset | None:
 
 
 def estimate(seen: Snapshot, project: Project, offer: dict[str, Any], request: Request, candidates: int) -> Cost:
-    """Seconds, money and memory of a request. What is computed is corrected by what the latest jobs of this model have really
-    taken: previews, encoding and measuring come on top of it.
+    """Seconds, money and memory of a request. Steps, decoding and scoring are computed; that is corrected by what the latest jobs
+    of this model have really taken: previews and encoding come on top of it.
     """
     found = profile.estimate(profile.Profile.from_json(offer["profile"]), request, preset_of(offer))
-    computed = found.seconds * candidates
+    computed = (found.seconds + scoring(offer.get("scoring"), request)) * candidates
     seconds = computed * _experience(seen.finished, project.model)
     committed = queue.cost_of(seen.committed, project.price_per_hour)
     left = None if project.budget is None else project.budget - project.spent - committed
     return Cost(seconds, computed, queue.cost_of(seconds, project.price_per_hour), found.peak, left)
+
+
+def scoring(speed: Mapping[str, float] | None, request: Request) -> float:
+    """Seconds of measuring a video by a machine's `Measures.speed`: at most FRAMES frames are looked at by networks, for each
+    subject, and each frame is held against each subject.
+    """
+    if speed is None:
+        return 0.0
+    subjects = len({each.subject for each in request.references}) or 1
+    looked = min(request.num_frames, FRAMES) * (1 + MORE * (subjects - 1))
+    return looked * speed["frame"] + request.num_frames * request.height * request.width * subjects * speed["pixel"]
 
 
 def _experience(finished: Iterable[Job], model: str) -> float:

@@ -1,5 +1,6 @@
 """The score of a video against its project's KPIs, by `evaluation`, as the gate reads it; and whom a subject was mistaken for."""
 
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,16 +10,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from phantom_s2v.errors import InputError
+from phantom_s2v.evaluation.footage import watch
 from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.kpi import check_networks, parse_kpis
 from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.run import Asked, score_one
+from phantom_s2v.evaluation.score import score
 from phantom_s2v.files.reuse import as_json, code_version
 from phantom_s2v.media.images import read_image
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.schema import Job, JobSubject, Project, Subject, SubjectImage, Video
 
 OTHERS = 50  # subjects of the project that a region is held against, the newest
+TRIED = 3  # frames on which the speed is measured
 KEPT = 1000  # vectors of reference images that are remembered
 
 
@@ -35,10 +39,30 @@ class _Case:
 
 @dataclass
 class Measures:
-    """Networks that measure, loaded for the first video."""
+    """Networks that measure, loaded when they are first needed."""
 
     tools: Instruments | None = None
     _known: dict[str, np.ndarray] = field(default_factory=dict)  # image -> its vector
+
+    def speed(self) -> dict[str, float]:
+        """Seconds that scoring takes on this machine, measured: for each `frame` that networks look at, with one subject that has
+        to be searched for in windows, the dearest case, and for each `pixel` of all frames.
+        """
+        tools, rng = self._loaded(), np.random.default_rng(0)
+        image = rng.integers(0, 255, (64, 64, 3), np.uint8)
+        other, large = np.full((TRIED, 64, 64, 3), 200, np.uint8), rng.integers(0, 255, (TRIED, 256, 256, 3), np.uint8)
+        other[:, 16:48, 16:48] = 90  # on a plain background something else than the subject
+        score(other, [image], ["subject"], "", tools)  # warms up
+        begun = time.perf_counter()
+        score(other, [image], ["subject"], "", tools)
+        scored = time.perf_counter()
+        watch(large, [image], tools)
+        return {"frame": (scored - begun) / TRIED, "pixel": (time.perf_counter() - scored) / (TRIED * 256**2)}
+
+    def _loaded(self) -> Instruments:
+        if self.tools is None:
+            self.tools = instruments(Wanted())
+        return self.tools
 
     def of(self, studio: Studio, video_id: str) -> tuple[dict[str, Any], bool | None]:
         """The score of a video as JSON, and whether it meets every KPI; None where it could not be measured.
@@ -47,22 +71,21 @@ class Measures:
         """
         with studio.reading() as session:
             case = _case(session, session.get_one(Video, video_id))
-        if self.tools is None:
-            self.tools = instruments(Wanted())
-        made_by = {"code": code_version("studio.measuring"), "networks": self.tools.hashes, "kpis": case.kpis}
+        tools = self._loaded()
+        made_by = {"code": code_version("studio.measuring"), "networks": tools.hashes, "kpis": case.kpis}
         try:
             kpis = parse_kpis(case.kpis, "the project's KPI file", "the project's KPI file") if case.kpis.strip() else []
-            check_networks(kpis, self.tools)
+            check_networks(kpis, tools)
         except InputError as error:
             return as_json({"not_measured_because": str(error), "made_by": made_by}), None
         named = [(name, studio.storage.path(image)) for name, image in case.references]
-        scored, row = score_one(studio.storage.path(case.blob), Asked(named, case.prompt, self.tools, kpis=kpis))
+        scored, row = score_one(studio.storage.path(case.blob), Asked(named, case.prompt, tools, kpis=kpis))
         if scored.score is None:
             return as_json({"not_measured_because": scored.unreadable, "made_by": made_by}), None
         verdicts = [asdict(verdict) for verdict in scored.verdicts]
         nearest = [self._nearest(studio, case, each, scored.frames, image) for each, (_, image) in
                    zip(row["subjects"], case.references, strict=True)]  # fmt: skip
-        limits = asdict(self.tools.limits)
+        limits = asdict(tools.limits)
         row = {**row, "verdicts": verdicts, "nearest": nearest, "limits": limits, "seconds": scored.seconds, "made_by": made_by}
         return as_json(row), all(verdict.met is not False for verdict in scored.verdicts)
 
@@ -95,8 +118,7 @@ class Measures:
         return self._known[image]
 
     def _vector_of(self, image: np.ndarray) -> np.ndarray:
-        assert self.tools
-        return self.tools.embed([image])[0]
+        return self._loaded().embed([image])[0]
 
 
 def _case(session: Session, video: Video) -> _Case:

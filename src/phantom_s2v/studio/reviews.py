@@ -234,7 +234,7 @@ def others(session: Session, actor: Actor, video: Video) -> Sequence[Video]:
     newest = select(Video.id).where(Video.project_id == video.project_id)
     newest = newest.order_by(Video.created_at.desc(), Video.id.desc()).limit(BESIDE + 1)
     wanted = or_(Video.job_id == video.job_id, Video.id.in_(newest))
-    query = select(Video).where(wanted, Video.project_id == video.project_id, Video.id != video.id)
+    query = select(Video).where(wanted, Video.id != video.id)  # all of the project, and by keys alone
     order = ((Video.job_id == video.job_id).desc(), Video.created_at.desc(), Video.id.desc())
     return session.scalars(query.order_by(*order).limit(BESIDE)).all()
 

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from phantom_s2v.files.hosts import is_loopback
 from phantom_s2v.studio import audit, housekeeping
 from phantom_s2v.studio.access import SYSTEM
-from phantom_s2v.studio.config import PREFIX, Settings
+from phantom_s2v.studio.config import BESIDE, PREFIX, Settings
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.projects import FIRST
 from phantom_s2v.studio.schema import User
@@ -48,7 +48,7 @@ def warnings(settings: Settings) -> list[str]:
 
 def keep_worker(studio: Studio, ended: threading.Event) -> None:
     """Run a worker beside the web process, and start it again when it ends, until the event is set; its state outlives it."""
-    environment = {**os.environ, f"{PREFIX}FOLDER": str(studio.settings.folder)}
+    environment = {**os.environ, f"{PREFIX}FOLDER": str(studio.settings.folder), BESIDE: "1"}
     while not ended.is_set():
         worker = subprocess.Popen([sys.executable, "-m", "phantom_s2v", "studio", "worker"], env=environment)
         while worker.poll() is None and not ended.wait(1.0):

@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,13 +27,18 @@ from phantom_s2v.pipeline.loading import check_models, model_hash
 from phantom_s2v.pipeline.metadata import WHERE, versions
 from phantom_s2v.pipeline.request import Reference, Request, with_defaults
 from phantom_s2v.studio import making, queue, rights
+from phantom_s2v.studio.config import BESIDE
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.measuring import Measures
 from phantom_s2v.studio.queue import BEAT, CancelledError, LeaseLostError, Ticket
 from phantom_s2v.studio.schema import Job, JobState, Video, Worker, now
 
 log = logging.getLogger("phantom.studio.worker")
+COURTEOUS = 10  # niceness of the worker beside a web process
 POLL = 0.5  # seconds between looks at the queue
+STILL = (
+    600.0  # seconds without a step or a begun measurement after which a worker counts as hung, or a candidate's whole estimate
+)
 PAUSES = (2.0, 5.0, 15.0, 60.0)  # seconds after a full disk, each next time
 PLATFORM = ("machine", "kernels", "gpu")  # of pipeline.metadata.versions: what chooses kernels
 
@@ -80,22 +86,41 @@ class Models:
 
 @dataclass
 class Heart(threading.Thread):
-    """Beats for a worker, and renews the lease of what it is making, while the main thread computes."""
+    """Beats for a worker, and renews the lease of what it is making, while the main thread computes.
+
+    Where that thread hangs, so that nothing moves for the job's patience, the process ends: the lease runs out, which counts as
+    a death, and who started the worker starts it again.
+    """
 
     studio: Studio
     worker_id: str
+    hung: Callable[[], object] = lambda: os._exit(1)
+    orphaned: Callable[[], object] = lambda: None  # what happens when the web process that started this one is gone
     ticket: Ticket | None = None
     progress: int | None = None
+    patience: float = STILL
+    moved: float = 0.0  # when something last moved
     ended: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         super().__init__(daemon=True)
+        self._parent = os.getppid() if os.environ.get(BESIDE) else None
 
     __hash__ = threading.Thread.__hash__
+
+    def moves(self, progress: int | None) -> None:
+        """A step is done, or something else has begun: loading, measuring, the next candidate."""
+        self.progress, self.moved = progress, time.monotonic()
 
     def run(self) -> None:
         """Beat until ended. A beat that fails, because the disk is full or the job is another's, is left out."""
         while not self.ended.wait(BEAT):
+            if self._parent and os.getppid() != self._parent:
+                self.orphaned()
+            if self.ticket and time.monotonic() - self.moved > self.patience:
+                log.critical("job %s: nothing has moved for %.0f s; this worker ends", self.ticket.job_id, self.patience)
+                self.hung()
+                return
             try:
                 with self.studio.writing() as session:
                     queue.beat(session, self.worker_id)
@@ -121,7 +146,7 @@ class Service:
         """Make jobs until it is asked to stop, or so many. A signal to end saves the present step and gives the job back."""
         torch.set_num_threads(self.threads)
         self.worker = self._register()
-        self.heart = Heart(self.studio, self.worker.id)
+        self.heart = Heart(self.studio, self.worker.id, orphaned=self.stopping.set)
         self.heart.start()
         log.info("worker %s offers %s", self.worker.name, ", ".join(self.models.names))
         done, full = 0, 0
@@ -143,6 +168,9 @@ class Service:
 
     def _register(self) -> Worker:
         offers = self.offers or self.models.offers(self.threads)
+        scoring = self.measures.speed()
+        models = {name: {**offered, "scoring": scoring} for name, offered in offers["models"].items()}
+        offers = {**offers, "models": models}
         name = f"{socket.gethostname()}:{os.getpid()}"
         worker = Worker(name=name, device=self.models.placement.torch_device().type, offers=offers, heartbeat_at=now())
         with self.studio.writing() as session:
@@ -164,7 +192,9 @@ class Service:
     def serve(self, job: Job) -> bool:
         """Make all that a job lacks, or say why not; False where the disk was full, and the job waits."""
         ticket = Ticket(job.id, job.lease)
-        self.heart.progress, self.heart.ticket = None, ticket
+        self.heart.moves(None)
+        self.heart.patience = max(STILL, job.estimated_seconds / job.candidates)
+        self.heart.ticket = ticket
         log.info("job %s: candidate %d of %d from step %d", job.id, job.candidate + 1, job.candidates, job.step)
         try:
             torch.set_num_threads(job.requires["threads"])
@@ -196,9 +226,10 @@ class Service:
             video_id = session.scalar(select(Video.id).where(Video.job_id == job.id, Video.candidate == job.candidate))
         if video_id is None:
             pipe = self.models.pipe(job.requires["model"], making.request_of(job, self.studio.storage))
-            video_id = making.Making(self.studio, job, ticket, pipe, self.stopping.is_set, self._progress).run()
+            video_id = making.Making(self.studio, job, ticket, pipe, self.stopping.is_set, self.heart.moves).run()
         if self.stopping.is_set():
             raise making.StoppingError
+        self.heart.moves(self.heart.progress)
         score, passed = self.measures.of(self.studio, video_id)
         with self.studio.writing() as session:
             queue.held(session, ticket)
@@ -206,11 +237,8 @@ class Service:
             video.score, video.passed = score, passed
             return queue.advance(session, ticket)
 
-    def _progress(self, done: int) -> None:
-        self.heart.progress = done
-
     def _reloaded(self, job: Job) -> Job:
-        self.heart.progress = None
+        self.heart.moves(None)
         with self.studio.reading() as session:
             fresh = session.get_one(Job, job.id)
             session.expunge(fresh)
@@ -242,7 +270,9 @@ class Service:
 
 
 def run_worker(studio: Studio, names: list[str], placement: Placement, threads: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends it at once, as a crash would."""
+    """Serve until SIGTERM or SIGINT; a second one ends it at once, as a crash would. Beside a web process, pages go first."""
+    if os.environ.get(BESIDE):
+        os.nice(COURTEOUS)
     service = Service(studio, Models(names, placement), threads or torch.get_num_threads())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stopping.set() if not service.stopping.is_set() else os._exit(1))

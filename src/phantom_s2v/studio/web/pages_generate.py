@@ -94,7 +94,8 @@ def _offered(session: Session, draft: Draft) -> list[Subject]:
     """The draft's subjects in their order, then the newest others, with images and rights, in two queries."""
     alive = (Subject.project_id == draft.project_id, Subject.erased_at.is_(None))
     newest = select(Subject.id).where(*alive).order_by(Subject.created_at.desc(), Subject.id.desc()).limit(SHOWN)
-    query = select(Subject).where(*alive, or_(Subject.id.in_(newest), Subject.id.in_(draft.subjects)))
+    mine = select(Subject.id).where(*alive, Subject.id.in_(draft.subjects))
+    query = select(Subject).where(or_(Subject.id.in_(newest), Subject.id.in_(mine)))  # by keys alone
     query = query.options(joinedload(Subject.images), selectinload(Subject.rights))
     found = {each.id: each for each in session.scalars(query).unique()}
     chosen = [found.pop(key) for key in draft.subjects if key in found]
