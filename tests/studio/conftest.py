@@ -1,5 +1,6 @@
 """A studio in a temporary folder with one project and four people, each of one role, and their browsers."""
 
+import json
 import re
 import shutil
 import socket
@@ -165,3 +166,23 @@ def served(app) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="session")
+def filled_folder(template_folder, tmp_path_factory) -> Path:
+    """A studio's folder with many rows of everything; ids of one of each are in its ids.json."""
+    from studio.filled import fill
+
+    folder = tmp_path_factory.mktemp("filled") / "studio"
+    with copied(template_folder, folder) as studio:
+        ids = fill(studio)
+    (folder / "ids.json").write_text(json.dumps(ids))
+    return folder
+
+
+@pytest.fixture
+def filled(filled_folder, tmp_path) -> Iterator:
+    """A copy of it; `ids` are by the names that addresses give them."""
+    with copied(filled_folder, tmp_path / "filled") as made:
+        made.ids = json.loads((filled_folder / "ids.json").read_text())
+        yield made
