@@ -389,7 +389,7 @@ def other_pages(team: Team) -> None:
     """Pages beside the way."""
     for path in ("/", "/audit", "/certificate", "/people", "/account", "/notices", f"{team.subject}/erase"):
         team.admin.open(path)
-    for path in ("jobs", "rights", "policy", "policy/new", "members", "nothing"):
+    for path in ("jobs", "rights", "policy", "policy/new", "members", "webhooks", "nothing"):
         team.admin.open(f"{team.project}/{path}")
     team.maker.open("/account")
     for path in ("drafts", "jobs", "policy", "rights", "members", "reviews"):

@@ -67,7 +67,7 @@ class Visitor:
 
     def _hear(self, kind: str, text: str) -> None:
         """Chromium says "error" of every answer that refuses something, as forms that are sent back do."""
-        if kind == "error" and "status of 422" not in text and "status of 404" not in text:
+        if kind == "error" and not re.search("status of (401|404|422)", text):
             self.errors.append(text)
 
     # Going somewhere
