@@ -125,7 +125,8 @@ class Visitor:
         """The field of a label, or of an id."""
         if words.startswith("#"):
             return self.page.locator(words)
-        return self.page.locator("main").get_by_label(re.compile("^\\s*" + re.escape(self.say(words))))
+        labelled = self.page.locator("main").get_by_label(re.compile("^\\s*" + re.escape(self.say(words))))
+        return labelled.and_(self.page.locator("input, textarea, select"))
 
     def fill(self, words: str, text: str, number: int = 0) -> None:
         """Type into a field, in place of what is there."""
