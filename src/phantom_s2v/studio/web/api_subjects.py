@@ -108,7 +108,7 @@ def _find(view: View, session: Any) -> Subject:
 
 
 @routes.get("/subjects")
-def list_subjects(view: ViewOf, after: str | None = None) -> SubjectsOut:
+def list_subjects(view: ViewOf, project_id: str, after: str | None = None) -> SubjectsOut:
     """Subjects of a project, the newest first."""
     with view.reading() as session:
         found = subjects.listed(session, view.actor, view.project_id, after)
@@ -116,7 +116,7 @@ def list_subjects(view: ViewOf, after: str | None = None) -> SubjectsOut:
 
 
 @routes.post("/subjects", status_code=201)
-def create_subject(view: ViewOf, given: SubjectIn) -> SubjectOut:
+def create_subject(view: ViewOf, project_id: str, given: SubjectIn) -> SubjectOut:
     """Create a subject."""
     with view.writing() as session:
         made = subjects.create(session, view.actor, view.project_id, given.name, given.kind)
@@ -124,14 +124,14 @@ def create_subject(view: ViewOf, given: SubjectIn) -> SubjectOut:
 
 
 @routes.get(ONE)
-def read_subject(view: ViewOf) -> SubjectOut:
+def read_subject(view: ViewOf, project_id: str, subject_id: str) -> SubjectOut:
     """A subject."""
     with view.reading() as session:
         return _subject(_find(view, session))
 
 
 @routes.post(f"{ONE}/images", status_code=201)
-def add_image(view: ViewOf) -> ImageOut:
+def add_image(view: ViewOf, project_id: str, subject_id: str) -> ImageOut:
     """Add an image: multipart/form-data with one file, `image`."""
     with view.reading() as session:
         _find(view, session)
@@ -141,14 +141,14 @@ def add_image(view: ViewOf) -> ImageOut:
 
 
 @routes.get(f"{ONE}/rights")
-def list_rights(view: ViewOf) -> list[RightOut]:
+def list_rights(view: ViewOf, project_id: str, subject_id: str) -> list[RightOut]:
     """Rights records of a subject, the oldest first."""
     with view.reading() as session:
         return [_right(each) for each in _find(view, session).rights]
 
 
 @routes.post(f"{ONE}/documents", status_code=201, openapi_extra=files("document", "a PDF, PNG, JPEG or Word file"))
-def add_document(view: ViewOf) -> DocumentOut:
+def add_document(view: ViewOf, project_id: str, subject_id: str) -> DocumentOut:
     """Upload the document of a rights record that is added next; it is kept byte for byte."""
     with view.reading() as session:
         subject = _find(view, session)
@@ -160,13 +160,13 @@ def add_document(view: ViewOf) -> DocumentOut:
 
 
 @routes.get(f"{ONE}/rights/{{right_id}}/document", response_class=FileResponse)
-def read_document(view: ViewOf) -> Response:
+def read_document(view: ViewOf, project_id: str, subject_id: str, right_id: str) -> Response:
     """The document of a rights record, as it was uploaded."""
     return document_file(view)
 
 
 @routes.post(f"{ONE}/rights", status_code=201)
-def add_right(view: ViewOf, given: RightIn) -> RightOut:
+def add_right(view: ViewOf, project_id: str, subject_id: str, given: RightIn) -> RightOut:
     """Add a rights record. Another person checks it."""
     for name in ("valid_from", "valid_until"):
         value = getattr(given, name)
@@ -183,7 +183,7 @@ def add_right(view: ViewOf, given: RightIn) -> RightOut:
 
 
 @routes.post(f"{ONE}/rights/{{right_id}}/check")
-def check_right(view: ViewOf) -> RightOut:
+def check_right(view: ViewOf, project_id: str, subject_id: str, right_id: str) -> RightOut:
     """Say that a record is true."""
     with view.writing() as session:
         right = rights.find(_find(view, session), view.param("right_id"))
@@ -192,7 +192,7 @@ def check_right(view: ViewOf) -> RightOut:
 
 
 @routes.post(f"{ONE}/rights/{{right_id}}/revoke")
-def revoke_right(view: ViewOf, given: Reason) -> RightOut:
+def revoke_right(view: ViewOf, project_id: str, subject_id: str, right_id: str, given: Reason) -> RightOut:
     """End a right now: its jobs stop, and videos made under it are marked."""
     with view.writing() as session:
         right = rights.find(_find(view, session), view.param("right_id"))
@@ -201,7 +201,7 @@ def revoke_right(view: ViewOf, given: Reason) -> RightOut:
 
 
 @routes.get("/policy")
-def read_policy(view: ViewOf) -> dict[str, Any]:
+def read_policy(view: ViewOf, project_id: str) -> dict[str, Any]:
     """The rules in force."""
     with view.reading() as session:
         rules = policies.current(session, view.project) if view.project else None
@@ -211,7 +211,7 @@ def read_policy(view: ViewOf) -> dict[str, Any]:
 
 
 @routes.put("/policy")
-def put_policy(view: ViewOf, given: dict[str, Any]) -> dict[str, Any]:
+def put_policy(view: ViewOf, project_id: str, given: dict[str, Any]) -> dict[str, Any]:
     """Put rules in force as a new version; what is left out is as in the template `standard`."""
     try:
         rules = typed(policies.Rules, given, "the policy")
