@@ -242,6 +242,7 @@ def draft(team: Team) -> None:
     maker.open(team.project)
     maker.press("Make a video", "link")
     maker.press("New video")
+    maker.wait(lambda: worker_is_there(maker), 300)
     maker.press("Run")
     maker.sees("Describe what happens in the video.")
     maker.tick(words["subject"])
@@ -262,6 +263,13 @@ def draft(team: Team) -> None:
     maker.open(team.project + "/generate")
     assert maker.labelled("What happens in the video").input_value() == words["prompt"]
     assert maker.labelled("Steps").input_value() == "4"
+
+
+def worker_is_there(maker: Visitor) -> bool:
+    """Whether the worker has started that `phantom studio` runs beside the pages."""
+    maker.page.reload()
+    maker.wait(lambda: maker.page.locator("#look h2").count() == 1)
+    return "phantom studio worker" not in maker.page.inner_text("#look")
 
 
 def overridden(team: Team, video: str) -> None:

@@ -21,7 +21,7 @@ from phantom_s2v.studio import audit, cost, policies, queue, rights
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.database import Page, paged
-from phantom_s2v.studio.problems import N_, NotFound, Problem, Problems, raise_all
+from phantom_s2v.studio.problems import N_, NotFound, Problem, Problems, collecting, raise_all
 from phantom_s2v.studio.schema import Draft, Job, JobSubject, Policy, Project, Role, Subject, SubjectImage, User, Video, now
 from phantom_s2v.studio.storage import Staged
 from phantom_s2v.studio.waiting import Snapshot, snapshot
@@ -221,8 +221,12 @@ def look(session: Session, draft: Draft, project: Project, subjects: list[Subjec
         problems.append(Problem("A subject was removed. Please choose again.", "subjects"))
     worker = cost.offer_of(seen.workers, project.model)
     if worker is None:
+        own = cost.own_preset(project.model)
+        with collecting(problems):
+            if own:
+                request_of(draft, own, subjects)
         problems.append(Problem(NO_WORKER, model=project.model))
-        return Look(subjects, problems, [], cost.own_preset(project.model), None, None, None)
+        return Look(subjects, problems, [], own, None, None, None)
     offer = worker.offers["models"][project.model]
     preset, request, expected = cost.preset_of(offer), None, None
     try:
@@ -238,7 +242,10 @@ def look(session: Session, draft: Draft, project: Project, subjects: list[Subjec
     return Look(subjects, problems, found, preset, expected, request, worker)
 
 
-NO_WORKER = N_("No worker has offered the model %(model)s yet. An administrator starts one: phantom studio worker")
+NO_WORKER = N_(
+    "The worker that makes videos with %(model)s has not started yet. If it takes longer than a few minutes, an administrator "
+    "starts one: phantom studio worker"
+)
 
 
 def run(session: Session, actor: Actor, draft: Draft, once: str = "") -> Job:
