@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Error, Locator, Page
 
 from phantom_s2v.studio.web import i18n
 
@@ -84,9 +84,18 @@ class Visitor:
         target = self.named(words, role, inside, **values).nth(number)
         if not look:
             return self._hit(target, "Enter")
-        with self.page.expect_navigation():
-            self._hit(target, "Enter")
+        self.page.evaluate("window.before = true")  # a script that writes its state into the address is no other page
+        self._hit(target, "Enter")
+        self.wait(self._arrived)
         return self.look()
+
+    def _arrived(self) -> bool:
+        """Whether another page has come."""
+        try:
+            self.page.wait_for_load_state()
+            return not self.page.evaluate("window.before")
+        except Error:  # between two pages
+            return False
 
     def named(self, words: str, role: Any = "button", inside: str = "main", **values: Any) -> Locator:
         """What is called so; a name may go on after the words."""
@@ -202,7 +211,7 @@ class Visitor:
 
     def look(self) -> None:
         """Note what is wrong with the page: accessibility in light and dark, the width of a phone, another language."""
-        kind = re.sub(r"[0-9a-f]{8,}|[\w-]{40,}|\d", "", self.page.content())
+        kind = re.sub(r"[0-9a-f]{8,}|[\w-]{40,}|\d", "", self.page.evaluate("document.documentElement.outerHTML"))
         if kind in self.known:
             return
         self.known.add(kind)
