@@ -14,15 +14,15 @@ from phantom_s2v.studio.schema import Notice, now
 # Code -> (sentence, address). Values in the address are ids.
 WORDS: dict[str, tuple[str, str]] = {
     "right ends": (
-        N_("The rights of %(name)s end in %(days)d days. Renew them in time, or jobs will stop."),
+        N_("The rights of %(name)s end soon (days left: %(days)d). Renew them in time, or jobs will stop."),
         "/projects/%(project)s/subjects/%(subject)s",
     ),
     "right expired": (
-        N_("The rights of %(name)s have expired: %(jobs)d jobs were stopped, %(videos)d videos marked."),
+        N_("The rights of %(name)s have expired. Jobs stopped: %(jobs)d; videos marked: %(videos)d."),
         "/projects/%(project)s/subjects/%(subject)s",
     ),
     "right revoked": (
-        N_("The rights of %(name)s were revoked: %(jobs)d jobs were stopped, %(videos)d videos marked."),
+        N_("The rights of %(name)s were revoked. Jobs stopped: %(jobs)d; videos marked: %(videos)d."),
         "/projects/%(project)s/subjects/%(subject)s",
     ),
     "video submitted": (N_("%(name)s handed in a video for review."), "/projects/%(project)s/videos/%(video)s/review"),

@@ -124,7 +124,7 @@ def add_images(view: ViewOf) -> Response:
             subject = _subject(view, session)
             view.form = Form(name=subject.name, kind=subject.kind)
             return _page(view, session, Problem("%(sentences)s", "images", sentences="\n".join(sentences)))
-    return view.go(f"{_address(view)}#images", N_("%(count)d images were added."), count=len(given))
+    return view.go(f"{_address(view)}#images", N_("Images added: %(count)d."), count=len(given))
 
 
 def keep_image(view: View, source: BinaryIO) -> SubjectImage:
