@@ -156,7 +156,7 @@ def test_packaged_says_what_it_does_not_measure(phantom, clip, tmp_path):
     row = json.loads((tmp_path / "p.jsonl").read_text())
     assert {"text", "clip_i", "dino_i", "aesthetic"} <= set(row["not_measured"])
     assert row["text"] is row["subjects"][0]["clip_i"] is None
-    assert "not measured: its model comes from a hub" in (tmp_path / "p.html").read_text()
+    assert 'data-label="why">its model comes from a hub' in (tmp_path / "p.html").read_text()
 
 
 # The autoencoder
