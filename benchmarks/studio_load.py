@@ -123,7 +123,7 @@ def _videos(studio, session, project, user, count, subject):
     """Videos of a project in bulk, each of a job of its own: as rows, on one file."""
     blob = studio.storage.put(session, clip(), "video/mp4")
     poster = studio.storage.put(session, sorted(STILLS.rglob("*.webp"))[1].read_bytes(), "image/webp")
-    frames = {"frames_looked_at": [0, 4, 8], "verdicts": [], "nearest": [None], "subjects": [{
+    frames = {"frames_looked_at": [0, 4, 8], "verdicts": [], "nearest": [None], "faults": {}, "notes": [], "subjects": [{
         "name": "subject", "similarity": 0.8, "similarity_min": 0.7, "similarity_min_frame": 4, "seen": 1.0, "flash_frames": [],
         "over_time": [0.9, 0.7, 0.8], "boxes": [None, None, None],
     }]}  # fmt: skip
