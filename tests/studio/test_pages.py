@@ -254,7 +254,7 @@ def test_a_right_is_checked_and_revoked_in_the_browser(studio, browser, full):
 def test_notices_are_counted_until_they_are_read(studio, browser, full):
     admin = browser("admin")
     assert '<span class="count">1</span>' in admin.get("/").text
-    assert "The rights of Fox end in" in admin.get("/notices").text
+    assert "The rights of Fox end soon (days left: " in admin.get("/notices").text
     assert '<span class="count">' not in admin.submit("/notices/read").text
     with studio.reading() as session:
         assert session.query(Notice).count() == 2  # the one who entered it, and the project's administrator
