@@ -118,7 +118,7 @@ def _has_text(samples: Path, name: str, height: float) -> bool:
     facts = video.facts
     moments = [facts.count / facts.fps * share for share in Config().instants]
     stills = [_written(next(video.frames(moment))[1], height) for moment in moments]
-    return burnt_in(fixed_lines(stills), Config())
+    return bool(burnt_in(fixed_lines(stills), Config()))
 
 
 def _written(still: np.ndarray, height: float) -> np.ndarray:
