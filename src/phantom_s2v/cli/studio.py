@@ -153,11 +153,6 @@ def restore(
     say(f"{folder}: {files} files and {lines} audit lines, none damaged; start it with phantom studio --folder {folder}")
 
 
-def _certificates(folder: Path | None) -> Path:
-    """The folder of certificates of a studio."""
-    return opened(folder).settings.folder / "certificate"
-
-
 def _tell_certificate(made: Any) -> None:
     say(f"{made.subject}, valid until {made.valid_until:%Y-%m-%d}")
 
@@ -176,7 +171,7 @@ def make_certificate(
     with made.writing() as session:
         certificate = certificates.establish(session, SYSTEM, organization, days)
     _tell_certificate(certificate)
-    say(f"Others trust the exports once they have {made.settings.folder / 'certificate' / 'root.pem'}")
+    say(f"Others trust the exports once they have {made.settings.certificates / 'root.pem'}")
 
 
 @certificate.command("import")
@@ -188,7 +183,7 @@ def import_certificate(
     """Sign exports with a certificate from outside, after trying it."""
     from phantom_s2v.studio import certificates, credentials
 
-    _tell_certificate(certificates.import_(_certificates(folder), chain, key, credentials.try_out))
+    _tell_certificate(certificates.import_(opened(folder).settings.certificates, chain, key, credentials.try_out))
 
 
 @certificate.command("trust")
@@ -199,7 +194,7 @@ def trust_authority(
     """Call files trusted on the page Verify that were signed under another authority."""
     from phantom_s2v.studio import certificates
 
-    say(f"trusted: {certificates.trust(_certificates(folder), root)}")
+    say(f"trusted: {certificates.trust(opened(folder).settings.certificates, root)}")
 
 
 @certificate.command("show")
@@ -207,4 +202,4 @@ def show_certificate(folder: Folder = None) -> None:
     """Print whose certificate signs exports, and until when it is valid."""
     from phantom_s2v.studio import certificates
 
-    _tell_certificate(certificates.load(_certificates(folder)))
+    _tell_certificate(certificates.load(opened(folder).settings.certificates))

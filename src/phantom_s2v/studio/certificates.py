@@ -59,7 +59,7 @@ def establish(session: Session, actor: Actor, organization: str, days: int = SIG
     Raises Problem for a name that no certificate can have.
     """
     actor.must_be_admin()
-    organization, folder = line(organization, "organization", LONGEST_NAME), studio_of(session).settings.folder / "certificate"
+    organization, folder = line(organization, "organization", LONGEST_NAME), studio_of(session).settings.certificates
     if not replace and is_there(folder):
         return load(folder)
     made = make(folder, organization, days)

@@ -45,6 +45,11 @@ class Settings:
         return self.database or f"sqlite:///{self.folder / 'studio.sqlite'}"
 
     @property
+    def certificates(self) -> Path:
+        """The folder of the certificate that signs exports, and of the authorities that Verify trusts."""
+        return self.folder / "certificate"
+
+    @property
     def secure(self) -> bool:
         """Whether browsers come by HTTPS, so that cookies are sent by it alone."""
         return self.public_url.startswith("https://")

@@ -94,7 +94,7 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
 
 def signature(studio: Studio) -> Certificate:
     """The certificate that signs exports. Raises Conflict where there is none that is valid."""
-    folder = studio.settings.folder / "certificate"
+    folder = studio.settings.certificates
     if not certificates.is_there(folder):
         raise Conflict("Exports cannot be signed yet. An administrator of the studio sets the signature up.")
     certificate = certificates.load(folder)

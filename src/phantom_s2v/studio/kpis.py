@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from phantom_s2v.evaluation.kpi import Kpi, parse_kpis
 from phantom_s2v.evaluation.metrics.table import METRICS
 from phantom_s2v.studio.gate import WORDS
-from phantom_s2v.studio.problems import N_, Problem, raise_all
+from phantom_s2v.studio.problems import N_, Problem, collecting, raise_all
 from phantom_s2v.studio.texts import line
 
 ROWS = {  # metric -> what it answers (docs/governance.md)
@@ -65,13 +65,10 @@ def with_rows(text: str, typed: dict[str, tuple[str, str]]) -> str:
         if not bound and not reason:
             kpis.pop(row.metric, None)
             continue
-        try:
+        with collecting(problems):
             value, why = _number(bound, row.field), line(reason, f"{row.field}-reason", 1000)
-        except Problem as problem:
-            problems.append(problem)
-            continue
-        kpi = kpis.get(row.metric) or Kpi(row.metric, why, optional=row.metric in OPTIONAL)
-        kpis[row.metric] = replace(kpi, reason=why, **{"min" if row.least else "max": value})
+            kpi = kpis.get(row.metric) or Kpi(row.metric, why, optional=row.metric in OPTIONAL)
+            kpis[row.metric] = replace(kpi, reason=why, **{"min" if row.least else "max": value})
     raise_all(problems)
     return "\n".join(_table(kpi) for kpi in kpis.values())
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from phantom_s2v.files.untrusted import typed
 from phantom_s2v.studio import audit, rights
 from phantom_s2v.studio.access import Actor
-from phantom_s2v.studio.problems import N_, NotFound, Problem, raise_all
+from phantom_s2v.studio.problems import N_, NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.schema import Policy, Project, Role, Subject
 from phantom_s2v.studio.territories import TERRITORIES, WORLD, uncovered
 from phantom_s2v.studio.texts import text
@@ -150,10 +150,8 @@ def checked(rules: Rules) -> Rules:
         if not least <= getattr(rules, name) <= most:
             found.append(Problem("Please enter a whole number from %(low)d to %(high)d.", name, low=least, high=most))
     for name, most in (("label_text", 40), ("note", 10_000), ("template", 40)):
-        try:
+        with collecting(found):
             kept[name] = text(getattr(rules, name), name, most, needed=name == "label_text" and rules.label)
-        except Problem as problem:
-            found.append(problem)
     raise_all(found)
     return replace(rules, **kept)
 

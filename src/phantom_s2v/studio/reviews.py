@@ -17,7 +17,7 @@ from phantom_s2v.studio.access import SYSTEM, Actor, find
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.notices import tell
 from phantom_s2v.studio.policies import Rules
-from phantom_s2v.studio.problems import N_, Conflict, Forbidden, NotFound, Problem, raise_all
+from phantom_s2v.studio.problems import N_, Conflict, Forbidden, NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.schema import (
     Comment,
     Job,
@@ -134,10 +134,8 @@ def comment(
         found.append(Problem("The frame must be from %(low)d to %(high)d.", "frame", low=0, high=video.num_frames - 1))
     if place is not None and (frame is None or not all(0 <= each <= 1 for each in place)):
         found.append(Problem("The place must lie within a frame.", "place"))
-    try:
+    with collecting(found):
         words = text(words, "text", 2000)
-    except Problem as problem:
-        found.append(problem)
     raise_all(found)
     if (session.scalar(select(func.count()).select_from(Comment).where(Comment.video_id == video.id)) or 0) >= MAX_COMMENTS:
         raise Conflict("This video has as many comments as one may have.")

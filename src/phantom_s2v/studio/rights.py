@@ -13,7 +13,7 @@ from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.notices import tell
-from phantom_s2v.studio.problems import N_, Conflict, Forbidden, NotFound, Problem, raise_all
+from phantom_s2v.studio.problems import N_, Conflict, Forbidden, NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.schema import Job, JobSubject, Member, Right, Role, Subject, Video, now
 from phantom_s2v.studio.storage import Staged
 from phantom_s2v.studio.territories import TERRITORIES, uncovered
@@ -148,10 +148,8 @@ def checked(record: Record) -> dict[str, object]:
     found: list[Problem] = []
     values: dict[str, object] = {"basis": record.basis, "valid_from": record.valid_from, "valid_until": record.valid_until}
     for name in ("shown", "owner"):
-        try:
+        with collecting(found):
             values[name] = text(getattr(record, name), name, 1000)
-        except Problem as problem:
-            found.append(problem)
     if record.basis not in BASES:
         found.append(Problem("Please choose one of the list.", "basis"))
     for name, allowed in (("uses", PURPOSES), ("territories", TERRITORIES)):

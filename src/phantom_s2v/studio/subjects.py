@@ -8,7 +8,7 @@ from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.policies import KINDS
-from phantom_s2v.studio.problems import NotFound, Problem, raise_all
+from phantom_s2v.studio.problems import NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.schema import Role, Subject, SubjectImage
 from phantom_s2v.studio.storage import Staged
 from phantom_s2v.studio.texts import line
@@ -38,10 +38,8 @@ def change(session: Session, actor: Actor, subject: Subject, name: str, kind: st
 
 def _checked(name: str, kind: str) -> dict[str, str]:
     found: list[Problem] = []
-    try:
+    with collecting(found):
         name = line(name, "name")
-    except Problem as problem:
-        found.append(problem)
     if kind not in KINDS:
         found.append(Problem("Please choose one of the list.", "kind"))
     raise_all(found)

@@ -109,7 +109,7 @@ def _take_in(source: BinaryIO, target: Path) -> tuple[str, str]:
 
 def _looked_at(studio: Studio, folder: Path, media_type: str) -> tuple[Credentials, bool, list[Asked]]:
     """Credentials, readability, and looks, by a process of its own. A file that it does not survive cannot be read."""
-    asked = {"media_type": media_type, "trusted": certificates.anchors(studio.settings.folder / "certificate")}
+    asked = {"media_type": media_type, "trusted": certificates.anchors(studio.settings.certificates)}
     try:
         _examine_apart(folder, asked)
         with np.load(folder / "result.npz", allow_pickle=False) as result:

@@ -36,9 +36,8 @@ from phantom_s2v.studio.schema import Job, JobState, Video, Worker, now
 log = logging.getLogger("phantom.studio.worker")
 COURTEOUS = 10  # niceness of the worker beside a web process
 POLL = 0.5  # seconds between looks at the queue
-STILL = (
-    600.0  # seconds without a step or a begun measurement after which a worker counts as hung, or a candidate's whole estimate
-)
+# seconds without a step or a begun measurement after which a worker counts as hung, or a candidate's whole estimate if longer
+STILL = 600.0
 PAUSES = (2.0, 5.0, 15.0, 60.0)  # seconds after a full disk, each next time
 PLATFORM = ("machine", "kernels", "gpu")  # of pipeline.metadata.versions: what chooses kernels
 

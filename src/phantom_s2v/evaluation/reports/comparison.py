@@ -87,13 +87,16 @@ def _preferred(first: str, second: str, rows: Sequence[dict[str, Any]]) -> Headl
     return Headline("good" if winner else "mixed", f"{winner} is preferred" if winner else "No clear preference", words, points)
 
 
+AGREEMENT = (  # least alpha, in short, in words
+    (0.8, "well", "well"),
+    (0.667, "tentatively", "enough for a tentative conclusion"),
+    (float("-inf"), "little", "little: read the result with care"),
+)
+
+
 def _agreed(alpha: float | None, brief: bool = False) -> str:
     """Krippendorff's alpha in words (his bounds: 0.8, and 0.667 for tentative conclusions)."""
     if alpha is None:
         return "not known" if brief else "not known: no case has two raters, or all answers are equal"
-    if brief:
-        return f"{'well' if alpha >= 0.8 else 'tentatively' if alpha >= 0.667 else 'little'} ({alpha:.2f})"
-    words = (
-        "well" if alpha >= 0.8 else "enough for a tentative conclusion" if alpha >= 0.667 else "little: read the result with care"
-    )
-    return f"{words} (Krippendorff's alpha {alpha:.2f}; 1 is full agreement, 0 is chance)"
+    short, words = next(words for least, *words in AGREEMENT if alpha >= least)
+    return f"{short} ({alpha:.2f})" if brief else f"{words} (Krippendorff's alpha {alpha:.2f}; 1 is full agreement, 0 is chance)"

@@ -66,7 +66,7 @@ def certificate_page(view: ViewOf) -> Response:
 
 
 def _certificate(view: View) -> certificates.Certificate | None:
-    folder = view.studio.settings.folder / "certificate"
+    folder = view.studio.settings.certificates
     return certificates.load(folder) if certificates.is_there(folder) else None
 
 
