@@ -98,8 +98,34 @@ def test_retention_removes_what_was_never_approved(studio, shown):
 def test_a_person_who_worked_here(studio, actor_of):
     with studio.writing() as session:
         with pytest.raises(Forbidden):
-            erasure.erase_user(session, actor_of("admin"), studio.people["maker"])
-        erasure.erase_user(session, actor_of("boss"), studio.people["maker"])
+            erasure.erase_user(session, actor_of("admin"), studio.people["maker"], "Maker")
+        erasure.erase_user(session, actor_of("boss"), studio.people["maker"], "Maker")
         user = session.get_one(User, studio.people["maker"])
         assert (user.name, user.active, user.password_hash) == ("", False, None)
         assert "maker" not in user.email
+
+
+def test_a_person_is_erased_on_a_page_and_others_of_the_name_keep_theirs(studio, browser, actor_of, shown):
+    """The notice of a namesake stays as it was; that of the erased person has no name."""
+    boss, maker = browser("boss"), studio.people["maker"]
+    with studio.writing() as session:
+        session.get_one(User, studio.people["reviewer"]).name = "Maker"
+        for name in ("maker", "reviewer"):
+            video = session.get_one(Video, shown[1])
+            notices.tell(session, [studio.people["boss"]], "video commented", project="p", video=video.id, by=studio.people[name])
+    assert boss.get("/notices").text.count("Maker commented on your video.") == 2
+    assert f'href="/people/{maker}/erase"' in boss.get("/people").text
+    assert browser("admin").get(f"/people/{maker}/erase").status_code == 403
+    answer = boss.submit(f"/people/{maker}/erase", {"name": "Makers"})
+    assert answer.status_code == 422
+    assert "Please type the name exactly as it is shown." in answer.text
+    assert 'value="Makers"' in answer.text
+    page = boss.submit(f"/people/{maker}/erase", {"name": "Maker"})
+    assert page.url.path == "/people"
+    assert maker not in page.text
+    page = boss.get("/notices").text
+    assert (page.count("Maker commented"), page.count("a person who was erased commented")) == (1, 1)
+    for address in (f"/projects/{studio.project_id}/videos/{shown[1]}/sign-off", "/audit", f"/projects/{studio.project_id}/jobs"):
+        page = browser("boss" if address == "/audit" else "admin").get(address)
+        assert page.status_code == 200
+    assert boss.get(f"/people/{maker}/erase").status_code == 404

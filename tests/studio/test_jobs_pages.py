@@ -189,6 +189,30 @@ def test_a_subject_that_is_never_seen_fails_where_it_is_missing(ready, browser):
     assert "It was seen in no frame." in page
 
 
+@pytest.mark.parametrize(("language", "failed", "unmeasured"), [
+    ("en", "The worker could not make this video.", "The measurement failed, not the video"),
+    ("ja", "ワーカーはこの動画を生成できませんでした。", "失敗したのは動画ではなく測定"),
+])  # fmt: skip
+def test_what_went_wrong_is_said_in_the_readers_language_with_the_programs_message(ready, browser, language, failed, unmeasured):
+    client = browser("maker", language)
+    job = queued(client, ready)
+    film = finished(ready)
+    with ready.writing() as session:
+        session.get_one(Video, film).score = None
+    assert client.get(f"{ready.base}/videos/{film}/gate").status_code == 200  # while it is measured
+    with ready.writing() as session:
+        video, row = session.get_one(Video, film), session.scalars(select(Job)).one()
+        video.score, video.passed = {"not_measured_because": "no <frame> is readable"}, None
+        row.state, row.reason = JobState.FAILED, "out of <memory>"
+        row.notes = [{"code": "restarted", "candidate": 1, "step": 3, "why": "weights was a and is b"}]
+    page = client.get(job.url.path).text
+    for words in (failed, '<samp lang="en">out of &lt;memory&gt;</samp>', '<samp lang="en">weights was a and is b</samp>'):
+        assert words in page, words
+    page = client.get(f"{ready.base}/videos/{film}/gate").text
+    assert unmeasured in page
+    assert '<samp lang="en">no &lt;frame&gt; is readable</samp>' in page
+
+
 def test_make_again_has_everything_of_the_video(ready, browser):
     client = browser("maker")
     queued(client, ready)

@@ -9,9 +9,8 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po
 
 import phantom_s2v.studio
-from phantom_s2v.studio import gate
+from phantom_s2v.studio import gate, i18n
 from phantom_s2v.studio.schema import JobState, VideoState
-from phantom_s2v.studio.web import i18n
 
 STUDIO = Path(phantom_s2v.studio.__file__).parent
 FIRST_ARGUMENT = ("Problem", "Forbidden", "NotFound", "NotSignedIn", "Conflict", "TooLarge", "TooMany", "say")

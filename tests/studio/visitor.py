@@ -11,7 +11,7 @@ from typing import Any
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Browser, Error, Locator, Page
 
-from phantom_s2v.studio.web import i18n
+from phantom_s2v.studio import i18n
 
 CHROMIUM = Path("/usr/bin/chromium")
 SHOTS = os.environ.get("PHANTOM_STUDIO_SHOTS", "")  # a folder that gets an image of every page, to be looked at

@@ -78,6 +78,8 @@ RULES: dict[str, Who] = {
     "POST /people": STUDIO_ADMIN,
     "POST /people/{user_id}": STUDIO_ADMIN,
     "POST /people/{user_id}/link": STUDIO_ADMIN,
+    "GET /people/{user_id}/erase": STUDIO_ADMIN,
+    "POST /people/{user_id}/erase": STUDIO_ADMIN,
     "GET /certificate": STUDIO_ADMIN,
     "POST /certificate": STUDIO_ADMIN,
     "GET /audit": STUDIO_ADMIN,

@@ -57,8 +57,7 @@ def erase_subject(session: Session, actor: Actor, project_id: str, subject_id: s
     subject = find(session, Subject, subject_id, project_id)
     if subject.erased_at is not None:
         raise Conflict("This subject was erased already.")
-    if name.strip() != subject.name:
-        raise Problem("Please type the name exactly as it is shown.", "name")
+    _check_typed(name, subject.name)
     hashes = [image.blob for image in subject.images]
     blobs = [blob for image in subject.images for blob in (image.blob, image.thumbnail)]
     drafts = select(Draft).where(Draft.project_id == project_id)
@@ -79,6 +78,11 @@ def erase_subject(session: Session, actor: Actor, project_id: str, subject_id: s
     studio.storage.forget(session, blobs)
     kept = sorted({studio.settings.keyed_hash("erased", blob) for blob in hashes})
     audit.append(session, actor.id, "subject erased", subject.id, images=kept)
+
+
+def _check_typed(typed: str, name: str) -> None:
+    if typed.strip() != name:
+        raise Problem("Please type the name exactly as it is shown.", "name")
 
 
 def _jobs_of(subject: Subject) -> Any:
@@ -132,15 +136,17 @@ def _remove_videos(session: Session, videos: Sequence[str]) -> list[str]:
     return blobs
 
 
-def erase_user(session: Session, actor: Actor, user_id: str) -> None:
-    """Forget a person who works here: name, address, memberships, sessions and notices. What they did stays under their id."""
+def erase_user(session: Session, actor: Actor, user_id: str, name: str) -> None:
+    """Forget a person who works here: name, address, memberships, sessions and notices. What they did stays under their id.
+
+    `name` is typed once more: nothing brings it back.
+    """
     user = projects.person(session, actor, user_id)
     if user_id == actor.id:
         raise Conflict("You cannot erase yourself. Another administrator of the studio can.")
+    _check_typed(name, user.name)
     for table in (Credential, Member, Notice):
         session.execute(delete(table).where(table.user_id == user_id))
-    if user.name:  # others were notified of what the person did, by name
-        session.execute(delete(Notice).where(Notice.code.startswith("video "), Notice.values["name"].as_string() == user.name))
     user.email, user.name, user.password_hash, user.active, user.admin = f"{user.id}@erased.invalid", "", None, False, False
     audit.append(session, actor.id, "person erased", user_id)
 

@@ -1,4 +1,7 @@
-"""What people have to know. A notice keeps a code and values; pages say it in the reader's language."""
+"""What people have to know. A notice keeps a code and values; pages say it in the reader's language.
+
+Who acted is kept by id, so that notices know nothing of a person who was erased.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,6 +9,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from phantom_s2v.studio import projects
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import N_
@@ -33,7 +37,7 @@ WORDS: dict[str, tuple[str, str]] = {
 
 
 def tell(session: Session, people: Iterable[str], code: str, **values: Any) -> None:
-    """Tell people something. `code` is one of WORDS, `values` those of its sentence and address."""
+    """Tell people something. `code` is one of WORDS, `values` those of its sentence and address, `by` who acted."""
     session.add_all(Notice(user_id=user, code=code, values=values) for user in sorted(set(people)))
 
 
@@ -41,6 +45,11 @@ def mine(session: Session, actor: Actor, after: str | None = None) -> Page[Notic
     """A person's notices, the newest first."""
     query = select(Notice).where(Notice.user_id == actor.must_be_person())
     return paged(session, query, [Notice.created_at, Notice.id], after)
+
+
+def names(session: Session, notices: Iterable[Notice]) -> dict[str, str]:
+    """Present names of those who acted, by id."""
+    return projects.names(session, {each.values.get("by") for each in notices})
 
 
 def read_all(session: Session, actor: Actor) -> None:

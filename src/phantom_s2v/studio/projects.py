@@ -1,7 +1,7 @@
 """Projects, their members, and the people of the studio."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import delete, exists, func, select
@@ -63,9 +63,9 @@ def introduce(session: Session, user: User, email: str, name: str, organization:
 
 
 def people(session: Session, actor: Actor, after: str | None = None) -> Page[User]:
-    """Everyone in the studio, by e-mail address."""
+    """Everyone in the studio who was not erased, by e-mail address."""
     actor.must_be_admin()
-    return paged(session, select(User), [User.email], after, size=100, descending=False)
+    return paged(session, select(User).where(User.name != ""), [User.email], after, size=100, descending=False)
 
 
 def create(session: Session, actor: Actor, name: str) -> Project:
@@ -135,12 +135,18 @@ def set_language(session: Session, actor: Actor, language: str) -> None:
 
 
 def person(session: Session, actor: Actor, user_id: str) -> User:
-    """A person of the studio. Raises NotFound where there is none."""
+    """A person of the studio. Raises NotFound where there is none, or no longer."""
     actor.must_be_admin()
     user = session.get(User, user_id)
-    if user is None:
+    if user is None or not user.name:
         raise NotFound
     return user
+
+
+def names(session: Session, people: Collection[str | None]) -> dict[str, str]:
+    """Names of people by id; "" of one who was erased."""
+    rows = session.execute(select(User.id, User.name).where(User.id.in_(set(people) - {None}))).all()
+    return {row.id: row.name for row in rows}
 
 
 def set_person(session: Session, actor: Actor, user: User, active: bool, admin: bool) -> None:

@@ -14,11 +14,11 @@ from jinja2 import Environment, FileSystemLoader
 from phantom_s2v import __version__
 from phantom_s2v.media import pages
 from phantom_s2v.media.pages import Headline
+from phantom_s2v.studio import i18n
 from phantom_s2v.studio.gate import WORDS
 from phantom_s2v.studio.problems import N_
 from phantom_s2v.studio.reviews import SignOff
 from phantom_s2v.studio.schema import Video, now
-from phantom_s2v.studio.web import i18n
 
 FOLDER = Path(__file__).parent / "reports"
 

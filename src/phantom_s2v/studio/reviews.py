@@ -4,7 +4,7 @@ An approval holds for one file and one version of the project's policy: another 
 count since the video was last submitted, so that what was sent back is looked at anew.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,12 +220,6 @@ def listed(
     return paged(session, query, [Video.created_at, Video.id], after)
 
 
-def names(session: Session, people: Collection[str]) -> dict[str, str]:
-    """Names of people by id."""
-    rows = session.execute(select(User.id, User.name).where(User.id.in_(people))).all()
-    return {row.id: row.name for row in rows}
-
-
 def others(session: Session, actor: Actor, video: Video) -> Sequence[Video]:
     """What a video can be held against: candidates of its job first, then the project's newest videos."""
     actor.must(video.project_id)
@@ -301,5 +295,5 @@ def _people(session: Session, project_id: str, *roles: Role) -> set[str]:
 
 def _announce(session: Session, actor: Actor, video: Video, code: str, people: set[str]) -> None:
     """Tell people other than who acted, and webhooks."""
-    tell(session, people - {str(actor.id)}, code, project=video.project_id, video=video.id, name=actor.name)
+    tell(session, people - {str(actor.id)}, code, project=video.project_id, video=video.id, by=actor.id)
     webhooks.emit(session, video.project_id, code.replace(" ", "."), video=video.id, state=video.state.value)

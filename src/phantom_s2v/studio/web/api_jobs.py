@@ -8,10 +8,9 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import access, drafts, gate, queue
+from phantom_s2v.studio import access, drafts, gate, i18n, queue
 from phantom_s2v.studio.database import paged
 from phantom_s2v.studio.schema import Job, Video
-from phantom_s2v.studio.web import i18n
 from phantom_s2v.studio.web.api import Row
 from phantom_s2v.studio.web.pages_generate import looked_at
 from phantom_s2v.studio.web.pages_jobs import own_job, progress_of

@@ -83,11 +83,20 @@ def list_people(view: ViewOf, after: str | None = None) -> PeopleOut:
         return PeopleOut(items=[PersonOut.model_validate(each) for each in found.items], following=found.following)
 
 
+class NameIn(BaseModel):
+    """The name of what is to be erased, typed once more."""
+
+    name: Text
+
+
 @people.post("/{user_id}/erase", status_code=204)
-def erase_person(view: ViewOf, user_id: str) -> Response:
-    """Forget a person who works here: name, address, roles, sessions and notices. What they did stays under their id."""
+def erase_person(view: ViewOf, user_id: str, body: NameIn) -> Response:
+    """Forget a person who works here: name, address, roles, sessions and notices. What they did stays under their id.
+
+    The name is given as a confirmation: nothing brings it back.
+    """
     with view.writing() as session:
-        erasure.erase_user(session, view.actor, user_id)
+        erasure.erase_user(session, view.actor, user_id, body.name)
     return Response(status_code=204)
 
 

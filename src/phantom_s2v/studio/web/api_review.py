@@ -13,7 +13,7 @@ from phantom_s2v.studio.database import paged
 from phantom_s2v.studio.problems import Problem
 from phantom_s2v.studio.schema import AuditLine, VideoState
 from phantom_s2v.studio.web.api import Row
-from phantom_s2v.studio.web.api_project import Text, files
+from phantom_s2v.studio.web.api_project import NameIn, Text, files
 from phantom_s2v.studio.web.view import ViewOf
 
 routes = APIRouter(prefix="/api/v1")
@@ -306,12 +306,6 @@ def list_deliveries(view: ViewOf, project_id: str, webhook_id: str, after: str |
         page = webhooks.deliveries(session, view.actor, project_id, webhook_id, after)
         items = [DeliveryOut.model_validate({**vars(each), "state": webhooks.state(each)}) for each in page.items]
         return DeliveriesOut(items=items, following=page.following)
-
-
-class NameIn(BaseModel):
-    """The subject's name, typed once more."""
-
-    name: Text
 
 
 @routes.post("/projects/{project_id}/subjects/{subject_id}/erase", status_code=204)

@@ -5,11 +5,10 @@ import re
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from phantom_s2v.studio import projects, sign_in
+from phantom_s2v.studio import i18n, projects, sign_in
 from phantom_s2v.studio.problems import N_, NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.projects import FIRST
 from phantom_s2v.studio.schema import Role
-from phantom_s2v.studio.web import i18n
 from phantom_s2v.studio.web.view import LANGUAGE, SESSION, Form, ViewOf, sign_cookie
 
 routes = APIRouter(include_in_schema=False)

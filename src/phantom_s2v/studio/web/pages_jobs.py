@@ -19,6 +19,7 @@ from phantom_s2v.studio.schema import Job, JobState, Role, User, Video, now
 from phantom_s2v.studio.web.view import View, ViewOf
 
 routes = APIRouter(include_in_schema=False)
+NOTHING: dict[str, Any] = {"faults": {}, "notes": [], "verdicts": []}  # of a video that is not measured, or not yet
 KEPT = "private, max-age=31536000, immutable"  # what an address with a hash or an id of a video gives never changes
 
 
@@ -132,7 +133,7 @@ def _gate(view: View, session: Session) -> dict[str, Any]:
     by = session.get(User, video.override_by) if video.override_by else None
     return {
         "video": video, "verdict": gate.verdict(video), "failures": gate.failures(session, video), "by": by,
-        "subjects": gate.subjects(session, video, tuple(map(view.say, gate.IN_CHARTS))), "score": video.score or {},
+        "subjects": gate.subjects(session, video, tuple(map(view.say, gate.IN_CHARTS))), "score": NOTHING | (video.score or {}),
         "words": gate.WORDS,
         "may_override": view.actor.has(Role.REVIEWER) and view.actor.id != video.user_id,
     }  # fmt: skip

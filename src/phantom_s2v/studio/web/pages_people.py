@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import audit, certificates, notices, projects, sign_in
+from phantom_s2v.studio import audit, certificates, erasure, i18n, notices, projects, sign_in
 from phantom_s2v.studio.problems import N_, Problem
 from phantom_s2v.studio.schema import User
 from phantom_s2v.studio.web.view import Form, View, ViewOf
@@ -59,6 +59,25 @@ def change_person(view: ViewOf) -> Response:
     return view.go("/people", N_("Saved."))
 
 
+@routes.get("/people/{user_id}/erase")
+def erase_page(view: ViewOf) -> Response:
+    """What is erased with a person, and the form that asks for the name."""
+    with view.reading() as session:
+        return view.page("person_erase.html", person=projects.person(session, view.actor, view.param("user_id")))
+
+
+@routes.post("/people/{user_id}/erase")
+def erase_person(view: ViewOf) -> Response:
+    """Forget a person who works here."""
+    try:
+        with view.writing() as session:
+            erasure.erase_user(session, view.actor, view.param("user_id"), view.form["name"])
+    except Problem as problem:
+        with view.reading() as session:
+            return view.wrong("person_erase.html", problem, person=projects.person(session, view.actor, view.param("user_id")))
+    return view.go("/people", N_("The person was erased."))
+
+
 @routes.get("/certificate")
 def certificate_page(view: ViewOf) -> Response:
     """Whose certificate signs exports, and until when."""
@@ -86,9 +105,8 @@ def audit_page(view: ViewOf) -> Response:
     """The audit log, the newest line first."""
     with view.reading() as session:
         lines = audit.listed(session, view.actor, view.query("after"))
-        people = {line.actor for line in lines.items} - {None}
-        named = {user.id: user.name for user in session.query(User).where(User.id.in_(people))}
-        return view.page("audit.html", lines=lines, names=named)
+        people = {line.actor for line in lines.items}
+        return view.page("audit.html", lines=lines, names=projects.names(session, people))
 
 
 @routes.get("/notices")
@@ -96,7 +114,12 @@ def notices_page(view: ViewOf) -> Response:
     """What one has to know, the newest first."""
     with view.reading() as session:
         found = notices.mine(session, view.actor, view.query("after"))
-        shown = [(each, *(view.say(text, **each.values) for text in notices.WORDS[each.code])) for each in found.items]
+        names = {key: i18n.person(view.language, name) for key, name in notices.names(session, found.items).items()}
+        values = [{**each.values, "name": names.get(each.values.get("by"), each.values.get("name"))} for each in found.items]
+        shown = [
+            (each, *(view.say(text, **of) for text in notices.WORDS[each.code]))
+            for each, of in zip(found.items, values, strict=True)
+        ]
         return view.page("notices.html", notices=found, shown=shown)
 
 

@@ -6,12 +6,11 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from sqlalchemy.orm import Session, lazyload
 
-from phantom_s2v.studio import erasure, exports, gate, reviews
+from phantom_s2v.studio import erasure, exports, gate, i18n, projects, reviews
 from phantom_s2v.studio.access import find
 from phantom_s2v.studio.problems import N_, NotFound, Problem
 from phantom_s2v.studio.reviews import ANSWERS, SignOff
 from phantom_s2v.studio.schema import Role, Subject, Video, VideoState
-from phantom_s2v.studio.web import i18n
 from phantom_s2v.studio.web.view import View, ViewOf
 
 routes = APIRouter(include_in_schema=False)
@@ -26,7 +25,7 @@ def reviews_page(view: ViewOf) -> Response:
     state = next((each for each in VideoState if each.value == asked), None)
     with view.reading() as session:
         page = reviews.listed(session, view.actor, view.project_id, state, view.query("after"))
-        names = reviews.names(session, {video.user_id for video in page.items})
+        names = projects.names(session, {video.user_id for video in page.items})
         return view.page("reviews.html", page=page, names=names, state=state.value if state else "all", verdict=gate.verdict)
 
 

@@ -8,12 +8,12 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import policies, rights, subjects
+from phantom_s2v.studio import i18n, policies, projects, rights, subjects
 from phantom_s2v.studio.policies import KINDS, PURPOSES
 from phantom_s2v.studio.problems import N_, Problem, collecting, raise_all
-from phantom_s2v.studio.schema import Blob, Right, Subject, SubjectImage, User, now
+from phantom_s2v.studio.schema import Blob, Right, Subject, SubjectImage, now
 from phantom_s2v.studio.storage import Staged
-from phantom_s2v.studio.web import forms, i18n
+from phantom_s2v.studio.web import forms
 from phantom_s2v.studio.web.view import Form, View, ViewOf
 
 routes = APIRouter(include_in_schema=False)
@@ -79,7 +79,7 @@ def subject_page(view: ViewOf) -> Response:
 def _page(view: View, session: Session, problem: Problem | None = None) -> Response:
     subject = _subject(view, session)
     people = {right.created_by for right in subject.rights} | {right.checked_by for right in subject.rights}
-    named = {user.id: user.name for user in session.query(User).where(User.id.in_(people - {None}))} if people else {}
+    named = projects.names(session, people) if people else {}
     values = {"subject": subject, "kinds": KINDS, "names": named, "state": rights.state, "days_left": rights.days_left}
     values |= {
         "last_day": forms.last_day,

@@ -20,14 +20,13 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 import phantom_s2v
-from phantom_s2v.studio import access, gate, sign_in
+from phantom_s2v.studio import access, gate, i18n, sign_in
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.problems import N_, Forbidden, NotSignedIn, Problem, Problems, TooMany
 from phantom_s2v.studio.schema import Project, Role
 from phantom_s2v.studio.territories import TERRITORIES
-from phantom_s2v.studio.web import i18n
 from phantom_s2v.studio.web.navigation import LINKS, TABS
 from phantom_s2v.studio.web.static import static_url
 
@@ -288,7 +287,7 @@ def environment(language: str) -> Environment:
     )  # fmt: skip
     texts: Any = i18n.translations(language)
     jinja.install_gettext_translations(texts, newstyle=True)  # type: ignore[attr-defined]
-    for name in ("moment", "day", "money", "number", "listed", "name", "named", "duration", "sentence"):
+    for name in ("moment", "day", "money", "number", "listed", "name", "named", "person", "duration", "sentence"):
         jinja.filters[name] = partial(getattr(i18n, name), language)
     jinja.filters["note"] = partial(i18n.matched, language, gate.NOTES)
     jinja.filters["bytes"] = partial(i18n.bytes_, language)

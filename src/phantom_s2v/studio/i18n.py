@@ -23,7 +23,7 @@ from babel.support import Translations
 from babel.units import format_unit
 from markupsafe import Markup
 
-from phantom_s2v.studio.problems import Problem
+from phantom_s2v.studio.problems import N_, Problem
 from phantom_s2v.studio.territories import TERRITORIES, WORLD
 
 LOCALE = Path(__file__).parent / "locale"
@@ -80,6 +80,11 @@ def name(language: str, code: str) -> str:
         called = Locale(language).territories[{WORLD: "001"}.get(code, code)]
         return called[0].upper() + called[1:]
     return translate(language, code)
+
+
+def person(language: str, name: str) -> str:
+    """What a person is called, also one who was erased."""
+    return name or translate(language, N_("a person who was erased"))
 
 
 def duration(language: str, seconds: float) -> str:
