@@ -115,7 +115,7 @@ def notices_page(view: ViewOf) -> Response:
     with view.reading() as session:
         found = notices.mine(session, view.actor, view.query("after"))
         names = {key: i18n.person(view.language, name) for key, name in notices.names(session, found.items).items()}
-        values = [{**each.values, "name": names.get(each.values.get("by"), each.values.get("name"))} for each in found.items]
+        values = [{**each.values, "name": names.get(each.values.get("by", ""), each.values.get("name"))} for each in found.items]
         shown = [
             (each, *(view.say(text, **of) for text in notices.WORDS[each.code]))
             for each, of in zip(found.items, values, strict=True)
