@@ -1,6 +1,8 @@
 """Webhooks: signed, tried again, and never into private networks."""
 
+import asyncio
 import re
+import time
 from datetime import timedelta
 
 import httpx
@@ -31,13 +33,13 @@ def emit(studio, event="video.approved"):
 
 
 def sending(answers, seen):
-    """A client whose receiver answers with these states."""
+    """Receivers that answer with these states."""
 
     def answer(request):
         seen.append(request)
         return httpx.Response(answers.pop(0))
 
-    return httpx.Client(transport=httpx.MockTransport(answer))
+    return httpx.MockTransport(answer)
 
 
 def rows(studio):
@@ -51,9 +53,9 @@ def test_an_event_is_signed_and_sent_once(studio, hook):
     emit(studio)
     emit(studio, "video.submitted")  # not asked for
     seen = []
-    client = sending([204], seen)
-    assert webhooks.deliver(studio, client, lambda *_: [PUBLIC]) == 1
-    assert webhooks.deliver(studio, client, lambda *_: [PUBLIC], now() + timedelta(days=1)) == 0
+    receiver = sending([204], seen)
+    assert webhooks.deliver(studio, receiver, lambda *_: [PUBLIC]) == 1
+    assert webhooks.deliver(studio, receiver, lambda *_: [PUBLIC], now() + timedelta(days=1)) == 0
     request = seen[0]
     assert (request.url.host, request.url.path, request.headers["host"]) == (PUBLIC, "/in", "hooks.example.com")
     assert request.extensions["sni_hostname"] == "hooks.example.com"
@@ -66,9 +68,9 @@ def test_an_event_is_signed_and_sent_once(studio, hook):
 def test_failures_are_tried_again_with_growing_pauses(studio, hook):
     emit(studio)
     seen, at, pauses = [], now(), []
-    client = sending([500] * 20, seen)
+    receiver = sending([500] * 20, seen)
     for _ in range(len(webhooks.PAUSES) + 3):
-        if webhooks.deliver(studio, client, lambda *_: [PUBLIC], at):
+        if webhooks.deliver(studio, receiver, lambda *_: [PUBLIC], at):
             row = rows(studio)[0]
             pauses.append((row.next_at - now()).total_seconds() if row.next_at else None)
         at += timedelta(days=2)
@@ -78,7 +80,7 @@ def test_failures_are_tried_again_with_growing_pauses(studio, hook):
 
 PRIVATE = (
     "127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "::1", "fe80::1%eth0", "::ffff:10.0.0.1", "100.64.0.1",
-    "224.0.0.1",
+    "224.0.0.1", "64:ff9b::10.0.0.1", "2002:a00:1::1", "::127.0.0.1",
 )  # fmt: skip
 
 
@@ -158,3 +160,39 @@ def test_the_page_shows_the_secret_once_and_what_was_sent(studio, browser, hook)
         assert words in admin.get(one).text
     assert admin.submit(f"{one}/remove").url.path == address
     assert admin.get(one).status_code == 404
+
+
+ADDRESSES = (
+    "https://[::1", "https://a.example:99999/", "https://a.example:x/", f"https://{'a' * 64}.example/", "https://a..b/",
+    "https://℀.example/", "https://a.example:0/",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("url", ADDRESSES)
+def test_an_address_that_cannot_be_one_is_refused_and_stops_no_other(studio, actor_of, browser, hook, url):
+    admin, address = browser("admin"), f"/projects/{studio.project_id}/webhooks"
+    assert admin.submit(address, {"url": url, "events": "job.finished"}).status_code == 422
+    with studio.writing() as session:  # one from before they were looked at
+        old = webhooks.add(session, actor_of("admin"), studio.project_id, "https://old.example", ["video.approved"])
+        old.url, old.created_at = url, now() - timedelta(days=1)
+    emit(studio)
+    seen = []
+    assert webhooks.deliver(studio, sending([204], seen), lambda *_: [PUBLIC]) == 2
+    assert len(seen) == 1
+    assert sorted(row.outcome for row in rows(studio)) == ["delivered", "the name was not found"]
+
+
+def test_a_receiver_that_never_ends_its_answer_is_left(studio, hook, monkeypatch):
+    """It sends a byte whenever the patience for the next one is nearly over."""
+    monkeypatch.setattr(webhooks, "SECONDS", 0.3)
+
+    async def answer(request):
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+        return httpx.Response(200)
+
+    emit(studio)
+    began = time.monotonic()
+    webhooks.deliver(studio, httpx.MockTransport(answer), lambda *_: [PUBLIC])
+    assert time.monotonic() - began < 9
+    assert rows(studio)[0].outcome == "no answer"

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import delete
 
@@ -40,8 +40,7 @@ def sweep_files(studio: Studio) -> None:
 
 def send_webhooks(studio: Studio) -> None:
     """Send the events that are due."""
-    with webhooks.client() as client:
-        webhooks.deliver(studio, client)
+    webhooks.deliver(studio)
 
 
 def remove_old(studio: Studio) -> None:
@@ -50,8 +49,9 @@ def remove_old(studio: Studio) -> None:
         erasure.retain(session)
 
 
-WORK: list[tuple[float, Callable[[Studio], object]]] = [
-    (PAUSE, send_webhooks),
+Work = Sequence[tuple[float, Callable[[Studio], object]]]
+SENDING: Work = [(PAUSE, send_webhooks)]  # in a thread of its own: others' receivers decide how long it takes
+WORK: Work = [
     (MINUTE, end_rights),
     (MINUTE, return_jobs),
     (HOUR, end_sessions),
@@ -60,11 +60,11 @@ WORK: list[tuple[float, Callable[[Studio], object]]] = [
 ]
 
 
-def run(studio: Studio, ended: threading.Event, pause: float = PAUSE) -> None:
+def run(studio: Studio, ended: threading.Event, works: Work = WORK, pause: float = PAUSE) -> None:
     """Do each work when its time has come, until the event is set. What fails is logged, and tried again the next time."""
-    last = dict.fromkeys(range(len(WORK)), -HOUR)
+    last = dict.fromkeys(range(len(works)), -HOUR)
     while True:
-        for number, (every, work) in enumerate(WORK):
+        for number, (every, work) in enumerate(works):
             if time.monotonic() - last[number] >= every:
                 last[number] = time.monotonic()
                 try:

@@ -72,7 +72,8 @@ def serve(studio: Studio, say: Callable[[str], object], worker: bool = True) -> 
         say(f"First sign-in, once, within {settings.link_hours} hours: {link}")
     log_json()
     ended = threading.Event()
-    threading.Thread(target=housekeeping.run, args=(studio, ended), daemon=True).start()
+    for works in (housekeeping.WORK, housekeeping.SENDING):
+        threading.Thread(target=housekeeping.run, args=(studio, ended, works), daemon=True).start()
     working = threading.Thread(target=keep_worker, args=(studio, ended), daemon=True)
     if worker:
         working.start()

@@ -40,23 +40,27 @@ class Limit:
         self.most, self.window = most, window
         self._lock, self._times = threading.Lock(), OrderedDict[str, list[float]]()
 
-    def check(self, key: str) -> None:
-        """Raise TooMany where a key has failed too often."""
+    def attempt(self, key: str) -> float:
+        """Count an attempt as failed, before it is looked at: many at once are no more than one after the other. What it gives
+        takes it back (`succeeded`). Raises TooMany where a key has failed too often.
+        """
         with self._lock:
-            times = self._recent(key)
+            times, at = self._recent(key), time.monotonic()
             if len(times) >= self.most:
-                wait = max(1, round(times[0] + self.window - time.monotonic()))
+                wait = max(1, round(times[0] + self.window - at))
                 raise TooMany(
                     "Too many attempts. Please wait %(minutes)d minutes and try again.", minutes=-(-wait // 60), seconds=wait
                 )
-
-    def failed(self, key: str) -> None:
-        """Count a failure."""
-        with self._lock:
-            self._times[key] = [*self._recent(key)[-self.most :], time.monotonic()]
+            self._times[key] = [*times, at]
             self._times.move_to_end(key)
             while len(self._times) > REMEMBERED:
                 self._times.popitem(last=False)
+            return at
+
+    def succeeded(self, key: str, at: float) -> None:
+        """The attempt was none that failed."""
+        with self._lock:
+            self._times[key] = [moment for moment in self._recent(key) if moment != at]
 
     def forget(self, key: str) -> None:
         """Start anew, after a success."""
@@ -115,15 +119,14 @@ def sign_in(session: Session, guard: Guard, email: str, password: str, address: 
     `session` only reads, since hashing takes long.
     """
     key = email.strip().lower()[:254]
-    guard.accounts.check(key)
-    guard.addresses.check(address)
+    at = guard.addresses.attempt(address)
+    guard.accounts.attempt(key)
     user = session.scalar(select(User).where(User.email == key))
     right = is_password(user.password_hash if user and user.active else None, password)
     if not right or user is None:
-        guard.accounts.failed(key)
-        guard.addresses.failed(address)
         raise NotSignedIn(WRONG)
     guard.accounts.forget(key)
+    guard.addresses.succeeded(address, at)
     return user.id
 
 
@@ -247,10 +250,10 @@ def tokens(session: Session, actor: Actor) -> Sequence[Credential]:
 def check_password(session: Session, guard: Guard, actor: Actor, password: str) -> None:
     """Raise Problem where it is not the person's own, and TooMany after too many tries."""
     user = session.get_one(User, actor.must_be_person())
-    guard.accounts.check(user.email)
+    guard.accounts.attempt(user.email)
     if not is_password(user.password_hash, password):
-        guard.accounts.failed(user.email)
         raise Problem("The password is wrong.", "old")
+    guard.accounts.forget(user.email)
 
 
 def change_password(session: Session, actor: Actor, password_hash: str, token: str) -> None:

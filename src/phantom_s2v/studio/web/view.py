@@ -80,6 +80,7 @@ class View:
     project: Project | None = None
     unread: int = 0
     token: str = ""  # of the session or the API; "" where nobody is signed in
+    by_token: bool = False  # whether it is the API's, which no other site can make a browser send
     form: Form = field(default_factory=Form)
 
     @property
@@ -260,13 +261,15 @@ def _recognize(request: Request, studio: Studio) -> View:
     if kind == "session" and sign_in.needs_touch(found.credential):
         with studio.writing() as session:
             sign_in.touch(session, token)
-    return View(request, studio, found.actor.language, found.actor, found.project, found.unread, token)
+    return View(request, studio, found.actor.language, found.actor, found.project, found.unread, token, kind == "token")
 
 
 def _check_origin(view: View) -> None:
-    """Refuse what another site's page sends. A token of the API is no cookie, so no other site can send it."""
+    """Refuse what another site's page sends. A token of the API is no cookie, so no other site can send it; other kinds of
+    Authorization prove nothing, since a browser adds a password by itself that a proxy has asked for.
+    """
     headers = view.request.headers
-    if headers.get("authorization"):
+    if view.by_token:
         return
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise Forbidden(EXPIRED_PAGE)
