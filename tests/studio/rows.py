@@ -79,10 +79,11 @@ def add_video(studio, content: bytes, person: str = "maker", subjects: list[Subj
     """The id of a made video with its job; `values` are of its row."""
     with studio.writing() as session:
         user, now_ = studio.people[person], now()
+        references = [{"path": image.blob, "subject": each.name} for each in subjects for image in each.images]
         job = Job(
-            project_id=studio.project_id, user_id=user, request={"prompt": "The cup moves."}, requires={}, purpose="website",
-            territories=[WORLD], policy_version=1, candidates=1, state=JobState.DONE, steps=4, estimated_seconds=1.0,
-            ended_at=now_,
+            project_id=studio.project_id, user_id=user, request={"prompt": "The cup moves.", "references": references},
+            requires={}, purpose="website", territories=[WORLD], policy_version=1, candidates=1, state=JobState.DONE, steps=4,
+            estimated_seconds=1.0, ended_at=now_,
         )  # fmt: skip
         session.add(job)
         session.flush()

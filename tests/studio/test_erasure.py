@@ -65,7 +65,8 @@ def test_nothing_is_left_but_the_log(studio, actor_of, shown):
         lines = session.scalars(select(AuditLine)).all()
         assert not any("Red cup" in str(line.details) for line in lines)
         kept = next(line.details["images"] for line in lines if line.action == "subject erased")
-        assert kept == [studio.settings.keyed_hash("erased", subject.images[0].blob)]
+        assert kept == [studio.settings.keyed_hash("file", subject.images[0].blob)]
+        assert [line for line in lines for sha256 in before if sha256 in str(line.details)] == []
         assert audit.verify(session, studio.head)[1] == []
     with (studio.settings.folder / "studio.sqlite").open("rb") as file:
         studio.engine.dispose()  # the write-ahead log goes into the file

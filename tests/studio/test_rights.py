@@ -1,11 +1,12 @@
 """Rights and policies: what may run, who checks, and what follows when a right ends."""
 
+import time
 from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 
-from phantom_s2v.studio import policies, rights
+from phantom_s2v.studio import drafts, policies, queue, rights
 from phantom_s2v.studio.policies import TEMPLATES, Rules
 from phantom_s2v.studio.problems import Forbidden, Problem
 from phantom_s2v.studio.schema import (
@@ -21,6 +22,7 @@ from phantom_s2v.studio.schema import (
     now,
 )  # fmt: skip
 from phantom_s2v.studio.territories import EU_MEMBERS, uncovered
+from studio.queued import make_worker, offers
 
 
 @pytest.fixture
@@ -193,3 +195,94 @@ def test_rules_that_no_project_may_have(studio, actor_of):
     assert {each.field for each in refused.value.each} == {"kinds", "purposes", "signatures", "label_text"}
     with pytest.raises(Forbidden), studio.writing() as session:
         policies.put(session, actor_of("maker"), studio.project_id, Rules())
+
+
+def failed_job(session, studio, case, **values):
+    """A job under the right that failed or was set aside, and can be tried again."""
+    job = Job(
+        project_id=studio.project_id, user_id=studio.people["maker"], request={}, purpose="website", territories=["DE"],
+        requires=queue.requirement(offers(), "phantom-mini"), policy_version=1, candidates=1, state=JobState.SET_ASIDE, steps=8,
+        estimated_seconds=3600.0, **values,
+    )  # fmt: skip
+    session.add(job)
+    session.flush()
+    session.add(JobSubject(job_id=job.id, subject_id=case.subject, right_id=case.right))
+    session.flush()
+    return job
+
+
+@pytest.mark.parametrize("why", ["revoked", "expired", "policy", "budget", ""])
+def test_a_job_is_not_tried_again_against_a_right_the_policy_or_the_budget(studio, case, actor_of, why):
+    with studio.writing() as session:
+        job, right = failed_job(session, studio, case), session.get_one(Right, case.right)
+        if why == "revoked":
+            rights.revoke(session, actor_of("admin"), right, studio.project_id, "withdrawn")
+        elif why == "expired":
+            right.valid_until = now() - timedelta(seconds=1)
+            rights.sweep(session)
+        elif why == "policy":
+            policies.put(session, actor_of("admin"), studio.project_id, Rules(purposes=("television",)))
+        elif why == "budget":
+            project = session.get_one(Project, studio.project_id)
+            project.price_per_hour, project.budget = 100, 99
+    if not why:
+        with studio.writing() as session:
+            drafts.resume(session, actor_of("maker"), session.get_one(Job, job.id))
+        return
+    words = {"policy": "does not allow this purpose", "budget": "budget"}.get(why, "revoked or has expired")
+    with pytest.raises(Problem, match=words), studio.writing() as session:
+        drafts.resume(session, actor_of("maker"), session.get_one(Job, job.id))
+    with studio.reading() as session:
+        assert session.get_one(Job, job.id).state == JobState.SET_ASIDE
+
+
+def test_a_worker_takes_no_job_that_the_policy_in_force_forbids(studio, case, actor_of):
+    from phantom_s2v.studio.worker import Models, Service
+
+    with studio.writing() as session:
+        first, second = (failed_job(session, studio, case) for _ in range(2))
+        for job in (first, second):
+            job.state = JobState.QUEUED
+        worker = make_worker(session)
+        service = Service(studio, Models([], None), 1)
+        service.worker = worker
+    assert service._take().id == first.id
+    with studio.writing() as session:
+        policies.put(session, actor_of("admin"), studio.project_id, Rules(purposes=("television",)))
+    assert service._take() is None
+    with studio.reading() as session:
+        job = session.get_one(Job, second.id)
+        assert (job.state, "policy" in job.reason) == (JobState.STOPPED, True)
+
+
+def test_a_right_that_ends_stops_a_running_job_though_the_web_process_is_dead(studio, case, monkeypatch):
+    from phantom_s2v.studio import worker
+
+    monkeypatch.setattr(worker, "BEAT", 0.02)
+    with studio.writing() as session:
+        job = failed_job(session, studio, case)
+        job.state, job.lease_until = JobState.RUNNING, now() + timedelta(seconds=10)
+        session.get_one(Right, case.right).valid_until = now() + timedelta(seconds=0.2)
+        maker = make_worker(session)
+    heart = worker.Heart(studio, maker.id, ticket=queue.Ticket(job.id, job.lease))
+    heart.moves(None)
+    heart.start()
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends:
+        with studio.reading() as session:
+            state = session.get_one(Job, job.id).state
+        if state == JobState.STOPPED:
+            break
+        time.sleep(0.05)
+    heart.ended.set()
+    heart.join()
+    assert state == JobState.STOPPED
+
+
+def test_images_that_were_removed_since_keep_no_video_from_review(studio, case):
+    with studio.writing() as session:
+        job = failed_job(session, studio, case)
+        session.delete(session.get_one(Subject, case.subject).images[0])
+        session.flush()
+        session.expire_all()
+        assert policies.obstacles(session, job) == []

@@ -24,7 +24,7 @@ from phantom_s2v.studio import (
 )
 from phantom_s2v.studio.policies import CHECKLIST
 from phantom_s2v.studio.problems import Conflict, Forbidden, NotFound, Problem, Problems
-from phantom_s2v.studio.schema import AuditLine, Export, Notice, Right, Role, Video, VideoState, now
+from phantom_s2v.studio.schema import AuditLine, Export, Job, JobFile, Notice, Right, Role, SubjectImage, Video, VideoState, now
 from phantom_s2v.studio.verify import Verdict
 from studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
 
@@ -196,6 +196,19 @@ def test_an_export_has_label_credentials_poster_and_report(studio, actor_of, app
         corner, rest = np.abs(mine.astype(int) - before)[-20:, :60], np.abs(mine.astype(int) - before)[:60]
         assert corner.mean() > 20 > 4 > rest.mean()
     assert studio.storage.read(row.poster).startswith(b"\xff\xd8")
+
+
+def test_credentials_name_the_references_that_the_video_was_made_of(studio, actor_of, approved, signing):
+    """Not those that its subjects have by now."""
+    with studio.writing() as session:
+        used = session.scalars(select(SubjectImage)).one()
+        key = studio.settings.key("references")
+        expected = [credentials.keyed_hash(key, used.blob)]
+        job = session.get_one(Job, session.get_one(Video, approved).job_id)
+        session.add(JobFile(job_id=job.id, blob=used.blob))
+        used.blob = studio.storage.put(session, b"another image", "image/png")
+    _, content = exported(studio, actor_of("maker"), approved)
+    assert credentials.read(io.BytesIO(content), "video/mp4", "").origin["references"] == expected
 
 
 def test_the_label_is_left_out_for_a_reason_and_never_for_real_things(studio, actor_of, approved, signing):

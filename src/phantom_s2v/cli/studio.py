@@ -86,13 +86,11 @@ def work(
     folder: Folder = None,
 ) -> None:
     """Make the studio's videos until interrupted: take jobs from the queue, save their state, and measure what was made."""
-    import logging
-
     from phantom_s2v.models.memory import Placement
+    from phantom_s2v.studio.logs import log_json
     from phantom_s2v.studio.worker import run_worker
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    logging.getLogger("phantom.studio").setLevel(logging.INFO)
+    log_json()
     run_worker(opened(folder), model or ["phantom-mini"], Placement(device=device, offload=offload), threads)
 
 
@@ -181,9 +179,13 @@ def import_certificate(
     folder: Folder = None,
 ) -> None:
     """Sign exports with a certificate from outside, after trying it."""
-    from phantom_s2v.studio import certificates, credentials
+    from phantom_s2v.studio import audit, certificates, credentials
 
-    _tell_certificate(certificates.import_(opened(folder).settings.certificates, chain, key, credentials.try_out))
+    made = opened(folder)
+    with made.writing() as session:
+        taken = certificates.import_(made.settings.certificates, chain, key, credentials.try_out)
+        audit.append(session, None, "certificate imported", valid_until=taken.valid_until.date().isoformat())
+    _tell_certificate(taken)
 
 
 @certificate.command("trust")
@@ -192,9 +194,13 @@ def trust_authority(
     folder: Folder = None,
 ) -> None:
     """Call files trusted on the page Verify that were signed under another authority."""
-    from phantom_s2v.studio import certificates
+    from phantom_s2v.studio import audit, certificates
 
-    say(f"trusted: {certificates.trust(opened(folder).settings.certificates, root)}")
+    made = opened(folder)
+    with made.writing() as session:
+        trusted = certificates.trust(made.settings.certificates, root)
+        audit.append(session, None, "authority trusted")
+    say(f"trusted: {trusted}")
 
 
 @certificate.command("show")

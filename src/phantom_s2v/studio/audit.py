@@ -59,6 +59,11 @@ def append(session: Session, actor: str | None, action: str, object_id: str | No
     session.info["audit"] = (number + 1, sha256)
 
 
+def of_file(session: Session, sha256: str) -> str:
+    """A file as the log names it: who has it and the studio's secret can show that it was this one, nobody else anything."""
+    return session.info["studio"].settings.keyed_hash("file", sha256)
+
+
 def _begin(session: Session) -> End:
     end = session.info["audit_before"] = last(session)
     return end

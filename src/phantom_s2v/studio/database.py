@@ -30,8 +30,10 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def open_engine(url: str) -> Engine:
-    """An engine whose transactions are begun by us: pysqlite's own begin late, so that two could read and then clash."""
-    engine = create_engine(url, pool_size=16, max_overflow=48)
+    """An engine whose transactions are begun by us: pysqlite's own begin late, so that two could read and then clash.
+    Errors name no values, which may be names or hashes of passwords.
+    """
+    engine = create_engine(url, pool_size=16, max_overflow=48, hide_parameters=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)

@@ -32,6 +32,7 @@ LONGEST, MAX_CANDIDATES = 10_000, 16
 MENTIONS = re.compile(r"\b(?:the )?(?:first|second|third|fourth)? ?subjects?\b", re.IGNORECASE)
 FOREIGN = re.compile(r"[^\W\d_a-zA-Z\u00c0-\u024f]")  # letters that are not Latin
 NOT_ENGLISH = N_("This model understands English alone. Write what happens in English.")
+TOO_DEAR = N_("This costs more than the project's budget has left.")
 NOT_NAMED = N_("The prompt mentions no subject. Say what %(name)s does.")
 FIELDS = {  # words at the beginning of the pipeline's sentences -> the field that they are about
     "image_guidance_scale": "image_guidance_scale", "guidance_scale": "guidance_scale", "num_frames": "num_frames",
@@ -217,6 +218,9 @@ def look(session: Session, draft: Draft, project: Project, subjects: list[Subjec
     problems = policies.check(session, draft, subjects)
     if not subjects:
         problems.append(Problem("Choose at least one subject.", "subjects"))
+    problems += [
+        Problem("%(name)s has no reference image yet.", "subjects", name=each.name) for each in subjects if not each.images
+    ]
     if len(subjects) < len(draft.subjects):
         problems.append(Problem("A subject was removed. Please choose again.", "subjects"))
     worker = cost.offer_of(seen.workers, project.model)
@@ -233,7 +237,7 @@ def look(session: Session, draft: Draft, project: Project, subjects: list[Subjec
         request = request_of(draft, preset, subjects)
         expected = cost.estimate(seen, project, offer, request, draft.candidates)
         if not expected.fits:
-            problems.append(Problem("This costs more than the project's budget has left."))
+            problems.append(Problem(TOO_DEAR))
     except Problems as error:
         problems += error.each
     except Problem as error:
@@ -255,7 +259,9 @@ def run(session: Session, actor: Actor, draft: Draft, once: str = "") -> Job:
     """
     actor.must(draft.project_id, Role.MAKER)
     if once and (before := draft.options.get("jobs", {}).get(once)):
-        return session.get_one(Job, before)
+        found = session.get(Job, before)
+        if found is not None:  # else it was removed since, when its time of retention had passed
+            return found
     project = session.get_one(Project, draft.project_id, with_for_update=True)
     subjects = rights.with_rights(session, draft.project_id, draft.subjects)
     seen = look(session, draft, project, subjects, snapshot(session, project.id))
@@ -277,3 +283,13 @@ def run(session: Session, actor: Actor, draft: Draft, once: str = "") -> Job:
     if once:
         draft.options = {**draft.options, "jobs": {once: job.id}}
     return job
+
+
+def resume(session: Session, actor: Actor, job: Job) -> None:
+    """Let a job that failed or was set aside try again. Raises Problem where a right, the policy or the budget is against it."""
+    queue.resume(session, actor.must_be_person(), job)
+    problems, project = policies.obstacles(session, job), session.get_one(Project, job.project_id)
+    committed = queue.cost_of(snapshot(session, project.id).committed, project.price_per_hour)
+    if project.budget is not None and project.spent + committed > project.budget:
+        problems.append(Problem(TOO_DEAR))
+    raise_all(problems)

@@ -76,7 +76,7 @@ def erase_subject(session: Session, actor: Actor, project_id: str, subject_id: s
     session.flush()
     studio = studio_of(session)
     studio.storage.forget(session, blobs)
-    kept = sorted({studio.settings.keyed_hash("erased", blob) for blob in hashes})
+    kept = sorted({audit.of_file(session, blob) for blob in hashes})
     audit.append(session, actor.id, "subject erased", subject.id, images=kept)
 
 
@@ -127,10 +127,9 @@ def _remove_videos(session: Session, videos: Sequence[str]) -> list[str]:
     session.flush()
     for table in (Comment, Review, Fingerprint, FingerprintBand):
         session.execute(delete(table).where(table.video_id.in_(videos)))
-    key = studio_of(session).settings.keyed_hash
     for video in session.scalars(select(Video).where(Video.id.in_(videos))).all():
         blobs += [video.blob, video.poster]
-        audit.append(session, None, "video removed", video.id, file=key("erased", video.blob))
+        audit.append(session, None, "video removed", video.id, file=audit.of_file(session, video.blob))
         session.delete(video)
     session.flush()
     return blobs

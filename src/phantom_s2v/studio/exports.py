@@ -20,14 +20,14 @@ from sqlalchemy.orm import Session
 
 from phantom_s2v.media.videos import Video as VideoFile
 from phantom_s2v.media.videos import encode
-from phantom_s2v.studio import audit, certificates, credentials, fingerprints, labels, report, reviews, rights, webhooks
+from phantom_s2v.studio import audit, certificates, credentials, fingerprints, labels, queue, report, reviews, rights, webhooks
 from phantom_s2v.studio.access import Actor, find
 from phantom_s2v.studio.certificates import Certificate
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import Conflict, NotFound, Problem
 from phantom_s2v.studio.reviews import SignOff
-from phantom_s2v.studio.schema import Export, Job, JobSubject, Right, Role, SubjectImage, Video, new_id
+from phantom_s2v.studio.schema import Export, Job, JobSubject, Right, Role, Video, new_id
 from phantom_s2v.studio.texts import text
 
 CRF = 16  # of the labelled video
@@ -86,7 +86,13 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
         session.add(made)
         fingerprints.keep(session, video_id, looks, version=int(made.labelled))
         audit.append(
-            session, actor.id, "video exported", video_id, export=made.id, file=signed_file.sha256, labelled=made.labelled
+            session,
+            actor.id,
+            "video exported",
+            video_id,
+            export=made.id,
+            file=audit.of_file(session, signed_file.sha256),
+            labelled=made.labelled,
         )
         webhooks.emit(session, project_id, "video.exported", video=video_id, export=made.id, sha256=signed_file.sha256)
     return order.export_id
@@ -129,8 +135,6 @@ def _order(session: Session, studio: Studio, actor: Actor, project_id: str, vide
         reason = text(reason, "reason", 1000)
     export_id, job = new_id(), session.get_one(Job, video.job_id)
     links = session.scalars(select(JobSubject).where(JobSubject.job_id == job.id)).all()
-    shown = [link.subject_id for link in links]
-    images = session.scalars(select(SubjectImage.blob).where(SubjectImage.subject_id.in_(shown)).limit(100)).all()
     key = studio.settings.key("references")
     origin = {
         "export": export_id,
@@ -138,7 +142,7 @@ def _order(session: Session, studio: Studio, actor: Actor, project_id: str, vide
         "policy": stand.policy_version,
         "approvals": sorted(each.id for each in stand.signatures),
         "rights": sorted(link.right_id for link in links),
-        "references": sorted({credentials.keyed_hash(key, blob) for blob in images}),
+        "references": sorted({credentials.keyed_hash(key, blob) for blob in queue.files_of(job)}),
     }
     words = labels.drawn_text(stand.rules.label_text, studio.settings.label_font) if label else ""
     model = str(video.details.get("model") or "phantom-s2v")

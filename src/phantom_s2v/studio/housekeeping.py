@@ -1,6 +1,5 @@
 """What has to be seen to from time to time, whoever is there: rights that end, sessions that ended, files that crashes left."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,9 +8,9 @@ from sqlalchemy import delete
 
 from phantom_s2v.studio import erasure, queue, rights, webhooks
 from phantom_s2v.studio.context import Studio
+from phantom_s2v.studio.logs import LOG
 from phantom_s2v.studio.schema import Credential, now
 
-LOG = logging.getLogger("phantom_s2v.studio")
 PAUSE, MINUTE, HOUR = 5.0, 60.0, 3600.0
 
 

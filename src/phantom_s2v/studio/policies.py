@@ -14,7 +14,7 @@ from phantom_s2v.files.untrusted import typed
 from phantom_s2v.studio import audit, rights
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.problems import N_, NotFound, Problem, collecting, raise_all
-from phantom_s2v.studio.schema import Policy, Project, Role, Subject
+from phantom_s2v.studio.schema import Job, JobSubject, Policy, Project, Right, Role, Subject
 from phantom_s2v.studio.territories import TERRITORIES, WORLD, uncovered
 from phantom_s2v.studio.texts import text
 
@@ -30,6 +30,7 @@ PURPOSES = (
 CHECKLIST = (N_("face"), N_("expression"), N_("clothes"), N_("logo"), N_("hands"), N_("text"))
 SIMILARITY_SEARCH = N_("similarity search")  # evidence that no existing work or person was looked for and found alike
 MAX_SIGNATURES, LONGEST_RETENTION = 3, 3650
+ENDED = N_("A right behind this job was revoked or has expired. Make the video again under a right that is valid.")
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def checked(rules: Rules) -> Rules:
 def check(session: Session, wanted: Wanted, subjects: Iterable[Subject]) -> list[Problem]:
     """Why a draft must not run: no policy, what the policy forbids, or a subject without a right for it. Empty where it may.
 
-    `subjects` are those of the draft, with their rights loaded. The queue checks again when a job begins.
+    `subjects` are those of the draft, with their rights loaded. A job is checked again when a worker takes it (`obstacles`).
     """
     project = session.get_one(Project, wanted.project_id)
     rules = current(session, project)
@@ -185,8 +186,16 @@ def _of_subject(subject: Subject, rules: Rules, wanted: Wanted) -> list[Problem]
     found = []
     if subject.kind not in rules.kinds:
         found.append(Problem("The policy does not allow %(name)s to be shown.", "subjects", name=subject.name))
-    if not subject.images:
-        found.append(Problem("%(name)s has no reference image yet.", "subjects", name=subject.name))
     if rights.chosen(subject, rules, wanted.purpose, wanted.territories) is None:
         found.append(rights.lacking(subject, rules, wanted.purpose, wanted.territories))
     return found
+
+
+def obstacles(session: Session, job: Job) -> list[Problem]:
+    """Why a job must not run now, or what it made not be used: a right that it was queued under has ended, or the policy in
+    force, which may be newer than the job, does not allow it.
+    """
+    behind = select(JobSubject.subject_id, Right).join(Right, Right.id == JobSubject.right_id).where(JobSubject.job_id == job.id)
+    rows = session.execute(behind).unique().all()
+    ended = [] if all(rights.is_valid(right) for _, right in rows) else [Problem(ENDED)]
+    return ended + check(session, job, rights.with_rights(session, job.project_id, [key for key, _ in rows]))

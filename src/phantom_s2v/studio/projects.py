@@ -132,6 +132,7 @@ def set_language(session: Session, actor: Actor, language: str) -> None:
     user = session.get(User, actor.must_be_person())
     if user is not None and language in LANGUAGES:
         user.language = language
+        audit.append(session, actor.id, "language chosen", user.id, language=language)
 
 
 def person(session: Session, actor: Actor, user_id: str) -> User:

@@ -242,6 +242,9 @@ def made(session: Session, ticket: Ticket, video: Video) -> str | None:
     session.add(video)
     old, job.saved_state, job.step, job.deaths, job.progress = job.saved_state, None, job.steps, 0, job.steps
     session.flush()
+    audit.append(
+        session, None, "video made", video.id, job=job.id, candidate=video.candidate, file=audit.of_file(session, video.blob)
+    )
     return old
 
 

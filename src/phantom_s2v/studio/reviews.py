@@ -12,7 +12,7 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from phantom_s2v.files.untrusted import typed
-from phantom_s2v.studio import audit, gate, policies, rights, webhooks
+from phantom_s2v.studio import audit, gate, policies, webhooks
 from phantom_s2v.studio.access import SYSTEM, Actor, find
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.notices import tell
@@ -115,7 +115,7 @@ def submit(session: Session, actor: Actor, video: Video) -> None:
     gate.check_submittable(video)
     raise_all(_policy_problems(session, video))
     video.state = VideoState.SUBMITTED
-    audit.append(session, actor.id, "video submitted", video.id, file=video.blob)
+    audit.append(session, actor.id, "video submitted", video.id, file=audit.of_file(session, video.blob))
     _announce(session, actor, video, "video submitted", _people(session, video.project_id, Role.REVIEWER, Role.APPROVER))
 
 
@@ -193,7 +193,15 @@ def approve(
     kept = _answered(stand.rules.checklist, answers)
     _add(session, actor, video, True, kept, note, policy_version)
     stand = sign_off(session, video)
-    audit.append(session, actor.id, "video signed", video.id, file=video.blob, policy=policy_version, complete=stand.approved)
+    audit.append(
+        session,
+        actor.id,
+        "video signed",
+        video.id,
+        file=audit.of_file(session, video.blob),
+        policy=policy_version,
+        complete=stand.approved,
+    )
     if stand.approved:
         video.state = VideoState.APPROVED
         _announce(session, actor, video, "video approved", {video.user_id})
@@ -206,7 +214,7 @@ def send_back(session: Session, actor: Actor, video: Video, note: str) -> None:
     stand = _open_for(session, actor, video)
     _add(session, actor, video, False, {}, text(note, "note", 2000), stand.policy_version)
     video.state = VideoState.SENT_BACK
-    audit.append(session, actor.id, "video sent back", video.id, file=video.blob)
+    audit.append(session, actor.id, "video sent back", video.id, file=audit.of_file(session, video.blob))
     _announce(session, actor, video, "video sent back", {video.user_id})
 
 
@@ -280,13 +288,8 @@ def _marked(video: Video) -> list[Problem]:
 
 
 def _policy_problems(session: Session, video: Video) -> list[Problem]:
-    """What the policy in force, which may be newer than the video, has against it."""
-    job = session.get_one(Job, video.job_id)
-    shown = session.scalars(select(JobSubject.subject_id).where(JobSubject.job_id == job.id)).all()
-    return [
-        Problem(each.message, "", **each.values)
-        for each in policies.check(session, job, rights.with_rights(session, video.project_id, shown))
-    ]
+    """What rights and the policy in force, which may be newer than the video, have against it."""
+    return [Problem(each.message, "", **each.values) for each in policies.obstacles(session, session.get_one(Job, video.job_id))]
 
 
 def _people(session: Session, project_id: str, *roles: Role) -> set[str]:

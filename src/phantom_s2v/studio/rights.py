@@ -136,7 +136,7 @@ def add(
     audit.append(
         session, actor.id, "right added", right.id, subject=subject.id, basis=right.basis, uses=right.uses,
         territories=right.territories, until=right.valid_until.isoformat() if right.valid_until else None,
-        document=studio_of(session).settings.keyed_hash("document", right.document) if right.document else None,
+        document=audit.of_file(session, right.document) if right.document else None,
     )  # fmt: skip
     return right
 

@@ -14,11 +14,11 @@ from phantom_s2v.studio import audit, housekeeping
 from phantom_s2v.studio.access import SYSTEM
 from phantom_s2v.studio.config import BESIDE, PREFIX, Settings
 from phantom_s2v.studio.context import Studio
+from phantom_s2v.studio.logs import log_json
 from phantom_s2v.studio.projects import FIRST
 from phantom_s2v.studio.schema import User
 from phantom_s2v.studio.sign_in import make_link
 from phantom_s2v.studio.web.app import create_app
-from phantom_s2v.studio.web.outer import log_json
 
 GRACE, PAUSE = 30.0, 5.0  # seconds that a worker has to end, and before it is started again
 BEYOND = (

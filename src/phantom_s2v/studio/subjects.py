@@ -86,8 +86,7 @@ def add_image(session: Session, actor: Actor, subject: Subject, decoded: Decoded
     )  # fmt: skip
     subject.images.append(added)
     session.flush()
-    file = studio_of(session).settings.keyed_hash("image", added.blob)
-    audit.append(session, actor.id, "image added", added.id, subject=subject.id, file=file)
+    audit.append(session, actor.id, "image added", added.id, subject=subject.id, file=audit.of_file(session, added.blob))
     return added
 
 

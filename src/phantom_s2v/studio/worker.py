@@ -26,19 +26,21 @@ from phantom_s2v.pipeline.generate import load_for
 from phantom_s2v.pipeline.loading import check_models, model_hash
 from phantom_s2v.pipeline.metadata import WHERE, versions
 from phantom_s2v.pipeline.request import Reference, Request, with_defaults
-from phantom_s2v.studio import making, queue, rights
+from phantom_s2v.studio import audit, making, policies, queue, rights
 from phantom_s2v.studio.config import BESIDE
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.measuring import Measures
+from phantom_s2v.studio.problems import N_
 from phantom_s2v.studio.queue import BEAT, CancelledError, LeaseLostError, Ticket
 from phantom_s2v.studio.schema import Job, JobState, Video, Worker, now
 
-log = logging.getLogger("phantom.studio.worker")
+log = logging.getLogger("phantom_s2v.studio.worker")
 COURTEOUS = 10  # niceness of the worker beside a web process
 POLL = 0.5  # seconds between looks at the queue
 # seconds without a step or a begun measurement after which a worker counts as hung, or a candidate's whole estimate if longer
 STILL = 600.0
 PAUSES = (2.0, 5.0, 15.0, 60.0)  # seconds after a full disk, each next time
+FORBIDDEN = N_("the policy in force no longer allows it, or a right behind it has ended")
 PLATFORM = ("machine", "kernels", "gpu")  # of pipeline.metadata.versions: what chooses kernels
 
 
@@ -125,6 +127,7 @@ class Heart(threading.Thread):
                     queue.beat(session, self.worker_id)
                     if self.ticket:
                         queue.renew(session, self.ticket, self.progress)
+                        rights.sweep(session)  # one that ends stops what runs under it, whether or not the web process lives
             except (LeaseLostError, OperationalError, OSError, PhantomError) as error:
                 log.warning("no heartbeat: %s", error)
 
@@ -186,7 +189,11 @@ class Service:
                     log.warning("leaving job %s: it has fixed another %s than this worker offers", job_id, lacking)
         with self.studio.writing() as session:
             rights.sweep(session)  # a right may have ended since the last time somebody looked
-            return queue.take(session, self.worker)
+            job = queue.take(session, self.worker)
+            if job is not None and policies.obstacles(session, job):
+                queue.end(session, Ticket(job.id, job.lease), JobState.STOPPED, FORBIDDEN)
+                return None
+            return job
 
     def serve(self, job: Job) -> bool:
         """Make all that a job lacks, or say why not; False where the disk was full, and the job waits."""
@@ -234,6 +241,7 @@ class Service:
             queue.held(session, ticket)
             video = session.get_one(Video, video_id)
             video.score, video.passed = score, passed
+            audit.append(session, None, "video measured", video_id, passed=passed)
             return queue.advance(session, ticket)
 
     def _reloaded(self, job: Job) -> Job:

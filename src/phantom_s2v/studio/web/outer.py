@@ -1,12 +1,8 @@
-"""The outermost layer: request ids, structured logs, metrics, security headers, the host's name and the size of a request."""
+"""The outermost layer: request ids, a log line each, metrics, security headers, the host's name and the size of a request."""
 
-import json
-import logging
 import re
 import secrets
-import sys
 import time
-from contextvars import ContextVar
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,11 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from phantom_s2v.files.hosts import is_own
 from phantom_s2v.studio.config import Settings
+from phantom_s2v.studio.logs import LOG, REQUEST_ID
 from phantom_s2v.studio.problems import N_, Problem, TooLarge
 from phantom_s2v.studio.web.view import problem_answer
 
-REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-LOG = logging.getLogger("phantom_s2v.studio")
 PROXY_ID = re.compile(r"[A-Za-z0-9-]{8,64}")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
@@ -51,34 +46,6 @@ class Failure(Problem):
     """A defect of ours."""
 
     status = 500
-
-
-class JsonLines(logging.Formatter):
-    """A log line as an object of JSON, with the id of the request that it belongs to."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            "request_id": REQUEST_ID.get(),
-            **getattr(record, "values", {}),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def log_json() -> None:
-    """Write the logs of studio and server as JSON to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    for name in ("phantom_s2v.studio", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
 
 
 class _TooLargeError(Exception):
@@ -117,7 +84,7 @@ class Outer:
         except _TooLargeError:
             await self._say(self._too_large(), scope, receive, answer)
         except Exception:
-            LOG.exception("a request failed", extra={"values": {"path": scope["path"]}})
+            LOG.exception("a request failed", extra={"values": {"route": _route(scope)}})
             if status[0]:
                 raise
             await self._say(Failure(FAILED, request=identity), scope, receive, answer)
@@ -137,7 +104,7 @@ class Outer:
         try:
             response = await run_in_threadpool(problem_answer, Request(scope), problem)
         except Exception:
-            LOG.exception("no page could be made", extra={"values": {"path": scope["path"]}})
+            LOG.exception("no page could be made", extra={"values": {"route": _route(scope)}})
             response = PlainTextResponse(str(problem), problem.status)
         await response(scope, receive, answer)
 
@@ -170,8 +137,13 @@ class Outer:
         return answer
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "none")
+        route = _route(scope)
         self.count.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
         values = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
         LOG.info("request", extra={"values": values})
+
+
+def _route(scope: Scope) -> str:
+    """The route of a request, never its address: one-time links stand in addresses."""
+    return getattr(scope.get("route"), "path", "none")

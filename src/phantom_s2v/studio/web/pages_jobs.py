@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, joinedload
 
 from phantom_s2v.media.videos import Video as VideoFile
-from phantom_s2v.studio import access, gate, queue, waiting
+from phantom_s2v.studio import access, drafts, gate, queue, waiting
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import paged
 from phantom_s2v.studio.problems import N_, Forbidden, NotFound, Problem
@@ -109,7 +109,7 @@ def cancel(view: ViewOf) -> Response:
 def resume(view: ViewOf) -> Response:
     """Let a job that was set aside, or failed, try again."""
     with view.writing() as session:
-        queue.resume(session, view.actor.must_be_person(), own_job(view, session))
+        drafts.resume(session, view.actor, own_job(view, session))
     return view.go(f"/projects/{view.project_id}/jobs/{view.param('job_id')}", N_("The job is in the queue again."))
 
 
