@@ -179,12 +179,11 @@ def import_certificate(
     folder: Folder = None,
 ) -> None:
     """Sign exports with a certificate from outside, after trying it."""
-    from phantom_s2v.studio import audit, certificates, credentials
+    from phantom_s2v.studio import certificates, credentials
+    from phantom_s2v.studio.access import SYSTEM
 
-    made = opened(folder)
-    with made.writing() as session:
-        taken = certificates.import_(made.settings.certificates, chain, key, credentials.try_out)
-        audit.append(session, None, "certificate imported", valid_until=taken.valid_until.date().isoformat())
+    with opened(folder).writing() as session:
+        taken = certificates.bring_in(session, SYSTEM, chain, key, credentials.try_out)
     _tell_certificate(taken)
 
 
@@ -194,13 +193,11 @@ def trust_authority(
     folder: Folder = None,
 ) -> None:
     """Call files trusted on the page Verify that were signed under another authority."""
-    from phantom_s2v.studio import audit, certificates
+    from phantom_s2v.studio import certificates
+    from phantom_s2v.studio.access import SYSTEM
 
-    made = opened(folder)
-    with made.writing() as session:
-        trusted = certificates.trust(made.settings.certificates, root)
-        audit.append(session, None, "authority trusted")
-    say(f"trusted: {trusted}")
+    with opened(folder).writing() as session:
+        say(f"trusted: {certificates.accept(session, SYSTEM, root)}")
 
 
 @certificate.command("show")

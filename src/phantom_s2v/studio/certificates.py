@@ -67,6 +67,22 @@ def establish(session: Session, actor: Actor, organization: str, days: int = SIG
     return made
 
 
+def bring_in(session: Session, actor: Actor, chain: Path, key: Path, fit: Callable[[Certificate], object]) -> Certificate:
+    """Sign with a certificate from outside from now on, as an administrator of the studio; see `import_`."""
+    actor.must_be_admin()
+    made = import_(studio_of(session).settings.certificates, chain, key, fit)
+    audit.append(session, actor.id, "certificate imported", valid_until=made.valid_until.date().isoformat())
+    return made
+
+
+def accept(session: Session, actor: Actor, root: Path) -> str:
+    """Trust another authority from now on, as an administrator of the studio; see `trust`."""
+    actor.must_be_admin()
+    subject = trust(studio_of(session).settings.certificates, root)
+    audit.append(session, actor.id, "authority trusted")
+    return subject
+
+
 def make(folder: Path, organization: str, days: int = SIGNER_DAYS, now: datetime | None = None) -> Certificate:
     """A new signing certificate of the studio's own authority, which is founded where there is none. Replaces the one before."""
     now = now or datetime.now(UTC)
