@@ -131,6 +131,7 @@ def test_what_is_no_number_and_no_text_is_refused_in_words(api, film):
     for body in (
         {"text": "x", "frame": 2**70},
         {"text": "x", "frame": -1},
+        {"text": "x", "frame": 1, "x": 0.5},
         {"text": "\x00"},
         {"text": "x" * 30_000},
         {"text": ""},

@@ -247,3 +247,20 @@ def test_metrics_health_and_logs(browser, studio, caplog):
     assert caplog.records[-1].values["route"] == "/"
     studio.head.file.unlink()
     assert browser(None).get("/ready").status_code == 503
+
+
+def test_what_is_not_the_studios_keeps_no_backup_from_being_restored(log, tmp_path):
+    """Notes of an administrator, and what a crash left half-written; a certificate that lies elsewhere is taken along."""
+    folder, elsewhere = log.settings.folder, tmp_path / "keys"
+    elsewhere.mkdir()
+    (elsewhere / "chain.pem").write_text("chain")
+    (elsewhere / ".key.pem.partial").write_text("half")
+    (folder / "certificate").symlink_to(elsewhere)
+    (folder / "My notes (old).txt").write_text("notes")
+    target = tmp_path / "backup.tar"
+    backup.back_up(log, target)
+    backup.restore(target, tmp_path / "restored")
+    assert (tmp_path / "restored" / "certificate" / "chain.pem").read_text() == "chain"
+    assert sorted(path.name for path in (tmp_path / "restored").iterdir() if path.name != "audit-head.lock") == [
+        "audit-head.json", "certificate", "files", "secret", "studio.sqlite",
+    ]  # fmt: skip

@@ -344,3 +344,57 @@ def test_a_rephraser_is_an_endpoint(tmp_path):
 
     with pytest.raises(InputError, match="PHANTOM_STUDIO_REPHRASE must be URL#MODEL"):
         load_settings(tmp_path, {"PHANTOM_STUDIO_REPHRASE": "/models/vlm"})
+
+
+def test_the_prompt_is_checked_before_a_worker_has_started_and_never_praised_unseen(ready, browser):
+    client = browser("maker")
+    with ready.writing() as session:
+        session.delete(session.scalars(select(Worker)).one())
+    address = begin(client, ready)
+    assert "Say what fox does" in client.submit(f"{address}/save", {"prompt": "It moves", "subjects": ready.subject_id}).text
+    assert (
+        "Every subject is described"
+        in client.submit(f"{address}/save", {"prompt": "The fox moves", "subjects": ready.subject_id}).text
+    )
+    with ready.writing() as session:
+        session.get_one(Project, ready.project_id).model = "phantom-wan-elsewhere"
+    said = client.submit(f"{address}/save", {"prompt": "It moves", "subjects": ready.subject_id}).text
+    assert "Every subject is described" not in said  # nobody knows what that model reads
+
+
+def test_two_subjects_have_to_be_told_apart(ready, browser):
+    client = browser("maker")
+    with ready.writing() as session:
+        wolf = add_subject(session, ready, "wolf", b"another").id
+    address, both = begin(client, ready), {"subjects": [ready.subject_id, wolf]}
+    for prompt, told in (
+        ("The subject moves to the subject", False), ("The first subject moves to the second subject", True),
+        ("The fox moves to the wolf", True), ("The fox moves to the second subject", True), ("The subject and the wolf", False),
+    ):  # fmt: skip
+        said = client.submit(f"{address}/save", {"prompt": prompt, **both}).text
+        assert ("Every subject is described" in said, "Several subjects are chosen" in said) == (told, not told), prompt
+
+
+def test_make_again_says_which_images_have_changed_since(ready, browser):
+    client = browser("maker")
+    queued(client, ready)
+    film = finished(ready, passed=True)
+    with ready.writing() as session:
+        image = session.get_one(Subject, ready.subject_id).images[0]
+        image.blob = ready.storage.put(session, b"another image", "image/png")
+    page = client.submit(f"{ready.base}/videos/{film}/again")
+    assert "but for the reference images of fox" in page.text
+
+
+def test_a_draft_whose_job_was_removed_since_can_run_again(ready, browser):
+    from phantom_s2v.studio import erasure
+
+    client = browser("maker")
+    job = queued(client, ready).url.path
+    with ready.writing() as session:
+        erasure._remove_jobs(session, [job.rpartition("/")[2]])
+        draft = session.scalars(select(Draft.id)).one()
+    fields = {"prompt": "The fox moves up", "subjects": ready.subject_id, "purpose": "internal trial", "territories": "DE"}
+    again = client.submit(f"{ready.base}/generate/{draft}/run", {**fields, "once": "1"})
+    assert "/jobs/" in again.url.path
+    assert again.url.path != job

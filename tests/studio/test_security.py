@@ -1,12 +1,22 @@
 """What somebody might try: forms of other sites, guessing at once, ids of other projects, secrets in logs, and clashes."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 
-from phantom_s2v.studio import sign_in
-from studio.conftest import PASSWORD
+from phantom_s2v.errors import OutputError
+from phantom_s2v.models.registry import load_preset, model_folder
+from phantom_s2v.studio import audit, drafts, problems, reviews, rights, sign_in, verify
+from phantom_s2v.studio.policies import CHECKLIST
+from phantom_s2v.studio.problems import Conflict, Problem
+from phantom_s2v.studio.schema import Draft, Job, JobState, Review, Right, Role, Subject, Video, VideoState
+from studio import queued
+from studio.conftest import PASSWORD, person
+from studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
 
 
 def at_once(count: int, work):
@@ -88,3 +98,117 @@ def test_a_workers_log_is_json_too():
     finally:
         for logger, handlers, propagate, level in kept:
             logger.handlers, logger.propagate, logger.level = handlers, propagate, level
+
+
+def test_two_people_sign_at_once(browser, studio, monkeypatch):
+    """Each signature is one, and the second of two that were needed completes the approval; a third finds nothing to decide."""
+    set_policy(studio, signatures=2)
+    film = add_video(studio, mp4(frames_of("1f431", 1, count=3)), subjects=[add_subject(studio)], score={"verdicts": []},
+                     num_frames=3, state=VideoState.SUBMITTED)  # fmt: skip
+    people = ("approver", "reviewer", "admin")
+    for name in people:
+        give_role(studio, name, Role.APPROVER)
+    actors = [person(studio, name) for name in people]
+    yes = dict.fromkeys(CHECKLIST, ("yes", ""))
+
+    def sign(number):
+        try:
+            with studio.writing() as session:
+                video = session.get_one(Video, film)
+                return reviews.approve(session, actors[number], video, yes, video.blob, 1).approved
+        except Conflict:
+            return None
+
+    assert sorted(at_once(3, sign), key=str) == [False, None, True]
+    with studio.reading() as session:
+        assert session.scalar(select(func.count()).select_from(Review)) == 2
+
+
+def test_a_right_is_revoked_while_jobs_are_queued_under_it(studio):
+    """Whichever comes first: no job waits under a right that is gone."""
+    with studio.writing() as session:
+        queued.set_policy(session, studio)
+        subject = queued.add_subject(session, studio, "fox")
+        right, worker = subject.rights[0].id, queued.make_worker(session)
+        mini = worker.offers["models"]["phantom-mini"] | queued.profiled(load_preset(model_folder("phantom-mini")))
+        worker.offers = {**worker.offers, "models": {"phantom-mini": mini}}
+    maker, approver = person(studio, "maker"), person(studio, "approver")
+    with studio.writing() as session:
+        drafts_ = [drafts.create(session, maker, studio.project_id, prompt="The fox moves", subjects=[subject.id],
+                                 purpose="internal trial", territories=["DE"]).id for _ in range(5)]  # fmt: skip
+
+    def work(number):
+        try:
+            with studio.writing() as session:
+                if number == 5:
+                    return rights.revoke(session, approver, session.get_one(Right, right), studio.project_id, "withdrawn")
+                return drafts.run(session, maker, session.get_one(Draft, drafts_[number])).id
+        except Problem:
+            return None
+
+    at_once(6, work)
+    with studio.reading() as session:
+        states = {job.state for job in session.scalars(select(Job))}
+    assert states <= {JobState.STOPPED}
+
+
+def test_what_another_tab_has_saved_is_not_overwritten_unseen(browser, studio):
+    first, second = browser("admin"), browser("admin")
+    base = f"/projects/{studio.project_id}"
+
+    def fields(page):
+        found = dict(re.findall(r'<input[^>]* name="([\w-]+)"[^>]* value="([^"]*)"', page))
+        return {name: value for name, value in found.items() if name != "csrf"}
+
+    for address, changed, number in (
+        (f"{base}/settings", "name", "price_per_hour"),
+        (f"{base}/policy", "label_text", "retention_days"),
+    ):
+        opened = f"{address}/new?template=standard" if address.endswith("policy") else address
+        typed = [fields(each.get(opened).text) for each in (first, second)]
+        more = {"kinds": "product", "purposes": "website", "territories": "WORLD", "checklist": "face", "model": "phantom-mini",
+                "currency": "EUR"}  # fmt: skip
+        assert first.submit(address, {**more, **typed[0], changed: "One"}).status_code == 200
+        clash = second.submit(address, {**more, **typed[1], changed: "Two"})
+        assert (clash.status_code, "Somebody else has changed this" in clash.text, 'value="Two"' in clash.text) == (
+            409,
+            True,
+            True,
+        )
+        wrong = second.submit(address, {**more, **typed[1], number: "many"})
+        assert fields(wrong.text)["based_on"] == typed[1]["based_on"]  # another mistake does not hide the clash
+        assert second.submit(address, {**more, **fields(clash.text), changed: "Two"}).status_code == 200
+
+
+def test_a_full_disk_and_a_busy_database_are_said_and_nothing_is_changed(browser, studio, monkeypatch):
+    client, address = browser("maker", "ja"), f"/projects/{studio.project_id}/subjects"
+    before = audit.last
+    for error, words in (
+        (OutputError("/srv/x cannot be written"), "ディスクがいっぱい"),
+        (locked("database or disk is full"), "ディスクがいっぱい"),
+        (locked("database is locked"), "混み合って"),
+    ):
+        monkeypatch.setattr(audit, "last", lambda session, error=error: (_ for _ in ()).throw(error))
+        answer = client.submit(address, {"name": "Fox", "kind": "product"})
+        monkeypatch.setattr(audit, "last", before)
+        assert (answer.status_code, words in answer.text, "/srv/x" in answer.text) == (503, True, False), answer.text
+        assert answer.headers["retry-after"] == "60"
+    with studio.reading() as session:
+        assert session.scalars(select(Subject)).all() == []
+
+
+def locked(words):
+    return OperationalError("insert", {}, Exception(words))
+
+
+def test_dear_work_is_done_a_few_at_once(browser, studio, monkeypatch):
+    """Files that are looked at: who would wait for long is told so."""
+    monkeypatch.setattr(verify, "in_turn", lambda turns: problems.in_turn(turns, 0.05))
+    for _ in range(2):
+        assert verify.LOOKING.acquire(blocking=False)
+    try:
+        client = browser("maker")
+        answer = client.post("/verify", data={"csrf": client.csrf}, files={"file": ("x", b"x")})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
+    finally:
+        verify.LOOKING.release(2)

@@ -24,7 +24,7 @@ from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.schema import Blob
 
 DATABASE, FILES = "studio.sqlite", "files"
-LEFT_OUT = re.compile(r"studio\.sqlite(-wal|-shm)?|.*\.lock|files|\..*")  # of the folder: taken apart, or of no use elsewhere
+BESIDE = ("certificate", "secret")  # of the folder, beside database, head and files; what else lies there is not the studio's
 MEMBER = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)*")  # names in a backup: below the folder, none hidden
 
 
@@ -46,11 +46,16 @@ def back_up(studio: Studio, target: Path) -> int:
             os.fchmod(file.fileno(), 0o600)
             for path in sorted(copy.iterdir()):
                 tar.add(path, path.name)
-            taken = {path.name for path in copy.iterdir()}
-            for path in sorted(studio.settings.folder.iterdir()):
-                if path.name not in taken and not LEFT_OUT.fullmatch(path.name):
-                    tar.add(path, path.name)
+            for name in BESIDE:
+                path = (studio.settings.folder / name).resolve()
+                if path.exists():
+                    tar.add(path, name, filter=_whole)
             return _add_files(studio, copy / DATABASE, tar)
+
+
+def _whole(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """A file or folder that `restore` takes; None for what a crash left half-written, under a hidden name."""
+    return member if MEMBER.fullmatch(member.name) and (member.isfile() or member.isdir()) else None
 
 
 def _copy_database(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from phantom_s2v.errors import PhantomError
 from phantom_s2v.models.base import Preset
-from phantom_s2v.models.registry import MODELS, load_preset
+from phantom_s2v.models.registry import MODELS, load_preset, video_model
 from phantom_s2v.pipeline.cost import profile
 from phantom_s2v.pipeline.request import Request
 from phantom_s2v.studio import queue
@@ -57,6 +57,15 @@ def own_preset(model: str) -> Preset | None:
     folder = MODELS.get(model, Path(model))
     try:
         return load_preset(folder) if folder.is_dir() else None
+    except PhantomError:
+        return None
+
+
+def own_reading(model: str) -> bool | None:
+    """Whether a model that lies on this machine reads free text (`checks_prompts`); None for any other."""
+    folder = MODELS.get(model, Path(model))
+    try:
+        return video_model(folder).checks_prompts if folder.is_dir() else None
     except PhantomError:
         return None
 

@@ -68,6 +68,18 @@ def writing(engine: Engine, studio: Any) -> Iterator[Session]:
         with studio.head.extended(session):
             session.commit()
     studio.storage.purge(session.info.pop("forgotten", []))
+    if session.info.pop("erased", False):
+        _empty_log(engine)
+
+
+def _empty_log(engine: Engine) -> None:
+    """Bring what was committed into SQLite's file, and empty the log beside it, in which erased rows would stay readable."""
+    if engine.dialect.name == "sqlite":
+        raw = engine.raw_connection()
+        try:
+            raw.driver_connection.execute("pragma wal_checkpoint(truncate)")  # type: ignore[union-attr]
+        finally:
+            raw.close()
 
 
 def upgrade(engine: Engine) -> None:

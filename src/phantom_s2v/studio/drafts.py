@@ -30,9 +30,11 @@ OPTIONS = ("size", "num_frames", "seed", "num_inference_steps", "guidance_scale"
 WHOLE, DECIMAL = ("num_frames", "seed", "num_inference_steps"), ("guidance_scale", "image_guidance_scale")
 LONGEST, MAX_CANDIDATES = 10_000, 16
 MENTIONS = re.compile(r"\b(?:the )?(?:first|second|third|fourth)? ?subjects?\b", re.IGNORECASE)
+WHICH = re.compile(r"(?<!first )(?<!second )(?<!third )(?<!fourth )\bsubject\b", re.IGNORECASE)  # without saying which
 FOREIGN = re.compile(r"[^\W\d_a-zA-Z\u00c0-\u024f]")  # letters that are not Latin
 NOT_ENGLISH = N_("This model understands English alone. Write what happens in English.")
 TOO_DEAR = N_("This costs more than the project's budget has left.")
+NOT_TOLD_APART = N_("Several subjects are chosen. Write “the first subject” and “the second subject”, or their names.")
 NOT_NAMED = N_("The prompt mentions no subject. Say what %(name)s does.")
 FIELDS = {  # words at the beginning of the pipeline's sentences -> the field that they are about
     "image_guidance_scale": "image_guidance_scale", "guidance_scale": "guidance_scale", "num_frames": "num_frames",
@@ -104,8 +106,10 @@ def remove(session: Session, actor: Actor, draft: Draft) -> None:
     studio_of(session).storage.forget(session, [frame] if frame else [])
 
 
-def again(session: Session, actor: Actor, video: Video) -> Draft:
-    """A draft with all that a video was made of, its seed too: unchanged it gives the same video again."""
+def again(session: Session, actor: Actor, video: Video) -> tuple[Draft, list[str]]:
+    """A draft with all that a video was made of, its seed too: unchanged it gives the same video again. With it the names of
+    subjects that have other images by now, or are gone, so that it would not.
+    """
     job = session.get_one(Job, video.job_id)
     wanted = job.request
     keys = session.scalars(select(JobSubject.subject_id).where(JobSubject.job_id == job.id))
@@ -114,10 +118,13 @@ def again(session: Session, actor: Actor, video: Video) -> Draft:
     subjects.sort(key=lambda each: order.index(each.name) if each.name in order else len(order))
     options = {name: str(wanted[name]) for name in OPTIONS if name != "size"}
     options |= {"size": f"{wanted['width']}x{wanted['height']}", "seed": str(video.seed)}
-    return create(
+    now_shown = {subject.name: {image.blob for image in subject.images} for subject in subjects}
+    changed = {each["subject"] for each in wanted["references"] if each["path"] not in now_shown.get(each["subject"], ())}
+    draft = create(
         session, actor, video.project_id, prompt=wanted["prompt"], options=options, subjects=[each.id for each in subjects],
         first_frame=wanted["first_frame"], purpose=job.purpose, territories=job.territories,
     )  # fmt: skip
+    return draft, sorted(changed)
 
 
 def request_of(draft: Draft, preset: Preset, subjects: Iterable[Subject]) -> Request:
@@ -190,6 +197,8 @@ def notices(draft: Draft, subjects: Iterable[Subject], checks_prompts: bool) -> 
     count = len(MENTIONS.findall(draft.prompt))
     missing = [name for name in names if name.casefold() not in draft.prompt.casefold()]
     foreign = [(NOT_ENGLISH, {})] if FOREIGN.search(_without(draft.prompt, names)) else []
+    if len(names) > 1 and WHICH.search(_without(draft.prompt, names)):
+        foreign.append((NOT_TOLD_APART, {}))
     return [*foreign, *((NOT_NAMED, {"name": name}) for name in missing[count:])]
 
 
@@ -206,7 +215,7 @@ class Look:
 
     subjects: list[Subject]
     problems: list[Problem]  # why it cannot run
-    notices: list[tuple[str, dict[str, str]]]
+    notices: list[tuple[str, dict[str, str]]] | None  # None: it is not known what the model reads
     preset: Preset | None
     cost: cost.Cost | None
     request: Request | None
@@ -230,7 +239,9 @@ def look(session: Session, draft: Draft, project: Project, subjects: list[Subjec
             if own:
                 request_of(draft, own, subjects)
         problems.append(Problem(NO_WORKER, model=project.model))
-        return Look(subjects, problems, [], own, None, None, None)
+        reads = cost.own_reading(project.model)
+        found = None if reads is None else notices(draft, subjects, reads)
+        return Look(subjects, problems, found, own, None, None, None)
     offer = worker.offers["models"][project.model]
     preset, request, expected = cost.preset_of(offer), None, None
     try:

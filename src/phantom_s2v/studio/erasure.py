@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import audit, policies, projects
+from phantom_s2v.studio import audit, policies, projects, queue
 from phantom_s2v.studio.access import Actor, find
 from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.problems import Conflict, Problem
@@ -60,7 +60,7 @@ def erase_subject(session: Session, actor: Actor, project_id: str, subject_id: s
     _check_typed(name, subject.name)
     hashes = [image.blob for image in subject.images]
     blobs = [blob for image in subject.images for blob in (image.blob, image.thumbnail)]
-    drafts = select(Draft).where(Draft.project_id == project_id)
+    drafts = select(Draft).where(Draft.project_id == project_id).execution_options(yield_per=500)
     mine = [draft for draft in session.scalars(drafts) if subject.id in draft.subjects]
     blobs += _remove_drafts(session, mine)
     blobs += _remove_jobs(session, session.scalars(_jobs_of(subject)).all())
@@ -76,6 +76,7 @@ def erase_subject(session: Session, actor: Actor, project_id: str, subject_id: s
     session.flush()
     studio = studio_of(session)
     studio.storage.forget(session, blobs)
+    session.info["erased"] = True
     kept = sorted({audit.of_file(session, blob) for blob in hashes})
     audit.append(session, actor.id, "subject erased", subject.id, images=kept)
 
@@ -147,24 +148,32 @@ def erase_user(session: Session, actor: Actor, user_id: str, name: str) -> None:
     for table in (Credential, Member, Notice):
         session.execute(delete(table).where(table.user_id == user_id))
     user.email, user.name, user.password_hash, user.active, user.admin = f"{user.id}@erased.invalid", "", None, False, False
+    session.info["erased"] = True
     audit.append(session, actor.id, "person erased", user_id)
 
 
 def retain(session: Session, at: datetime | None = None) -> int:
-    """Remove what policies no longer keep, at most BATCH of each: videos that were never approved, and drafts; how many."""
+    """Remove what policies no longer keep, at most BATCH of each: videos that were never approved, handed in or not, drafts, and
+    jobs of which no video is left, with their prompts, references and latents; how many.
+    """
     at, removed = at or now(), 0
     for project in session.scalars(select(Project).where(Project.policy_version > 0)).all():
         rules = policies.current(session, project)
         assert rules
         before = at - timedelta(days=rules.retention_days)
         old = select(Video.id).where(
-            Video.project_id == project.id, Video.created_at < before, Video.state.in_((VideoState.MADE, VideoState.SENT_BACK)),
+            Video.project_id == project.id, Video.created_at < before, Video.state != VideoState.APPROVED,
             Video.id.not_in(select(Export.video_id)),
         )  # fmt: skip
         videos = session.scalars(old.order_by(Video.created_at).limit(BATCH)).all()
         drafts = select(Draft).where(Draft.project_id == project.id, Draft.updated_at < before).limit(BATCH)
         stale = session.scalars(drafts).all()
         blobs = _remove_videos(session, videos) + _remove_drafts(session, stale)
-        studio_of(session).storage.forget(session, blobs)
-        removed += len(videos) + len(stale)
+        left = select(Job.id).where(
+            Job.project_id == project.id, Job.state.not_in(queue.OPEN), Job.ended_at < before,
+            ~exists().where(Video.job_id == Job.id),
+        )  # fmt: skip
+        jobs = session.scalars(left.limit(BATCH)).all()
+        studio_of(session).storage.forget(session, blobs + _remove_jobs(session, jobs))
+        removed += len(videos) + len(stale) + len(jobs)
     return removed

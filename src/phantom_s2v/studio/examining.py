@@ -19,7 +19,7 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.media.videos import Video
 from phantom_s2v.studio import credentials, fingerprints
 
-SECONDS, MEMORY_BYTES = 120, 4 << 30
+SECONDS, MEMORY_BYTES, FILE_BYTES = 120, 4 << 30, 256 << 20
 LONG = 600.0  # seconds of a video that are looked at
 
 
@@ -46,7 +46,10 @@ def _frames(source: Path) -> Iterator[tuple[float, np.ndarray]]:
 
 def main() -> None:
     """Examine the folder of the command line; the media type and trusted roots come in on stdin as JSON."""
-    for what, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
+    for what, most in (
+        (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_FSIZE, FILE_BYTES),
+        (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CORE, 0),
+    ):  # fmt: skip
         resource.setrlimit(what, (most, most))
     cv2.setNumThreads(1)
     asked = json.load(sys.stdin)

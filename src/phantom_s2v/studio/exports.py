@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,13 @@ from phantom_s2v.studio.access import Actor, find
 from phantom_s2v.studio.certificates import Certificate
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.database import Page, paged
-from phantom_s2v.studio.problems import Conflict, NotFound, Problem
+from phantom_s2v.studio.problems import Conflict, NotFound, Problem, in_turn
 from phantom_s2v.studio.reviews import SignOff
 from phantom_s2v.studio.schema import Export, Job, JobSubject, Right, Role, Video, new_id
 from phantom_s2v.studio.texts import text
 
 CRF = 16  # of the labelled video
+ENCODING = BoundedSemaphore(2)  # exports that are made at once
 MAY = (Role.MAKER, Role.APPROVER, Role.ADMIN)
 
 
@@ -57,6 +59,7 @@ def make(studio: Studio, actor: Actor, project_id: str, video_id: str, label: bo
         order = _order(session, studio, actor, project_id, video_id, label, reason)
         session.expunge_all()
     with tempfile.TemporaryDirectory(prefix="phantom-export-") as name, ExitStack() as stack:
+        stack.enter_context(in_turn(ENCODING))
         unsigned, signed = Path(name) / "unsigned.mp4", Path(name) / "signed.mp4"
         poster = _write_video(studio, order, unsigned)
         claims = credentials.manifest(order.model, order.origin)

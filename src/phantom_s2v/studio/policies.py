@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from phantom_s2v.files.untrusted import typed
 from phantom_s2v.studio import audit, rights
 from phantom_s2v.studio.access import Actor
-from phantom_s2v.studio.problems import N_, NotFound, Problem, collecting, raise_all
+from phantom_s2v.studio.problems import CHANGED, N_, Conflict, NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.schema import Job, JobSubject, Policy, Project, Right, Role, Subject
 from phantom_s2v.studio.territories import TERRITORIES, WORLD, uncovered
 from phantom_s2v.studio.texts import text
@@ -109,13 +109,17 @@ def versions(session: Session, actor: Actor, project_id: str) -> Sequence[Policy
     return session.scalars(select(Policy).where(Policy.project_id == project_id).order_by(Policy.version.desc()).limit(100)).all()
 
 
-def put(session: Session, actor: Actor, project_id: str, rules: Rules) -> Policy:
-    """Put rules in force as a new version. Raises Problem for rules that no project may have."""
+def put(session: Session, actor: Actor, project_id: str, rules: Rules, based_on: int | None = None) -> Policy:
+    """Put rules in force as a new version. Raises Problem for rules that no project may have, and Conflict where the version in
+    force is no longer the one that the person had before them, `based_on`.
+    """
     actor.must(project_id, Role.ADMIN)
     rules = checked(rules)
     project = session.get(Project, project_id)
     if project is None:
         raise NotFound
+    if based_on is not None and based_on != project.policy_version:
+        raise Conflict(CHANGED)
     project.policy_version += 1
     policy = Policy(
         project_id=project_id, version=project.policy_version, rules=_as_json(rules), created_by=actor.must_be_person()

@@ -7,6 +7,7 @@ Texts that are shown and stand apart from a call are marked by `N_`, so that the
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import BoundedSemaphore
 from typing import Any, ClassVar
 
 from phantom_s2v.errors import InputError
@@ -72,6 +73,34 @@ class TooMany(Problem):
     """Asked too often; `seconds` says when to come again."""
 
     status = 429
+
+
+class Unavailable(Problem):
+    """The studio cannot do it now, whatever is asked; `seconds` says when to come again."""
+
+    status = 503
+
+
+BUSY = N_("The studio is busy. Please try again in a minute.")
+NO_ROOM = N_(
+    "The studio can save nothing now: its disk is full, or cannot be written. Nothing was changed. Please tell your "
+    "administrator."
+)
+CHANGED = N_(
+    "Somebody else has changed this since you opened the page. Nothing of what you typed was saved yet: look at what is in "
+    "force now, then save again to replace it."
+)
+
+
+@contextmanager
+def in_turn(turns: BoundedSemaphore, patience: float = 20.0) -> Iterator[None]:
+    """Around what is dear: a few at once, others wait for some seconds. Raises TooMany for who would wait longer."""
+    if not turns.acquire(timeout=patience):
+        raise TooMany(BUSY, seconds=60)
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 @contextmanager

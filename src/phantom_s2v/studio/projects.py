@@ -1,6 +1,7 @@
 """Projects, their members, and the people of the studio."""
 
 import hashlib
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from phantom_s2v.evaluation.kpi import parse_kpis
 from phantom_s2v.studio import audit, certificates
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
-from phantom_s2v.studio.problems import Conflict, NotFound, Problem, collecting, raise_all
+from phantom_s2v.studio.problems import CHANGED, Conflict, NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.schema import Credential, Member, Project, Right, Role, Subject, SubjectImage, User, Video, VideoState
 from phantom_s2v.studio.sign_in import make_link, normal_email
 from phantom_s2v.studio.texts import line, text
@@ -173,12 +174,22 @@ class ProjectSettings:
     kpis: str  # TOML, as `phantom evaluate score --kpi` reads it; "" for none
 
 
-def change(session: Session, actor: Actor, project_id: str, settings: ProjectSettings) -> None:
-    """Other settings of a project. Raises Problem beside the field."""
+def stamp(project: Project) -> str:
+    """What a project's settings are, in a word: who saves others says which they had before them."""
+    values = (project.name, project.model, project.currency, project.price_per_hour, project.budget, project.kpis)
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def change(session: Session, actor: Actor, project_id: str, settings: ProjectSettings, based_on: str = "") -> None:
+    """Other settings of a project. Raises Problem beside the field, and Conflict where the settings are no longer those of
+    the stamp `based_on`.
+    """
     actor.must(project_id, Role.ADMIN)
     project = session.get(Project, project_id)
     if project is None:
         raise NotFound
+    if based_on and based_on != stamp(project):
+        raise Conflict(CHANGED)
     name, model = line(settings.name, "name"), line(settings.model, "model")
     if session.scalar(select(Project.id).where(Project.name == name, Project.id != project_id)):
         raise Conflict("There is a project of this name already.", "name")

@@ -22,7 +22,7 @@ from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.problems import Conflict, Problem
 from phantom_s2v.studio.schema import Job, JobFile, JobState, JobSubject, Project, User, Video, Worker, now
 
-LEASE = timedelta(seconds=10)  # without a heartbeat, until another worker may take the job
+LEASE = timedelta(seconds=8)  # without a heartbeat, until another worker may take the job: within 10 s of a death (worker.POLL)
 BEAT = 2.0  # seconds between heartbeats
 DEATHS = 3  # of workers without a newly saved step, until a job is set aside
 RUNNING_EACH = 2  # jobs of one person that run at once

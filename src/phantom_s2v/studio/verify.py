@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,11 +28,12 @@ from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.credentials import Credentials, State
 from phantom_s2v.studio.examining import SECONDS
 from phantom_s2v.studio.fingerprints import Asked, Match
-from phantom_s2v.studio.problems import Problem, TooLarge
+from phantom_s2v.studio.problems import Problem, TooLarge, in_turn
 from phantom_s2v.studio.schema import Export, JobSubject, Member, Right, Video
 from phantom_s2v.studio.uploads import child_environment
 
 MAX_BYTES = 64 << 20
+LOOKING = BoundedSemaphore(2)  # files that are looked at at once, each by a process of up to 4 GiB
 TYPES = ((b"ftyp", 4, "video/mp4"), (b"\x89PNG", 0, "image/png"), (b"\xff\xd8\xff", 0, "image/jpeg"), (b"RIFF", 0, "image/webp"))
 
 
@@ -82,7 +84,8 @@ def examine(studio: Studio, actor: Actor, source: BinaryIO) -> Finding:
     with tempfile.TemporaryDirectory(prefix="phantom-verify-") as name:
         folder = Path(name)
         sha256, media_type = _take_in(source, folder / "input")
-        said, readable, windows = _looked_at(studio, folder, media_type)
+        with in_turn(LOOKING):
+            said, readable, windows = _looked_at(studio, folder, media_type)
     with studio.reading() as session:
         found = _find(session, sha256, said, windows)
         finding = _complete(session, actor, sha256, said, readable, *found)

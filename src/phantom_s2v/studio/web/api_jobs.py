@@ -160,7 +160,7 @@ def look_at_draft(view: ViewOf, project_id: str, draft_id: str) -> LookOut:
         place = line.places[""]
         return LookOut(
             problems=[ProblemOut(field=each.field, message=i18n.sentence(view.language, each)) for each in found.problems],
-            notices=[view.say(template, **values) for template, values in found.notices],
+            notices=[view.say(template, **values) for template, values in found.notices or ()],
             cost=CostOut.model_validate(found.cost) if found.cost else None,
             place=place.number,
             wait=place.wait,

@@ -111,6 +111,8 @@ def list_comments(view: ViewOf, project_id: str, video_id: str) -> list[CommentO
 @routes.post(f"{ONE}/comments", status_code=201)
 def add_comment(view: ViewOf, project_id: str, video_id: str, body: CommentIn) -> CommentOut:
     """Say something of a video."""
+    if (body.x is None) != (body.y is None):
+        raise Problem("The place must lie within a frame.", "place")
     place = (body.x, body.y) if body.x is not None and body.y is not None else None
     with view.writing() as session:
         video = reviews.video_of(session, view.actor, project_id, video_id)

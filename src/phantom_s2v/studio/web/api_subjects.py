@@ -2,9 +2,9 @@
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
 
@@ -19,6 +19,7 @@ from phantom_s2v.studio.web.view import View, ViewOf
 
 routes = APIRouter(prefix="/api/v1/projects/{project_id}")
 ONE = "/subjects/{subject_id}"
+BasedOn = Annotated[int | None, Query(ge=0, le=10**9)]
 
 
 class _Right(BaseModel):
@@ -211,12 +212,14 @@ def read_policy(view: ViewOf, project_id: str) -> dict[str, Any]:
 
 
 @routes.put("/policy")
-def put_policy(view: ViewOf, project_id: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Put rules in force as a new version; what is left out is as in the template `standard`."""
+def put_policy(view: ViewOf, project_id: str, given: dict[str, Any], based_on: BasedOn = None) -> dict[str, Any]:
+    """Put rules in force as a new version; what is left out is as in the template `standard`. `based_on`: the version that you
+    had before you; where another is in force by now, nothing is changed.
+    """
     try:
         rules = typed(policies.Rules, given, "the policy")
     except ValueError as error:
         raise Problem("%(sentence)s", sentence=str(error)) from error
     with view.writing() as session:
-        made = policies.put(session, view.actor, view.project_id, rules)
+        made = policies.put(session, view.actor, view.project_id, rules, based_on)
         return {"version": made.version, **made.rules}

@@ -6,14 +6,16 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from prometheus_client import CollectorRegistry
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from phantom_s2v import __version__
-from phantom_s2v.errors import PhantomError
+from phantom_s2v.errors import OutputError, PhantomError
 from phantom_s2v.files.hosts import own_names
 from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
-from phantom_s2v.studio.problems import NotFound, Problem
+from phantom_s2v.studio.logs import LOG
+from phantom_s2v.studio.problems import BUSY, NO_ROOM, NotFound, Problem, Unavailable
 from phantom_s2v.studio.sign_in import Guard
 from phantom_s2v.studio.uploads import Decoder
 from phantom_s2v.studio.web import (
@@ -56,9 +58,8 @@ def create_app(studio: Studio) -> FastAPI:
     app.state.studio, app.state.guard, app.state.registry, app.state.decoder = studio, Guard(), CollectorRegistry(), Decoder()
     for routes in ROUTERS:
         app.include_router(routes)
-    app.add_exception_handler(PhantomError, _refuse)
-    app.add_exception_handler(HTTPException, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse)
+    for kind in (PhantomError, HTTPException, RequestValidationError, OperationalError):
+        app.add_exception_handler(kind, _refuse)
     app.add_middleware(Outer, web=app, settings=studio.settings, names=_names(studio.settings), registry=app.state.registry)
     return app
 
@@ -72,6 +73,10 @@ def _refuse(request: Request, error: Exception) -> Response:
     """Anything that was refused, as a sentence."""
     if isinstance(error, Problem):
         problem = error
+    elif isinstance(error, OutputError | OperationalError):
+        LOG.error("nothing could be written", extra={"values": {"why": str(getattr(error, "orig", error))}})
+        full = isinstance(error, OutputError) or "full" in str(error.orig)
+        problem = Unavailable(NO_ROOM if full else BUSY, seconds=60)
     elif isinstance(error, PhantomError):
         problem = Problem("%(sentence)s", sentence=str(error))
     elif isinstance(error, RequestValidationError):

@@ -17,7 +17,7 @@ from phantom_s2v.media.images import read_image
 from phantom_s2v.models.base import Preset
 from phantom_s2v.pipeline import prompts
 from phantom_s2v.studio import access, cost, drafts, policies, rights, waiting
-from phantom_s2v.studio.problems import N_, Conflict, NotFound, Problem, TooMany
+from phantom_s2v.studio.problems import N_, Conflict, NotFound, Problem, in_turn
 from phantom_s2v.studio.schema import Draft, Policy, Project, Subject, User, Video
 from phantom_s2v.studio.storage import Staged
 from phantom_s2v.studio.territories import EU, WORLD
@@ -224,15 +224,12 @@ def rephrase(view: ViewOf) -> Response:
         subjects = rights.with_rights(session, draft.project_id, draft.subjects)
         blobs = [subject.images[0].blob for subject in subjects if subject.images][:IMAGES]
         prompt = draft.prompt
-    if not ASKING.acquire(blocking=False):
-        raise TooMany("The rephraser is busy. Please try again in a minute.", seconds=60)
-    try:
-        shown = [read_image(view.studio.storage.path(blob))[0] for blob in blobs]
-        proposal, problem = prompts.rephrase(prompt, shown, where), ""
-    except InputError as error:
-        proposal, problem = "", str(error)
-    finally:
-        ASKING.release()
+    with in_turn(ASKING, patience=0):
+        try:
+            shown = [read_image(view.studio.storage.path(blob))[0] for blob in blobs]
+            proposal, problem = prompts.rephrase(prompt, shown, where), ""
+        except InputError as error:
+            proposal, problem = "", str(error)
     names = [subject.name for subject in subjects]
     open_points = prompts.open_points(proposal, names) if proposal else []
     return HTMLResponse(view.render("generate_proposal.html", proposal=proposal, problem=problem, notices=open_points))
@@ -288,8 +285,12 @@ def first_frame(view: ViewOf) -> Response:
 def again(view: ViewOf) -> Response:
     """Make a video again: a draft with all that it was made of."""
     with view.writing() as session:
-        draft = drafts.again(session, view.actor, access.find(session, Video, view.param("video_id"), view.project_id))
-    return view.go(f"{_base(view)}/{draft.id}", N_("Everything is as it was. Change what you like, then run it."))
+        draft, changed = drafts.again(session, view.actor, access.find(session, Video, view.param("video_id"), view.project_id))
+    address = f"{_base(view)}/{draft.id}"
+    if changed:
+        said = N_("Everything is as it was, but for the reference images of %(names)s, which have changed since.")
+        return view.go(address, said, names=", ".join(changed))
+    return view.go(address, N_("Everything is as it was. Change what you like, then run it."))
 
 
 def _draft(view: View, session: Session) -> tuple[Draft, Project, User, Policy | None]:

@@ -43,7 +43,7 @@ def _with_link(view: View, person: User, token: str) -> Response:
 
 @routes.post("/people/{user_id}/link")
 def new_link(view: ViewOf) -> Response:
-    """Another one-time link: the old password, links and sessions of the person end."""
+    """Another one-time link: older links and sessions of the person end, and with its use the old password."""
     with view.writing() as session:
         person = projects.person(session, view.actor, view.param("user_id"))
         token = sign_in.make_link(session, view.actor, person)

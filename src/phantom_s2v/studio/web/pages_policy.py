@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from phantom_s2v.studio import cost, kpis, policies, projects, rights, waiting
 from phantom_s2v.studio.policies import CHECKLIST, KINDS, PURPOSES, SIMILARITY_SEARCH, TEMPLATE_NAMES, TEMPLATES, Rules
-from phantom_s2v.studio.problems import N_, Problem
+from phantom_s2v.studio.problems import N_, Conflict, Problem
 from phantom_s2v.studio.schema import Project, Subject
 from phantom_s2v.studio.web import forms
 from phantom_s2v.studio.web.view import Form, View, ViewOf
@@ -50,7 +50,7 @@ def new_policy_page(view: ViewOf) -> Response:
         consent=rules.consent,
         checklist=rules.checklist,
     )
-    return view.page("policy_new.html", **CHOICES)
+    return view.page("policy_new.html", based_on=view.project.policy_version, **CHOICES)
 
 
 @routes.post("/projects/{project_id}/policy")
@@ -59,10 +59,17 @@ def new_policy(view: ViewOf) -> Response:
     try:
         rules = _rules(view.form)
         with view.writing() as session:
-            policies.put(session, view.actor, view.project_id, rules)
+            policies.put(session, view.actor, view.project_id, rules, _based_on(view.form))
     except Problem as problem:
-        return view.wrong("policy_new.html", problem, **CHOICES)
+        based_on = view.project.policy_version if view.project and isinstance(problem, Conflict) else view.form["based_on"]
+        return view.wrong("policy_new.html", problem, based_on=based_on, **CHOICES)
     return view.go(f"/projects/{view.project_id}/policy", N_("The policy is in force."))
+
+
+def _based_on(form: Form) -> int | None:
+    """The version that the form was opened with."""
+    text = form["based_on"]
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def _rules(form: Form) -> Rules:
@@ -107,7 +114,7 @@ def settings_page(view: ViewOf) -> Response:
     }
     for row in kpis.rows(project.kpis):
         typed |= {row.field: row.bound, f"{row.field}-reason": row.reason}
-    view.form = Form(**typed)
+    view.form = Form(based_on=projects.stamp(project), **typed)
     return _settings(view, project)
 
 
@@ -115,6 +122,7 @@ def _settings(view: View, project: Project, problem: Problem | None = None) -> R
     with view.reading() as session:
         models = list(dict.fromkeys([project.model, *cost.offered(waiting.workers(session))]))
     values = {"currencies": projects.CURRENCIES, "rows": kpis.rows(project.kpis), "models": models}
+    values["based_on"] = projects.stamp(project) if isinstance(problem, Conflict) else view.form["based_on"]
     return view.wrong("settings.html", problem, **values) if problem else view.page("settings.html", **values)
 
 
@@ -141,4 +149,4 @@ def _save(view: View, session: Session, project: Project) -> None:
     price = forms.amount(form["price_per_hour"] or "0", "price_per_hour", currency)
     budget = forms.amount(form["budget"], "budget", currency) if form["budget"].strip() else None
     settings = projects.ProjectSettings(form["name"], form["model"], currency, price, budget, file)
-    projects.change(session, view.actor, view.project_id, settings)
+    projects.change(session, view.actor, view.project_id, settings, form["based_on"])

@@ -24,7 +24,7 @@ from phantom_s2v.studio import access, gate, i18n, sign_in
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
-from phantom_s2v.studio.problems import N_, Forbidden, NotSignedIn, Problem, Problems, TooMany
+from phantom_s2v.studio.problems import N_, Forbidden, NotSignedIn, Problem, Problems, TooMany, Unavailable
 from phantom_s2v.studio.schema import Project, Role
 from phantom_s2v.studio.territories import TERRITORIES
 from phantom_s2v.studio.web.navigation import LINKS, TABS
@@ -318,6 +318,6 @@ def problem_answer(request: Request, problem: Problem) -> Response:
 
 def come_again(response: Response, problem: Problem) -> Response:
     """The answer, saying when to ask again where that was too often."""
-    if problem.status == TooMany.status:
+    if isinstance(problem, TooMany | Unavailable):
         response.headers["Retry-After"] = str(problem.values["seconds"])
     return response
