@@ -86,7 +86,7 @@ class Team:
             each.sees(words, **values)
 
 
-@pytest.mark.parametrize(("language", "manner"), [("en", "mouse"), ("ja", "mouse"), ("ja", "keyboard"), ("en", "phone")])
+@pytest.mark.parametrize(("language", "manner"), [(language, manner) for manner in ("mouse", "keyboard", "phone") for language in ("en", "ja")])
 def test_from_the_first_start_to_a_verified_video(running, tmp_path, language, manner):
     from playwright.sync_api import sync_playwright
 
