@@ -86,7 +86,9 @@ class Team:
             each.sees(words, **values)
 
 
-@pytest.mark.parametrize(("language", "manner"), [(language, manner) for manner in ("mouse", "keyboard", "phone") for language in ("en", "ja")])
+@pytest.mark.parametrize(
+    ("language", "manner"), [(language, manner) for manner in ("mouse", "keyboard", "phone") for language in ("en", "ja")]
+)
 def test_from_the_first_start_to_a_verified_video(running, tmp_path, language, manner):
     from playwright.sync_api import sync_playwright
 
@@ -230,7 +232,7 @@ def made(team: Team, kpi: str, again: str = "") -> str:
     maker.look()
     maker.sees("Every subject is described and distinguishable.") if not again else None
     maker.press("Run")
-    maker.wait(lambda: maker.page.locator("#progress progress").count() == 0, 240)
+    maker.wait(lambda: maker.page.locator("#progress progress").count() == 0, 600)
     maker.look()
     maker.press("See its measurements" if again else "See why", "link")
     return re.sub(r"^.*(/projects/\w+/videos/\w+).*$", r"\1", maker.page.url)

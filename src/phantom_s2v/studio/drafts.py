@@ -16,7 +16,7 @@ from phantom_s2v.files.reuse import as_json
 from phantom_s2v.geometry import MAX_SUBJECTS, parse_size
 from phantom_s2v.models.base import Preset
 from phantom_s2v.pipeline.prompts import open_points
-from phantom_s2v.pipeline.request import Reference, Request, check_request, with_defaults
+from phantom_s2v.pipeline.request import MAX_FRAMES, Reference, Request, check_request, with_defaults
 from phantom_s2v.studio import audit, cost, policies, queue, rights
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.context import studio_of
@@ -24,11 +24,14 @@ from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import N_, NotFound, Problem, Problems, collecting, raise_all
 from phantom_s2v.studio.schema import Draft, Job, JobSubject, Policy, Project, Role, Subject, SubjectImage, User, Video, now
 from phantom_s2v.studio.storage import Staged
+from phantom_s2v.studio.texts import decimal, whole
 from phantom_s2v.studio.waiting import Snapshot, snapshot
 
-OPTIONS = ("size", "num_frames", "seed", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt")
-WHOLE, DECIMAL = ("num_frames", "seed", "num_inference_steps"), ("guidance_scale", "image_guidance_scale")
 LONGEST, MAX_CANDIDATES = 10_000, 16
+BACKGROUND = "background"  # what the pipeline calls an image of the place
+OPTIONS = ("size", "num_frames", "seed", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt")
+WHOLE = {"num_frames": (1, MAX_FRAMES), "seed": (0, 2**63 - 1 - MAX_CANDIDATES), "num_inference_steps": (1, 1000)}  # their ranges
+DECIMAL, GUIDANCE = ("guidance_scale", "image_guidance_scale"), (0, 100)
 MENTIONS = re.compile(r"\b(?:the )?(?:first|second|third|fourth)? ?subjects?\b", re.IGNORECASE)
 WHICH = re.compile(r"(?<!first )(?<!second )(?<!third )(?<!fourth )\bsubject\b", re.IGNORECASE)  # without saying which
 FOREIGN = re.compile(r"[^\W\d_a-zA-Z\u00c0-\u024f]")  # letters that are not Latin
@@ -133,13 +136,19 @@ def request_of(draft: Draft, preset: Preset, subjects: Iterable[Subject]) -> Req
     values = _numbers(draft, problems)
     try:
         height, width = parse_size(size) if (size := draft.options.get("size")) else (None, None)
-    except InputError as error:
-        problems.append(Problem("%(sentence)s", "size", sentence=str(error)))
+    except InputError:
+        problems.append(Problem("Please choose one of the list.", "size"))
         height = width = None
     subjects = list(subjects)
     names = [subject.name for subject in subjects]
     if twice := next((name for name in names if names.count(name) > 1), None):
         problems.append(Problem("Two of the subjects are called %(name)s. Rename one of them.", "subjects", name=twice))
+    if BACKGROUND in names:
+        problems.append(Problem("No subject can be called %(name)s. Please rename it.", "subjects", name=BACKGROUND))
+    if len(names) > (most := min(MAX_SUBJECTS, preset.max_images)):
+        problems.append(Problem("Please choose at most %(most)d subjects.", "subjects", most=most))
+    if draft.first_frame and not preset.takes_first_frame:
+        problems.append(Problem("%(model)s cannot begin with an image of your own. Remove it.", "image", model=preset.name))
     if not draft.prompt.strip():
         problems.append(Problem("Describe what happens in the video.", "prompt"))
     raise_all(problems)
@@ -151,6 +160,8 @@ def request_of(draft: Draft, preset: Preset, subjects: Iterable[Subject]) -> Req
         check_request(request, preset)
     except InputError as error:
         field = next((field for word, field in FIELDS.items() if word in str(error).split(" must")[0]), "")
+        if field in ("size", "num_frames"):
+            raise Problem("%(model)s does not make videos of this size and length.", field, model=preset.name) from error
         raise Problem("%(sentence)s", field, sentence=str(error)) from error
     return request
 
@@ -162,11 +173,8 @@ def _numbers(draft: Draft, problems: list[Problem]) -> dict[str, float | int]:
         text = draft.options.get(name, "")
         if not text:
             continue
-        try:
-            values[name] = int(text) if name in WHOLE else float(text.replace(",", "."))
-        except ValueError:
-            words = N_("Please enter a whole number.") if name in WHOLE else N_("Please enter a number.")
-            problems.append(Problem(words, name))
+        with collecting(problems):
+            values[name] = whole(text, name, *WHOLE[name]) if name in WHOLE else decimal(text, name, *GUIDANCE)
     return values
 
 

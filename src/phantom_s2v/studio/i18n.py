@@ -7,7 +7,7 @@ are, so there is nothing to compile.
 import gettext
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from functools import cache
 from pathlib import Path
@@ -56,11 +56,17 @@ def translate(language: str, message: str, **values: Any) -> str:
 
 def matched(language: str, templates: Sequence[str], text: str) -> str:
     """An English sentence in a language, by the template that it was made of; itself where none fits."""
+    found = fitting(templates, text)
+    return translate(language, found[0], **found[1]) if found else text
+
+
+def fitting(templates: Iterable[str], text: str) -> tuple[str, dict[str, str]] | None:
+    """The template that a sentence was made of, and its values; None where none fits."""
     for template in templates:
         fixed = PLACE.split(template)[::2]
         if found := re.fullmatch("(.*)".join(map(re.escape, fixed)), text, re.DOTALL):
-            return translate(language, template, **dict(zip(PLACE.findall(template), found.groups(), strict=True)))
-    return text
+            return template, dict(zip(PLACE.findall(template), found.groups(), strict=True))
+    return None
 
 
 def sentence(language: str, problem: Problem) -> str:

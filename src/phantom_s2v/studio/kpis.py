@@ -3,11 +3,13 @@
 import json
 from dataclasses import dataclass, replace
 
+from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.kpi import Kpi, parse_kpis
 from phantom_s2v.evaluation.metrics.table import METRICS
 from phantom_s2v.studio.gate import WORDS
+from phantom_s2v.studio.i18n import fitting
 from phantom_s2v.studio.problems import N_, Problem, collecting, raise_all
-from phantom_s2v.studio.texts import line
+from phantom_s2v.studio.texts import decimal, line
 
 ROWS = {  # metric -> what it answers (docs/governance.md)
     "similarity": N_("Does it look like the reference, on average? 1 is the same."),
@@ -19,7 +21,16 @@ ROWS = {  # metric -> what it answers (docs/governance.md)
     "frozen": N_("In what share of the frames does nothing move?"),
     "flicker": N_("Does the brightness jump from frame to frame?"),
 }
+RANGES = {"similarity": (-1, 1), "similarity_min": (-1, 1), "face_min": (-1, 1), "copy_paste": (-1, 1)}
+SHARE = (0, 1)  # of the other rows
 OPTIONAL = ("face_min",)  # which a video passes that shows no face
+WRONG = (  # sentences of evaluation.kpi
+    N_("The KPI file is not a valid TOML file (%(reason)s)"),
+    N_("unknown metric %(name)s in the KPI file; metrics are %(names)s"),
+    N_("reason of [%(name)s] in the KPI file must not be empty"),
+    N_("[%(name)s] in the KPI file is missing %(field)s"),
+    N_("[%(name)s] in the KPI file must have a number as min, max or both"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,16 @@ def _parsed(text: str) -> list[Kpi]:
     return parse_kpis(text, "The KPI file", "the KPI file") if text.strip() else []
 
 
+def check(file: str) -> None:
+    """Raise Problem for what is no KPI file."""
+    try:
+        _parsed(file)
+    except InputError as error:
+        found = fitting(WRONG, str(error))
+        template, values = found or (N_("The KPI file cannot be used: %(reason)s"), {"reason": str(error)})
+        raise Problem(template, "kpis", **values) from error
+
+
 def with_rows(text: str, typed: dict[str, tuple[str, str]]) -> str:
     """The KPI file with other rows: metric -> bound and reason as they were typed. Raises Problem beside the field."""
     if typed == {row.metric: (row.bound, row.reason) for row in rows(text)}:
@@ -66,21 +87,11 @@ def with_rows(text: str, typed: dict[str, tuple[str, str]]) -> str:
             kpis.pop(row.metric, None)
             continue
         with collecting(problems):
-            value, why = _number(bound, row.field), line(reason, f"{row.field}-reason", 1000)
+            value, why = decimal(bound, row.field, *RANGES.get(row.metric, SHARE)), line(reason, f"{row.field}-reason", 1000)
             kpi = kpis.get(row.metric) or Kpi(row.metric, why, optional=row.metric in OPTIONAL)
             kpis[row.metric] = replace(kpi, reason=why, **{"min" if row.least else "max": value})
     raise_all(problems)
     return "\n".join(_table(kpi) for kpi in kpis.values())
-
-
-def _number(text: str, field: str) -> float:
-    try:
-        value = float(text.replace(",", "."))
-    except ValueError:
-        value = float("nan")
-    if not -1 <= value <= 1000:
-        raise Problem("Please enter a number.", field)
-    return value
 
 
 def _table(kpi: Kpi) -> str:

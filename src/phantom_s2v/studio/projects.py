@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
-from phantom_s2v.errors import InputError
-from phantom_s2v.evaluation.kpi import parse_kpis
 from phantom_s2v.studio import audit, certificates
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
+from phantom_s2v.studio.kpis import check as check_kpis
 from phantom_s2v.studio.problems import CHANGED, Conflict, NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.schema import Credential, Member, Project, Right, Role, Subject, SubjectImage, User, Video, VideoState
 from phantom_s2v.studio.sign_in import make_link, normal_email
@@ -196,11 +195,7 @@ def change(session: Session, actor: Actor, project_id: str, settings: ProjectSet
     if project.spent and settings.currency != project.currency:
         raise Conflict("The currency cannot be changed any more, since money was spent in it.", "currency")
     kpis = text(settings.kpis, "kpis", 100_000, needed=False)
-    if kpis:
-        try:
-            parse_kpis(kpis, "The KPI file", "the KPI file")
-        except InputError as error:
-            raise Problem("The KPI file cannot be used: %(reason)s", "kpis", reason=str(error)) from error
+    check_kpis(kpis)
     project.name, project.model, project.currency, project.kpis = name, model, settings.currency, kpis
     project.price_per_hour, project.budget = settings.price_per_hour, settings.budget
     said = {"model": model, "price_per_hour": settings.price_per_hour, "budget": settings.budget}

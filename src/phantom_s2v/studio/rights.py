@@ -14,7 +14,7 @@ from phantom_s2v.studio.context import studio_of
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.notices import tell
 from phantom_s2v.studio.problems import N_, Conflict, Forbidden, NotFound, Problem, collecting, raise_all
-from phantom_s2v.studio.schema import Job, JobSubject, Member, Right, Role, Subject, Video, now
+from phantom_s2v.studio.schema import Job, JobSubject, Member, Project, Right, Role, Subject, Video, now
 from phantom_s2v.studio.storage import Staged
 from phantom_s2v.studio.territories import TERRITORIES, uncovered
 from phantom_s2v.studio.texts import line, text
@@ -125,6 +125,7 @@ def add(
     Nothing of a record is ever changed: what is wrong is revoked and entered anew.
     """
     actor.must(subject.project_id, Role.MAKER, *CHECKERS)
+    raise_all(wrong(session, subject, record, document is not None))
     values = checked(record)
     right = Right(project_id=subject.project_id, subject_id=subject.id, created_by=actor.must_be_person(), **values)
     if document is not None:
@@ -139,6 +140,23 @@ def add(
         document=audit.of_file(session, right.document) if right.document else None,
     )  # fmt: skip
     return right
+
+
+def wrong(session: Session, subject: Subject, record: Record, document: bool) -> list[Problem]:
+    """What is wrong with a record, with a document or without: also what the policy in force asks for and it lacks, as it could
+    never be used, and nothing of it can be changed.
+    """
+    from phantom_s2v.studio.policies import current
+
+    found = list[Problem]()
+    with collecting(found):
+        checked(record)
+    rules = current(session, session.get_one(Project, subject.project_id))
+    if rules and rules.document and not document:
+        found.append(Problem("The policy of this project asks for the document.", "document"))
+    if rules and subject.kind in rules.consent and record.basis != "consent":
+        found.append(Problem("The policy of this project asks for the written consent of who is shown.", "basis"))
+    return found
 
 
 def checked(record: Record) -> dict[str, object]:

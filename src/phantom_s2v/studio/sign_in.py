@@ -4,6 +4,7 @@ import hashlib
 import secrets
 import threading
 import time
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,7 +101,9 @@ def is_password(hashed: str | None, password: str) -> bool:
 
 def normal_email(email: str) -> str:
     """An e-mail address in lower case. Raises Problem for what cannot be one."""
-    email = email.strip().lower()
+    email = unicodedata.normalize("NFKC", email).strip().lower()
+    if not email:
+        raise Problem("Please fill this in.", "email")
     name, _, domain = email.partition("@")
     if (
         not name
@@ -118,7 +121,7 @@ def sign_in(session: Session, guard: Guard, email: str, password: str, address: 
 
     `session` only reads, since hashing takes long.
     """
-    key = email.strip().lower()[:254]
+    key = unicodedata.normalize("NFKC", email).strip().lower()[:254]
     at = guard.addresses.attempt(address)
     guard.accounts.attempt(key)
     user = session.scalar(select(User).where(User.email == key))
@@ -205,11 +208,11 @@ def link_user(session: Session, token: str) -> User:
     return found.credential.user
 
 
-def use_link(session: Session, token: str, password_hash: str) -> User:
-    """Set the password of a link's person; the link is used up."""
+def use_link(session: Session, token: str, password_hash: str, language: str) -> User:
+    """Set the password of a link's person, and the language in which they read its page; the link is used up."""
     user = link_user(session, token)
     session.delete(session.get(Credential, _sha256(token)))
-    user.password_hash = password_hash
+    user.password_hash, user.language = password_hash, language
     audit.append(session, user.id, "password set", user.id)
     return user
 

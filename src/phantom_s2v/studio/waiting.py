@@ -154,11 +154,13 @@ def share_done(job: Job) -> float:
 
 
 def left(job: Job) -> float:
-    """Seconds that a job has still to run, waiting apart: by its own pace once a tenth is made, else by the estimate."""
-    done = share_done(job)
-    if done >= 0.1 and job.seconds:
+    """Seconds that a job has still to run, waiting apart: by its own pace once a tenth is made or the estimate is used up, else
+    by the estimate.
+    """
+    done, expected = share_done(job), job.estimated_seconds - job.seconds
+    if done and job.seconds and (done >= 0.1 or expected <= 0):
         return job.seconds * (1 - done) / done
-    return max(0.0, job.estimated_seconds - job.seconds)
+    return expected if expected > 0 else job.estimated_seconds
 
 
 def blocked(line: Line, job: Job) -> str:

@@ -4,14 +4,16 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from prometheus_client import CollectorRegistry
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from phantom_s2v import __version__
 from phantom_s2v.errors import OutputError, PhantomError
 from phantom_s2v.files.hosts import own_names
+from phantom_s2v.studio.access import RULES
 from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.logs import LOG
@@ -36,8 +38,9 @@ from phantom_s2v.studio.web import (
     pages_webhooks,
 )
 from phantom_s2v.studio.web.outer import Outer
-from phantom_s2v.studio.web.view import enter, problem_answer
+from phantom_s2v.studio.web.view import API, enter, problem_answer
 
+PAGES = [compile_path(rule.removeprefix("GET "))[0] for rule in RULES if rule.startswith("GET ")]
 ROUTERS = (
     pages_system.routes, pages.routes, pages_subjects.routes, pages_policy.routes, pages_people.routes, pages_generate.routes,
     pages_jobs.routes, pages_review.routes, pages_verify.routes, pages_webhooks.routes, api.routes, api_jobs.routes,
@@ -69,6 +72,18 @@ def _names(settings: Settings) -> frozenset[str]:
     return own_names(settings.host) | {(urlsplit(settings.public_url).hostname or settings.host).lower()}
 
 
+def _page_above(request: Request) -> str:
+    """The page that is nearest above an address which only takes forms: for who reloads the page of a refused form, or reads it
+    in another language; "" for requests of programs.
+    """
+    path = request.url.path
+    while request.method == "GET" and not path.startswith(API):
+        path = path.rpartition("/")[0] or "/"
+        if any(pattern.fullmatch(path) for pattern in PAGES):
+            return path
+    return ""
+
+
 def _refuse(request: Request, error: Exception) -> Response:
     """Anything that was refused, as a sentence."""
     if isinstance(error, Problem):
@@ -83,6 +98,8 @@ def _refuse(request: Request, error: Exception) -> Response:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"][1:])
         problem = Problem("%(sentence)s", field, sentence=": ".join(part for part in (field, first["msg"]) if part))
+    elif isinstance(error, HTTPException) and error.status_code == 405 and (page := _page_above(request)):
+        return RedirectResponse(page, 303)
     elif isinstance(error, HTTPException) and error.status_code in (404, 405):
         problem = NotFound()
     else:

@@ -1,4 +1,4 @@
-"""Fields of forms as Python has them: days, whole numbers, amounts of money. Each raises Problem beside its field."""
+"""Fields of forms as Python has them: days and amounts of money. Each raises Problem beside its field."""
 
 from datetime import date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 from babel.numbers import get_currency_precision
 
 from phantom_s2v.studio.problems import Problem
+from phantom_s2v.studio.texts import plain
 
 LARGEST = 10**12
 
@@ -27,7 +28,7 @@ def last_day(value: datetime | None, zone: ZoneInfo) -> date | None:
 
 def _day(text: str, field: str) -> date:
     try:
-        day = date.fromisoformat(text.strip())
+        day = date.fromisoformat(plain(text))
     except ValueError:
         day = date.min
     if not 1900 <= day.year <= 2200:
@@ -35,18 +36,10 @@ def _day(text: str, field: str) -> date:
     return day
 
 
-def whole(text: str, field: str, low: int, high: int) -> int:
-    """A whole number between two others."""
-    text = text.strip()
-    if not text.isascii() or not text.isdigit() or len(text) > 15 or not low <= int(text) <= high:
-        raise Problem("Please enter a whole number from %(low)d to %(high)d.", field, low=low, high=high)
-    return int(text)
-
-
 def amount(text: str, field: str, currency: str) -> int:
     """An amount of money, 12.50, in the smallest unit of its currency."""
     places = get_currency_precision(currency)
-    units, _, rest = text.strip().replace(",", ".").partition(".")
+    units, _, rest = plain(text).replace(",", ".").partition(".")
     if not (
         units.isascii()
         and units.isdigit()

@@ -1,5 +1,6 @@
 """Pages of signing in, projects and their members."""
 
+import json
 import re
 
 from fastapi import APIRouter
@@ -9,7 +10,7 @@ from phantom_s2v.studio import i18n, projects, sign_in
 from phantom_s2v.studio.problems import N_, NotFound, Problem, collecting, raise_all
 from phantom_s2v.studio.projects import FIRST
 from phantom_s2v.studio.schema import Role
-from phantom_s2v.studio.web.view import LANGUAGE, SESSION, Form, ViewOf, sign_cookie
+from phantom_s2v.studio.web.view import LANGUAGE, SESSION, Form, ViewOf, recognize, sign_cookie
 
 routes = APIRouter(include_in_schema=False)
 OWN_ADDRESS = re.compile(r"/(?![/\\])[\x21-\x5b\x5d-\x7e]*")
@@ -26,7 +27,7 @@ def sign_in_page(view: ViewOf) -> Response:
     """The form to sign in."""
     if view.signed_in:
         return view.go("/")
-    return view.page("sign_in.html", next=_own_address(view.query("next")))
+    return view.page("sign_in.html", next=_own_address(view.query("next")), kept="")
 
 
 @routes.post("/sign-in")
@@ -38,16 +39,29 @@ def sign_in_now(view: ViewOf) -> Response:
             guard, address = view.request.app.state.guard, client.host if client else ""
             user = sign_in.sign_in(session, guard, view.form["email"], view.form["password"], address)
     except Problem as problem:
-        return view.wrong("sign_in.html", problem, next=following)
+        return view.wrong("sign_in.html", problem, next=following, kept=view.form["kept"])
     return _signed_in(view, user, following)
 
 
 def _signed_in(view: ViewOf, user: str, address: str) -> Response:
     with view.writing() as session:
         token = sign_in.begin_session(session, user)
-    response = view.go(address)
+    to, fields = _kept(view.form["kept"])
+    if to:
+        response = recognize(view.request, view.studio, token).page("resume.html", to=to, fields=fields, next=address)
+    else:
+        response = view.go(address)
     view.set_cookie(response, SESSION, sign_cookie(view.studio.settings, token))
     return response
+
+
+def _kept(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """Where the form was to go that a session ended on, "" for none, and what was typed into it (view.problem_answer)."""
+    try:
+        kept = json.loads(text or "{}")
+        return _own_address(kept["to"]), [(str(name), str(value)) for name, value in kept["fields"]]
+    except (ValueError, KeyError, TypeError):
+        return "", []
 
 
 @routes.post("/sign-out")
@@ -81,9 +95,8 @@ def use_link(view: ViewOf) -> Response:
             raise Problem("The two passwords are not the same.", "again")
     try:
         with view.writing() as session:
-            person = sign_in.use_link(session, token, hashed)
+            person = sign_in.use_link(session, token, hashed, view.language)
             if user.email == FIRST:
-                person.language = view.language
                 with collecting(found):
                     projects.introduce(session, person, view.form["email"], view.form["name"], view.form["organization"])
             raise_all(found)  # nothing was changed then, and the link stays
@@ -158,6 +171,8 @@ def set_member(view: ViewOf) -> Response:
             if view.actor.admin and not projects.has_account(session, form["email"]):
                 if not form["name"].strip():
                     raise Problem("This person has no account yet. Enter their name, and one is made.", "name")
+                if not roles:
+                    raise Problem("Please choose at least one role for a new person.", "roles")
                 _, token = projects.add_user(session, view.actor, form["email"], form["name"], view.language)
             user = projects.set_roles(session, view.actor, view.project_id, form["email"], roles)
     except Problem as problem:

@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from phantom_s2v.studio import cost, kpis, policies, projects, rights, waiting
 from phantom_s2v.studio.policies import CHECKLIST, KINDS, PURPOSES, SIMILARITY_SEARCH, TEMPLATE_NAMES, TEMPLATES, Rules
-from phantom_s2v.studio.problems import N_, Conflict, Problem
+from phantom_s2v.studio.problems import N_, Conflict, Problem, collecting, raise_all
 from phantom_s2v.studio.schema import Project, Subject
+from phantom_s2v.studio.texts import whole
 from phantom_s2v.studio.web import forms
 from phantom_s2v.studio.web.view import Form, View, ViewOf
 
@@ -57,9 +58,8 @@ def new_policy_page(view: ViewOf) -> Response:
 def new_policy(view: ViewOf) -> Response:
     """Put a version in force."""
     try:
-        rules = _rules(view.form)
         with view.writing() as session:
-            policies.put(session, view.actor, view.project_id, rules, _based_on(view.form))
+            policies.put(session, view.actor, view.project_id, _rules(view.form), _based_on(view.form))
     except Problem as problem:
         based_on = view.project.policy_version if view.project and isinstance(problem, Conflict) else view.form["based_on"]
         return view.wrong("policy_new.html", problem, based_on=based_on, **CHOICES)
@@ -73,16 +73,25 @@ def _based_on(form: Form) -> int | None:
 
 
 def _rules(form: Form) -> Rules:
-    return Rules(
+    """The rules as they were typed. Raises Problems, of everything that is wrong with them."""
+    found, numbers = list[Problem](), {"signatures": 1, "retention_days": 1}
+    for name, most in (("signatures", policies.MAX_SIGNATURES), ("retention_days", policies.LONGEST_RETENTION)):
+        with collecting(found):
+            numbers[name] = whole(form[name], name, 1, most)
+    rules = Rules(
         template=form["template"],
         label=form["label"] == "yes",
         document=form["document"] == "yes",
         label_text=form["label_text"],
-        signatures=forms.whole(form["signatures"], "signatures", 1, policies.MAX_SIGNATURES),
+        signatures=numbers["signatures"],
         note=form["note"],
-        retention_days=forms.whole(form["retention_days"], "retention_days", 1, policies.LONGEST_RETENTION),
+        retention_days=numbers["retention_days"],
         **{name: tuple(form.all(name)) for name in LISTS},
     )
+    with collecting(found):
+        policies.checked(rules)
+    raise_all(found)
+    return rules
 
 
 @routes.get("/projects/{project_id}/rights")
@@ -140,13 +149,19 @@ def change_settings(view: ViewOf) -> Response:
 
 
 def _save(view: View, session: Session, project: Project) -> None:
-    """Of rows and file of KPIs, the file is taken where it was changed."""
-    form, file = view.form, view.form["kpis"].replace("\r\n", "\n").strip()
-    if file == project.kpis.strip():
-        typed = {metric: (form[f"kpi-{metric}"].strip(), form[f"kpi-{metric}-reason"].strip()) for metric in kpis.ROWS}
-        file = kpis.with_rows(project.kpis, typed)
+    """Of rows and file of KPIs, the file is taken where it was changed. Raises Problems, of everything that is wrong."""
+    form, found = view.form, list[Problem]()
+    file, price, budget = form["kpis"].replace("\r\n", "\n").strip(), 0, None
+    with collecting(found):
+        if file == project.kpis.strip():
+            typed = {metric: (form[f"kpi-{metric}"].strip(), form[f"kpi-{metric}-reason"].strip()) for metric in kpis.ROWS}
+            file = kpis.with_rows(project.kpis, typed)
     currency = form["currency"] if form["currency"] in projects.CURRENCIES else projects.CURRENCIES[0]
-    price = forms.amount(form["price_per_hour"] or "0", "price_per_hour", currency)
-    budget = forms.amount(form["budget"], "budget", currency) if form["budget"].strip() else None
-    settings = projects.ProjectSettings(form["name"], form["model"], currency, price, budget, file)
-    projects.change(session, view.actor, view.project_id, settings, form["based_on"])
+    with collecting(found):
+        price = forms.amount(form["price_per_hour"] or "0", "price_per_hour", currency)
+    with collecting(found):
+        budget = forms.amount(form["budget"], "budget", currency) if form["budget"].strip() else None
+    with collecting(found):
+        settings = projects.ProjectSettings(form["name"], form["model"], currency, price, budget, file)
+        projects.change(session, view.actor, view.project_id, settings, form["based_on"])
+    raise_all(found)  # nothing was changed then

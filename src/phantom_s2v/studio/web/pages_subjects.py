@@ -188,7 +188,9 @@ def new_right(view: ViewOf) -> Response:
     parked = ""
     try:
         parked = park_document(view)
-        record = _record(view)
+        record, found = _record(view)
+        with view.reading() as session:
+            raise_all(found + rights.wrong(session, _subject(view, session), record, bool(parked)))
         with view.studio.storage.parked(parked) as staged, view.writing() as session:
             document = staged_document(staged, _document_name(view))
             rights.add(session, view.actor, _subject(view, session), record, document)
@@ -221,7 +223,8 @@ def staged_document(staged: Staged | None, name: str) -> tuple[Staged, str, str]
         return staged, name, rights.document_type(file.read(8))
 
 
-def _record(view: View) -> rights.Record:
+def _record(view: View) -> tuple[rights.Record, list[Problem]]:
+    """The record as it was typed, and what is wrong with its days."""
     form, zone, found = view.form, view.studio.settings.zone, list[Problem]()
     begin: datetime | None = None
     end: datetime | None = None
@@ -232,10 +235,7 @@ def _record(view: View) -> rights.Record:
     record = rights.Record(
         form["shown"], form["owner"], form["basis"], form.all("uses"), form.all("territories"), begin or now(), end
     )
-    with collecting(found):
-        rights.checked(record)
-    raise_all(found)
-    return record
+    return record, found
 
 
 def _right(view: View, session: Session) -> Right:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -34,6 +34,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 REPORTS = Path(phantom_s2v.__file__).parent / "assets" / "templates"  # whose charts the pages draw as well
 SESSION, LANGUAGE, SAID = "phantom_session", "phantom_language", "phantom_said"
 API = "/api/"
+SECRETS = ("csrf", "password", "again", "old")  # fields that no page gets back
 MAX_FIELDS, MAX_FILES, MAX_FIELD_BYTES = 300, 20, 1 << 20
 EXPIRED_PAGE = N_("This page was open for too long, or came from elsewhere. Please try again.")
 
@@ -61,6 +62,10 @@ class Form:
         """Names and contents of files of a field; a field left empty has none."""
         found = (value for value in self._data.getlist(name) if isinstance(value, UploadFile))
         return [(value.filename or "", value.file) for value in found if value.filename or value.size]
+
+    def typed(self) -> list[tuple[str, str]]:
+        """Names and texts of the fields that were typed, without secrets and files."""
+        return [(name, value) for name, value in self._data.multi_items() if isinstance(value, str) and name not in SECRETS]
 
     def wrong(self, language: str, problem: Problem) -> "Form":
         """The form with the sentences of a problem, each beside its field."""
@@ -230,7 +235,7 @@ async def read_form(request: Request) -> AsyncIterator[FormData | None]:
 def enter(request: Request, data: Annotated[FormData | None, Depends(read_form)]) -> View:
     """Who asks, checked against the table of access: the one dependency of every route."""
     studio: Studio = request.app.state.studio
-    view = _recognize(request, studio)
+    view = recognize(request, studio)
     view.form = Form(data)
     request.state.view = view
     route = request.scope["route"]
@@ -243,14 +248,16 @@ def enter(request: Request, data: Annotated[FormData | None, Depends(read_form)]
 ViewOf = Annotated[View, Depends(enter)]
 
 
-def _recognize(request: Request, studio: Studio) -> View:
-    """The person of the session's cookie, or of the API's token, with their roles in the address's project: one query."""
+def recognize(request: Request, studio: Studio, token: str = "") -> View:
+    """The person of the session's cookie, or of the API's token, with their roles in the address's project: one query. `token` is
+    that of a session which has just begun.
+    """
     language = request.cookies.get(LANGUAGE) or i18n.preferred(request.headers.get("accept-language", ""))
     language = language if language in i18n.LANGUAGES else "en"
     nobody = View(request, studio, language, Actor("", language=language))
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     kind = "token" if scheme.lower() == "bearer" else "session"
-    token = bearer.strip() if kind == "token" else _signed_token(studio.settings, request.cookies.get(SESSION, ""))
+    token = token or (bearer.strip() if kind == "token" else _signed_token(studio.settings, request.cookies.get(SESSION, "")))
     if not token:
         return nobody
     with studio.reading() as session:
@@ -264,6 +271,14 @@ def _recognize(request: Request, studio: Studio) -> View:
     return View(request, studio, found.actor.language, found.actor, found.project, found.unread, token, kind == "token")
 
 
+def _from_here(request: Request) -> bool:
+    """Whether a page of this studio sent the request, as far as the browser says."""
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return False
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    return origin is None or origin in (f"http://{host}", f"https://{host}")
+
+
 def _check_origin(view: View) -> None:
     """Refuse what another site's page sends. A token of the API is no cookie, so no other site can send it; other kinds of
     Authorization prove nothing, since a browser adds a password by itself that a proxy has asked for.
@@ -271,10 +286,7 @@ def _check_origin(view: View) -> None:
     headers = view.request.headers
     if view.by_token:
         return
-    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        raise Forbidden(EXPIRED_PAGE)
-    host, origin = headers.get("host", ""), headers.get("origin")
-    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+    if not _from_here(view.request):
         raise Forbidden(EXPIRED_PAGE)
     given = headers.get("x-csrf-token") or view.form["csrf"]
     if view.signed_in and not hmac.compare_digest(given.encode(), view.csrf.encode()):
@@ -301,19 +313,32 @@ def environment(language: str) -> Environment:
 
 def problem_answer(request: Request, problem: Problem) -> Response:
     """A problem that no page of its own shows: JSON for the API, the way to sign in, or a page with the sentence."""
-    view = getattr(request.state, "view", None) or _recognize(request, request.app.state.studio)
+    view = getattr(request.state, "view", None) or recognize(request, request.app.state.studio)
     if request.url.path.startswith(API):
         each = problem.each if isinstance(problem, Problems) else [problem]
         errors = [{"field": one.field, "message": i18n.sentence(view.language, one)} for one in each]
         response: Response = JSONResponse({"errors": errors}, problem.status)
-    elif isinstance(problem, NotSignedIn) and request.method == "GET":
-        address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    elif isinstance(problem, NotSignedIn) and view.form.typed() and _from_here(request) and "hx-request" not in request.headers:
+        kept = json.dumps({"to": _address(request), "fields": view.form.typed()})
+        response = view.page("sign_in.html", problem.status, next=_came_from(request), kept=kept)
+    elif isinstance(problem, NotSignedIn):
+        address = _address(request) if request.method == "GET" else _came_from(request)
         response = RedirectResponse(f"/sign-in?next={quote(address, safe='')}", 303)
     else:
         response = view.page(
             "problem.html", problem.status, sentence=i18n.sentence(view.language, problem), missing=problem.status == 404
         )
     return come_again(response, problem)
+
+
+def _address(request: Request) -> str:
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+
+
+def _came_from(request: Request) -> str:
+    """The page of this studio that the request was sent from."""
+    where = urlsplit(request.headers.get("referer", ""))
+    return (where.path + (f"?{where.query}" if where.query else "")) if where.netloc == request.headers.get("host") else "/"
 
 
 def come_again(response: Response, problem: Problem) -> Response:

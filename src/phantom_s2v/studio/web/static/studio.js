@@ -80,3 +80,38 @@ document.addEventListener("click", async (event) => {
   await navigator.clipboard.writeText(field.value).catch(() => document.execCommand("copy"));
   button.textContent = button.dataset.copied;
 });
+// What a page sends by itself and cannot be taken is said, not passed over: the session has ended, or the studio is away.
+function sayUnsent(status) {
+  const box = document.getElementById("unsent");
+  const kind = { 0: "0", 401: "401" }[status] || "other";
+  for (const each of box.children) each.hidden = each.dataset.for !== kind;
+  box.hidden = status === 200;
+  for (const each of document.querySelectorAll(".saved")) each.hidden = status !== 200;
+}
+let unsent = null;
+for (const kind of ["htmx:responseError", "htmx:sendError"]) {
+  document.addEventListener(kind, (event) => {
+    sayUnsent(event.detail.xhr.status);
+    unsent = event.detail.elt;
+    if (kind === "htmx:sendError") setTimeout(() => unsent && sendAgain(), 3000);
+  });
+}
+document.addEventListener("htmx:afterRequest", (event) => {
+  if (!event.detail.successful || !unsent || (event.detail.elt !== unsent && unsent.isConnected)) return;
+  unsent = null;
+  sayUnsent(200);
+});
+function sendAgain() {
+  if (unsent) htmx.trigger(unsent, unsent.matches("form") ? "change" : "load");
+}
+// Who signed in again in another tab and comes back goes on where they were: the page takes the new session's token.
+document.addEventListener("visibilitychange", async () => {
+  if (document.hidden || !unsent) return;
+  const answer = await fetch("/account").catch(() => null);
+  if (!answer || answer.redirected || !answer.ok) return;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const token = page.querySelector("[name=csrf]").value;
+  for (const each of document.querySelectorAll("[name=csrf]")) each.value = token;
+  document.body.setAttribute("hx-headers", JSON.stringify({ "X-CSRF-Token": token }));
+  sendAgain();
+});
