@@ -164,3 +164,33 @@ def test_schemathesis_finds_no_fault(app, served, studio, actor_of, film, tmp_pa
     done = subprocess.run([*command, "--generation-deterministic"], capture_output=True, text=True, timeout=1500)
     app.state.decoder.close()
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_what_is_misspelled_is_refused_and_the_description_says_how_to_ask(studio, api):
+    boss = api("boss")
+    answer = api("admin")("PUT", "/settings", {"name": "x", "model": "phantom-mini", "currency": "EUR", "budjet": 5})
+    assert {each["field"]: each["message"] for each in answer.json()["errors"]} == {
+        "price_per_hour": "Please fill this in.",
+        "budjet": "There is no field of this name.",
+    }
+    invited = boss("POST", "/people", {"email": "eve@example.com", "name": "Eve", "language": "ja"}).json()
+    assert "/link/" in invited["link"]
+    assert boss("PUT", f"/people/{invited['person']['id']}", {"active": False, "admin": False}).status_code == 204
+    assert boss("POST", f"/people/{invited['person']['id']}/link").json()["link"] != invited["link"]
+    made = api("maker")("POST", "/drafts", {"prompt": "x"}).json()
+    assert [each["id"] for each in api("maker")("GET", "/drafts").json()["items"]] == [made["id"]]
+    assert api("maker")("DELETE", f"/drafts/{made['id']}").status_code == 204
+
+
+def test_the_description_has_the_shape_of_errors_and_how_to_sign_in(browser):
+    client = browser("boss")
+    found = client.get("/api/v1/openapi.json").json()
+    assert found["security"] == [{"token": []}]
+    shapes = {next(iter(each["responses"]["4XX"]["content"].values()))["schema"]["$ref"]
+              for path in found["paths"].values() for each in path.values()}  # fmt: skip
+    assert shapes == {"#/components/schemas/ErrorsOut"}
+    assert "HTTPValidationError" not in str(found)
+    headers = {"content-type": "application/json", "x-csrf-token": client.csrf}
+    answer = client.post("/api/v1/projects", content=b"{bad", headers=headers)
+    assert (answer.status_code, answer.json()["errors"][0]["message"]) == (422, "The body is not valid JSON.")
+    assert client.post("/api/v1/projects", json={"name": "By API"}, headers=headers).json()["name"] == "By API"

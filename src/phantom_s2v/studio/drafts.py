@@ -30,7 +30,7 @@ from phantom_s2v.studio.waiting import Snapshot, snapshot
 LONGEST, MAX_CANDIDATES = 10_000, 16
 BACKGROUND = "background"  # what the pipeline calls an image of the place
 OPTIONS = ("size", "num_frames", "seed", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt")
-WHOLE = {"num_frames": (1, MAX_FRAMES), "seed": (0, 2**63 - 1 - MAX_CANDIDATES), "num_inference_steps": (1, 1000)}  # their ranges
+WHOLE = {"num_frames": (1, MAX_FRAMES), "seed": (0, 2**32 - 1), "num_inference_steps": (1, 1000)}  # their ranges
 DECIMAL, GUIDANCE = ("guidance_scale", "image_guidance_scale"), (0, 100)
 MENTIONS = re.compile(r"\b(?:the )?(?:first|second|third|fourth)? ?subjects?\b", re.IGNORECASE)
 WHICH = re.compile(r"(?<!first )(?<!second )(?<!third )(?<!fourth )\bsubject\b", re.IGNORECASE)  # without saying which

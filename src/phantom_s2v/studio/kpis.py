@@ -28,7 +28,7 @@ WRONG = (  # sentences of evaluation.kpi
     N_("The KPI file is not a valid TOML file (%(reason)s)"),
     N_("unknown metric %(name)s in the KPI file; metrics are %(names)s"),
     N_("reason of [%(name)s] in the KPI file must not be empty"),
-    N_("[%(name)s] in the KPI file is missing %(field)s"),
+    N_("[%(name)s] in the KPI file is missing %(part)s"),
     N_("[%(name)s] in the KPI file must have a number as min, max or both"),
 )
 

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -11,7 +12,7 @@ from sqlalchemy.orm import Session
 from phantom_s2v.studio import access, drafts, gate, i18n, queue
 from phantom_s2v.studio.database import paged
 from phantom_s2v.studio.schema import Job, Video
-from phantom_s2v.studio.web.api import Row
+from phantom_s2v.studio.web.api import Given, Row
 from phantom_s2v.studio.web.pages_generate import looked_at
 from phantom_s2v.studio.web.pages_jobs import own_job, progress_of
 from phantom_s2v.studio.web.view import View, ViewOf
@@ -19,7 +20,7 @@ from phantom_s2v.studio.web.view import View, ViewOf
 routes = APIRouter(prefix="/api/v1/projects/{project_id}")
 
 
-class DraftIn(BaseModel):
+class DraftIn(Given):
     """What a draft says. Options are size, num_frames, seed, num_inference_steps, guidance_scale, image_guidance_scale and
     negative_prompt, each as a text.
     """
@@ -104,13 +105,13 @@ class ProgressOut(BaseModel):
     videos: list[str]
 
 
-class RunIn(BaseModel):
+class RunIn(Given):
     """A token of one's own: sent again with the same one, a draft is queued once."""
 
     once: str = Field("", max_length=64)
 
 
-class ReasonIn(BaseModel):
+class ReasonIn(Given):
     """Why a video that misses KPIs may pass."""
 
     reason: str
@@ -123,6 +124,29 @@ class GateOut(BaseModel):
     override_reason: str
     failures: list[dict[str, Any]]
     score: dict[str, Any] | None
+
+
+class DraftsOut(BaseModel):
+    """A page of drafts; `following` goes into `after` for the next one."""
+
+    items: list[DraftOut]
+    following: str | None
+
+
+@routes.get("/drafts")
+def list_drafts(view: ViewOf, project_id: str, after: str | None = None) -> DraftsOut:
+    """One's own drafts, the latest first."""
+    with view.reading() as session:
+        found = drafts.mine(session, view.actor, project_id, after)
+        return DraftsOut(items=[DraftOut.model_validate(each) for each in found.items], following=found.following)
+
+
+@routes.delete("/drafts/{draft_id}", status_code=204)
+def remove_draft(view: ViewOf, project_id: str, draft_id: str) -> Response:
+    """Throw a draft away."""
+    with view.writing() as session:
+        drafts.remove(session, view.actor, drafts.find(session, view.actor, project_id, draft_id)[0])
+    return Response(status_code=204)
 
 
 @routes.post("/drafts")

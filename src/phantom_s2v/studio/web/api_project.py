@@ -6,10 +6,10 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, Field
 
-from phantom_s2v.studio import erasure, projects, subjects
+from phantom_s2v.studio import erasure, projects, sign_in, subjects
 from phantom_s2v.studio.problems import Problem
 from phantom_s2v.studio.schema import Role
-from phantom_s2v.studio.web.api import Row
+from phantom_s2v.studio.web.api import Given, Row
 from phantom_s2v.studio.web.view import ViewOf
 
 routes = APIRouter(prefix="/api/v1/projects/{project_id}")
@@ -34,7 +34,7 @@ class MemberOut(BaseModel):
     roles: list[Role]
 
 
-class RolesIn(BaseModel):
+class RolesIn(Given):
     """Roles of a person; none removes them from the project."""
 
     email: Text
@@ -83,10 +83,57 @@ def list_people(view: ViewOf, after: str | None = None) -> PeopleOut:
         return PeopleOut(items=[PersonOut.model_validate(each) for each in found.items], following=found.following)
 
 
-class NameIn(BaseModel):
+class NameIn(Given):
     """The name of what is to be erased, typed once more."""
 
     name: Text
+
+
+class PersonIn(Given):
+    """A new person."""
+
+    email: Text
+    name: Text
+    language: Text = "en"
+    admin: bool = False
+
+
+class InvitedOut(BaseModel):
+    """A person and the one-time link by which they set their password; it is not shown again."""
+
+    person: PersonOut
+    link: str
+
+
+class StandingIn(Given):
+    """Whether a person may sign in, and administers the studio."""
+
+    active: bool
+    admin: bool
+
+
+@people.post("", status_code=201)
+def add_person(view: ViewOf, body: PersonIn) -> InvitedOut:
+    """Add a person, as an administrator of the studio."""
+    with view.writing() as session:
+        user, token = projects.add_user(session, view.actor, body.email, body.name, body.language, body.admin)
+        return InvitedOut(person=PersonOut.model_validate(user), link=view.link_of(token))
+
+
+@people.post("/{user_id}/link", status_code=201)
+def new_link(view: ViewOf, user_id: str) -> InvitedOut:
+    """Another one-time link: the old password, links and sessions of the person end."""
+    with view.writing() as session:
+        user = projects.person(session, view.actor, user_id)
+        return InvitedOut(person=PersonOut.model_validate(user), link=view.link_of(sign_in.make_link(session, view.actor, user)))
+
+
+@people.put("/{user_id}", status_code=204)
+def change_person(view: ViewOf, user_id: str, body: StandingIn) -> Response:
+    """Whether a person may sign in, and administers the studio."""
+    with view.writing() as session:
+        projects.set_person(session, view.actor, projects.person(session, view.actor, user_id), body.active, body.admin)
+    return Response(status_code=204)
 
 
 @people.post("/{user_id}/erase", status_code=204)
@@ -100,7 +147,7 @@ def erase_person(view: ViewOf, user_id: str, body: NameIn) -> Response:
     return Response(status_code=204)
 
 
-class SettingsIn(BaseModel):
+class SettingsIn(Given):
     """Settings of a project. Money is in the smallest unit of the currency."""
 
     name: Text
@@ -121,7 +168,7 @@ def change_settings(view: ViewOf, project_id: str, body: SettingsIn) -> Response
     return Response(status_code=204)
 
 
-class SubjectIn(BaseModel):
+class SubjectIn(Given):
     """Name and kind of a subject."""
 
     name: Text

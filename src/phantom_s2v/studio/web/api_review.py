@@ -12,7 +12,7 @@ from phantom_s2v.studio import erasure, exports, reviews, verify, webhooks
 from phantom_s2v.studio.database import paged
 from phantom_s2v.studio.problems import Problem
 from phantom_s2v.studio.schema import AuditLine, VideoState
-from phantom_s2v.studio.web.api import Row
+from phantom_s2v.studio.web.api import Given, Row
 from phantom_s2v.studio.web.api_project import NameIn, Text, files
 from phantom_s2v.studio.web.view import ViewOf
 
@@ -78,7 +78,7 @@ def submit_video(view: ViewOf, project_id: str, video_id: str) -> Response:
     return Response(status_code=204)
 
 
-class CommentIn(BaseModel):
+class CommentIn(Given):
     """A comment on a frame, on a place in it (shares from the top left), or without a frame on the whole video."""
 
     text: Text
@@ -127,14 +127,14 @@ def resolve_comment(view: ViewOf, project_id: str, video_id: str, comment_id: st
         return CommentOut.model_validate(reviews.resolve(session, view.actor, video, comment_id))
 
 
-class DecisionIn(BaseModel):
+class DecisionIn(Given):
     """Approve a video with the checklist, for the file and policy that one has looked at, or send it back with a note."""
 
     approve: bool
     note: Text = ""
     sha256: Text = ""
     policy_version: Annotated[int, Field(ge=0, le=10**9)] = 0
-    checklist: dict[Text, Literal["yes", "no", "does not apply"]] = {}
+    checklist: dict[Text, Literal["yes", "no", "does not apply"]] = Field(default_factory=dict)
 
 
 class SignOffOut(BaseModel):
@@ -174,7 +174,7 @@ def decide(view: ViewOf, project_id: str, video_id: str, body: DecisionIn) -> Si
         return _stand(reviews.approve(session, view.actor, video, answers, body.sha256, body.policy_version, body.note))
 
 
-class ExportIn(BaseModel):
+class ExportIn(Given):
     """Whether the video carries the visible label, or why not."""
 
     label: bool = True
@@ -243,7 +243,7 @@ def verify_file(view: ViewOf) -> FindingOut:
     )  # fmt: skip
 
 
-class WebhookIn(BaseModel):
+class WebhookIn(Given):
     """Where to tell of which events."""
 
     url: Text

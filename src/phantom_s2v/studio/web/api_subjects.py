@@ -12,7 +12,7 @@ from phantom_s2v.files.untrusted import typed
 from phantom_s2v.studio import policies, rights, subjects
 from phantom_s2v.studio.problems import NotFound, Problem
 from phantom_s2v.studio.schema import Right, Role, Subject
-from phantom_s2v.studio.web.api import Row
+from phantom_s2v.studio.web.api import Given, Row
 from phantom_s2v.studio.web.api_project import files
 from phantom_s2v.studio.web.pages_subjects import document_file, keep_image, park_document, staged_document
 from phantom_s2v.studio.web.view import View, ViewOf
@@ -22,7 +22,7 @@ ONE = "/subjects/{subject_id}"
 BasedOn = Annotated[int | None, Query(ge=0, le=10**9)]
 
 
-class _Right(BaseModel):
+class _Right(Given):
     """What a rights record says."""
 
     shown: str
@@ -64,7 +64,7 @@ class ImageOut(Row):
     warnings: list[Any]
 
 
-class SubjectIn(BaseModel):
+class SubjectIn(Given):
     """A new subject."""
 
     name: str
@@ -86,7 +86,7 @@ class SubjectsOut(BaseModel):
     following: str | None
 
 
-class Reason(BaseModel):
+class Reason(Given):
     """Why something is done."""
 
     reason: str

@@ -1,5 +1,6 @@
 """The web application: one router of pages, one of the API, and the layers around them. It never imports torch."""
 
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, Request
@@ -17,7 +18,7 @@ from phantom_s2v.studio.access import RULES
 from phantom_s2v.studio.config import Settings
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.logs import LOG
-from phantom_s2v.studio.problems import BUSY, NO_ROOM, NotFound, Problem, Unavailable
+from phantom_s2v.studio.problems import BUSY, NO_ROOM, NotFound, Problem, Problems, Unavailable
 from phantom_s2v.studio.sign_in import Guard
 from phantom_s2v.studio.uploads import Decoder
 from phantom_s2v.studio.web import (
@@ -57,6 +58,7 @@ def create_app(studio: Studio) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         dependencies=[Depends(enter)],
+        responses={"4XX": {"model": api.ErrorsOut, "description": "What is wrong with the request."}},
     )
     app.state.studio, app.state.guard, app.state.registry, app.state.decoder = studio, Guard(), CollectorRegistry(), Decoder()
     for routes in ROUTERS:
@@ -70,6 +72,18 @@ def create_app(studio: Studio) -> FastAPI:
 def _names(settings: Settings) -> frozenset[str]:
     """Names under which the studio may be asked for."""
     return own_names(settings.host) | {(urlsplit(settings.public_url).hostname or settings.host).lower()}
+
+
+def _invalid(error: dict[str, Any]) -> Problem:
+    """What the API's shapes find wrong with a request."""
+    field = ".".join(str(part) for part in error["loc"][1:])
+    if error["type"] == "json_invalid":
+        return Problem("The body is not valid JSON.")
+    if error["type"] == "extra_forbidden":
+        return Problem("There is no field of this name.", field)
+    if error["type"] == "missing":
+        return Problem("Please fill this in.", field)
+    return Problem("%(sentence)s", field, sentence=error["msg"])
 
 
 def _page_above(request: Request) -> str:
@@ -95,9 +109,7 @@ def _refuse(request: Request, error: Exception) -> Response:
     elif isinstance(error, PhantomError):
         problem = Problem("%(sentence)s", sentence=str(error))
     elif isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:])
-        problem = Problem("%(sentence)s", field, sentence=": ".join(part for part in (field, first["msg"]) if part))
+        problem = Problems([_invalid(each) for each in error.errors()])
     elif isinstance(error, HTTPException) and error.status_code == 405 and (page := _page_above(request)):
         return RedirectResponse(page, 303)
     elif isinstance(error, HTTPException) and error.status_code in (404, 405):

@@ -314,14 +314,15 @@ def environment(language: str) -> Environment:
 def problem_answer(request: Request, problem: Problem) -> Response:
     """A problem that no page of its own shows: JSON for the API, the way to sign in, or a page with the sentence."""
     view = getattr(request.state, "view", None) or recognize(request, request.app.state.studio)
+    away = isinstance(problem, NotSignedIn) and "hx-request" not in request.headers  # a part of a page is no place to sign in
     if request.url.path.startswith(API):
         each = problem.each if isinstance(problem, Problems) else [problem]
         errors = [{"field": one.field, "message": i18n.sentence(view.language, one)} for one in each]
         response: Response = JSONResponse({"errors": errors}, problem.status)
-    elif isinstance(problem, NotSignedIn) and view.form.typed() and _from_here(request) and "hx-request" not in request.headers:
+    elif away and view.form.typed() and _from_here(request):
         kept = json.dumps({"to": _address(request), "fields": view.form.typed()})
         response = view.page("sign_in.html", problem.status, next=_came_from(request), kept=kept)
-    elif isinstance(problem, NotSignedIn):
+    elif away:
         address = _address(request) if request.method == "GET" else _came_from(request)
         response = RedirectResponse(f"/sign-in?next={quote(address, safe='')}", 303)
     else:
