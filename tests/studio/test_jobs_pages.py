@@ -56,7 +56,7 @@ def test_what_is_typed_is_kept_and_checked_and_estimated(ready, browser):
     assert said.status_code == 200
     assert "The prompt mentions no subject. Say what fox does." in said.text
     assert "understands English alone" not in said.text
-    assert "Please enter a whole number." in said.text
+    assert "Please enter a whole number from " in said.text
     assert typed_in(ready) == "It moves up"
     again = client.get(address)
     assert "It moves up" in again.text
@@ -122,7 +122,7 @@ def test_what_must_not_run_is_refused_beside_its_field_and_nothing_typed_is_lost
     wrong = {"prompt": "", "seed": "-1", "num_inference_steps": "many", "subjects": ready.subject_id, "purpose": "television"}
     answer = client.submit(f"{address}/run", wrong)
     assert answer.status_code == 422
-    for sentence in ("Describe what happens", "Please enter a whole number.", "The policy does not allow this purpose."):
+    for sentence in ("Describe what happens", "Please enter a whole number from ", "The policy does not allow this purpose."):
         assert sentence in answer.text
     assert 'value="many"' in answer.text
     assert client.submit(f"{address}/run", {**wrong, "prompt": "fox", "num_inference_steps": ""}).status_code == 422

@@ -217,7 +217,15 @@ def test_images_are_kept_without_metadata_and_only_members_see_them(studio, brow
     assert document.headers["content-disposition"].startswith("attachment")
 
 
-def test_an_object_of_another_project_is_not_there(studio, browser, full):
+def taken_by(described, method: str, path: str, values: dict) -> dict:
+    """Of values those that an address of the API takes."""
+    body = described["paths"].get(path, {}).get(method.lower(), {}).get("requestBody", {}).get("content", {})
+    shape = body.get("application/json", {}).get("schema", {})
+    named = described["components"]["schemas"].get(shape.get("$ref", "").rpartition("/")[2], {})
+    return {name: value for name, value in values.items() if name in named.get("properties", {})}
+
+
+def test_an_object_of_another_project_is_not_there(app, studio, browser, full):
     """Whoever is a member of one project reaches nothing of another through it."""
     with studio.writing() as session:
         other = Project(name="Other")
@@ -234,7 +242,8 @@ def test_an_object_of_another_project_is_not_there(studio, browser, full):
             address = path.format(project_id=other.id, **full)
             body = {"reason": "x", "name": "x", "kind": "product", "shown": "x", "owner": "x", "basis": "own"}
             body |= {"uses": ["website"], "territories": ["JP"], "valid_from": "2026-01-01T00:00:00Z"}
-            kind = {"json": body} if address.startswith("/api/") else {"data": body if method == "POST" else None}
+            kind = {"json": taken_by(app.openapi(), method, path, body)} if address.startswith("/api/") else {}
+            kind = kind or {"data": body if method == "POST" else None}
             answer = client.request(method, address, headers={"X-CSRF-Token": client.csrf}, **kind)
             assert answer.status_code == 404, address
 
@@ -388,6 +397,9 @@ def test_the_api_does_what_the_pages_do(studio, browser, full):
     assert refused.json()["errors"][0]["field"] == "images"
     right = {"shown": "Boot", "owner": "Us", "basis": "own", "uses": ["website"], "territories": ["JP"]}
     assert call("maker", "POST", f"{one}/rights", json={**right, "valid_from": "2026-01-01T00:00:00"}).status_code == 422
+    refused = call("maker", "POST", f"{one}/rights", json={**right, "valid_from": "2026-01-01T00:00:00Z"})
+    assert [each["field"] for each in refused.json()["errors"]] == ["document"]  # the policy asks for it
+    right["document"] = call("maker", "POST", f"{one}/documents", files={"document": ("x", b"%PDF-1.7")}).json()["document"]
     added = call("maker", "POST", f"{one}/rights", json={**right, "valid_from": "2026-01-01T00:00:00Z"}).json()
     assert call("maker", "POST", f"{one}/rights/{added['id']}/check").status_code == 403
     assert call("reviewer", "POST", f"{one}/rights/{added['id']}/check").json()["state"] == "valid"
