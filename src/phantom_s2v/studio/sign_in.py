@@ -212,8 +212,11 @@ def use_link(session: Session, token: str, password_hash: str, language: str) ->
     """Set the password of a link's person, and the language in which they read its page; the link is used up."""
     user = link_user(session, token)
     session.delete(session.get(Credential, _sha256(token)))
-    user.password_hash, user.language = password_hash, language
+    user.password_hash = password_hash
     audit.append(session, user.id, "password set", user.id)
+    if language != user.language:
+        user.language = language
+        audit.append(session, user.id, "language chosen", user.id, language=language)
     return user
 
 
