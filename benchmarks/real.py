@@ -1,7 +1,7 @@
 """How the data pipeline does on films and photographs, against boxes that were drawn by eye (tests/data/real_boxes.json), and
 how the evaluation does (real_evaluation.py); references and identities are in real_library.py.
 
-    python benchmarks/real.py SAMPLES [--only subjects,text,pairs,library,pasted,photographs,people,planted,demonstrations]
+    python benchmarks/real.py SAMPLES [--only FIGURE,...]
 
 SAMPLES holds real/clips and real/photos; they are no part of this repository, and where they are not there is nothing to measure.
 Each figure is a function of `FIGURES`; the last line is JSON with all of them. Networks are the packaged ones.

@@ -1,8 +1,7 @@
 """Figures of the evaluation on real films and photographs: pasted references, identity of things and of people, demonstrations.
 
-`benchmarks/real.py SAMPLES --only pasted,photographs,people,planted,demonstrations` prints them. SAMPLES holds real/photos
-(NAME-NN.jpg),
-real/clips and clips.
+`benchmarks/real.py SAMPLES --only pasted,flashes,photographs,people,planted,demonstrations` prints them. SAMPLES holds
+real/photos (NAME-NN.jpg), real/clips and clips.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from phantom_s2v.evaluation import footage_check
 from phantom_s2v.evaluation import score as judge
 from phantom_s2v.evaluation.footage import shrunk, watch
 from phantom_s2v.evaluation.instruments import Instruments
+from phantom_s2v.evaluation.metrics.measures import over_time, reference_flash
 from phantom_s2v.evaluation.metrics.pasting import copy_paste
 from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.score import faults, score, stranger_similarity
@@ -29,6 +29,7 @@ from phantom_s2v.media.videos import Video
 SHAPES = {"16:9": (240, 426), "1:1": (240, 240), "9:16": (426, 240), "4:3": (240, 320), "21:9": (240, 560)}
 FRAMES = 12  # of a film
 SIDE = 480  # pixels of the shorter side of a film
+FLASH_FRAMES, FLASH = 25, slice(12, 14)  # of a video in which a reference flashes up
 IDENTITY = {"other subject", "missing", "drifting"}
 MOMENTS = 24  # frames of a film of people
 WHOLE = slice(0, MOMENTS)
@@ -98,6 +99,38 @@ def pasted(samples: Path, tools: Instruments) -> dict[str, object]:
         alarms += [copy_paste(frames, references[(number + k) % len(references)]) > tools.limits.pasted for k in (0, 7)]
     found = {name: f"{sum(each)}/{len(each)}" for name, each in hits.items()}
     return {"pasted_found": found, "pasted_false_alarms": f"{sum(alarms)}/{len(alarms)}"}
+
+
+def flash_of(video: np.ndarray, image: np.ndarray, tools: Instruments) -> bool:
+    """Whether an image is found to flash up in a video."""
+    small = over_time(((i, shrunk(frame)) for i, frame in enumerate(video)), [image])
+    return reference_flash(small.similarity[0], tools.limits.flashed)[0] > tools.limits.flashed
+
+
+def flashes(samples: Path, tools: Instruments) -> dict[str, object]:
+    """References that flash up for two frames, at each shape, in slow zooms of another photograph and of their own; and in none.
+
+    They fit into the frame, cover it, or take three quarters of its shorter side at its corner.
+    """
+    hits: dict[str, list[bool]] = {name: [] for name in SHAPES}
+    alarms, own_view = [], []
+    for name, size in SHAPES.items():
+        for number, (own, other, *_) in enumerate(photographs(samples).values()):
+            video = zoomed(shaped(other, size, bool(number % 2)), FLASH_FRAMES)
+            alarms.append(flash_of(video, own, tools))
+            inset = shaped(own, (min(size) * 3 // 4,) * 2, False)
+            for shown in (shaped(own, size, False), shaped(own, size, True), inset):
+                flashing = video.copy()
+                flashing[FLASH, : shown.shape[0], : shown.shape[1]] = shown
+                hits[name].append(flash_of(flashing, own, tools))
+            video = zoomed(shaped(own, size, True), FLASH_FRAMES)
+            video[FLASH] = shaped(own, size, False)
+            own_view.append(flash_of(video, own, tools))
+    return {
+        "flashes_found": {name: f"{sum(each)}/{len(each)}" for name, each in hits.items()},
+        "flashes_false_alarms": f"{sum(alarms)}/{len(alarms)}",
+        "flashes_found_in_own_view": f"{sum(own_view)}/{len(own_view)}",
+    }
 
 
 def remembering(embed: Callable[[list[np.ndarray]], np.ndarray]) -> Callable[[list[np.ndarray]], np.ndarray]:
@@ -191,7 +224,7 @@ def people(samples: Path, tools: Instruments) -> dict[str, object]:
             for other, whole in seen.items():
                 own = name == other
                 footage = watch(np.delete(video, number, 0), [], known) if own else whole
-                footage = replace(footage, small=replace(footage.small, similarity=np.zeros((1, footage.count))))
+                footage = replace(footage, small=replace(footage.small, similarity=np.zeros((1, footage.count, 1))))
                 # neither tells who it is, and both take most of the time
                 with patch.object(judge, "copy_paste", lambda *_: -1.0), patch.object(judge.looks, "blur", lambda _: 0.0):
                     scored = judge.score_footage(footage, [reference], ["person"], "", known)
@@ -232,6 +265,7 @@ def planted(samples: Path, tools: Instruments) -> dict[str, object]:
 
 FIGURES: dict[str, Callable[[Path], dict[str, object]]] = {
     "pasted": lambda samples: pasted(samples, _tools()),
+    "flashes": lambda samples: flashes(samples, _tools()),
     "photographs": lambda samples: identified(samples, _tools()),
     "people": lambda samples: people(samples, _tools()),
     "planted": lambda samples: planted(samples, _tools()),

@@ -16,7 +16,6 @@ from transformers import BitImageProcessor, CLIPConfig, CLIPImageProcessor, CLIP
 from phantom_s2v.data.synthetic.compose import compose
 from phantom_s2v.data.synthetic.heldout import held_out
 from phantom_s2v.errors import CheckpointError, InputError
-from phantom_s2v.evaluation import footage_check
 from phantom_s2v.evaluation.instruments import Faces
 from phantom_s2v.evaluation.metrics import looks, measures
 from phantom_s2v.evaluation.metrics.table import METRICS, network_of
@@ -324,38 +323,6 @@ def test_a_metric_is_credited_to_its_own_network_alone():
     names = {"text": "clip", "similarity": "dino", "face": "dlib"}
     assert network_of("text_legibility", names) == ""
     assert [network_of(name, names) for name in ("text", "seen", "face_min", "flicker")] == ["clip", "dino", "dlib", ""]
-
-
-# Films
-
-
-def films(folder):
-    """A person and another one who move, and their film files."""
-    folder.mkdir()
-    person, cat = portrait("astronaut"), portrait("chelsea")
-    for name, face in (("one", person), ("two", np.ascontiguousarray(person[:, ::-1, ::-1]))):
-        frames = [np.roll(np.asarray(Image.fromarray(cat).resize((640, 400))), 3 * i, 1) for i in range(14)]
-        for i, frame in enumerate(frames):
-            turned = face[:, ::-1] if i > 3 else face  # else the reference, cut from the first frames, shows throughout
-            frame[10:390, 40 + 5 * i : 420 + 5 * i] = np.asarray(Image.fromarray(turned).resize((380, 380)))
-        images.write_video(folder / f"{name}.mp4", np.stack(frames), 12)
-    return folder
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
-def test_faults_planted_in_films_are_seen(phantom, tmp_path):
-    pytest.importorskip("dlib")
-    page = tmp_path / "page.html"
-    code, said = phantom("self-check", films(tmp_path / "films"), "--out", page)
-    assert code == 0, said.err
-    assert "planted" in page.read_text()
-    rates = json.loads(said.out.splitlines()[-1])
-    assert set(rates) == set(footage_check.PLANTED)
-    assert rates["blurred"] == {"detection": 1.0, "false_alarm": 0.0}
-    assert rates["flashed"]["detection"] == 1.0
-    code, said = phantom("self-check", tmp_path)
-    assert code == 2
 
 
 def test_blur_is_of_the_sharpest_part_and_small_videos_have_none():

@@ -39,7 +39,7 @@ def numbers(video, references=()):
 
 
 def flash(video, image):
-    return measures.reference_flash(numbers(video, [image]).similarity[0])
+    return measures.reference_flash(numbers(video, [image]).similarity[0], LIMIT.flashed)
 
 
 # Metrics
@@ -109,6 +109,18 @@ def test_two_flashed_frames_are_named_and_a_steady_image_is_no_flash():
     assert frames == [7, 8]
     assert rise > 0.5
     assert flash(np.repeat(image[None], 20, 0), image)[1] == []
+
+
+def test_a_flash_is_found_in_the_view_that_its_reference_was_cut_from():
+    """The image then stands in every frame, though elsewhere and smaller than the frame that flashes."""
+    view = PHOTOGRAPHS[0]
+    image = np.ascontiguousarray(view[20:320, 60:420])
+    video = np.stack([cv2.resize(np.roll(view, i, 1), (256, 256)) for i in range(25)])
+    assert numbers(video, [image]).similarity[0].max(1).min() > 0.9
+    assert flash(video, image)[1] == []
+    for cropped in (False, True):
+        video[11:13] = fill(image, video.shape[1:3], cropped)
+        assert flash(video, image)[1] == [11, 12]
 
 
 def test_frozen_flicker_and_smoothness_on_what_is_known():

@@ -53,7 +53,7 @@ def watch(video: np.ndarray | Source, references: Sequence[np.ndarray], tools: I
     """Go through a video, uint8 [F, H, W, 3] or a source of frames. `references` are those that may flash up in it."""
     small = measures.over_time(((now, shrunk(frame)) for now, frame in _timed(video)), references)
     count, looked_at = len(small.seconds), moments(small.seconds, FRAMES)
-    flashes = [i for each in small.similarity for i in measures.reference_flash(each)[1][:SHOWN_FLASHES]]
+    flashes = [i for each in small.similarity for i in measures.reference_flash(each, tools.limits.flashed)[1][:SHOWN_FLASHES]]
     stills, flow = dict[int, np.ndarray](), measures.Flow()
     pairs = set(evenly_spaced(count - 1, FLOWS)) if count > 1 else set[int]()
     through = _Through(tools) if tools.reconstruct and tools.reconstruct_videos else None

@@ -1,54 +1,88 @@
-"""Does the evaluation see what it should on videos? Faults planted in a user's own, in which people show their faces."""
+"""Does the evaluation see what it should on videos? Faults planted in a user's own, in which people show their faces.
 
-from collections.abc import Callable, Sequence
+A clip without a fault must not contain its reference. So a reference is of another take: an image beside the video, or head and
+shoulders cut from its first frames and mirrored, since in an unbroken shot much of them stands where it stood.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from phantom_s2v.data.clips import IMAGE_SUFFIXES
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation.footage import shrunk
 from phantom_s2v.evaluation.instruments import Instruments
 from phantom_s2v.evaluation.metrics import looks
 from phantom_s2v.evaluation.score import score
 from phantom_s2v.evaluation.selfcheck import Checked, Planted
-from phantom_s2v.media.images import evenly_spaced
+from phantom_s2v.media.images import evenly_spaced, read_image
 from phantom_s2v.media.videos import Video
 
 PLANTED = ("other subject", "swapped", "pasted", "flashed", "blurred", "other clothes")
-FRAMES, SIDE = 12, 480  # of a video, and pixels of their shorter side
+FRAMES, SIDE = 28, 480  # of a video, and pixels of their shorter side
 FIRST = 3  # frames from which references are cut; the rest is the video
 SHAPES = ((16, 9), (1, 1), (9, 16), (4, 3), (21, 9))
 BLUR = 0.006  # of the shorter side
 SHIFT = 40  # of 255 in Lab, of clothes
-FLASHED = slice(4, 6)
+FLASHED = 2  # frames
 
 
 @dataclass(frozen=True)
 class Person:
-    """A video's frames, uint8 [F, H, W, 3], and head and shoulders of who shows a face in its first frames."""
+    """A video's frames, uint8 [F, H, W, 3], and an image of who shows a face there, of another take."""
 
     name: str
     reference: np.ndarray
     frames: np.ndarray
 
 
-def people(files: Sequence[Path], tools: Instruments) -> list[Person]:
-    """The people of videos. Raises InputError for fewer than two, which cannot be distinguished, or without face networks."""
-    if not tools.faces:
-        raise InputError("a self-check on videos needs phantom-s2v[people] and `phantom models fetch`")
-    found = []
+def people(files: Iterable[Path], tools: Instruments) -> Iterator[Person]:
+    """The people of videos, of each at most one."""
     for file in files:
         video = Video(file)
         wanted = set(evenly_spaced(video.facts.count - 1, FRAMES))
         frames = [shrunk(frame, SIDE) for number, (_, frame) in enumerate(video.frames()) if number in wanted]
-        cut = next((p for frame in frames[:FIRST] if (p := portrait(frame, tools)) is not None), None)
-        if cut is not None and len(frames) > FIRST + 2:
-            found.append(Person(file.stem, cut, np.stack(frames[FIRST:])))
-    if len(found) < 2:
-        raise InputError(f"a self-check on videos needs two or more that show a face (got {len(found)} of {len(files)})")
-    return found
+        reference = _beside(file, tools)
+        if reference is None:
+            mirrored = (np.ascontiguousarray(frame[:, ::-1]) for frame in frames[:FIRST])
+            reference = next((cut for frame in mirrored if (cut := portrait(frame, tools)) is not None), None)
+        if reference is not None and len(frames) > FIRST + 2:
+            yield Person(file.stem, reference, np.stack(frames[FIRST:]))
+
+
+def pairs(files: Sequence[Path], tools: Instruments) -> Iterator[tuple[Person, Person]]:
+    """Each person of videos and the next one, of the last the first; three are in memory.
+
+    Raises InputError for fewer than two, which cannot be distinguished, or without face networks.
+    """
+    if not tools.faces:
+        raise InputError("a self-check on videos needs phantom-s2v[people] and `phantom models fetch`")
+    found = people(files, tools)
+    first = next(found, None)
+    second = next(found, None)
+    if first is None or second is None:
+        count = int(first is not None)
+        raise InputError(f"a self-check on videos needs two or more that show a face (got {count} of {len(files)})")
+    before = first
+    for person in chain((second,), found, (first,)):
+        yield before, person
+        before = person
+
+
+def _beside(file: Path, tools: Instruments) -> np.ndarray | None:
+    """The image of a video's name beside it, if any. Raises InputError for one that shows no face to be compared."""
+    path = next((p for suffix in IMAGE_SUFFIXES if (p := file.with_suffix(suffix)).is_file()), None)
+    if path is None:
+        return None
+    image = shrunk(read_image(path)[0], SIDE)
+    assert tools.faces
+    if not tools.faces.find(image):
+        raise InputError(f"{path} is the reference of {file.name} and shows no face that can be compared")
+    return image
 
 
 def portrait(frame: np.ndarray, tools: Instruments) -> np.ndarray | None:
@@ -61,9 +95,8 @@ def portrait(frame: np.ndarray, tools: Instruments) -> np.ndarray | None:
     return None
 
 
-def planted(fault: str, number: int, some: Sequence[Person], tools: Instruments) -> Planted | None:
-    """Video `number` with a fault, "" for none; None where it cannot show that one."""
-    person, other = some[number], some[(number + 1) % len(some)]
+def planted(fault: str, number: int, person: Person, other: Person, tools: Instruments) -> Planted | None:
+    """A person's video, which is the `number`-th, with a fault, "" for none; None where it cannot show that one."""
     video, references, prompt = person.frames, (person.reference,), ""
     if fault == "other subject":
         references = (other.reference,)
@@ -75,7 +108,8 @@ def planted(fault: str, number: int, some: Sequence[Person], tools: Instruments)
         video[len(video) // 2 :] = fill(person.reference, SHAPES[number % len(SHAPES)], bool(number % 2))
     elif fault == "flashed":
         video = video.copy()
-        video[FLASHED] = fit(person.reference, video.shape[1:3], False)
+        middle = len(video) // 2
+        video[middle : middle + FLASHED] = fit(person.reference, video.shape[1:3], bool(number % 2))
     elif fault == "blurred":
         video = np.stack([cv2.GaussianBlur(frame, (0, 0), BLUR * min(frame.shape[:2])) for frame in video])
     elif fault == "other clothes":
@@ -131,12 +165,11 @@ def fit(image: np.ndarray, size: tuple[int, ...], cropped: bool) -> np.ndarray:
 
 def run(files: Sequence[Path], tools: Instruments, report: Callable[[int, int], None]) -> Checked:
     """Every video with every fault that it can show, and without, checked."""
-    some = people(files, tools)
-    checked = Checked(tools.limits, PLANTED)
-    todo = [(fault, n) for fault in (*PLANTED, "") for n in range(len(some))]
-    for done, (fault, n) in enumerate(todo, 1):
-        if made := planted(fault, n, some, tools):
-            names = ("first subject", "second subject")[: len(made.references)]
-            checked.add(made, score(made.video, made.references, names, made.prompt, tools))
-        report(done, len(todo))
+    checked, kinds = Checked(tools.limits, PLANTED), (*PLANTED, "")
+    for number, (person, other) in enumerate(pairs(files, tools)):
+        for done, fault in enumerate(kinds, 1 + number * len(kinds)):
+            if made := planted(fault, number, person, other, tools):
+                names = ("first subject", "second subject")[: len(made.references)]
+                checked.add(made, score(made.video, made.references, names, made.prompt, tools))
+            report(done, len(files) * len(kinds))
     return checked

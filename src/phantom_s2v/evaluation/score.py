@@ -133,7 +133,7 @@ def score_footage(
             in_windows=looked.in_windows[i],
             boxes=_boxes(seen, i),
             **_seen(looked.similarity[i], seen, NAN if looked.in_windows[i] else doubled(seen, i, there[i])),
-            **_pasted(footage, i, references[i], alphas[i] if alphas else None),
+            **_pasted(footage, i, references[i], alphas[i] if alphas else None, tools.limits),
             **_by_networks(networks, views, _segmented(looked, i, name, tools), references[i], seen),
             **_face(np.where(own[i], faces[:, i], NAN), seen),
             clothes=_clothes(references[i], frames, tools) if known[i] is not None else NAN,
@@ -216,8 +216,8 @@ def _boxes(seen: list[Sighting], reference: int) -> list[list[float] | None]:
     return [s.boxes[s.assigned[reference]].round(4).tolist() if reference in s.assigned else None for s in seen]
 
 
-def _pasted(footage: Footage, index: int, image: np.ndarray, alpha: np.ndarray | None) -> dict[str, Any]:
-    flash, frames = measures.reference_flash(footage.small.similarity[index])
+def _pasted(footage: Footage, index: int, image: np.ndarray, alpha: np.ndarray | None, limits: Thresholds) -> dict[str, Any]:
+    flash, frames = measures.reference_flash(footage.small.similarity[index], limits.flashed)
     views = [shrunk(view) for view in footage.views]
     cutout = NAN if alpha is None else copy_paste(views, image, alpha)
     return {"copy_paste": copy_paste(views, image), "copy_paste_cutout": cutout, "flash": flash, "flash_frames": frames}

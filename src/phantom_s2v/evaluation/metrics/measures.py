@@ -88,7 +88,7 @@ class OverTime:
     levels: np.ndarray  # [F], mean luma
     changes: np.ndarray  # [F - 1], mean difference from the frame before, of 255
     bends: np.ndarray  # [F - 2], mean difference of the frame before from the mean of its neighbors, of 255
-    similarity: np.ndarray  # [references, F], correlation of a reference image with where it lies in a frame, -1..1
+    similarity: np.ndarray  # [references, F, Follower.PLACES], correlation of a reference image with parts of a frame, -1..1
 
 
 def over_time(frames: Iterable[tuple[float, np.ndarray]], references: Sequence[np.ndarray] = ()) -> OverTime:
@@ -104,11 +104,11 @@ def over_time(frames: Iterable[tuple[float, np.ndarray]], references: Sequence[n
         if len(held) > 1:
             changes.append(float(np.abs(held[-1] - held[-2]).mean()))
         cut = not changes or _cuts(changes[-1], before)
-        similarities.extend(follower(frame, cut) for follower in followers)
+        similarities.extend(value for follower in followers for value in follower(frame, cut))
         if len(held) > 2:
             bends.append(float(np.abs(held[0] + held[2] - 2 * held[1]).mean()) / 2)
-    alike = np.array(similarities).reshape(len(seconds), len(references)).T
-    return OverTime(np.array(seconds), np.array(levels), np.array(changes), np.array(bends), alike)
+    alike = np.array(similarities).reshape(len(seconds), len(references), Follower.PLACES)
+    return OverTime(np.array(seconds), np.array(levels), np.array(changes), np.array(bends), alike.swapaxes(0, 1))
 
 
 def _cuts(change: float, before: float) -> bool:
@@ -123,15 +123,15 @@ def shots(seen: OverTime) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(starts, dtype=int)])[: len(seen.seconds)]
 
 
-def reference_flash(similarities: np.ndarray) -> tuple[float, list[int]]:
-    """How far single frames rise above the others in similarity to the reference image itself, 0..2, and which frames do.
+def reference_flash(similarities: np.ndarray, bound: float) -> tuple[float, list[int]]:
+    """How far single frames rise above the others in similarity to the reference image itself, 0..2, and which rise by `bound`.
 
-    `similarities` [F] is of `over_time`; what half of the frames have is the video's own. A video that shows the image throughout
-    has no flash, but copy_paste sees it.
+    `similarities` [F, places] is of `over_time`; what half of the frames have at a place is the video's own. Place by place,
+    since the image may stand elsewhere in every frame of the view that it was taken from. A video that shows the image throughout
+    has no flash, but copy_paste sees it; an image that is nearly the frame before and after rises by too little.
     """
-    rise = similarities - np.median(similarities)
-    shown = similarities > 0.9
-    return float(np.where(shown, rise, 0).max()), np.flatnonzero(shown & (rise > 0.1)).tolist()
+    rise = np.where(similarities > 0.9, similarities - np.median(similarities, 0), 0)
+    return float(rise.max()), np.flatnonzero((rise > bound).any(1)).tolist()
 
 
 def frozen(seen: OverTime) -> float:

@@ -134,14 +134,18 @@ def copy_paste(frames: Sequence[np.ndarray], reference: np.ndarray, alpha: np.nd
 
 
 class Follower:
-    """Similarity of an image with frame after frame: fitted to it, covering it, stretched, and where a cut showed it."""
+    """Similarity of an image with frame after frame, each of `PLACES`: fitted to it, covering it, stretched, and the best of
+    these and of where a cut showed it.
+    """
+
+    PLACES = 4
 
     def __init__(self, image: np.ndarray) -> None:
         self.image, self.place = PastedImage(image), None
         self._layouts: dict[tuple[int, ...], list[_Laid]] = {}
 
-    def __call__(self, frame: np.ndarray, cut: bool) -> float:
-        """-1..1, of uint8 [H, W, 3]; `cut`: it differs much from the frame before, so the image is searched for anew."""
+    def __call__(self, frame: np.ndarray, cut: bool) -> list[float]:
+        """[PLACES], -1..1, of uint8 [H, W, 3]; `cut`: it differs much from the frame before: the image is searched for anew."""
         shrink = min(1.0, COARSE / min(frame.shape[:2]))
         small = _resized(frame, shrink, shrink)
         if cut:
@@ -150,12 +154,12 @@ class Follower:
         if small.shape not in self._layouts:
             self._layouts[small.shape] = [self.image.laid(place) for place in self._whole(*small.shape[:2])]
         values = [_correlation(small, *laid) for laid in self._layouts[small.shape]]
-        return max([*values, self.image.aligned(small, self.place)] if self.place else values)
+        return [*values, max([*values, self.image.aligned(small, self.place)] if self.place else values)]
 
     def _whole(self, height: int, width: int) -> list[Place]:
         """The image fitted into a frame, covering it, and stretched to it."""
         h, w = self.image.image.shape[:2]
-        scales = {min(height / h, width / w), max(height / h, width / w)}
+        scales = min(height / h, width / w), max(height / h, width / w)
         return [*(Place(s, s, (width - s * w) / 2, (height - s * h) / 2) for s in scales), Place(width / w, height / h, 0, 0)]
 
 
