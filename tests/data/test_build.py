@@ -135,6 +135,8 @@ def test_faults_are_found_and_good_clips_stay(tmp_path):
         moving[i, 20:50, 10 + 2 * i : 50 + 2 * i] = (220, 40, 40)
     bars = moving.copy()
     bars[:, :24] = bars[:, -24:] = 2
+    fade = np.zeros_like(moving)
+    fade[:, 60:66, 20:60] = 60
     cases = {
         "": moving,
         "black borders": bars,
@@ -144,9 +146,9 @@ def test_faults_are_found_and_good_clips_stay(tmp_path):
         "blurred": np.stack([np.full((72, 128, 3), 40 + 6 * i, np.uint8) for i in range(24)]),
         "too much motion": rng.integers(0, 255, (24, 72, 128, 3)).astype(np.uint8),
     }
-    for reason, frames in cases.items():
-        left, top, right, bottom = quality.content_crop(frames, CONFIG)
-        scores = quality.measure(frames, 24.0) | {"border": 1 - (right - left) * (bottom - top)}
+    for reason, frames in [*cases.items(), ("too dark", fade)]:
+        crop = quality.content_crop(frames, CONFIG)
+        scores = quality.measure(quality.cropped(frames, crop), 24.0) | quality.uncropped(frames, crop)
         assert quality.fault(scores, CONFIG) == reason
 
 

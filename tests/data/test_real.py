@@ -468,7 +468,7 @@ def test_subjects_of_a_library_are_one_identity_by_pairs_and_across_films_by_fac
 def test_subjects_that_are_seen_together_are_two_and_the_least_similar_pair_between_them_is_not_used():
     def of(one, other, similarity, drop=""):
         ends = {"subject": one, "clip": one[0], "partner": other, "partner_clip": other[0]}
-        return {**ends, "kind": "cross-shot", "similarity": similarity, "sameness": 0.0, "drop": drop}
+        return {**ends, "kind": "cross-shot", "similarity": similarity, "sameness": 0.0, "face": None, "drop": drop}
 
     pairs = [of("a1", "b1", 0.9), of("a2", "b1", 0.7), of("b1", "c1", 0.8, "near-duplicate"), of("a2", "d1", 0.7)]
     groups, found = identities([*pairs, of("c1", "d1", 0.1, "another subject")])

@@ -310,9 +310,9 @@ class Index:
         return {each: self._facts(int(each[1:])) for each in ids}
 
 
-def pair(one, other, similarity, drop=""):
+def pair(one, other, similarity, drop="", **changed):
     ends = {"subject": f"s{one}", "clip": f"c{one}", "partner": f"s{other}", "partner_clip": f"c{other}"}
-    return {**ends, "kind": "cross-shot", "similarity": similarity, "sameness": 0.5, "drop": drop}
+    return {**ends, "kind": "cross-shot", "similarity": similarity, "sameness": 0.5, "face": None, "drop": drop} | changed
 
 
 def test_a_build_report_shows_what_was_dropped_and_a_subject_once(tmp_path):
@@ -345,7 +345,29 @@ def test_a_build_report_shows_what_was_dropped_and_a_subject_once(tmp_path):
     assert "3 pairs of 4 clips; similarity 0.70 to 0.90" in seen.text
     assert "1 pair of 2 clips" in seen.text
     assert "kept from 0.63" in seen.text or f"kept from {Config().lower:g}" in seen.text
-    assert seen.text.count("similarity 0.30, surroundings 0.50") == 1  # the nearest of the rejected pairs of one subject
+    nearest = f"{ODD}: similarity 0.30, at least {Config().lower:g}; surroundings 0.50"
+    assert seen.text.count(nearest) == 1  # of the rejected pairs of one subject
+    assert "Faces of pairs" not in seen.text
+
+
+def test_a_build_report_shows_the_value_that_rejected_a_pair_and_how_many_clips_are_not_shown(tmp_path):
+    facts = json.dumps({"name": "d.mp4", "begins": 0.0, "ends": 2.0, "subjects": [], "passed_over": []})
+    dropped = [{"id": f"d{i}", "drop": "too dark", "still": Index.still, "facts": facts} for i in range(5)]
+    of_people = [
+        pair(1, 2, 0.9, "another face", face=0.52, kind="cross-source"),
+        pair(3, 4, 0.2, "another face", face=0.71),
+        pair(5, 6, 0.3, face=0.4),
+        pair(7, 8, 0.4, "near-duplicate", face=0.1, sameness=0.99),
+    ]
+    data_report.write_report(tmp_path / "t.html", Index(dropped), iter(of_people), 1, {}, Config())
+    seen = checked(tmp_path / "t.html")
+    assert "too dark: 4 of 5" in seen.text
+    assert "another face: distance 0.52, at most 0.45; similarity 0.90, surroundings 0.50" in seen.text
+    assert "another face: distance 0.71, at most 0.6; similarity 0.20, surroundings 0.50" in seen.text
+    assert "near-duplicate: surroundings 0.99, at most 0.96; similarity 0.40" in seen.text
+    assert "Faces of pairs of one source video" in (tmp_path / "t.html").read_text()
+    assert "Faces of pairs of two source videos" in (tmp_path / "t.html").read_text()
+    assert "Similarity of pairs without two faces" not in (tmp_path / "t.html").read_text()  # of these pairs faces decide
 
 
 def test_a_build_of_nothing_says_so(tmp_path):

@@ -75,7 +75,11 @@ def score_kinds(paths: dict[str, list[Path]], asked: "Asked") -> tuple[dict[str,
 @evaluate.command("self-check")
 def evaluate_self_check(
     videos: Annotated[
-        Path | None, typer.Argument(help="Folder of videos that show faces: faults are planted in them instead of emoji clips.")
+        Path | None,
+        typer.Argument(
+            help="Folder of videos that show faces: faults are planted in them instead of emoji clips. An image NAME.png or .jpg "
+            "beside NAME.mp4 is its reference, from another take; else the reference is cut from the first frames and mirrored."
+        ),
     ] = None,
     each: Annotated[int, whole(1, MAX_VIDEOS, "Number of clips per fault.")] = 200,
     clean: Annotated[int, whole(1, MAX_VIDEOS, "Number of clips without a fault.")] = 500,

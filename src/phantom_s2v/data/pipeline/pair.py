@@ -20,7 +20,7 @@ from phantom_s2v.data.pipeline.index import SubjectIndex
 COLUMNS = ["clip", "shot", "source_video", "name", "is_person", "has_logo", "has_face", "vector", "face", "context"]
 SAME_SHOT = "same-shot"  # kind of pairs
 PROBES = 32  # parts of the index that are looked through
-DUPLICATE, MORE, PIECE = "near-duplicate", "enough partners", "another piece of the shot"
+DUPLICATE, MORE, PIECE, FACE = "near-duplicate", "enough partners", "another piece of the shot", "another face"
 UNUSED = (MORE, PIECE)  # of one subject and no references, which tell identities alone
 ONE_SUBJECT = ("", DUPLICATE, *UNUSED)  # what becomes of pairs that show one subject
 
@@ -28,7 +28,8 @@ ONE_SUBJECT = ("", DUPLICATE, *UNUSED)  # what becomes of pairs that show one su
 def run(
     subject_index: SubjectIndex, config: Config, done: Container[str] = (), repeated: Container[str] | None = None
 ) -> Iterator[Record]:
-    """Pair records: subject, partner, kind (cross-shot, cross-source or same-shot), similarity, sameness, and "drop": why, if so.
+    """Pair records: subject, partner, kind (cross-shot, cross-source or same-shot), similarity, sameness, "face": the distance of
+    the two faces, None where one has none, and "drop": why, if so.
 
     Those of one subject follow each other. Beyond the partners that are kept, and of pieces of one shot, pairs of one subject are
     given once for both of its sides: they tell which subjects are one identity (groups.py). Subjects in `done` are passed over,
@@ -92,7 +93,9 @@ def _compared(row: Record, other: Record, config: Config) -> Record:
     sameness = float((np.asarray(row["context"], np.float32) @ np.asarray(other["context"], np.float32).T).max())
     kind = SAME_SHOT if row["shot"] == other["shot"] else "cross-shot"
     kind = kind if row["source_video"] == other["source_video"] else "cross-source"
-    drop = _other_subject(row, other, kind, similarity, config)
+    both = row["has_face"] and other["has_face"]
+    face = float(np.linalg.norm(np.subtract(row["face"], other["face"]))) if both else None
+    drop = _other_subject(row, other, kind, similarity, face, config)
     return {
         "subject": row["id"],
         "clip": row["clip"],
@@ -101,20 +104,25 @@ def _compared(row: Record, other: Record, config: Config) -> Record:
         "kind": kind,
         "similarity": similarity,
         "sameness": sameness,
+        "face": face,
         "drop": drop or (DUPLICATE if sameness > config.upper else ""),
     }
 
 
-def _other_subject(row: Record, other: Record, kind: str, similarity: float, config: Config) -> str:
+def most_distant(kind: str, config: Config) -> float:
+    """The distance of faces above which a pair of a kind shows two people."""
+    return config.same_face_across if kind == "cross-source" else config.same_face
+
+
+def _other_subject(row: Record, other: Record, kind: str, similarity: float, face: float | None, config: Config) -> str:
     """Why a pair is not of one subject; empty where it is. Where both have a face it decides, else the similarity.
 
     Across source videos a face has to match, or a complete logo.
     """
     if row["is_person"] != other["is_person"]:
         return "another subject"
-    if row["has_face"] and other["has_face"]:
-        most = config.same_face_across if kind == "cross-source" else config.same_face
-        return "another face" if np.linalg.norm(np.subtract(row["face"], other["face"])) > most else ""
+    if face is not None:
+        return FACE if face > most_distant(kind, config) else ""
     if kind == "cross-source" and not (row["has_logo"] and other["has_logo"]):
         return "neither face nor logo"
     return "another subject" if similarity < config.lower else ""

@@ -27,10 +27,18 @@ def run(records: Iterable[Record], config: Config, models: Models) -> Iterator[R
             continue
         crop = content_crop(record["work"], config)
         work = cropped(record["work"], crop)
-        scores = measure(work, record["fps"]) | {"border": 1 - (crop[2] - crop[0]) * (crop[3] - crop[1])}
+        scores = measure(work, record["fps"]) | uncropped(record["work"], crop)
         drop = fault(scores, config, models.text is None)
         shown = record["work"] if drop else work  # a report shows why it was dropped, so with its borders
         yield {**record, "crop": crop, "work": shown, "scores": scores, "signature": signature(work), "drop": drop}
+
+
+def uncropped(frames: np.ndarray, crop: Crop) -> dict[str, float]:
+    """Scores of the frames of a clip with their borders: brightness, and the share of the frame that borders take."""
+    return {
+        "whole": float(frames[evenly_spaced(len(frames), LOOKED_AT)].mean()),
+        "border": 1 - (crop[2] - crop[0]) * (crop[3] - crop[1]),
+    }
 
 
 def content_crop(frames: np.ndarray, config: Config) -> Crop:
@@ -76,8 +84,10 @@ def measure(frames: np.ndarray, fps: float) -> dict[str, float]:
 
 def fault(scores: dict[str, float], config: Config, letters: bool = True) -> str:
     """The first reason to drop a clip with these scores, "" where there is none; rows of letters are one with `letters`."""
+    little = 1 - scores["border"] < config.min_left
     checks = (
-        ("black borders", 1 - scores["border"] < config.min_left),
+        ("too dark", little and scores["whole"] < config.dark),  # a fade from black, say, in which hardly a title shows
+        ("black borders", little),
         ("too dark", scores["brightness"] < config.dark),
         ("too bright", scores["brightness"] > config.bright),
         ("blurred", scores["blur"] < config.blur),

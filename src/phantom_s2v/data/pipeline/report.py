@@ -13,8 +13,8 @@ from phantom_s2v.data.pipeline.advice import NO_PAIRS, advice
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.data.pipeline.groups import Group, PairGroups
 from phantom_s2v.data.pipeline.index import SubjectIndex, unpng
-from phantom_s2v.data.pipeline.pair import DUPLICATE, UNUSED
-from phantom_s2v.media.charts import Axis, Bound, histogram
+from phantom_s2v.data.pipeline.pair import DUPLICATE, FACE, ONE_SUBJECT, UNUSED, most_distant
+from phantom_s2v.media.charts import Axis, Bound, Chart, histogram
 from phantom_s2v.media.pages import Cases, Headline, Preview, percent, preview, render, shown, write_pages
 
 BINS = 40
@@ -26,6 +26,30 @@ GROUPS, PAIRS, MEMBERS = 100, 3, 10  # subjects with pairs that are shown, and o
 PLAYED = 30  # of them with a video
 SIDE = 320  # pixels, the longer side of a subject
 BOX = (255, 120, 0)
+AXES = {
+    "similarity": Axis("similarity of the two subjects", -0.2, 1.0),
+    "within": Axis("distance of the two faces", 0.0, 1.6),
+    "across": Axis("distance of the two faces", 0.0, 1.6),
+    "sameness": Axis("similarity of their surroundings", -0.2, 1.0),
+}
+CHARTS = {  # the title, and how to read it
+    "similarity": (
+        "Similarity of pairs without two faces",
+        "Below the line it is another subject. Lower it (lower in --config) if rejected pairs show one subject.",
+    ),
+    "within": (
+        "Faces of pairs of one source video",
+        "Above the line it is another person. Raise it (same_face in --config) if rejected pairs show one person.",
+    ),
+    "across": (
+        "Faces of pairs of two source videos",
+        "Above the line it is another person. Raise it (same_face_across in --config) if rejected pairs show one person.",
+    ),
+    "sameness": (
+        "Surroundings of pairs of one subject",
+        "Above the line it is the same image, from which a model learns to copy (upper in --config).",
+    ),
+}
 Notes = list[tuple[str, str]]
 
 
@@ -36,7 +60,7 @@ class _Pairs:
         self.config, self.looked_at, self.kept, self.paired = config, 0, 0, 0
         self.more = 0  # of one subject, beyond the partners that are kept
         self.drops: Counter[str] = Counter()
-        self.similar, self.same = np.zeros(BINS, int), np.zeros(BINS, int)
+        self.bars = {name: np.zeros(BINS, int) for name in AXES}
         self.near: list[Record] = []  # rejected, the least beyond a bound first, of each subject one
         self.groups, self.last = PairGroups(), ""
 
@@ -47,9 +71,8 @@ class _Pairs:
             self.more += 1
             return
         self.looked_at += 1
-        self.similar[_bin(pair["similarity"])] += 1
-        if pair["similarity"] >= self.config.lower:
-            self.same[_bin(pair["sameness"])] += 1
+        for name, value in _measured(pair).items():
+            self.bars[name][_bin(value, AXES[name])] += 1
         if pair["drop"]:
             self.drops[pair["drop"]] += 1
             near = sorted([*self.near, pair], key=lambda p: _beyond(p, self.config))
@@ -125,9 +148,6 @@ def write_report(
         clips.add(row)
     read, left, notices = _files(subject_index)
     subjects = found.groups.gather()
-    x = Axis("similarity of the two subjects", -0.2, 1.0)
-    same = Axis("similarity of their surroundings", -0.2, 1.0)
-    lower, upper = Bound(config.lower, f"kept from {config.lower:g}"), Bound(config.upper, f"kept up to {config.upper:g}")
     write_pages(
         path,
         "triplets.html",
@@ -138,20 +158,19 @@ def write_report(
         counts=_counts(read, len(left), clips, found, subjects, triplets),
         clip_count=clips.total,
         dropped=clips.drops.most_common(),
-        examples=[(reason, [_dropped(each) for each in clips.examples[reason]])
-                  for reason, _ in clips.drops.most_common() if reason in clips.examples][:REASONS],
+        examples=[(reason, count, [_dropped(each) for each in clips.examples[reason]])
+                  for reason, count in clips.drops.most_common() if reason in clips.examples][:REASONS],
         crops=clips.crops,
         lost=clips.lost.most_common(),
-        lost_examples=[(reason, [(_decoded(each["still"]), each["words"]) for each in some])
+        lost_examples=[(reason, clips.lost[reason], [(_decoded(each["still"]), each["words"]) for each in some])
                        for reason, some in clips.lost_examples.items()],
         clips_kept=clips.kept,
         kept=[_kept(subject_index, clip) for clip in clips.sample],
         subjects=subjects,
         looked_at=found.looked_at,
         pairs_dropped=found.drops.most_common(),
-        similarity=histogram("Similarity of all pairs looked at", x, "pairs", found.similar.tolist(), lower),
-        sameness=histogram("Surroundings of pairs of one subject", same, "pairs", found.same.tolist(), upper),
-        rejected=_rejected(subject_index, found.near),
+        charts=_charts(found, config),
+        rejected=_rejected(subject_index, found.near, config),
         left_behind=left,
         notices=notices,
         listed=LISTED,
@@ -218,14 +237,49 @@ def _counts(read: int, left: int, clips: _Clips, pairs: _Pairs, subjects: int, t
     ]
 
 
+def _measured(pair: Record) -> dict[str, float]:
+    """What told whether a pair is of one subject, and of one that is how same its surroundings are, by the charts' names."""
+    across = "across" if pair["kind"] == "cross-source" else "within"
+    told = {"similarity": pair["similarity"]} if pair["face"] is None else {across: pair["face"]}
+    return {**told, "sameness": pair["sameness"]} if pair["drop"] in ONE_SUBJECT else told
+
+
+def _charts(pairs: _Pairs, config: Config) -> list[tuple[Chart, str]]:
+    """Histograms of what there is, with the thresholds, and what to do."""
+    bounds = {
+        "similarity": Bound(config.lower, f"kept from {config.lower:g}"),
+        "within": Bound(config.same_face, f"kept up to {config.same_face:g}"),
+        "across": Bound(config.same_face_across, f"kept up to {config.same_face_across:g}"),
+        "sameness": Bound(config.upper, f"kept up to {config.upper:g}"),
+    }
+    return [
+        (histogram(CHARTS[name][0], AXES[name], "pairs", counts.tolist(), bounds[name]), CHARTS[name][1])
+        for name, counts in pairs.bars.items()
+        if counts.any()
+    ]
+
+
 def _beyond(pair: Record, config: Config) -> float:
     """How far a pair lies beyond the bound that rejected it."""
+    if pair["drop"] == FACE:
+        return pair["face"] - most_distant(pair["kind"], config)
     return pair["sameness"] - config.upper if pair["drop"] == DUPLICATE else max(0.0, config.lower - pair["similarity"])
 
 
-def _bin(value: float) -> int:
-    """The bar of a value on the histograms' scale from -0.2 to 1."""
-    return min(BINS - 1, max(0, int((value + 0.2) / 1.2 * BINS)))
+def _why(pair: Record, config: Config) -> str:
+    """Why a pair was rejected, by the value that decided and its limit where there is one, and what else was measured."""
+    similarity, same = f"similarity {pair['similarity']:.2f}", f"surroundings {pair['sameness']:.2f}"
+    if pair["drop"] == FACE:
+        return f"{FACE}: distance {pair['face']:.2f}, at most {most_distant(pair['kind'], config):g}; {similarity}, {same}"
+    if pair["drop"] == DUPLICATE:
+        return f"{DUPLICATE}: {same}, at most {config.upper:g}; {similarity}"
+    least = f", at least {config.lower:g}" if pair["similarity"] < config.lower else ""
+    return f"{pair['drop']}: {similarity}{least}; {same}"
+
+
+def _bin(value: float, axis: Axis) -> int:
+    """The bar of a value on a histogram's scale."""
+    return min(BINS - 1, max(0, int((value - axis.low) / (axis.high - axis.low) * BINS)))
 
 
 def _where(facts: Record) -> str:
@@ -292,14 +346,7 @@ def _rest(group: Group) -> list[str]:
     return [each for each in group.members if each not in (group.shown[0]["one"], group.shown[0]["other"])]
 
 
-def _rejected(subject_index: SubjectIndex, pairs: list[Record]) -> list[tuple[np.ndarray, np.ndarray, str]]:
+def _rejected(subject_index: SubjectIndex, pairs: list[Record], config: Config) -> list[tuple[np.ndarray, np.ndarray, str]]:
     """Pairs just rejected: both images, and why."""
     found: dict[str, Any] = subject_index.subjects({p[side] for p in pairs for side in ("subject", "partner")})
-    return [
-        (
-            _middle(found[p["subject"]]),
-            _middle(found[p["partner"]]),
-            f"{p['drop']}: similarity {p['similarity']:.2f}, surroundings {p['sameness']:.2f}",
-        )
-        for p in pairs
-    ]
+    return [(_middle(found[p["subject"]]), _middle(found[p["partner"]]), _why(p, config)) for p in pairs]
