@@ -28,8 +28,8 @@ SIDE = 320  # pixels, the longer side of a subject
 BOX = (255, 120, 0)
 AXES = {
     "similarity": Axis("similarity of the two subjects", -0.2, 1.0),
-    "within": Axis("distance of the two faces", 0.0, 1.6),
-    "across": Axis("distance of the two faces", 0.0, 1.6),
+    "within": Axis("distance of two faces within a source video", 0.0, 1.6),
+    "across": Axis("distance of two faces between source videos", 0.0, 1.6),
     "sameness": Axis("similarity of their surroundings", -0.2, 1.0),
 }
 CHARTS = {  # the title, and how to read it
