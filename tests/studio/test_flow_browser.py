@@ -123,7 +123,7 @@ def found(team: Team, link: str) -> None:
     admin.fill("E-mail address", "admin@example.com")
     admin.fill("Company or organization", words["company"])
     admin.fill("Password", PASSWORD)
-    admin.fill("The same again", PASSWORD)
+    admin.fill("Repeat the password", PASSWORD)
     admin.press("Save and sign in")
     admin.press("New project", "link")
     admin.fill("Name", words["project"])
@@ -143,7 +143,7 @@ def accounts(team: Team) -> None:
         visitor = team.people[name]
         visitor.open(link.removeprefix(visitor.root))
         visitor.fill("Password", PASSWORD)
-        visitor.fill("The same again", PASSWORD)
+        visitor.fill("Repeat the password", PASSWORD)
         visitor.press("Save and sign in")
     admin.open(f"{team.project}/members")
     for name, roles in (
@@ -275,11 +275,11 @@ def worker_is_there(maker: Visitor) -> bool:
 
 
 def overridden(team: Team, video: str) -> None:
-    """A video that misses a KPI cannot be handed in, until a reviewer lets it pass with a reason."""
+    """A video that misses a KPI cannot be submitted, until a reviewer lets it pass with a reason."""
     team.maker.sees("It misses KPIs")
     team.maker.open(f"{video}/review")
-    team.maker.sees("It misses KPIs and cannot be handed in.")
-    assert team.maker.named("Hand in for review").count() == 0
+    team.maker.sees("It misses KPIs and cannot be submitted.")
+    assert team.maker.named("Submit for review").count() == 0
     team.reviewer.open(f"{video}/gate")
     team.reviewer.press("Let this video pass")
     team.reviewer.sees("Please fill this in.")
@@ -287,7 +287,7 @@ def overridden(team: Team, video: str) -> None:
     team.reviewer.press("Let this video pass")
     team.reviewer.sees("It misses KPIs and was let pass")
     team.maker.open(f"{video}/review")
-    team.maker.press("Hand in for review")
+    team.maker.press("Submit for review")
     team.approver.open(f"{video}/sign-off")
     team.approver.press("Send back")
     team.approver.fill("Note", team.words["back"])
@@ -303,7 +303,7 @@ def reviewed(team: Team) -> None:
     maker, reviewer = team.maker, team.reviewer
     maker.sees("It meets every KPI")
     maker.press("To the review", "link")
-    maker.press("Hand in for review")
+    maker.press("Submit for review")
     reviewer.open(team.project)
     reviewer.press("To the videos", "link")
     reviewer.open(f"{team.video}/review")

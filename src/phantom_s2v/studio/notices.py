@@ -29,7 +29,7 @@ WORDS: dict[str, tuple[str, str]] = {
         N_("The rights of %(name)s were revoked. Jobs stopped: %(jobs)d; videos marked: %(videos)d."),
         "/projects/%(project)s/subjects/%(subject)s",
     ),
-    "video submitted": (N_("%(name)s handed in a video for review."), "/projects/%(project)s/videos/%(video)s/review"),
+    "video submitted": (N_("%(name)s submitted a video for review."), "/projects/%(project)s/videos/%(video)s/review"),
     "video commented": (N_("%(name)s commented on your video."), "/projects/%(project)s/videos/%(video)s/review"),
     "video sent back": (N_("%(name)s sent your video back."), "/projects/%(project)s/videos/%(video)s/review"),
     "video approved": (N_("%(name)s approved your video. It can be exported."), "/projects/%(project)s/videos/%(video)s/export"),

@@ -109,9 +109,9 @@ def submit(session: Session, actor: Actor, video: Video) -> None:
     """Hand in a video for review, as its maker: it has passed the gate, or somebody let it pass. Raises Problem."""
     actor.must(video.project_id, Role.MAKER)
     if actor.must_be_person() != video.user_id:
-        raise Forbidden("Only the person who made a video hands it in.")
+        raise Forbidden("Only the person who made a video submits it.")
     if video.state not in (VideoState.MADE, VideoState.SENT_BACK):
-        raise Conflict("This video was handed in already.")
+        raise Conflict("This video was submitted already.")
     gate.check_submittable(video)
     raise_all(_policy_problems(session, video))
     video.state = VideoState.SUBMITTED

@@ -140,7 +140,7 @@ def new_project(view: ViewOf) -> Response:
             project = projects.create(session, view.actor, view.form["name"])
     except Problem as problem:
         return view.wrong("project_new.html", problem)
-    return view.go(f"/projects/{project.id}/members", N_("The project was created. Now say who works in it."))
+    return view.go(f"/projects/{project.id}/members", N_("The project was created. Now add the people who work in it."))
 
 
 @routes.get("/projects/{project_id}")

@@ -119,7 +119,10 @@ def _selects(view: View, choices: Choices) -> dict[str, list[tuple[str, str]]]:
             (str(n), view.say("%(seconds)s s (%(frames)d frames)", seconds=f"{n / choices.fps:.1f}", frames=n))
             for n in choices.lengths
         ],
-        "sizes": [(f"{w}x{h}", f"{w} × {h}, {view.say(shapes[0 if w == h else 1 if w > h else 2])}") for w, h in choices.sizes],
+        "sizes": [
+            (f"{w}x{h}", f"{w} × {h}{view.say(', ')}{view.say(shapes[0 if w == h else 1 if w > h else 2])}")
+            for w, h in choices.sizes
+        ],
         "candidates": [(str(n), str(n)) for n in (1, 2, 3, 4, 6, 8, drafts.MAX_CANDIDATES)],
     }
 

@@ -81,7 +81,9 @@ def erase_person(view: ViewOf) -> Response:
 @routes.get("/certificate")
 def certificate_page(view: ViewOf) -> Response:
     """Whose certificate signs exports, and until when."""
-    return view.page("certificate.html", certificate=_certificate(view))
+    certificate = _certificate(view)
+    view.form = Form(organization=certificate.organization if certificate else "")
+    return view.page("certificate.html", certificate=certificate)
 
 
 def _certificate(view: View) -> certificates.Certificate | None:

@@ -63,7 +63,8 @@ def new_policy(view: ViewOf) -> Response:
     except Problem as problem:
         based_on = view.project.policy_version if view.project and isinstance(problem, Conflict) else view.form["based_on"]
         return view.wrong("policy_new.html", problem, based_on=based_on, **CHOICES)
-    return view.go(f"/projects/{view.project_id}/policy", N_("The policy is in force."))
+    begun = view.project is not None and view.project.policy_version > 0  # else the overview says what comes next
+    return view.go(f"/projects/{view.project_id}{'/policy' if begun else ''}", N_("The policy is in force."))
 
 
 def _based_on(form: Form) -> int | None:

@@ -59,7 +59,7 @@ def submit(view: ViewOf) -> Response:
     """Hand in a video for review."""
     with view.writing() as session:
         reviews.submit(session, view.actor, _video(view, session))
-    return view.go(_address(view, "review"), N_("The video was handed in. Reviewers and approvers were notified."))
+    return view.go(_address(view, "review"), N_("The video was submitted. Reviewers and approvers were notified."))
 
 
 def _video(view: View, session: Session) -> Video:
@@ -120,7 +120,7 @@ def _why_not(view: View, video: Video, stand: SignOff) -> str:
     if not view.actor.has(Role.REVIEWER, Role.APPROVER):
         return view.say("Reviewers and approvers of this project decide.")
     if video.state != VideoState.SUBMITTED and not stand.outdated:
-        return view.say("This video has not been handed in.")
+        return view.say("This video has not been submitted.")
     if any(each.user_id == view.actor.id for each in stand.signatures):
         return view.say("You have signed. Another approver has to sign too.")
     return ""
