@@ -1,15 +1,19 @@
 """The API: the whole way of a video by tokens, and no request that ends in a fault of ours."""
 
+import io
 import os
+import re
 import shutil
 import subprocess
 
 import pytest
+from PIL import Image
 from sqlalchemy import select
 
-from phantom_s2v.studio import certificates, examining, sign_in, verify
+from phantom_s2v.studio import access, certificates, examining, notices, sign_in, verify
+from phantom_s2v.studio.drafts import OPTIONS
 from phantom_s2v.studio.policies import CHECKLIST
-from phantom_s2v.studio.schema import Right, Role, Subject
+from phantom_s2v.studio.schema import Job, Right, Role, Subject, Video
 from studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
 
 CONTENT = mp4(frames_of("1f431", 3))
@@ -29,7 +33,11 @@ def api(app, studio, actor_of):
 
         def call(method, path, body=None, **options):
             headers = {"Authorization": f"Bearer {token}"}
-            base = "/api/v1" if path.startswith(("/verify", "/people")) else f"/api/v1/projects/{studio.project_id}"
+            base = (
+                "/api/v1"
+                if path.startswith(("/verify", "/people", "/certificate", "/notices"))
+                else f"/api/v1/projects/{studio.project_id}"
+            )
             return client.request(method, base + path, json=body, headers=headers, **options)
 
         return call
@@ -124,6 +132,78 @@ def test_a_person_is_forgotten(studio, api, film):
     assert maker("GET", "/videos").status_code == 401
     assert boss("POST", f"/people/{people['Maker']}/erase", {"name": ""}).status_code == 404
     assert people["Maker"] not in boss("GET", "/people").text
+
+
+BROWSERS = ("/sign-in", "/sign-out", "/link/{token}", "/language", "/account", "/account/tokens", "/account/tokens/{sha256}/end")
+
+
+def test_whatever_a_page_changes_the_api_changes_too():
+    """A new form without a route of the API fails here; signing in and one's own account are for people."""
+    lacking = []
+    api = {rule.partition(" /api/v1")[2] for rule in access.RULES if "/api/v1" in rule and not rule.startswith("GET")}
+    for rule in access.RULES:
+        method, _, path = rule.partition(" ")
+        if method == "POST" and not path.startswith("/api/") and path not in BROWSERS:
+            path = re.sub("/(save|remove)$", "", path.replace("/generate", "/drafts"))
+            path = re.sub("/export$", "/exports", path)
+            lacking += [rule] if path not in api else []
+    assert lacking == []
+
+
+def test_the_studio_itself_by_the_api(studio, api):
+    boss, maker = api("boss"), api("maker")
+    for path in ("/people", "/certificate"):
+        assert maker("GET", path).status_code == 403
+        assert maker("POST", path, {"name": "N", "email": "n@example.com", "organization": "A"}).status_code == 403
+    assert boss("GET", "/certificate").json() is None
+    assert boss("POST", "/certificate", {"organization": "A company"}).json()["expired"] is False
+    assert boss("GET", "/certificate").json()["organization"] == "A company"
+    made = boss("POST", "/people", {"name": "Nora", "email": "nora@example.com", "language": "ja"}).json()
+    assert boss("POST", "/people", {"name": "Nora", "email": "nora@example.com"}).status_code == 409
+    one = f"/people/{made['person']['id']}"
+    assert boss("POST", f"{one}/link").json()["link"] != made["link"]
+    assert boss("PUT", one, {"active": False, "admin": False}).status_code == 204
+    assert [each["active"] for each in boss("GET", "/people").json()["items"] if each["name"] == "Nora"] == [False]
+    with studio.writing() as session:
+        notices.tell(session, [studio.people["maker"]], "right ends", project="p", subject="s", name="Fox", days=3)
+    assert [each["read_at"] for each in maker("GET", "/notices").json()["items"]] == [None]
+    assert maker("POST", "/notices/read").status_code == 204
+    assert maker("GET", "/notices").json()["items"][0]["read_at"]
+    admin = api("admin")
+    read = admin("GET", "/settings").json()
+    assert admin("PUT", "/settings", {**read, "name": "Spring"}).status_code == 204
+    assert admin("PUT", "/settings", {**read, "name": "Summer"}).status_code == 409  # of what it was before
+    assert admin("PUT", "/policy?based_on=0", {}).json()["version"] == 1
+    assert admin("PUT", "/policy?based_on=0", {}).status_code == 409
+    assert [each["version"] for each in maker("GET", "/policy/versions").json()] == [1]
+
+
+def test_drafts_and_files_by_the_api(studio, api, film, app):
+    maker = api("maker")
+    with studio.writing() as session:
+        job = session.get_one(Job, session.get_one(Video, film).job_id)
+        whole = dict.fromkeys(("width", "height", *OPTIONS), 1) | {"first_frame": None}
+        job.request = {**whole, **job.request}
+    again = maker("POST", f"/videos/{film}/again").json()
+    assert (again["draft"]["prompt"], again["changed"]) == ("The cup moves.", [])
+    one = f"/drafts/{again['draft']['id']}"
+    assert [each["id"] for each in maker("GET", "/drafts").json()["items"]] == [again["draft"]["id"]]
+    image = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(image, "PNG")
+    assert maker("PUT", f"{one}/first-frame", files={"image": ("x", b"no image")}).status_code == 422
+    assert maker("PUT", f"{one}/first-frame", files={"image": ("x", image.getvalue())}).status_code == 204
+    assert maker("GET", f"{one}/first-frame").content.startswith(b"\x89PNG")
+    assert maker("DELETE", f"{one}/first-frame").status_code == 204
+    assert maker("GET", f"{one}/first-frame").status_code == 404
+    assert maker("POST", f"{one}/rephrase").status_code == 409  # none is set up
+    assert maker("DELETE", one).status_code == 204
+    assert maker("GET", one).status_code == 404
+    assert maker("GET", f"/videos/{film}/frames/24").content.startswith(b"\x89PNG")
+    assert maker("GET", f"/videos/{film}/frames/25").status_code == 404
+    assert maker("GET", f"/videos/{film}/poster").status_code == 200
+    assert maker("GET", f"/jobs/{'0' * 32}/preview").status_code == 404
+    assert api("outsider")("GET", f"/videos/{film}/poster").status_code == 404
+    app.state.decoder.close()
 
 
 def test_what_is_no_number_and_no_text_is_refused_in_words(api, film):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 
 def test_the_web_process_loads_no_torch():
@@ -23,9 +24,52 @@ def test_migrations_give_the_schema(studio):
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_the_log_is_append_only(studio):
-    from sqlalchemy.exc import IntegrityError
+def test_an_older_studio_is_upgraded_with_everything_in_it(tmp_path):
+    """From each version that was: rows of all of its tables that a right needs, one of them written without its project."""
+    from phantom_s2v.studio import database
 
+    ids = {name: f"{number:032x}" for number, name in enumerate(("user", "project", "subject", "right", "job"))}
+    rows = """
+    insert into users values (:user, 'a@b.example', 'A', null, 'en', 0, 1, null, '2026-01-01 00:00:00.000000');
+    insert into projects values (:project, 'P', 'phantom-mini', '', 'EUR', 0, null, 0, null, 0, '2026-01-01 00:00:00.000000');
+    insert into subjects values (:subject, :project, 'Fox', 'product', :user, '2026-01-01 00:00:00.000000', null);
+    insert into rights (id, subject_id, shown, owner, basis, document_name, uses, territories, valid_from, created_by, created_at,
+        revoke_reason, valid_until)
+        values (:right, :subject, 'Fox', 'Us', 'own', '', '[]', '[]', '2026-01-01 00:00:00.000000', :user,
+        '2026-01-01 00:00:00.000000', '', '2027-01-01 00:00:00.000000');
+    insert into jobs (id, project_id, user_id, request, requires, purpose, territories, policy_version, candidates, state, reason,
+        candidate, step, progress, steps, notes, deaths, lease, estimated_seconds, seconds, cost, created_at)
+        values (:job, :project, :user, '{}', '{}', 'x', '[]', 1, 1, 'done', '', 1, 4, 4, 4, '[]', 0, 1, 1.0, 1.0, 0,
+        '2026-01-01 00:00:00.000000');
+    insert into job_subjects values (:job, :subject, :right)"""
+    for old in ("0003", "0004"):
+        engine = database.open_engine(f"sqlite:///{tmp_path / old}.sqlite")
+        database.upgrade(engine, old)
+        with engine.execution_options(writes=True).begin() as connection:
+            for statement in rows.split(";"):
+                connection.execute(text(statement), ids)
+        database.upgrade(engine)
+        with engine.connect() as connection:
+            assert connection.execute(text("select project_id from rights")).scalar_one() == ids["project"]
+            assert connection.execute(text("select right_id from job_subjects")).scalar_one() == ids["right"]
+            assert database.is_current(connection)
+            assert connection.exec_driver_sql("pragma foreign_keys").scalar_one() == 1
+        for wrong in ("update rights set project_id = null", "delete from rights"):
+            with pytest.raises(IntegrityError), engine.execution_options(writes=True).begin() as connection:
+                connection.execute(text(wrong))
+        engine.dispose()
+
+
+def test_tables_of_a_later_version_are_refused_in_a_sentence(studio):
+    from phantom_s2v.errors import DataError
+
+    with studio.engine.execution_options(writes=True).begin() as connection:
+        connection.execute(text("update alembic_version set version_num = '9999'"))
+    with pytest.raises(DataError, match="later version"):
+        studio.start()
+
+
+def test_the_log_is_append_only(studio):
     for statement in ("update audit set action = 'x'", "delete from audit"):
         with (
             pytest.raises(IntegrityError, match="append-only"),

@@ -17,9 +17,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, Select, create_engine, event, literal, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from phantom_s2v.errors import DataError
 from phantom_s2v.studio.problems import NotFound
 
 T = TypeVar("T")
@@ -47,6 +49,8 @@ def _prepare(connection: Any, _: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
+    if connection.get_execution_options().get("unlinked"):
+        connection.exec_driver_sql("pragma foreign_keys=OFF")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
 
 
@@ -82,10 +86,25 @@ def _empty_log(engine: Engine) -> None:
             raw.close()
 
 
-def upgrade(engine: Engine) -> None:
-    """Bring the tables to this version's."""
-    with engine.execution_options(writes=True).begin() as connection:
-        command.upgrade(migrations(connection), "head")
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Bring the tables to this version's, in one transaction. Raises DataError for tables of a later version.
+
+    SQLite changes a column by making its table anew, so foreign keys are not followed meanwhile and looked at in the end.
+    """
+    lite = engine.dialect.name == "sqlite"
+    with engine.execution_options(writes=True, unlinked=lite).connect() as connection:
+        try:
+            with connection.begin():
+                if revision == "head" and is_current(connection):
+                    return
+                command.upgrade(migrations(connection), revision)
+                if lite and connection.exec_driver_sql("pragma foreign_key_check").first():
+                    raise DataError("the database has rows that refer to nothing; restore a backup")
+        except CommandError as error:
+            raise DataError(f"the database was written by a later version of phantom-s2v; install that one ({error})") from error
+        finally:
+            if lite:
+                connection.connection.driver_connection.execute("pragma foreign_keys=ON")  # type: ignore[union-attr]
 
 
 def migrations(connection: Connection) -> Config:

@@ -231,7 +231,7 @@ class Right(Base):
 
     __tablename__ = "rights"
     id: Mapped[str] = _id()
-    project_id: Mapped[str] = _to("projects.id", nullable=True)  # the subject's; SQLite adds no column that is NOT NULL
+    project_id: Mapped[str] = _to("projects.id")  # the subject's
     subject_id: Mapped[str] = _to("subjects.id")
     shown: Mapped[str] = mapped_column(Text)
     owner: Mapped[str] = mapped_column(Text)

@@ -13,7 +13,7 @@ from phantom_s2v.studio import access, drafts, gate, i18n, queue
 from phantom_s2v.studio.database import paged
 from phantom_s2v.studio.schema import Job, Video
 from phantom_s2v.studio.web.api import Given, Row
-from phantom_s2v.studio.web.pages_generate import looked_at
+from phantom_s2v.studio.web.pages_generate import looked_at, proposed
 from phantom_s2v.studio.web.pages_jobs import own_job, progress_of
 from phantom_s2v.studio.web.view import View, ViewOf
 
@@ -189,6 +189,58 @@ def look_at_draft(view: ViewOf, project_id: str, draft_id: str) -> LookOut:
             place=place.number,
             wait=place.wait,
         )
+
+
+class DraftsOut(BaseModel):
+    """A page of drafts."""
+
+    items: list[DraftOut]
+    following: str | None
+
+
+@routes.get("/drafts")
+def list_drafts(view: ViewOf, project_id: str, after: str | None = None) -> DraftsOut:
+    """Your own drafts, the latest first."""
+    with view.reading() as session:
+        found = drafts.mine(session, view.actor, project_id, after)
+        return DraftsOut(items=[DraftOut.model_validate(each) for each in found.items], following=found.following)
+
+
+@routes.delete("/drafts/{draft_id}", status_code=204)
+def remove_draft(view: ViewOf, project_id: str, draft_id: str) -> Response:
+    """Throw a draft away."""
+    with view.writing() as session:
+        drafts.remove(session, view.actor, drafts.find(session, view.actor, project_id, draft_id)[0])
+    return Response(status_code=204)
+
+
+class ProposalOut(BaseModel):
+    """A prompt to use in place of the draft's, and what it leaves open."""
+
+    prompt: str
+    notices: list[str]
+
+
+@routes.post("/drafts/{draft_id}/rephrase")
+def rephrase_draft(view: ViewOf, project_id: str, draft_id: str) -> ProposalOut:
+    """Have the rephraser propose another prompt; the draft stays as it is."""
+    proposal, notices = proposed(view)
+    return ProposalOut(prompt=proposal, notices=[view.say(template, **values) for template, values in notices])
+
+
+class AgainOut(BaseModel):
+    """A draft with all that a video was made of; `changed` are subjects whose images have changed since."""
+
+    draft: DraftOut
+    changed: list[str]
+
+
+@routes.post("/videos/{video_id}/again", status_code=201)
+def make_again(view: ViewOf, project_id: str, video_id: str) -> AgainOut:
+    """Begin a draft with all that a video was made of."""
+    with view.writing() as session:
+        draft, changed = drafts.again(session, view.actor, access.find(session, Video, video_id, project_id))
+        return AgainOut(draft=DraftOut.model_validate(draft), changed=changed)
 
 
 @routes.post("/drafts/{draft_id}/run")

@@ -225,7 +225,13 @@ class FindingOut(BaseModel):
     video: str | None
     export: str | None
     similarity: float | None
+    mirrored: bool
+    approved: bool | None = Field(description="under the policy in force; null where no video of ours was found")
+    rights: dict[str, str] = Field(description="id -> how it stands now")
     ended_rights: list[str]
+    generator: str
+    signer: str
+    readable: bool = Field(description="whether it holds a video that can be looked at")
 
 
 @routes.post("/verify", openapi_extra=files("file", "any file"))
@@ -239,7 +245,9 @@ def verify_file(view: ViewOf) -> FindingOut:
         verdict=found.verdict.value, sha256=found.sha256, credentials=found.credentials.state.value,
         made_by_ai=found.credentials.made_by_ai, video=found.video.id if found.video else None,
         export=found.export.id if found.export else None, similarity=found.similarity,
-        ended_rights=[each.id for each in found.ended],
+        ended_rights=[each.id for each in found.ended], rights={each.id: each.state for each in found.rights},
+        mirrored=found.mirrored, approved=found.approved, generator=found.credentials.generator,
+        signer=found.credentials.signer, readable=found.readable,
     )  # fmt: skip
 
 

@@ -223,3 +223,41 @@ def put_policy(view: ViewOf, project_id: str, given: dict[str, Any], based_on: B
     with view.writing() as session:
         made = policies.put(session, view.actor, view.project_id, rules, based_on)
         return {"version": made.version, **made.rules}
+
+
+class EndingOut(RightOut):
+    """A right with an end, and whose it is."""
+
+    subject_id: str
+
+
+class EndingsOut(BaseModel):
+    """A page of rights; `following` goes into `after` for the next one."""
+
+    items: list[EndingOut]
+    following: str | None
+
+
+@routes.get("/rights")
+def list_ending(view: ViewOf, project_id: str, after: str | None = None) -> EndingsOut:
+    """Rights of the project that have an end, the nearest first; revoked ones are left out."""
+    with view.reading() as session:
+        found = rights.ending(session, view.actor, project_id, after)
+        items = [EndingOut(**_right(each).model_dump(), subject_id=each.subject_id) for each in found.items]
+        return EndingsOut(items=items, following=found.following)
+
+
+class VersionOut(Row):
+    """A version of the policy."""
+
+    version: int
+    rules: dict[str, Any]
+    created_by: str
+    created_at: datetime
+
+
+@routes.get("/policy/versions")
+def list_versions(view: ViewOf, project_id: str) -> list[VersionOut]:
+    """Versions of the policy, the newest first: what an approval was given under."""
+    with view.reading() as session:
+        return [VersionOut.model_validate(each) for each in policies.versions(session, view.actor, project_id)]

@@ -23,7 +23,9 @@ from phantom_s2v.studio.sign_in import Guard
 from phantom_s2v.studio.uploads import Decoder
 from phantom_s2v.studio.web import (
     api,
+    api_files,
     api_jobs,
+    api_people,
     api_project,
     api_review,
     api_subjects,
@@ -45,7 +47,7 @@ PAGES = [compile_path(rule.removeprefix("GET "))[0] for rule in RULES if rule.st
 ROUTERS = (
     pages_system.routes, pages.routes, pages_subjects.routes, pages_policy.routes, pages_people.routes, pages_generate.routes,
     pages_jobs.routes, pages_review.routes, pages_verify.routes, pages_webhooks.routes, api.routes, api_jobs.routes,
-    api_subjects.routes, api_project.routes, api_project.people, api_review.routes,
+    api_subjects.routes, api_project.routes, api_people.routes, api_review.routes, api_files.routes,
 )  # fmt: skip
 
 

@@ -219,23 +219,29 @@ def run(view: ViewOf) -> Response:
 @routes.post("/projects/{project_id}/generate/{draft_id}/rephrase")
 def rephrase(view: ViewOf) -> Response:
     """A proposal for the prompt, which stands beside what was typed and changes nothing by itself."""
+    try:
+        (proposal, notices), problem = proposed(view), ""
+    except InputError as error:
+        if isinstance(error, Problem):
+            raise
+        proposal, notices, problem = "", [], str(error)
+    return HTMLResponse(view.render("generate_proposal.html", proposal=proposal, problem=problem, notices=notices))
+
+
+def proposed(view: View) -> tuple[str, list[tuple[str, dict[str, str]]]]:
+    """The rephraser's prompt for the draft of the address, and what it leaves open. Raises InputError where none comes back."""
     where = view.studio.settings.rephrase
-    if not where:
-        raise Conflict("No rephraser is set up. An administrator names one in PHANTOM_STUDIO_REPHRASE.")
     with view.reading() as session:
         draft = _draft(view, session)[0]
+        if not where:
+            raise Conflict("No rephraser is set up. An administrator names one in PHANTOM_STUDIO_REPHRASE.")
         subjects = rights.with_rights(session, draft.project_id, draft.subjects)
         blobs = [subject.images[0].blob for subject in subjects if subject.images][:IMAGES]
         prompt = draft.prompt
     with in_turn(ASKING, patience=0):
-        try:
-            shown = [read_image(view.studio.storage.path(blob))[0] for blob in blobs]
-            proposal, problem = prompts.rephrase(prompt, shown, where), ""
-        except InputError as error:
-            proposal, problem = "", str(error)
-    names = [subject.name for subject in subjects]
-    open_points = prompts.open_points(proposal, names) if proposal else []
-    return HTMLResponse(view.render("generate_proposal.html", proposal=proposal, problem=problem, notices=open_points))
+        shown = [read_image(view.studio.storage.path(blob))[0] for blob in blobs]
+        proposal = prompts.rephrase(prompt, shown, where)
+    return proposal, prompts.open_points(proposal, [subject.name for subject in subjects])
 
 
 @routes.post("/projects/{project_id}/generate/{draft_id}/remove")
@@ -257,7 +263,7 @@ def set_first_frame(view: ViewOf) -> Response:
             return _page(view, session, Problem("Choose an image file.", "image"))
     with ExitStack() as stack:
         try:
-            staged = _decoded(view, stack, given[0][1]) if given else None
+            staged = decoded(view, stack, given[0][1]) if given else None
             with view.writing() as session:
                 drafts.set_first_frame(session, _draft(view, session)[0], staged)
         except Problem as error:
@@ -269,9 +275,10 @@ def set_first_frame(view: ViewOf) -> Response:
     return view.go(address, N_("The video begins with this image from now on.") if given else N_("The first frame was removed."))
 
 
-def _decoded(view: View, stack: ExitStack, source: BinaryIO) -> Staged:
-    decoded = stack.enter_context(view.request.app.state.decoder.decoded(source))
-    return stack.enter_context(view.studio.storage.staged(stack.enter_context(decoded.image.open("rb"))))
+def decoded(view: View, stack: ExitStack, source: BinaryIO) -> Staged:
+    """An uploaded image, decoded and staged until the stack closes."""
+    found = stack.enter_context(view.request.app.state.decoder.decoded(source))
+    return stack.enter_context(view.studio.storage.staged(stack.enter_context(found.image.open("rb"))))
 
 
 @routes.get("/projects/{project_id}/generate/{draft_id}/first-frame")
