@@ -36,9 +36,8 @@ def ask(client, method, path, ids, spec):
     if path.startswith("/api/"):
         operation = spec["paths"][path].get(method.lower(), {})
         schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
-        options = (
-            {"json": {**filled_in(schema, spec, "x"), **({k: v for k, v in BODY.items() if k == "basis"})}} if schema else {}
-        )
+        body = filled_in(schema, spec, "x") if schema else {}
+        options = {"json": {**body, "document": ""} if "document" in body else body} if schema else {}
     else:
         options = {"data": BODY} if method == "POST" else {}
     return client.request(method, address, headers={"X-CSRF-Token": client.csrf}, follow_redirects=False, **options)
