@@ -25,7 +25,7 @@ QUERIES = {  # what stands behind the question mark where that asks the database
     "/api/v1/projects/{project_id}/videos": ("state=approved",),
 }
 # Whole tables that may be read: of one row for each version of the tables; and what Prometheus asks, about every 15 seconds.
-WHOLE = {"/ready": {"alembic_version"}, "/metrics": {"jobs", "videos"}}
+WHOLE = {"/ready": {"alembic_version"}, "/metrics": {"jobs", "videos", "deliveries"}}
 COUNTING = ("/metrics", "/projects/{project_id}")  # they say how many there are, by one index
 SORTED = {  # sorted without an index, by the beginning of the order: never more rows than stand here
     "jobs.state = ?": "the queue, of which a person has at most queue.QUEUED_EACH jobs",

@@ -13,7 +13,19 @@ from phantom_s2v.models.registry import load_preset, model_folder
 from phantom_s2v.studio import audit, drafts, problems, reviews, rights, sign_in, verify
 from phantom_s2v.studio.policies import CHECKLIST
 from phantom_s2v.studio.problems import Conflict, Problem
-from phantom_s2v.studio.schema import Draft, Job, JobState, Review, Right, Role, Subject, Video, VideoState
+from phantom_s2v.studio.schema import (
+    Delivery,
+    Draft,
+    Job,
+    JobState,
+    Review,
+    Right,
+    Role,
+    Subject,
+    Video,
+    VideoState,
+    Webhook,
+)
 from studio import queued
 from studio.conftest import PASSWORD, person
 from studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
@@ -31,7 +43,7 @@ def at_once(count: int, work):
         return list(threads.map(begun, range(count)))
 
 
-@pytest.mark.parametrize("authorization", ["Basic YTpi", "x", "Bearer"])
+@pytest.mark.parametrize("authorization", ["Basic YTpi", "x"])
 def test_only_a_token_of_the_api_needs_no_token_of_the_form(browser, studio, authorization):
     """A browser adds the password that a proxy has asked for to requests of other sites, too."""
     client = browser("maker")
@@ -212,3 +224,30 @@ def test_dear_work_is_done_a_few_at_once(browser, studio, monkeypatch):
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
     finally:
         verify.LOOKING.release(2)
+
+
+def test_failures_are_counted_by_kind(browser, studio):
+    with studio.writing() as session:
+        for state in (JobState.FAILED, JobState.SET_ASIDE, JobState.SET_ASIDE, JobState.DONE):
+            queued.make_job(session, studio.project_id, studio.people["maker"]).state = state
+        hook = Webhook(project_id=studio.project_id, url="https://a.example", secret="x", events=[])
+        session.add(hook)
+        session.flush()
+        sent = [Delivery(webhook_id=hook.id, body={}, outcome=outcome) for outcome in ("delivered", "no answer", "")]
+        session.add_all(sent)
+        session.flush()
+        for each in sent[:2]:
+            each.next_at = None
+    text = browser("boss").get("/metrics").text
+    for kind, count in (("failed", 1), ("set aside", 2), ("stopped", 0), ("webhook given up", 1)):
+        assert f'studio_failures{{kind="{kind}"}} {count}\n' in text
+
+
+def test_nobody_has_more_tokens_than_their_page_shows(studio, monkeypatch):
+    monkeypatch.setattr(sign_in, "MAX_TOKENS", 2)
+    maker = person(studio, "maker")
+    with studio.writing() as session:
+        for number in range(2):
+            sign_in.make_token(session, maker, f"token {number}")
+        with pytest.raises(Conflict, match="2 tokens"):
+            sign_in.make_token(session, maker, "one more")

@@ -38,8 +38,7 @@ from phantom_s2v.studio.texts import text
 YES, NO, NOT_APPLICABLE = N_("yes"), N_("no"), N_("does not apply")
 ANSWERS = (YES, NO, NOT_APPLICABLE)
 REAL = ("person", "product", "logo", "animal", "place")  # kinds of subjects whose videos always carry the label
-COMMENTS = 500  # shown of a video
-MAX_COMMENTS = 2000  # of a video
+MAX_COMMENTS = 500  # of a video, all of which its page shows
 BESIDE = 24  # videos that one can be held against
 
 
@@ -164,7 +163,7 @@ def comments(session: Session, actor: Actor, video: Video) -> Sequence[tuple[Com
     """What was said of a video, and by whom, in the order of its frames; what is of all of it comes first."""
     actor.must(video.project_id)
     query = select(Comment, User.name).join(User, User.id == Comment.user_id).where(Comment.video_id == video.id)
-    rows = session.execute(query.order_by(func.coalesce(Comment.frame, -1), Comment.created_at, Comment.id).limit(COMMENTS))
+    rows = session.execute(query.order_by(func.coalesce(Comment.frame, -1), Comment.created_at, Comment.id).limit(MAX_COMMENTS))
     return [(each, name) for each, name in rows]
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, contains_eager
 from phantom_s2v.studio import audit
 from phantom_s2v.studio.access import Actor, enlisted, with_project
 from phantom_s2v.studio.context import studio_of
-from phantom_s2v.studio.problems import N_, NotFound, NotSignedIn, Problem, TooMany
+from phantom_s2v.studio.problems import N_, Conflict, NotFound, NotSignedIn, Problem, TooMany
 from phantom_s2v.studio.schema import Credential, Notice, Project, User, now
 from phantom_s2v.studio.texts import line
 
@@ -31,6 +31,7 @@ WRONG = N_("The e-mail address or the password is wrong.")
 USED_LINK = N_("This link was used already, or it is too old. Ask an administrator for a new one.")
 TRIES, PER_ADDRESS, WINDOW = 8, 60, 900.0  # wrong passwords of an account and from one address, within seconds
 REMEMBERED = 10_000  # accounts and addresses whose tries are counted
+MAX_TOKENS = 50  # of the API, of one person: all are on the account's page
 TOUCH = timedelta(minutes=10)  # a session is prolonged no more often
 
 
@@ -223,6 +224,8 @@ def use_link(session: Session, token: str, password_hash: str, language: str) ->
 def make_token(session: Session, actor: Actor, name: str) -> str:
     """A token of the API with the rights of its person; it is shown once."""
     name = line(name, "token_name")
+    if len(tokens(session, actor)) >= MAX_TOKENS:
+        raise Conflict("You have %(most)d tokens already. Revoke one first.", "token_name", most=MAX_TOKENS)
     audit.append(session, actor.id, "token made", actor.id)
     return _credential(session, actor.must_be_person(), "token", None, name)
 
@@ -250,7 +253,7 @@ def _sha256(token: str) -> str:
 def tokens(session: Session, actor: Actor) -> Sequence[Credential]:
     """A person's tokens of the API."""
     query = select(Credential).where(Credential.user_id == actor.must_be_person(), Credential.kind == "token")
-    return session.scalars(query.order_by(Credential.created_at).limit(100)).unique().all()
+    return session.scalars(query.order_by(Credential.created_at).limit(MAX_TOKENS)).unique().all()
 
 
 def check_password(session: Session, guard: Guard, actor: Actor, password: str) -> None:

@@ -63,6 +63,8 @@ def read_first_frame(view: ViewOf, project_id: str, draft_id: str) -> Response:
 def set_first_frame(view: ViewOf, project_id: str, draft_id: str) -> Response:
     """Let the video of a draft begin with an image: multipart/form-data with one file, `image`."""
     given = view.form.files("image")
+    with view.reading() as session:
+        drafts.find(session, view.actor, project_id, draft_id)
     if not given:
         raise Problem("Please choose an image.", "image")
     with ExitStack() as stack:

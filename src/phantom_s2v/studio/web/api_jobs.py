@@ -191,29 +191,6 @@ def look_at_draft(view: ViewOf, project_id: str, draft_id: str) -> LookOut:
         )
 
 
-class DraftsOut(BaseModel):
-    """A page of drafts."""
-
-    items: list[DraftOut]
-    following: str | None
-
-
-@routes.get("/drafts")
-def list_drafts(view: ViewOf, project_id: str, after: str | None = None) -> DraftsOut:
-    """Your own drafts, the latest first."""
-    with view.reading() as session:
-        found = drafts.mine(session, view.actor, project_id, after)
-        return DraftsOut(items=[DraftOut.model_validate(each) for each in found.items], following=found.following)
-
-
-@routes.delete("/drafts/{draft_id}", status_code=204)
-def remove_draft(view: ViewOf, project_id: str, draft_id: str) -> Response:
-    """Throw a draft away."""
-    with view.writing() as session:
-        drafts.remove(session, view.actor, drafts.find(session, view.actor, project_id, draft_id)[0])
-    return Response(status_code=204)
-
-
 class ProposalOut(BaseModel):
     """A prompt to use in place of the draft's, and what it leaves open."""
 

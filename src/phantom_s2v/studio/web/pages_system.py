@@ -6,10 +6,10 @@ from prometheus_client import generate_latest
 from sqlalchemy import func, select
 
 from phantom_s2v.errors import PhantomError
-from phantom_s2v.studio import audit, database
+from phantom_s2v.studio import audit, database, webhooks
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.problems import NotFound
-from phantom_s2v.studio.schema import Job, JobState, Video
+from phantom_s2v.studio.schema import Delivery, Job, JobState, Video
 from phantom_s2v.studio.web.static import static_files
 from phantom_s2v.studio.web.view import ViewOf
 
@@ -56,6 +56,9 @@ def metrics(view: ViewOf) -> Response:
             select(func.sum(Job.seconds), func.sum(Job.candidates)).where(Job.state == JobState.DONE)
         ).one()
         made = session.scalar(select(func.count()).select_from(Video))
+        given_up = session.scalar(select(func.count()).where(Delivery.next_at.is_(None), Delivery.outcome != webhooks.DELIVERED))
+    ended = (JobState.FAILED, JobState.STOPPED, JobState.SET_ASIDE)
+    failures = {**{state.value: states.get(state, 0) for state in ended}, "webhook given up": given_up or 0}
     lines = ["# TYPE studio_jobs gauge", *(f'studio_jobs{{state="{state.value}"}} {states.get(state, 0)}' for state in JobState)]
     lines += ["# TYPE studio_queue_length gauge", f"studio_queue_length {states.get(JobState.QUEUED, 0)}"]
     lines += [
@@ -64,6 +67,7 @@ def metrics(view: ViewOf) -> Response:
         f"studio_video_seconds_count {videos or 0}",
     ]
     lines += ["# TYPE studio_videos gauge", f"studio_videos {made}"]
+    lines += ["# TYPE studio_failures gauge", *(f'studio_failures{{kind="{kind}"}} {count}' for kind, count in failures.items())]
     return Response(text + "\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
