@@ -1,15 +1,17 @@
 """Pages of generating, jobs and the gate, on rows as a worker writes them."""
 
 import io
+from typing import get_args
 
 import pytest
 from PIL import Image
 from sqlalchemy import select
 
 from phantom_s2v.models.registry import load_preset, model_folder
-from phantom_s2v.studio import queue
+from phantom_s2v.studio import drafts, queue
 from phantom_s2v.studio.queue import Ticket
 from phantom_s2v.studio.schema import Draft, Job, JobState, Project, Subject, Video, Worker, now
+from phantom_s2v.studio.web.api_jobs import Option
 
 from .queued import add_subject, make_worker, profiled, scored, set_policy
 
@@ -103,6 +105,13 @@ def test_run_queues_once_and_the_job_is_shown(ready, browser, language):
     assert "/jobs/" in first.url.path, first.text
     second = client.submit(f"{address}/run", {**fields, "once": "abc"})  # the answer was lost, the browser sends again
     assert second.url.path == first.url.path
+    headers = {"x-csrf-token": client.csrf}
+    by_api = client.get(f"/api/v1{ready.base}/drafts").json()["items"]  # without what is kept beside the options
+    assert [each["prompt"] for each in by_api] == ["The fox moves up"]
+    assert set(by_api[0]["options"]) <= set(drafts.OPTIONS) == set(get_args(Option))
+    one = f"/api/v1{ready.base}/drafts/{by_api[0]['id']}"
+    assert client.get(one).json() == by_api[0]
+    assert client.put(one, json={"options": {"num_frame": "9"}}, headers=headers).status_code == 422
     third = client.submit(f"{address}/run", {**fields, "once": "def"})
     assert third.url.path != first.url.path
     with ready.reading() as session:

@@ -1,11 +1,11 @@
 """The API of drafts, jobs and the gate: what the pages of generating do."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -20,13 +20,14 @@ from phantom_s2v.studio.web.view import View, ViewOf
 routes = APIRouter(prefix="/api/v1/projects/{project_id}")
 
 
+Option = Literal["size", "num_frames", "seed", "num_inference_steps", "guidance_scale", "image_guidance_scale", "negative_prompt"]
+
+
 class DraftIn(Given):
-    """What a draft says. Options are size, num_frames, seed, num_inference_steps, guidance_scale, image_guidance_scale and
-    negative_prompt, each as a text.
-    """
+    """What a draft says; options are texts, as they are typed."""
 
     prompt: str = Field("", max_length=drafts.LONGEST)
-    options: dict[str, str] = Field(default_factory=dict)
+    options: dict[Option, str] = Field(default_factory=dict)
     subjects: list[str] = Field(default_factory=list, max_length=16, description="ids, in the order of their places")
     purpose: str = ""
     territories: list[str] = Field(default_factory=list, max_length=100)
@@ -38,6 +39,12 @@ class DraftOut(DraftIn, Row):
 
     id: str
     updated_at: datetime
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _typed(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """The options without what is kept beside them: the jobs that the draft was queued as."""
+        return {name: value for name, value in options.items() if name in drafts.OPTIONS}
 
 
 class ProblemOut(BaseModel):

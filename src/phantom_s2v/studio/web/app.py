@@ -85,7 +85,7 @@ def _invalid(error: dict[str, Any]) -> Problem:
         return Problem("There is no field of this name.", field)
     if error["type"] == "missing":
         return Problem("Please fill this in.", field)
-    return Problem("%(sentence)s", field, sentence=error["msg"])
+    return Problem("This value cannot be used: %(reason)s", field, reason=error["msg"])
 
 
 def _page_above(request: Request) -> str:
