@@ -10,7 +10,7 @@ from PIL import Image
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.evaluation import footage_check
-from phantom_s2v.evaluation.footage_check import pairs, people
+from phantom_s2v.evaluation.footage_check import Person, pairs, people, planted
 from phantom_s2v.evaluation.instruments import LIMITS, Faces, Instruments
 from phantom_s2v.media import images
 from phantom_s2v.vision import fetched
@@ -66,6 +66,19 @@ def test_an_image_of_the_videos_name_is_its_reference(tmp_path):
     Image.fromarray(image[:40]).save(tmp_path / "one.png")
     with pytest.raises(InputError, match=r"one.png is the reference of one.mp4 and shows no face that can be compared"):
         list(people([video], TOOLS))
+
+
+def test_swapped_people_keep_their_heads():
+    tall = np.full((8, 400, 200, 3), 90, np.uint8)
+    tall[:, 10:60, 80:120] = (220, 20, 20)
+    one, other = (Person(name, tall[0], tall) for name in "ab")
+    made = planted("swapped", 0, one, other, TOOLS)
+    assert made
+    assert len(made.references) == 2
+    height, width = made.video.shape[1:3]
+    assert width == 2 * height
+    assert red(made.video[0][:, : width // 2])
+    assert red(made.video[0][:, width // 2 :])
 
 
 def test_each_person_is_beside_the_next_and_videos_without_a_face_are_left_out(tmp_path):

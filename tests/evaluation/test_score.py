@@ -429,8 +429,10 @@ def test_score_as_a_user_calls_it(phantom, tmp_path):
     kpi.write_text('[frozen]\nmax = 0.5\nreason = "it has to move"\n')
     assert phantom("score", folder, *ask, "--kpi", kpi)[0] == 1
     (folder / "broken.mp4").write_bytes(b"no source video")
-    code, said = phantom("score", folder, *ask, "--out", tmp_path / "page.html", "--force")
+    assert "part of the frames was scored" not in page
+    code, said = phantom("score", folder, *ask, "--out", tmp_path / "page.html", "--force", "--crop", "0,0.125,1,1")
     assert code == 3
+    assert "scored: 0% to 100% of the width, 12.5% to 100% of the height" in (tmp_path / "page.html").read_text()
     assert "broken.mp4: not measured" in said.out
     assert phantom("score", tmp_path / "none", *ask)[0] == 2
     assert phantom("score", folder / "broken.mp4", *ask)[0] == 2

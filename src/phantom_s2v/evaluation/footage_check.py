@@ -139,9 +139,10 @@ def _recolored(frame: np.ndarray, number: int, tools: Instruments) -> np.ndarray
 
 
 def _side_by_side(left: Person, right: Person) -> np.ndarray:
-    """Both videos in one, each cropped to a square."""
+    """Both videos in one, each cropped to a square; of a frame that is higher than wide to its upper part, where heads are."""
     count = min(len(left.frames), len(right.frames))
-    halves = [np.stack([fill(frame, (1, 1), True) for frame in each.frames[:count]]) for each in (left, right)]
+    tops = [each.frames[:count, : each.frames.shape[2]] for each in (left, right)]
+    halves = [np.stack([fill(frame, (1, 1), True) for frame in each]) for each in tops]
     return np.concatenate(halves, 2)
 
 

@@ -125,7 +125,7 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
         if result.unreadable == len(todo):
             raise InputError(f"none of {len(todo)} videos could be read; {result.lines[0]}")
     if out:
-        page.write(out, _measured_by(tools), result.means(tools))
+        page.write(out, [*_region(todo[0][1].crop), *_measured_by(tools)], result.means(tools))
     result.summary = {
         "videos": len(todo),
         "unreadable": result.unreadable,
@@ -137,6 +137,13 @@ def score_all(todo: Sequence[tuple[Path, Asked]], out: Path | None, report: Call
         "limits": asdict(tools.limits),
     }
     return result
+
+
+def _region(crop: Box) -> list[str]:
+    """Which part of the frames was scored, where it is not all of them: the videos on a page play whole."""
+    left, top, right, bottom = (f"{100 * share:g}%" for share in crop)
+    words = f"Only a part of the frames was scored: {left} to {right} of the width, {top} to {bottom} of the height."
+    return [] if crop == WHOLE else [f"{words} The videos play whole."]
 
 
 def _measured_by(tools: Instruments) -> list[str]:
