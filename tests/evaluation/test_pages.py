@@ -131,7 +131,8 @@ def test_a_missed_kpi_fails_a_video_and_its_bound_is_in_the_curve(tmp_path):
     page.write(tmp_path / "p.html", [])
     seen = checked(tmp_path / "p.html")
     assert "0 of 1 pass" in seen.text
-    assert "KPI missed: similarity, in 1 of 1" in seen.text
+    assert "The video does not pass. Fault KPI missed: similarity What to do" in seen.text  # of one video nothing is frequent
+    assert "What is wrong, a video once" not in seen.text
     for words in ("threshold 0.52 (mean)", "KPI similarity 0.95", "time (s)", "at least 0.95", "not measured"):
         assert words in seen.text
     assert sum(attrs.get("class") == "bound" for _, attrs in seen.tags) == 2
@@ -170,6 +171,20 @@ def test_a_curve_breaks_where_there_is_no_value_and_lies_where_its_axes_say():
     assert chart.dots[2][:2] == (right, bottom)
     assert chart.bounds[0][1] == chart.dots[1][1] == (top + bottom) / 2
     assert [words for _, words in chart.ticks_y] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+def test_the_words_of_a_threshold_hide_neither_the_curve_nor_other_words():
+    falling = [(0, 0.9, ""), (1, 0.7, ""), (2, 0.56, ""), (3, 0.52, ""), (4, 0.47, "")]
+    flat = [(i, 0.55, "") for i in range(5)]
+    for points in (falling, flat, [(at, 1 - value, "") for at, value, _ in falling]):
+        limits = [Bound(0.5, "threshold 0.5 (mean)"), Bound(0.52, "KPI similarity 0.52")]
+        chart = curve("c", Axis("time (s)", 0, 4), Axis("similarity", 0, 1), points, limits)
+        assert all(limit.hides([dot[:2] for dot in chart.dots]) == 0 for limit in chart.bounds)
+        assert len({(limit.y, limit.anchor) for limit in chart.bounds}) == 2
+    bars = histogram("h", Axis("distance", 0, 1.6), "pairs", [0, 0, 0, 0, 0, 40, 30, 0, 0, 0], Bound(0.75, "kept up to 0.75"))
+    assert bars.bounds[0].anchor == "end"  # at the other side a bar reaches the top
+    low = curve("c", Axis("time (s)", 0, 2), Axis("similarity", 0, 1), [(0, 0.5, ""), (2, 0.5, "")], [Bound(0.0, "least")])
+    assert low.bounds[0].y < low.frame[3]  # and not among the numbers below
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
 
 WIDTH, HEIGHT = 360, 190  # of the drawing; it is scaled to the page, so that its text stays readable on a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40  # margins, in the same units
 KEY = 15  # between the names of lines
 TICKS = 5  # about as many on an axis
+LETTER, ABOVE, BELOW = 6.0, 11.0, 3.0  # room of a letter of a label: its width, and above and below its line
+SIDES = ((-1, "end"), (1, "start"))  # of a line from top to bottom, where its words stand
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,27 @@ class Bound:
     words: str
 
 
+class Limit(NamedTuple):
+    """A line from one place to another, and where its words stand: `anchor` is "start" or "end", as in SVG."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    words: str
+    x: float
+    y: float
+    anchor: str
+
+    def hides(self, points: Sequence[Point]) -> int:
+        """How many points lie beneath its words, and many where these leave the frame."""
+        across = LETTER * len(self.words)
+        left = self.x - (across if self.anchor == "end" else 0)
+        outside = left < LEFT or left + across > WIDTH - RIGHT + 1 or self.y - ABOVE < 0 or self.y > HEIGHT - BOTTOM
+        hidden = sum(left <= x <= left + across and self.y - ABOVE <= y <= self.y + BELOW for x, y in points)
+        return hidden + (10000 if outside else 0)
+
+
 @dataclass(frozen=True)
 class Chart:
     """A drawing of WIDTH x HEIGHT: places in its units, with the words that stand there."""
@@ -44,7 +70,7 @@ class Chart:
     dots: list[tuple[float, float, str]] = field(default_factory=list)
     crosses: list[tuple[float, float, str]] = field(default_factory=list)  # moments without a value
     bars: list[tuple[float, float, float, float, str]] = field(default_factory=list)  # x, y, width, height, words
-    bounds: list[tuple[float, float, float, float, str]] = field(default_factory=list)  # from x, y to x, y, words
+    bounds: list[Limit] = field(default_factory=list)
     keys: list[tuple[float, float, str]] = field(default_factory=list)  # of lines that have names: where each key stands
     width: int = WIDTH
     height: int = HEIGHT
@@ -82,8 +108,32 @@ def curve(title: str, x: Axis, y: Axis, points: Sequence[tuple[float, float | No
         dots.append((_x(x, at), _y(y, value), words))
         run.append(f"{_x(x, at)},{_y(y, value)}")
     lines = [line for line in [*lines, " ".join(run)] if " " in line]
-    drawn = [(float(LEFT), _y(y, b.value), float(WIDTH - RIGHT), _y(y, b.value), b.words) for b in bounds]
-    return Chart(title, x, y, lines, dots, crosses, bounds=drawn)
+    path = [point for line in lines for point in _along(line)] + [(at, height) for at, height, _ in crosses]
+    return Chart(title, x, y, lines, dots, crosses, bounds=_across(y, bounds, path))
+
+
+def _along(line: str) -> list[Point]:
+    """Points of an unbroken line, close to each other."""
+    ends = [tuple(map(float, point.split(","))) for point in line.split()]
+    steps = [i / 16 for i in range(17)]
+    return [(a[0] + s * (b[0] - a[0]), a[1] + s * (b[1] - a[1])) for a, b in pairwise(ends) for s in steps]
+
+
+def _across(y: Axis, bounds: Sequence[Bound], path: list[Point]) -> list[Limit]:
+    """Thresholds from left to right, each with its words where they hide least of the path and of other words."""
+    drawn, taken = list[Limit](), list(path)
+    right = float(WIDTH - RIGHT)
+    for bound in bounds:
+        at = _y(y, bound.value)
+        places = [(right, at - 4, "end"), (right, at + 13, "end"), (LEFT + 4.0, at - 4, "start"), (LEFT + 4.0, at + 13, "start")]
+        drawn.append(
+            min((Limit(LEFT, at, right, at, bound.words, *place) for place in places), key=lambda each: each.hides(taken))
+        )
+        step = -LETTER if drawn[-1].anchor == "end" else LETTER
+        taken += [
+            (drawn[-1].x + step * i, drawn[-1].y + rise) for i in range(len(bound.words)) for rise in (-ABOVE, -5, BELOW)
+        ] * 9
+    return drawn
 
 
 def curves(title: str, x: Axis, y: Axis, series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> Chart:
@@ -104,8 +154,10 @@ def histogram(title: str, x: Axis, unit: str, counts: Sequence[int], bound: Boun
         top = _y(y, count)
         words = f"{low:.2f} to {low + (x.high - x.low) / len(counts):.2f}: {count}"
         bars.append((round(LEFT + i * step, 1), top, round(step - 0.6, 1), round(HEIGHT - BOTTOM - top, 1), words))
-    at = _x(x, bound.value)
-    return Chart(title, x, y, bars=bars, bounds=[(at, float(TOP), at, float(HEIGHT - BOTTOM), bound.words)])
+    at, tops = _x(x, bound.value), [(left + share * step, top) for left, top, *_ in bars for share in (0, 0.5, 1)]
+    tops = [(left, min(top, TOP + 9.0)) if top < TOP + 9 + BELOW else (left, top) for left, top in tops]
+    drawn = [Limit(at, TOP, at, HEIGHT - BOTTOM, bound.words, at + 4 * side, TOP + 9, anchor) for side, anchor in SIDES]
+    return Chart(title, x, y, bars=bars, bounds=[min(drawn, key=lambda each: each.hides(tops))])
 
 
 def ticks(axis: Axis) -> list[float]:

@@ -116,7 +116,7 @@ class ScorePage:
             words += f" ({100 * passed / total:.0f}%; 95% interval {100 * low:.0f} to {100 * high:.0f}%)"
         points = []
         for name, count in self._wrong.most_common(1):
-            points.append(("Most frequent fault", f"{name}, in {count} of {total} videos"))
+            points.append(("Most frequent fault", f"{name}, in {count} of {total} videos") if total > 1 else ("Fault", name))
             points.append(("What to do", _advice(name)))
         if (unreadable := self._wrong["unreadable"]) and unreadable < max(self._wrong.values()):
             points.append(("Not readable", f"{unreadable} of {total} videos: {UNREADABLE}"))
