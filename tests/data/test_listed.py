@@ -261,9 +261,9 @@ def test_a_subject_moves_in_composed_clips(tmp_path):
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     picture(tmp_path / "noise.png")
     said: list[str] = []
-    rows = list(read_subject(tmp_path, "red mug", Reading(Rights(), pytest.fail, said.append), 4))
+    rows = list(read_subject(tmp_path, "red mug", Reading(Rights(), pytest.fail, said.append, fps=16.0), 4))
     clips, stills = rows[:4], rows[4:]
-    assert [row.frames for row in rows] == [25] * 4 + [1] * 4
+    assert [(row.frames, row.fps) for row in rows] == [(25, 16.0)] * 4 + [(1, 8.0)] * 4
     assert all("red mug" in row.caption and "subject" not in row.caption for row in clips)
     for row in clips:
         video = decode(row).video.astype(int)

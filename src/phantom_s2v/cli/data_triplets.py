@@ -91,9 +91,12 @@ def data_import(
     trigger_word: Annotated[str, typer.Option(help="Words before each caption, except of regularization clips.")] = "",
     regularization: Annotated[bool, typer.Option("--regularization", help="The clips keep the model as it was.")] = False,
     num_repeats: Annotated[int, whole(1, 10_000, "Times that an epoch has each clip.")] = 1,
-    model: Annotated[str, typer.Option(help="Model that will be trained; the contact sheet shows the clips at its size.")] = (
-        "phantom-mini"
-    ),
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Model that will be trained: its frame rate is that of composed clips, its size that of the contact sheet."
+        ),
+    ] = ("phantom-mini"),
     source: Annotated[str, typer.Option(help="Origin of the captioned videos.")] = "",
     license: License = "",
     consent: Consent = "",
@@ -107,6 +110,7 @@ def data_import(
     from phantom_s2v.data.formats.items import Reading
     from phantom_s2v.data.formats.published import read_opens2v, read_phantom_data
     from phantom_s2v.data.triplets import Rights, TripletStore
+    from phantom_s2v.models.registry import load_preset, model_folder
 
     left = 0
 
@@ -115,9 +119,9 @@ def data_import(
         left += 1
         tell(f"skipped: {line}")
 
-    rights = Rights(source, license, consent)
+    rights, fps = Rights(source, license, consent), float(load_preset(model_folder(model)).fps)
     reading = Reading(
-        rights, left_out, tell, tell, repeats=num_repeats, regularization=regularization, trigger=trigger_word.strip()
+        rights, left_out, tell, tell, repeats=num_repeats, regularization=regularization, trigger=trigger_word.strip(), fps=fps
     )
     readers = {"phantom-data": read_phantom_data, "opens2v": read_opens2v}
     if published and (published not in readers or clips is None or not clips.is_dir()):

@@ -86,6 +86,7 @@ class Reading:
     cut: Cut = field(default_factory=Cut)
     repeats: int = 1
     regularization: bool = False
+    fps: float = 8.0  # of clips that are composed: at another rate than the model's, frames would be left out or repeated
     trigger: str = ""  # words before each caption, by which the subject is called; not before those of regularization clips
 
 

@@ -20,7 +20,7 @@ from phantom_s2v.data.triplets import Triplet, TripletReference
 from phantom_s2v.errors import InputError
 from phantom_s2v.media.images import cut_out_alpha, read_image
 
-SIDE, FRAMES, FPS = 128, 25, 12.0  # of clips; sprites have the same side
+SIDE, FRAMES = 128, 25  # of clips; sprites have the same side
 SUBJECT = "subject"  # what captions of composed clips call it
 
 
@@ -36,7 +36,7 @@ def moving(files: list[Path], name: str, count: int, reading: Reading, seed: int
             spec = plain_spec(rng, (sprites.subjects[number % len(sprites.subjects)],), FRAMES, SIDE)
             cast = replace(spec.casts[0], appearance=PLAIN_APPEARANCE)
             yield _triplet(replace(spec, casts=(cast,), named=False), sprites, files, name, number, reading)
-        shown = f"{FRAMES} frames at {FPS:g} fps, {SIDE}x{SIDE}"
+        shown = f"{FRAMES} frames at {reading.fps:g} fps, {SIDE}x{SIDE}"
         reading.kept(f"kept: {count} composed clips of {len(sprites.subjects)} images, {shown}")
 
     return clips()
@@ -45,7 +45,7 @@ def moving(files: list[Path], name: str, count: int, reading: Reading, seed: int
 def _triplet(spec: ClipSpec, sprites: Sprites, files: list[Path], name: str, number: int, reading: Reading) -> Triplet:
     """A composed clip; every other one has a reference that was composed too, the rest an image as it is."""
     clip = compose(spec, sprites)
-    video = encoded(iter(clip.video), FPS)
+    video = encoded(iter(clip.video), reading.fps)
     own = int(spec.casts[0].subject.key)
     if number % 2:
         image = clip.references[0]
