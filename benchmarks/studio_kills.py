@@ -37,7 +37,7 @@ from phantom_s2v.studio import access, audit, policies, projects, queue, sign_in
 from phantom_s2v.studio.config import load_settings
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.measuring import Measures
-from phantom_s2v.studio.schema import Job, JobState, Right, Role, Subject, SubjectImage, User, Video, now
+from phantom_s2v.studio.schema import Job, JobState, Right, Role, Subject, SubjectImage, User, Video, Worker, now
 from phantom_s2v.studio.web.view import SESSION, sign_cookie
 from phantom_s2v.studio.worker import Models, Service
 
@@ -134,6 +134,16 @@ class Arena:
             code = 0
         finally:
             os._exit(code)
+
+    def await_worker(self):
+        """Wait until a worker has said what it offers, before which nothing can be queued; it measures its machine first."""
+        ends = time.monotonic() + 300
+        while time.monotonic() < ends:
+            with self.studio.reading() as session:
+                if session.scalar(select(Worker.id).limit(1)):
+                    return
+            time.sleep(0.2)
+        raise SystemExit("no worker has registered in 300 s")
 
     def tend(self):
         """Start again what has ended by itself: a worker that could not even register, on a full disk."""
@@ -281,6 +291,7 @@ def run(arena, kills, workers, full, pause):
     arena.start_web()
     for number in range(workers):
         arena.start_worker(number)
+    arena.await_worker()
     for prompt in PROMPTS:
         for seed in (0, 2):
             arena.ask(prompt, seed, 2)

@@ -11,9 +11,8 @@ from PIL import Image
 from sqlalchemy import select
 
 from phantom_s2v.studio import access, certificates, examining, notices, sign_in, verify
-from phantom_s2v.studio.drafts import OPTIONS
 from phantom_s2v.studio.policies import CHECKLIST
-from phantom_s2v.studio.schema import Job, Right, Role, Subject, Video
+from phantom_s2v.studio.schema import Right, Role, Subject
 from studio.rows import add_subject, add_video, frames_of, give_role, mp4, set_policy
 
 CONTENT = mp4(frames_of("1f431", 3))
@@ -180,10 +179,6 @@ def test_the_studio_itself_by_the_api(studio, api):
 
 def test_drafts_and_files_by_the_api(studio, api, film, app):
     maker = api("maker")
-    with studio.writing() as session:
-        job = session.get_one(Job, session.get_one(Video, film).job_id)
-        whole = dict.fromkeys(("width", "height", *OPTIONS), 1) | {"first_frame": None}
-        job.request = {**whole, **job.request}
     again = maker("POST", f"/videos/{film}/again").json()
     assert (again["draft"]["prompt"], again["changed"]) == ("The cup moves.", [])
     one = f"/drafts/{again['draft']['id']}"

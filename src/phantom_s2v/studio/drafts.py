@@ -117,15 +117,18 @@ def again(session: Session, actor: Actor, video: Video) -> tuple[Draft, list[str
     wanted = job.request
     keys = session.scalars(select(JobSubject.subject_id).where(JobSubject.job_id == job.id))
     subjects = rights.with_rights(session, video.project_id, keys)
-    order = [each["subject"] for each in wanted["references"]]
+    references = wanted.get("references") or ()
+    order = [each["subject"] for each in references]
     subjects.sort(key=lambda each: order.index(each.name) if each.name in order else len(order))
-    options = {name: str(wanted[name]) for name in OPTIONS if name != "size"}
-    options |= {"size": f"{wanted['width']}x{wanted['height']}", "seed": str(video.seed)}
+    options = {name: str(wanted[name]) for name in OPTIONS if wanted.get(name) is not None}  # of a version before, some are not
+    options |= {"seed": str(video.seed)}
+    if wanted.get("width") and wanted.get("height"):
+        options["size"] = f"{wanted['width']}x{wanted['height']}"
     now_shown = {subject.name: {image.blob for image in subject.images} for subject in subjects}
-    changed = {each["subject"] for each in wanted["references"] if each["path"] not in now_shown.get(each["subject"], ())}
+    changed = {each["subject"] for each in references if each["path"] not in now_shown.get(each["subject"], ())}
     draft = create(
         session, actor, video.project_id, prompt=wanted["prompt"], options=options, subjects=[each.id for each in subjects],
-        first_frame=wanted["first_frame"], purpose=job.purpose, territories=job.territories,
+        first_frame=wanted.get("first_frame"), purpose=job.purpose, territories=job.territories,
     )  # fmt: skip
     return draft, sorted(changed)
 

@@ -89,14 +89,16 @@ def mine(session: Session, actor: Actor, after: str | None = None) -> Page[Proje
     return paged(session, query, [Project.created_at, Project.id], after)
 
 
-def members(session: Session, actor: Actor, project_id: str) -> list[tuple[User, list[Role]]]:
+def members(session: Session, actor: Actor, project_id: str, after: str | None = None) -> Page[tuple[User, list[Role]]]:
     """People of a project with their roles, by name."""
     actor.must(project_id)
-    query = select(User, Member.role).join(Member).where(Member.project_id == project_id).order_by(User.name, User.id)
-    found: dict[User, list[Role]] = {}
-    for user, role in session.execute(query):
-        found.setdefault(user, []).append(role)
-    return list(found.items())
+    mine = select(Member.user_id).where(Member.project_id == project_id)
+    page = paged(session, select(User).where(User.id.in_(mine)), [User.name, User.id], after, descending=False)
+    query = select(Member).where(Member.project_id == project_id, Member.user_id.in_([user.id for user in page.items]))
+    roles: dict[str, list[Role]] = {}
+    for member in session.scalars(query):
+        roles.setdefault(member.user_id, []).append(member.role)
+    return Page([(user, roles[user.id]) for user in page.items], page.following)
 
 
 def set_roles(session: Session, actor: Actor, project_id: str, email: str, roles: Sequence[Role]) -> User:

@@ -33,6 +33,13 @@ class MemberOut(BaseModel):
     roles: list[Role]
 
 
+class MembersOut(BaseModel):
+    """A page of people; `following` goes into `after` for the next one."""
+
+    items: list[MemberOut]
+    following: str | None
+
+
 class RolesIn(Given):
     """Roles of a person; none removes them from the project."""
 
@@ -41,11 +48,12 @@ class RolesIn(Given):
 
 
 @routes.get("/members")
-def list_members(view: ViewOf, project_id: str) -> list[MemberOut]:
-    """People of the project with their roles."""
+def list_members(view: ViewOf, project_id: str, after: str | None = None) -> MembersOut:
+    """People of the project with their roles, by name."""
     with view.reading() as session:
-        found = projects.members(session, view.actor, project_id)
-        return [MemberOut(id=user.id, name=user.name, email=user.email, roles=roles) for user, roles in found]
+        page = projects.members(session, view.actor, project_id, after)
+        items = [MemberOut(id=user.id, name=user.name, email=user.email, roles=roles) for user, roles in page.items]
+        return MembersOut(items=items, following=page.following)
 
 
 @routes.put("/members", status_code=204)

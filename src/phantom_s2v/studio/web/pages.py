@@ -154,8 +154,8 @@ def project_page(view: ViewOf) -> Response:
 def members_page(view: ViewOf) -> Response:
     """People of a project and their roles; those of one person in the form, where they are to be changed."""
     with view.reading() as session:
-        members = projects.members(session, view.actor, view.project_id)
-        for person, roles in members:
+        members = projects.members(session, view.actor, view.project_id, view.query("after"))
+        for person, roles in members.items:
             if person.id == view.query("change"):
                 view.form = Form(email=person.email, roles=roles)
         return view.page("members.html", members=members, link="", person=None)
