@@ -101,7 +101,11 @@ def test_a_person_who_worked_here(studio, actor_of):
     with studio.writing() as session:
         with pytest.raises(Forbidden):
             erasure.erase_user(session, actor_of("admin"), studio.people["maker"], "Maker")
+        frame = studio.storage.put(session, b"first frame", "image/png")
+        for name in ("maker", "reviewer"):
+            session.add(Draft(project_id=studio.project_id, user_id=studio.people[name], prompt="x", first_frame=frame))
         erasure.erase_user(session, actor_of("boss"), studio.people["maker"], "Maker")
+        assert session.scalars(select(Draft.user_id)).all() == [studio.people["reviewer"]]  # nobody else sees a draft
         user = session.get_one(User, studio.people["maker"])
         assert (user.name, user.active, user.password_hash) == ("", False, None)
         assert "maker" not in user.email

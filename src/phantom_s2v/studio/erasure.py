@@ -137,7 +137,8 @@ def _remove_videos(session: Session, videos: Sequence[str]) -> list[str]:
 
 
 def erase_user(session: Session, actor: Actor, user_id: str, name: str) -> None:
-    """Forget a person who works here: name, address, memberships, sessions and notices. What they did stays under their id.
+    """Forget a person who works here: name, address, memberships, sessions, notices, and drafts, which nobody else can see. What
+    they did stays under their id.
 
     `name` is typed once more: nothing brings it back.
     """
@@ -147,6 +148,8 @@ def erase_user(session: Session, actor: Actor, user_id: str, name: str) -> None:
     _check_typed(name, user.name)
     for table in (Credential, Member, Notice):
         session.execute(delete(table).where(table.user_id == user_id))
+    drafts = session.scalars(select(Draft).where(Draft.user_id == user_id)).all()
+    studio_of(session).storage.forget(session, _remove_drafts(session, drafts))
     user.email, user.name, user.password_hash, user.active, user.admin = f"{user.id}@erased.invalid", "", None, False, False
     session.info["erased"] = True
     audit.append(session, actor.id, "person erased", user_id)
