@@ -45,6 +45,7 @@ def test_from_hand_in_to_a_verified_export(studio, browser, film, here, language
     certificates.make(studio.settings.folder / "certificate", "A company")
     maker, reviewer, approver = (browser(name, language) for name in ("maker", "reviewer", "approver"))
     assert maker.submit(f"{here}/submit").status_code == 200
+    assert row(studio, film).prompt in approver.get("/notices").text  # which of several videos it is about
     said = {"text": NASTY[0], "where": "place", "frame": "12", "x": "250", "y": "1000"}
     page = reviewer.submit(f"{here}/comments", said)
     assert "&lt;script&gt;alert(1)" in page.text

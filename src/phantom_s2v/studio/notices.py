@@ -6,14 +6,14 @@ Who acted is kept by id, so that notices know nothing of a person who was erased
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
 from phantom_s2v.studio import projects
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import N_
-from phantom_s2v.studio.schema import Notice, now
+from phantom_s2v.studio.schema import Member, Notice, Video, now
 
 # Code -> (sentence, address). Values in the address are ids.
 WORDS: dict[str, tuple[str, str]] = {
@@ -50,6 +50,13 @@ def mine(session: Session, actor: Actor, after: str | None = None) -> Page[Notic
 def names(session: Session, notices: Iterable[Notice]) -> dict[str, str]:
     """Present names of those who acted, by id."""
     return projects.names(session, {each.values.get("by") for each in notices})
+
+
+def prompts(session: Session, actor: Actor, notices: Iterable[Notice]) -> dict[str, str]:
+    """Prompts of the videos that notices are about, by id, of projects that the person still works in."""
+    query = select(Video).where(Video.id.in_({each.values["video"] for each in notices if "video" in each.values}))
+    works = exists().where(Member.project_id == Video.project_id, Member.user_id == actor.must_be_person())
+    return {video.id: video.prompt for video in session.scalars(query.where(works))}
 
 
 def read_all(session: Session, actor: Actor) -> None:

@@ -122,7 +122,8 @@ def notices_page(view: ViewOf) -> Response:
             (each, *(view.say(text, **of) for text in notices.WORDS[each.code]))
             for each, of in zip(found.items, values, strict=True)
         ]
-        return view.page("notices.html", notices=found, shown=shown)
+        prompts = notices.prompts(session, view.actor, found.items)
+        return view.page("notices.html", notices=found, shown=shown, prompts=prompts)
 
 
 @routes.post("/notices/read")
