@@ -37,7 +37,8 @@ def ask(client, method, path, ids, spec):
         operation = spec["paths"][path].get(method.lower(), {})
         schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
         body = filled_in(schema, spec, "x") if schema else {}
-        options = {"json": {**body, "document": ""} if "document" in body else body} if schema else {}
+        own = {"document": "", "options": {}}  # these are looked at before anything is looked for
+        options = {"json": {**body, **{name: own[name] for name in own.keys() & body.keys()}}} if schema else {}
     else:
         options = {"data": BODY} if method == "POST" else {}
     return client.request(method, address, headers={"X-CSRF-Token": client.csrf}, follow_redirects=False, **options)
