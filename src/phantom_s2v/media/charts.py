@@ -123,9 +123,11 @@ def _across(y: Axis, bounds: Sequence[Bound], path: list[Point]) -> list[Limit]:
     """Thresholds from left to right, each with its words where they hide least of the path and of other words."""
     drawn, taken = list[Limit](), list(path)
     right = float(WIDTH - RIGHT)
+    ends = (right, "end"), (LEFT + 4.0, "start")
     for bound in bounds:
         at = _y(y, bound.value)
-        places = [(right, at - 4, "end"), (right, at + 13, "end"), (LEFT + 4.0, at - 4, "start"), (LEFT + 4.0, at + 13, "start")]
+        rows = [at + below for below in (-4, 13, -18, 27)]  # next to the line, else a row further
+        places = [(x, row, anchor) for pair in (rows[:2], rows[2:]) for x, anchor in ends for row in pair]
         drawn.append(
             min((Limit(LEFT, at, right, at, bound.words, *place) for place in places), key=lambda each: each.hides(taken))
         )
