@@ -410,3 +410,19 @@ def test_the_api_does_what_the_pages_do(studio, browser, full):
     assert call("maker", "GET", "/policy").json()["signatures"] == 3
     assert call("maker", "GET", "/subjects?after=nonsense").status_code == 404
     assert client.get(here).status_code == 401
+
+
+def test_a_locked_administrator_comes_back_as_one(browser, studio):
+    """By the buttons of the page alone."""
+    boss, admin = browser("boss"), studio.people["admin"]
+
+    def press(words):
+        page = boss.get("/people").text
+        form = next(part for part in page.split("<form")[1:] if f'action="/people/{admin}"' in part and f">{words}<" in part)
+        boss.submit(f"/people/{admin}", {name: "yes" for name in ("active", "admin") if f'name="{name}"' in form})
+        with studio.reading() as session:
+            user = session.get_one(User, admin)
+            return user.active, user.admin
+
+    steps = ("Make administrator", "Lock", "Unlock", "Take administration away")
+    assert [press(words) for words in steps] == [(True, True), (False, True), (True, True), (True, False)]
