@@ -164,7 +164,7 @@ def test_what_policies_no_longer_keep_goes_by_itself(studio, monkeypatch):
     set_policy(studio)
     film = add_video(studio, mp4(frames_of("1f984", 4)), created_at=now() - timedelta(days=366))
     ended = threading.Event()
-    monkeypatch.setattr(housekeeping.queue, "sweep", lambda session: 1 / 0)
+    monkeypatch.setattr(housekeeping.queue, "sweep", lambda session, patience: 1 / 0)
     ended.set()
     housekeeping.run(studio, ended)  # one round
     with studio.reading() as session:

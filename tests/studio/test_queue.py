@@ -115,6 +115,21 @@ def test_a_job_whose_worker_dies_three_times_without_a_new_step_is_set_aside(stu
             queue.resume(session, studio.people["maker"], job)
 
 
+def test_a_slow_worker_without_another_keeps_its_job(studio):
+    """The web process waits longer than a worker that would go on with it."""
+    with studio.writing() as session:
+        worker = make_worker(session, at(0))
+        job = make_job(session, studio.project_id, studio.people["maker"], at(0))
+        _, ticket = take(session, worker, at(0))
+        late = queue.LEASE.total_seconds() + 30
+        queue.sweep(session, at(late), queue.ABSENT)
+        queue.renew(session, ticket, 1, at(late))  # its lease is the one that it had
+        assert (job.state, job.deaths, job.progress) == (JobState.RUNNING, 0, 1)
+        gone = 2 * late + queue.ABSENT.total_seconds()
+        queue.sweep(session, at(gone), queue.ABSENT)
+        assert (job.state, job.deaths) == (JobState.QUEUED, 1)
+
+
 def test_a_worker_leaves_what_it_cannot_make_alike_and_says_so(studio):
     with studio.writing() as session:
         one = make_job(session, studio.project_id, studio.people["maker"], threads=2)

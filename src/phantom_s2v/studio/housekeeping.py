@@ -23,7 +23,7 @@ def end_rights(studio: Studio) -> None:
 def return_jobs(studio: Studio) -> None:
     """Put jobs of dead workers back into the queue where no other worker has done so."""
     with studio.writing() as session:
-        queue.sweep(session)
+        queue.sweep(session, patience=queue.ABSENT)
 
 
 def end_sessions(studio: Studio) -> None:

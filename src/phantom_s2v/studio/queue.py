@@ -23,6 +23,7 @@ from phantom_s2v.studio.problems import Conflict, Problem
 from phantom_s2v.studio.schema import Job, JobFile, JobState, JobSubject, Project, User, Video, Worker, now
 
 LEASE = timedelta(seconds=8)  # without a heartbeat, until another worker may take the job: within 10 s of a death (worker.POLL)
+ABSENT = timedelta(minutes=1)  # after the lease, until the web process counts a worker as dead that no other has replaced
 BEAT = 2.0  # seconds between heartbeats
 DEATHS = 3  # of workers without a newly saved step, until a job is set aside
 RUNNING_EACH = 2  # jobs of one person that run at once
@@ -92,10 +93,13 @@ def note(job: Job, code: str, **values: Any) -> None:
         job.notes = [*job.notes, entry]
 
 
-def sweep(session: Session, at: datetime | None = None) -> None:
-    """Put the jobs whose lease has run out back into the queue, or end them: cancelled, or set aside after DEATHS deaths."""
+def sweep(session: Session, at: datetime | None = None, patience: timedelta = timedelta(0)) -> None:
+    """Put the jobs whose lease has run out back into the queue, or end them: cancelled, or set aside after DEATHS deaths.
+
+    `patience` more than the lease is for who has no other worker for them: one on a busy machine may only be slow.
+    """
     at = at or now()
-    lost = select(Job).where(Job.state.in_(HELD), Job.lease_until < at).with_for_update(skip_locked=True)
+    lost = select(Job).where(Job.state.in_(HELD), Job.lease_until < at - patience).with_for_update(skip_locked=True)
     for job in session.scalars(lost):
         job.deaths += 1
         if job.state == JobState.CANCELLING:
