@@ -101,6 +101,7 @@ def films(folder):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 @pytest.mark.skipif(not fetched.fetched(), reason="phantom models fetch brings the files")
 def test_faults_planted_in_films_are_seen(phantom, tmp_path):
     pytest.importorskip("dlib")
