@@ -278,6 +278,27 @@ def test_a_face_decides_who_it_is_where_both_show_one(face, wrong):
     assert faults(missing, limits) == ({"missing": ["red square"]} if face is None else faults(told, limits))
 
 
+@pytest.mark.parametrize(("alike", "swapped"), [(0.9, 1.0), (0.3, 0.0)])
+def test_known_faces_decide_on_which_side_two_people_stand(alike, swapped):
+    """Both references look alike to the network of similarity; only the brightness of a face says who it is."""
+    shades, boxes = (90, 200), [(10, 10, 30, 30), (70, 10, 90, 30)]
+    frame = np.zeros((60, 100, 3), np.uint8)
+    frame[10:30, 10:30], frame[10:30, 70:90] = shades[1], shades[0]  # the second stands at the left
+    references = [np.full((20, 20, 3), shade, np.uint8) for shade in shades]
+
+    def find(image):
+        return [np.array([shade]) for shade in shades if (image == shade).any()]
+
+    def boxes_of(image):
+        return boxes if image.shape == frame.shape else [(0, 0, 20, 20)]
+
+    faces = Faces("shade", find, lambda a, b: alike if a == b else -1.0, boxes_of)
+    tools = Instruments("none", lambda images: np.ones((len(images), 1)), Thresholds(), faces=faces)
+    prompt = "The first one at the left waits, and the second one at the right waits."
+    told = score(np.repeat(frame[None], 4, 0), references, ["first one", "second one"], prompt, tools)
+    assert told.swapped == swapped
+
+
 def test_a_subject_that_falls_below_the_bound_in_windows_drifts():
     subject = SubjectScore("a", 0.6, 0.45, 3, 0.6, 0.5, 0, 1.0, float("nan"), 0.2, 0.0, [], in_windows=True)
     steady = replace(subject, similarity=0.52)

@@ -125,7 +125,7 @@ def score_footage(
     networks = {"whole": tools.embed, "clip_i": tools.clip, "dino_i": tools.dino}
     views = _views(frames, {name: embed for name, embed in networks.items() if references or name == "clip_i"})
     faces, known = _faces(frames, references, tools)
-    shot = measures.shots(small)[footage.looked_at]
+    shot, places = measures.shots(small)[footage.looked_at], places_asked(prompt, names)
     own = [measures.own_shots(faces[:, i], shot, tools.limits.face) for i in range(len(names))]
     subjects = [
         SubjectScore(
@@ -145,7 +145,7 @@ def score_footage(
     notes += [OTHERS.format(name) for i, name in enumerate(names) if (~np.isnan(faces[:, i]) & ~own[i]).any()]
     scores = VideoScore(
         subjects=subjects,
-        swapped=misplaced(seen, places_asked(prompt, names), there),
+        swapped=misplaced(seen, places, there, _face_centers(frames, known, places, tools)),
         motion_fb=footage.motion_fb,
         frozen=measures.frozen(small),
         flicker=measures.flicker(small),
@@ -274,6 +274,29 @@ def _faces(
     known = [each[0] if each else None for each in reference_faces]
     looked = [tools.faces.find(frame) for frame in frames] if any(k is not None for k in known) else [[] for _ in frames]
     return measures.face_similarity(looked, known, tools.faces.alike), known
+
+
+def _face_centers(
+    frames: list[np.ndarray], known: Sequence[np.ndarray | None], places: Sequence[str], tools: Instruments
+) -> list[dict[int, np.ndarray]]:
+    """Centers (x, y) of the faces of references in each frame, in pixels, where two people are asked for at places."""
+    if not tools.faces or sum(face is not None and bool(place) for face, place in zip(known, places, strict=True)) < 2:
+        return [{} for _ in frames]
+    found = []
+    for frame in frames:
+        described = [(box, tools.faces.find(_around(frame, box))[:1]) for box in tools.faces.boxes(frame)]
+        described = [(box, feature[0]) for box, feature in described if feature]
+        own = measures.whose([feature for _, feature in described], known, tools.faces.alike)
+        sure = {i: described[face][0] for i, (face, similarity) in own.items() if similarity >= tools.limits.face}
+        found.append({i: np.array([left + right, top + bottom]) / 2 for i, (left, top, right, bottom) in sure.items()})
+    return found
+
+
+def _around(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """A face with half of its size around it."""
+    left, top, right, bottom = box
+    margin = max(right - left, bottom - top) // 2
+    return frame[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
 
 
 def _face(values: np.ndarray, seen: list[Sighting]) -> dict[str, Any]:

@@ -187,14 +187,21 @@ def face_similarity(
     both found in one face. Misses who turns away, and says nothing of a frame without a face.
     """
     scores = np.full((len(frames), len(references)), np.nan)
-    known = [i for i, each in enumerate(references) if each is not None]
     for frame, faces in enumerate(frames):
-        if not faces or not known:
-            continue
-        pairs = np.array([[alike(face, references[i]) for i in known] for face in faces])  # type: ignore[arg-type]
-        for face, place in zip(*linear_sum_assignment(-pairs), strict=True):
-            scores[frame, known[place]] = pairs[face, place]
+        for reference, (_, similarity) in whose(faces, references, alike).items():
+            scores[frame, reference] = similarity
     return scores
+
+
+def whose(
+    faces: Sequence[np.ndarray], references: Sequence[np.ndarray | None], alike: Callable[[np.ndarray, np.ndarray], float]
+) -> dict[int, tuple[int, float]]:
+    """Reference -> its face among those of a frame, and their similarity, so that the sum of similarity is the largest."""
+    known = [i for i, each in enumerate(references) if each is not None]
+    if not faces or not known:
+        return {}
+    pairs = np.array([[alike(face, references[i]) for i in known] for face in faces])  # type: ignore[arg-type]
+    return {known[k]: (int(face), float(pairs[face, k])) for face, k in zip(*linear_sum_assignment(-pairs), strict=True)}
 
 
 def own_shots(values: np.ndarray, shot: np.ndarray, bound: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -199,18 +200,23 @@ def places_asked(prompt: str, names: Sequence[str]) -> list[str]:
     return detections
 
 
-def misplaced(sightings: list[Sighting], places: Sequence[str], min_similarity: Sequence[float]) -> float:
+def misplaced(
+    sightings: list[Sighting],
+    places: Sequence[str],
+    min_similarity: Sequence[float],
+    faces: Sequence[Mapping[int, np.ndarray]] = (),
+) -> float:
     """Share of frames in which two subjects that are there, as like their references as `min_similarity` of each, stand on each
-    other's side: mixed up.
+    other's side: mixed up. `faces` are the centers (x, y) of known faces in each frame, by reference: of two people they decide,
+    since similarity tells people apart worse than things.
     """
     axis = {"left": (0, -1), "right": (0, 1), "top": (1, -1), "bottom": (1, 1)}
     asked = [(i, axis[place]) for i, place in enumerate(places) if place]
     wrong = []
-    for s in sightings:
-        here = [(i, a, n) for i, (a, n) in asked if i in s.assigned and s.similarity[s.assigned[i], i] >= min_similarity[i]]
-        for i, a, sign in here:
-            for j, b, other in here:
-                if i < j and a == b and sign != other:
-                    distance = s.centers[s.assigned[i]][a] - s.centers[s.assigned[j]][a]
-                    wrong.append(distance * sign < 0)
+    for s, known in zip(sightings, faces or [{}] * len(sightings), strict=True):
+        there = {i: s.centers[r] for i, r in s.assigned.items() if s.similarity[r, i] >= min_similarity[i]}
+        for (i, (a, sign)), (j, (b, other)) in combinations(asked, 2):
+            centers = known if i in known and j in known else there
+            if a == b and sign != other and i in centers and j in centers:
+                wrong.append((centers[i][a] - centers[j][a]) * sign < 0)
     return float(np.mean(wrong)) if wrong else 0.0
