@@ -27,7 +27,9 @@ class Thresholds:
     doubled: float = 0.25  # share of frames
     swapped: float = 0.5  # share of frames
     pasted: float = 0.95
-    flashed: float = 0.2  # of 50 training clips 0.45 at least, of 90 without 0.01 at most; of films 0.16 at most (dev/LOG.md)
+    flashed: float = (
+        0.2  # of 50 training clips 0.45 at least, of 90 without 0.01 at most; of source videos 0.16 at most (dev/LOG.md)
+    )
     flash_share: float = 0.12  # max share of the frames that a flash takes; an image that is shown for longer was pasted
     frozen: float = 0.9
     flicker: float = 0.006

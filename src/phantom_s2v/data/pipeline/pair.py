@@ -109,7 +109,7 @@ def _compared(row: Record, other: Record, config: Config) -> Record:
     }
 
 
-def most_distant(kind: str, config: Config) -> float:
+def max_face_distance(kind: str, config: Config) -> float:
     """The distance of faces above which a pair of a kind shows two people."""
     return config.same_face_across if kind == "cross-source" else config.same_face
 
@@ -122,7 +122,7 @@ def _other_subject(row: Record, other: Record, kind: str, similarity: float, fac
     if row["is_person"] != other["is_person"]:
         return "another subject"
     if face is not None:
-        return FACE if face > most_distant(kind, config) else ""
+        return FACE if face > max_face_distance(kind, config) else ""
     if kind == "cross-source" and not (row["has_logo"] and other["has_logo"]):
         return "neither face nor logo"
     return "another subject" if similarity < config.lower else ""

@@ -13,7 +13,7 @@ from phantom_s2v.data.pipeline.advice import NO_PAIRS, advice
 from phantom_s2v.data.pipeline.config import Config, Record
 from phantom_s2v.data.pipeline.groups import Group, PairGroups
 from phantom_s2v.data.pipeline.index import SubjectIndex, unpng
-from phantom_s2v.data.pipeline.pair import DUPLICATE, FACE, ONE_SUBJECT, UNUSED, most_distant
+from phantom_s2v.data.pipeline.pair import DUPLICATE, FACE, ONE_SUBJECT, UNUSED, max_face_distance
 from phantom_s2v.media.charts import Axis, Bound, Chart, histogram
 from phantom_s2v.media.pages import Cases, Headline, Preview, percent, preview, render, shown, write_pages
 
@@ -238,10 +238,10 @@ def _counts(read: int, left: int, clips: _Clips, pairs: _Pairs, subjects: int, t
 
 
 def _measured(pair: Record) -> dict[str, float]:
-    """What told whether a pair is of one subject, and of one that is how same its surroundings are, by the charts' names."""
+    """What decided whether a pair is of one subject, and of one that is how same its surroundings are, by the charts' names."""
     across = "across" if pair["kind"] == "cross-source" else "within"
-    told = {"similarity": pair["similarity"]} if pair["face"] is None else {across: pair["face"]}
-    return {**told, "sameness": pair["sameness"]} if pair["drop"] in ONE_SUBJECT else told
+    decided = {"similarity": pair["similarity"]} if pair["face"] is None else {across: pair["face"]}
+    return {**decided, "sameness": pair["sameness"]} if pair["drop"] in ONE_SUBJECT else decided
 
 
 def _charts(pairs: _Pairs, config: Config) -> list[tuple[Chart, str]]:
@@ -262,7 +262,7 @@ def _charts(pairs: _Pairs, config: Config) -> list[tuple[Chart, str]]:
 def _beyond(pair: Record, config: Config) -> float:
     """How far a pair lies beyond the bound that rejected it."""
     if pair["drop"] == FACE:
-        return pair["face"] - most_distant(pair["kind"], config)
+        return pair["face"] - max_face_distance(pair["kind"], config)
     return pair["sameness"] - config.upper if pair["drop"] == DUPLICATE else max(0.0, config.lower - pair["similarity"])
 
 
@@ -270,7 +270,7 @@ def _why(pair: Record, config: Config) -> str:
     """Why a pair was rejected, by the value that decided and its limit where there is one, and what else was measured."""
     similarity, same = f"similarity {pair['similarity']:.2f}", f"surroundings {pair['sameness']:.2f}"
     if pair["drop"] == FACE:
-        return f"{FACE}: distance {pair['face']:.2f}, at most {most_distant(pair['kind'], config):g}; {similarity}, {same}"
+        return f"{FACE}: distance {pair['face']:.2f}, at most {max_face_distance(pair['kind'], config):g}; {similarity}, {same}"
     if pair["drop"] == DUPLICATE:
         return f"{DUPLICATE}: {same}, at most {config.upper:g}; {similarity}"
     least = f", at least {config.lower:g}" if pair["similarity"] < config.lower else ""
