@@ -37,7 +37,7 @@ WHICH = re.compile(r"(?<!first )(?<!second )(?<!third )(?<!fourth )\bsubject\b",
 FOREIGN = re.compile(r"[^\W\d_a-zA-Z\u00c0-\u024f]")  # letters that are not Latin
 NOT_ENGLISH = N_("This model understands English alone. Write what happens in English.")
 TOO_DEAR = N_("This costs more than the project's budget has left.")
-NOT_TOLD_APART = N_("Several subjects are chosen. Write “the first subject” and “the second subject”, or their names.")
+NOT_DISTINGUISHED = N_("Several subjects are chosen. Write “the first subject” and “the second subject”, or their names.")
 NOT_NAMED = N_("The prompt mentions no subject. Say what %(name)s does.")
 FIELDS = {  # words at the beginning of the pipeline's sentences -> the field that they are about
     "image_guidance_scale": "image_guidance_scale", "guidance_scale": "guidance_scale", "num_frames": "num_frames",
@@ -209,7 +209,7 @@ def notices(draft: Draft, subjects: Iterable[Subject], checks_prompts: bool) -> 
     missing = [name for name in names if name.casefold() not in draft.prompt.casefold()]
     foreign = [(NOT_ENGLISH, {})] if FOREIGN.search(_without(draft.prompt, names)) else []
     if len(names) > 1 and WHICH.search(_without(draft.prompt, names)):
-        foreign.append((NOT_TOLD_APART, {}))
+        foreign.append((NOT_DISTINGUISHED, {}))
     return [*foreign, *((NOT_NAMED, {"name": name}) for name in missing[count:])]
 
 
