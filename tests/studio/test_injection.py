@@ -95,7 +95,8 @@ def filled_in(schema, spec, text):
     if kind == "object" or "properties" in schema:
         own = {name: filled_in(each, spec, text) for name, each in schema.get("properties", {}).items()}
         more = schema.get("additionalProperties")
-        return own | ({text: filled_in(more, spec, text)} if isinstance(more, dict) else {text: text} if more else {})
+        names = schema.get("propertyNames", {}).get("enum", [text])
+        return own | {name: filled_in(more, spec, text) if isinstance(more, dict) else text for name in names if more}
     if kind == "array":
         return [filled_in(schema["items"], spec, text)]
     if schema.get("format") == "date-time":
