@@ -118,7 +118,8 @@ def flashes(samples: Path, tools: Instruments) -> dict[str, object]:
         for number, (own, other, *_) in enumerate(photographs(samples).values()):
             video = zoomed(shaped(other, size, bool(number % 2)), FLASH_FRAMES)
             alarms.append(flash_of(video, own, tools))
-            inset = shaped(own, (min(size) * 3 // 4,) * 2, False)
+            side = min(size) * 3 // 4
+            inset = shaped(own, (side, side), False)
             for shown in (shaped(own, size, False), shaped(own, size, True), inset):
                 flashing = video.copy()
                 flashing[FLASH, : shown.shape[0], : shown.shape[1]] = shown
