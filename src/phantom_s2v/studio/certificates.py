@@ -169,6 +169,11 @@ def is_there(folder: Path) -> bool:
     return (folder / "chain.pem").is_file()
 
 
+def present(folder: Path) -> Certificate | None:
+    """The certificate that signs exports; None where nothing can be exported yet."""
+    return load(folder) if is_there(folder) else None
+
+
 def load(folder: Path) -> Certificate:
     """The certificate that signs exports. Raises InputError where there is none."""
     if not is_there(folder):

@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
-from phantom_s2v.studio import projects
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import N_
@@ -45,11 +44,6 @@ def mine(session: Session, actor: Actor, after: str | None = None) -> Page[Notic
     """A person's notices, the newest first."""
     query = select(Notice).where(Notice.user_id == actor.must_be_person())
     return paged(session, query, [Notice.created_at, Notice.id], after)
-
-
-def names(session: Session, notices: Iterable[Notice]) -> dict[str, str]:
-    """Present names of those who acted, by id."""
-    return projects.names(session, {each.values.get("by") for each in notices})
 
 
 def prompts(session: Session, actor: Actor, notices: Iterable[Notice]) -> dict[str, str]:

@@ -100,9 +100,14 @@ def is_password(hashed: str | None, password: str) -> bool:
         return False
 
 
+def _folded(email: str) -> str:
+    """An address as it is stored and looked for."""
+    return unicodedata.normalize("NFKC", email).strip().lower()
+
+
 def normal_email(email: str) -> str:
     """An e-mail address in lower case. Raises Problem for what cannot be one."""
-    email = unicodedata.normalize("NFKC", email).strip().lower()
+    email = _folded(email)
     if not email:
         raise Problem("Please fill this in.", "email")
     name, _, domain = email.partition("@")
@@ -122,7 +127,7 @@ def sign_in(session: Session, guard: Guard, email: str, password: str, address: 
 
     `session` only reads, since hashing takes long.
     """
-    key = unicodedata.normalize("NFKC", email).strip().lower()[:254]
+    key = _folded(email)[:254]
     at = guard.addresses.attempt(address)
     guard.accounts.attempt(key)
     user = session.scalar(select(User).where(User.email == key))

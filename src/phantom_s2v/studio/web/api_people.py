@@ -157,8 +157,8 @@ def _certificate(found: certificates.Certificate) -> CertificateOut:
 @routes.get("/certificate")
 def read_certificate(view: ViewOf) -> CertificateOut | None:
     """Whose certificate signs exports, and until when; null where nothing can be exported yet."""
-    folder = view.studio.settings.certificates
-    return _certificate(certificates.load(folder)) if certificates.is_there(folder) else None
+    found = certificates.present(view.studio.settings.certificates)
+    return _certificate(found) if found else None
 
 
 @routes.post("/certificate", status_code=201)

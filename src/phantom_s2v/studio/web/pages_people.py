@@ -81,14 +81,9 @@ def erase_person(view: ViewOf) -> Response:
 @routes.get("/certificate")
 def certificate_page(view: ViewOf) -> Response:
     """Whose certificate signs exports, and until when."""
-    certificate = _certificate(view)
+    certificate = certificates.present(view.studio.settings.certificates)
     view.form = Form(organization=certificate.organization if certificate else "")
     return view.page("certificate.html", certificate=certificate)
-
-
-def _certificate(view: View) -> certificates.Certificate | None:
-    folder = view.studio.settings.certificates
-    return certificates.load(folder) if certificates.is_there(folder) else None
 
 
 @routes.post("/certificate")
@@ -98,7 +93,7 @@ def new_certificate(view: ViewOf) -> Response:
         with view.writing() as session:
             certificates.establish(session, view.actor, view.form["organization"])
     except Problem as problem:
-        return view.wrong("certificate.html", problem, certificate=_certificate(view))
+        return view.wrong("certificate.html", problem, certificate=certificates.present(view.studio.settings.certificates))
     return view.go("/certificate", N_("Exports are signed with the new certificate from now on."))
 
 
@@ -116,7 +111,8 @@ def notices_page(view: ViewOf) -> Response:
     """What one has to know, the newest first."""
     with view.reading() as session:
         found = notices.mine(session, view.actor, view.query("after"))
-        names = {key: i18n.person(view.language, name) for key, name in notices.names(session, found.items).items()}
+        acted = projects.names(session, {each.values.get("by") for each in found.items})
+        names = {key: i18n.person(view.language, name) for key, name in acted.items()}
         values = [{**each.values, "name": names.get(each.values.get("by", ""), each.values.get("name"))} for each in found.items]
         shown = [
             (each, *(view.say(text, **of) for text in notices.WORDS[each.code]))
