@@ -12,7 +12,7 @@ from phantom_s2v.studio.web.app import ROUTERS
 PAGES = Path(web.__file__).parent
 MARKUP = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
 NASTY = (
-    f"../../etc/passwd {MARKUP} {{{{ 7*191 }}}} %(name)s %d ${{7*191}}",
+    f"../../etc/passwd {MARKUP} {{{{ 70003*70009 }}}} %(name)s %d ${{70003*70009}}",
     f"=cmd|' /C calc'!A0 @SUM(A1) '; drop table users; -- {MARKUP} 狐🦊",
     f"/etc/passwd\u0000{MARKUP}",
 )  # fmt: skip
@@ -55,7 +55,7 @@ def outside(studio):
 
 def shows(text):
     """What of a string would be active in an answer."""
-    return [each for each in ("<script>alert", "<img src=x", "1337") if each in text]
+    return [each for each in ("<script>alert", "<img src=x", "4900840027") if each in text]
 
 
 @pytest.mark.parametrize("texts", TURNS)
