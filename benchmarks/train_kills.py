@@ -48,8 +48,10 @@ def latents(path: Path, folder: Path, count: int = 12) -> None:
             "references": torch.randn(1, 48, h, h, generator=draw),
             "image_tokens": torch.randn(1, 16, 192, generator=draw),
             "subjects": torch.zeros(1, dtype=torch.int64),
+            "cross": torch.ones(1, dtype=torch.int64),
         }
         row = {"id": f"clip-{number:02d}", "height": side, "width": side, "frames": frames, "subjects": 1, "caption": "a"}
+        row |= {"in_pair": False, "cross_pair": True, "repeats": 1, "regularization": False, "license": ""}
         rows.append({**row, "tensors": save(tensors)})
     store.write(rows)
 

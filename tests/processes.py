@@ -7,6 +7,7 @@ import socket
 import traceback
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -58,7 +59,14 @@ class Held:
 
     def __init__(self, rows: list[dict[str, torch.Tensor]], sizes: list[tuple[int, int, int]]) -> None:
         self.rows, self.path, self.origin = rows, Path("held.lance"), dict[str, str]()
-        self.shapes = sizes
+        self.shapes, self.dataset = sizes, SimpleNamespace(version=1)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def rights(self) -> dict[str, int]:
+        """How many triplets have each license."""
+        return {"CC0-1.0": len(self.rows)}
 
     def sizes(self) -> list[Row]:
         """What columns say of all rows."""

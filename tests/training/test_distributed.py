@@ -18,10 +18,12 @@ from torch.distributed.tensor import DTensor
 from phantom_s2v.errors import InputError
 from phantom_s2v.models import distributed
 from phantom_s2v.models.distributed import everyone, join, shard, weight_mesh, whole_tensors, world
+from phantom_s2v.models.memory import Placement
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import own, recipes
 from phantom_s2v.training.checkpoint import saved
 from phantom_s2v.training.config import Lora, TrainConfig
+from phantom_s2v.training.guard import encoder_hashes
 from phantom_s2v.training.learner import average_of, spread
 from phantom_s2v.training.log import Log
 from phantom_s2v.training.loop import train
@@ -88,6 +90,37 @@ def test_processes_have_the_losses_of_one(tiny, triplets, alone, tmp_path, count
         assert rows[STEPS][name] == pytest.approx(alone[0][STEPS][name], abs=1e-5, rel=1e-6)
     assert len(losses(rows)) == STEPS
     assert losses(rows).std() > 1e-2
+
+
+def test_a_whole_training_of_two_processes_checks_its_data_and_writes_a_model(tiny, triplets, tmp_path):
+    """What the command does, of which Lance alone is left out; in bfloat16, which FSDP gathers weights in."""
+    store = Held([dict(row) for row in triplets.rows], triplets.shapes)
+    store.origin = encoder_hashes(tiny)
+    store.rows[3]["latents"] = store.rows[3]["latents"] * float("nan")
+
+    def whole(precision: str) -> dict:
+        config = recipes.own_mini()
+        train = replace(config.train, steps=2, warmup=1, precision=precision, log_steps=1, parallel="fsdp")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(own, "EncodedStore", lambda path: store)
+            return own.run(
+                replace(config, train=train, bad_data="skip", validation=0.2),
+                tiny,
+                tmp_path,
+                tmp_path / precision,
+                Placement("cpu"),
+            )
+
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        made = in_processes(tmp_path, 2, whole, precision)
+        assert made[0] == made[1] == {"written": str(tmp_path / precision / "model"), "steps": 2, "triplets": len(SIZES)}
+        assert list(json.loads((tmp_path / precision / "data.json").read_text())["bad"]) == ["clip-03"]
+        load_models(tmp_path / precision / "model")
+        rows = [json.loads(line) for line in (tmp_path / precision / "log.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+    assert losses[1] != losses[0]
 
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one_and_in_four(tiny, triplets, alone, tmp_path, capfd):

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from phantom_s2v.pipeline.conditions import Dropped
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import aliases, objective, own, recipes
 from phantom_s2v.training.batches import PERIOD, collate, split
+from phantom_s2v.training.checked import unusable
 from phantom_s2v.training.config import Mix, OwnConfig
 from phantom_s2v.training.encoded import EncodedStore
 from phantom_s2v.training.log import Log
@@ -63,8 +65,8 @@ def config(**changes) -> OwnConfig:
     return replace(made, train=replace(made.train, **{**train, **changes.pop("train", {})}), batch_size=2, **changes)
 
 
-def run(latents, folder, out, **changes) -> list[dict]:
-    own.run(config(**changes), folder, latents.path, out, Placement(device="cpu"))
+def run(latents, folder, out, score=None, **changes) -> list[dict]:
+    own.run(config(**changes), folder, latents.path, out, Placement(device="cpu"), score)
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
@@ -216,8 +218,8 @@ def test_the_best_the_last_and_earlier_states_are_kept_with_a_card(latents, tiny
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert best["step"] == min(judged, key=judged.__getitem__)
     kept = tmp_path / "run" / "saves"
-    assert sorted(path.name for path in kept.iterdir()) == ["step-000003", "step-000004"]
-    last, fourth = (load_file(folder / "transformer" / FILE) for folder in (tmp_path / "run" / "model", kept / "step-000004"))
+    assert sorted(path.name for path in kept.iterdir()) == ["step-00000003", "step-00000004"]
+    last, fourth = (load_file(folder / "transformer" / FILE) for folder in (tmp_path / "run" / "model", kept / "step-00000004"))
     assert all(torch.equal(last[name], fourth[name]) for name in last)
     load_models(tmp_path / "run" / "best")
     card = (tmp_path / "run" / "model" / "README.md").read_text()
@@ -227,27 +229,110 @@ def test_the_best_the_last_and_earlier_states_are_kept_with_a_card(latents, tiny
     assert '"adam_lr": 0.002' in card
 
 
+def test_what_is_kept_before_the_rates_fall_has_the_name_of_its_step(latents, tiny, tmp_path):
+    """The weights of three steps are not those of four; what others keep in the folder stays."""
+    (tmp_path / "run" / "saves").mkdir(parents=True)
+    (tmp_path / "run" / "saves" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="saves exists without"):
+        run(latents, tiny, tmp_path / "run")
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 0}\n')
+    run(latents, tiny, tmp_path / "run", max_step_saves_to_keep=1, train={"steps": 4, "decay_share": 0.5, "ema_decay": 0.0})
+    assert sorted(path.name for path in (tmp_path / "run" / "saves").iterdir()) == ["notes.txt", "step-00000004"]
+    run(latents, tiny, tmp_path / "two", max_step_saves_to_keep=2, train={"steps": 4, "decay_share": 0.5, "ema_decay": 0.0})
+    run(latents, tiny, tmp_path / "three", train={"steps": 3, "ema_decay": 0.0})
+    assert sorted(path.name for path in (tmp_path / "two" / "saves").iterdir()) == ["step-00000003", "step-00000004"]
+    kept, three = (
+        load_file(folder / "transformer" / FILE)
+        for folder in (tmp_path / "two" / "saves" / "step-00000003", tmp_path / "three" / "model")
+    )
+    assert all(torch.equal(kept[name], three[name]) for name in kept)
+
+
+@pytest.mark.parametrize("name", ["README.md", "model", "best.safetensors"])
+def test_files_of_others_in_the_folder_of_a_run_are_not_replaced(latents, tiny, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(own, "load_for", lambda *given, **more: pytest.fail("loaded"))
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DataError, match=f"{name} exists without log.jsonl"):
+        run(latents, tiny, tmp_path, lora=recipes.own_mini_lora().lora)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_changed_rate_is_refused_and_accepted_by_the_option_that_the_error_names(latents, tiny, tmp_path, call_phantom):
+    """What says only what is written when may change."""
+    command = ["train", "--preset", "mini", "--model", tiny, "--latents", latents.path, "--out", tmp_path / "run"]
+
+    def go_on(steps, text, *more):
+        (tmp_path / "c.toml").write_text(f'validation = 0.2\n{text}\nprecision = "float32"\n')
+        return call_phantom(*command, "--steps", steps, "--config", tmp_path / "c.toml", *more)
+
+    assert go_on(1, "[train]\nadam_lr = 1e-3")[0] == 0
+    code, said = go_on(2, "[train]\nadam_lr = 2e-3")
+    assert (code, "train.adam_lr was 0.001 and is 0.002" in said.err, "--allow-change adam_lr" in said.err) == (2, True, True)
+    code, said = go_on(2, "[train]\nadam_lr = 2e-3", "--allow-change", "adam_lr")
+    assert code == 0, said.err
+    text = "max_step_saves_to_keep = 1\nbad_data = 'skip'\n[train]\nadam_lr = 2e-3\nvalidate_steps = 1\nsave_steps = 1"
+    code, said = go_on(3, text)
+    assert code == 0, said.err
+    assert json.loads(said.out.splitlines()[-1])["steps"] == 3
+
+
+def test_a_run_without_held_out_triplets_says_so(latents, tiny, tmp_path, capsys):
+    run(latents, tiny, tmp_path / "run", train={"steps": 1})
+    assert "0.05 of 8 triplets is none that is held out; no validation" in capsys.readouterr().err
+
+
+def test_what_was_checked_does_not_stand_for_other_triplets_at_the_same_place(latents, tiny, tmp_path):
+    """A dataset that was removed and made again has the path and the version of the one before."""
+    table = latents.dataset.to_table().to_pylist()
+    for place, value in ((0, 0.0), (1, float("nan"))):
+        shutil.rmtree(tmp_path / "l.lance", ignore_errors=True)
+        store, row = EncodedStore.create(tmp_path / "l.lance", latents.origin), dict(table[place])
+        (tensors,) = latents.take([place])
+        tensors["latents"] += value
+        store.write([row | {"tensors": save(tensors)}])
+        given = (store, own.dataset_hash(store), config(), tiny_channels(tiny), tmp_path)
+        if place == 0:
+            assert unusable(*given) == frozenset()
+            continue
+        with pytest.raises(DataError, match="its latents are not finite"):
+            unusable(*given)
+
+
+def tiny_channels(folder) -> int:
+    return json.loads((folder / "vae" / "config.json").read_text())["z_dim"]
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_sample_has_the_bytes_of_generate_and_changes_nothing_that_is_learned(latents, tiny, tmp_path, call_phantom, lora):
     images.write_image(tmp_path / "fox.png", np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8))
     requests = tmp_path / "samples.jsonl"
     requests.write_text(json.dumps({"prompt": "A fox.", "reference": [f"fox={tmp_path / 'fox.png'}"], "out": "fox.mp4"}))
+    measured = []
+
+    def score(video, references) -> float:
+        measured.append((video, [each.shape for each in references]))
+        return 0.25 * len(measured)
+
     changes = {"lora": replace(recipes.own_mini_lora().lora, rank=2, alpha=4.0) if lora else None}
     changes["train"] = {"validate_steps": 2, "ema_decay": 0.0}
-    run(latents, tiny, tmp_path / "with", samples=str(requests), **changes)
+    log = run(latents, tiny, tmp_path / "with", score, samples=str(requests), evaluate=True, **changes)
+    folders = [tmp_path / "with" / "samples" / f"step-{step:08d}" for step in (2, 3)]
+    assert measured == [(folder / "fox.mp4", [(20, 20, 3)]) for folder in folders]
+    assert [row["similarity"] for row in log if "similarity" in row] == [0.25, 0.5]
+    assert "| similarity | 0.5 |" in ((tmp_path / "with") / ("README.md" if lora else "model/README.md")).read_text()
     run(latents, tiny, tmp_path / "without", **changes)
     name = "lora.safetensors" if lora else f"model/transformer/{FILE}"
     one, other = (load_file(tmp_path / each / name) for each in ("with", "without"))
     assert all(torch.equal(one[key], other[key]) for key in one)
-    sample = tmp_path / "with" / "samples" / "step-000003"
-    assert (sample.parent / "step-000002" / "fox.sheet.png").is_file()
+    sample = tmp_path / "with" / "samples" / "step-00000003"
+    assert (sample.parent / "step-00000002" / "fox.sheet.png").is_file()
     made = ("--model", tiny, "--lora", tmp_path / "with" / name) if lora else ("--model", tmp_path / "with" / "model")
     code, said = call_phantom(
         "generate", "--prompt", "A fox.", "--reference", f"fox={tmp_path / 'fox.png'}", "--out", tmp_path / "fox.mp4", *made
     )
     assert code == 0, said.err
     assert (tmp_path / "fox.mp4").read_bytes() == (sample / "fox.mp4").read_bytes()
-    assert (sample / "fox.mp4").read_bytes() != (sample.parent / "step-000002" / "fox.mp4").read_bytes()
+    assert (sample / "fox.mp4").read_bytes() != (sample.parent / "step-00000002" / "fox.mp4").read_bytes()
 
 
 @pytest.mark.parametrize(("text", "path", "value"), [

@@ -272,6 +272,15 @@ def test_commands_go_from_triplets_to_a_model(call_phantom, store, tiny, tmp_pat
     ("batchsize = 2", "unknown key 'batchsize' (did you mean batch_size?)"),
     ("[train]\nadam_lr = 'much'", "adam_lr must be"),
     ("batch_size = ", "run.toml: "),
+    ("[train]\nlr = 1e-4", "lr is the rate of Muon, which fine-tuning does not use; set adam_lr"),
+    ("[train]\nadam_lr = -1.0", "adam_lr must be at least 0 (got -1.0)"),
+    ("[train]\nlog_steps = 0", "log_steps must be at least 1 (got 0)"),
+    ("[train]\nthreads = 0", "threads must be at least 1"),
+    ("mixed_precision = 'fp16'", "precision must be auto, float32 or bfloat16 (got 'fp16')"),
+    ("[lora]\nrank = 8", "lora needs targets"),
+    ("network_dim = 0", "rank must be above 0"),
+    ("evaluate = true", "evaluate measures samples"),
+    ("[train]\nshard_size = 2", "shard_size is for parallel hsdp"),
 ])  # fmt: skip
 def test_a_wrong_field_is_one_sentence(call_phantom, tmp_path, text, said):
     (tmp_path / "run.toml").write_text(text)

@@ -25,6 +25,7 @@ from phantom_s2v.cli.train import parse_buckets, parse_references
 from phantom_s2v.data.synthetic.compose import compose, plain_spec, scene_tensors
 from phantom_s2v.data.synthetic.emoji import write_store
 from phantom_s2v.errors import CheckpointError, DataError, InputError, NotFiniteError, OutputError
+from phantom_s2v.files.io import locked
 from phantom_s2v.models.autoencoder import encode, to_pixels
 from phantom_s2v.models.phantom.conditioning import Conditions, null
 from phantom_s2v.models.tensors import read_tensors
@@ -101,7 +102,7 @@ def test_what_training_goes_on_from_is_saved_before_the_rate_falls(tmp_path):
         config = TrainConfig(8, workers=0, warmup=2, decay_share=0.5, precision="float32", save_minutes=1e9)
         calls = iter(range(steps, 10**9))
         stop = lambda step, together: torch.ones(2, 4) if step < steps else next(calls) / 0  # noqa: E731 - a killed run
-        note = lambda model, average, decaying: saved.append((decaying, model.weight.detach().clone()))  # noqa: E731
+        note = lambda model, average, step, decaying: saved.append((decaying, model.weight.detach().clone()))  # noqa: E731
         with contextlib.suppress(ZeroDivisionError):
             train(config, model, stop, lambda m: lambda b, s: {"loss": m(b).square().mean()}, tmp_path, {}, on_save=note)
 
@@ -131,8 +132,8 @@ def run(out, steps, rows=slice(None), noise=1.0, facts=None, breaks=None, pause=
     """Train on `rows` of the same four at every step, of which every batch of the step is a share; the last two take a branch."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16))
-    settings = {"threads": torch.get_num_threads(), "save_minutes": 1e9, "workers": 0, **changes}
-    config = TrainConfig(steps, log_steps=2, warmup=2, precision="float32", **settings)
+    settings = {"threads": torch.get_num_threads(), "save_minutes": 1e9, "workers": 0, "log_steps": 2, **changes}
+    config = TrainConfig(steps, warmup=2, precision="float32", **settings)
 
     def make(number, together):
         step, part = divmod(number, together)
@@ -195,6 +196,39 @@ def test_a_step_that_is_not_finite_ends_the_run_and_the_checkpoint_before_stays(
         run(tmp_path, 5, breaks=breaks, save_minutes=0.0 if breaks == 2 else 1e9)
     assert saved(tmp_path / "checkpoints") == before
     assert all(torch.equal(a, b) for a, b in zip(run(tmp_path, 4).parameters(), run(tmp_path / "x", 4).parameters(), strict=True))
+
+
+def test_a_step_that_is_not_finite_is_not_validated(tmp_path):
+    """Else the weights that it left would be kept as the best."""
+    model, seen = nn.Linear(16, 16), []
+    config = TrainConfig(5, workers=0, precision="float32", validate_steps=1, threads=torch.get_num_threads())
+    with pytest.raises(NotFiniteError, match="step 3"):
+        train(
+            config,
+            model,
+            lambda number, together: torch.full((2, 16), float("nan") if number == 2 else 1.0),
+            lambda m: lambda b, s: {"loss": m(b).square().mean()},
+            tmp_path,
+            {},
+            on_validate=lambda raw, average, steps: seen.append(steps) or {},
+        )
+    assert seen == [1, 2]
+
+
+def test_a_second_training_in_a_folder_is_refused(tmp_path):
+    """It would take the checkpoint that the first one is writing for the rest of a killed run, and remove it."""
+    run(tmp_path, 2)
+    with locked(tmp_path), pytest.raises(InputError, match="another training is running in"):
+        run(tmp_path, 4)
+    run(tmp_path, 4)
+
+
+def test_the_time_that_is_left_is_said_after_two_steps_and_the_first_does_not_count(tmp_path, capsys):
+    """The first step of a process compiles and loads; a row of the log may be an hour away."""
+    run(tmp_path, 6, log_steps=6, at=lambda step: time.sleep(1.5 if step == 0 else 0.05))
+    assert re.search(r"phantom: [0-9.]+ s a step, [0-9.e-]+ hours left", capsys.readouterr().err)
+    row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert 0.05 <= row["seconds_per_step"] < 0.3
 
 
 def test_what_is_not_finite_names_the_samples(tmp_path):
@@ -488,6 +522,8 @@ def test_the_log_says_how_long_it_will_take(tmp_path):
     ("--references", "1:0", "sum of weights of references must be positive"),
     ("--network", "8x100x3", "network must have depth and heads of at least 1"),
     ("--device", "tpu", "device must be cpu or cuda (got 'tpu')"),
+    ("--precision", "fp16", "precision must be auto, float32 or bfloat16 (got 'fp16')"),
+    ("--decay-minutes", "5", "decay_minutes are the last of minutes, which must be above 0"),
     ("--distill-guidance", "nowhere", "nowhere/config.json"),
 ])  # fmt: skip
 def test_options_beyond_their_range_are_refused(call_phantom, tmp_path, option, value, said):
@@ -626,11 +662,10 @@ def test_files_in_the_run_folder_are_obeyed(tmp_path, name, capsys):
     if name == "save":
         run(tmp_path, 9, at=order)
         assert [path.name for path in saved(tmp_path / "checkpoints")] == ["step-00000009", "step-00000004"]
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, 9, at=order)
+    else:  # an end like any other: torchrun, which starts what fails again, does not start it again
+        run(tmp_path, 9, at=order)
         assert [path.name for path in saved(tmp_path / "checkpoints")] == ["step-00000004"]
-        assert "stopped after step 4, which is saved" in capsys.readouterr().err
+        assert "save_quit: the run ends after step 4, which is saved" in capsys.readouterr().err
     assert not (tmp_path / name).exists()
 
 

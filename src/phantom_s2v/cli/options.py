@@ -30,6 +30,13 @@ Offload = Annotated[str, typer.Option(help="CPU offload: none, model (whole modu
 Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")]
 DType = Annotated[str, typer.Option(help="Data type: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16 or float16.")]
 
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Allow this part of the run (a config field, code, subjects) to differ from the checkpoint. Repeat for more."
+    ),
+]
+TextOnCpu = Annotated[bool, typer.Option(help="Run the text encoder on the CPU (needs 23 GB RAM).")]
 Threads = Annotated[int, whole(1, MAX_PROCESSES, "Number of CPU threads.")]
 
 # Data
@@ -120,7 +127,7 @@ class GenerateOptions:
     dtype: DType = "auto"
     offload: Offload = "none"
     quantization: Annotated[str, typer.Option(help="none, fp8 or int8: how weights are stored.")] = "none"
-    text_on_cpu: Annotated[bool, typer.Option(help="Run the text encoder on the CPU (needs 23 GB RAM).")] = False
+    text_on_cpu: TextOnCpu = False
     tiling: Annotated[bool, typer.Option(help="Tiled VAE decoding (less memory).")] = False
     cache: Annotated[
         str,

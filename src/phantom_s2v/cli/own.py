@@ -9,7 +9,7 @@ import typer
 
 from phantom_s2v.cli.app import MAX_SEED, MAX_STEPS, app, progress, real, say, tell, train, whole
 from phantom_s2v.cli.generate import costs
-from phantom_s2v.cli.options import Device, DType, Ray, Workers
+from phantom_s2v.cli.options import AllowChange, Device, DType, Ray, TextOnCpu, Workers
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.io import read_text
 from phantom_s2v.files.untrusted import parse_toml, typed
@@ -37,7 +37,7 @@ def encode(
         str,
         typer.Option(help="What to show of reference images: whole, box (of the subject), or cutout (by its mask, on white)."),
     ] = "whole",
-    text_on_cpu: Annotated[bool, typer.Option(help="Run the text encoder on the CPU (needs 23 GB RAM).")] = False,
+    text_on_cpu: TextOnCpu = False,
     workers: Workers = 1,
     ray: Ray = "",
     device: Device = "auto",
@@ -137,6 +137,8 @@ def train_own(
     bad_data: Annotated[
         str | None, typer.Option(help="What to do where triplets cannot be used: stop, or skip them; default: stop.")
     ] = None,
+    allow_change: AllowChange = None,
+    text_on_cpu: TextOnCpu = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -153,6 +155,7 @@ def train_own(
 
     name, chosen = _configured(preset, config)
     given = {key: value for key, value in (("steps", steps), ("seed", seed), ("parallel", parallel)) if value is not None}
+    given |= {"may_change": (*chosen.train.may_change, *(allow_change or ()))}
     chosen = replace(chosen, train=replace(chosen.train, **given), bad_data=bad_data or chosen.bad_data)
     if print_config:
         say(*json.dumps(asdict(chosen), indent=1).splitlines())
@@ -160,7 +163,8 @@ def train_own(
     if latents is None or out is None:
         raise InputError("--latents and --out are needed for training; phantom encode makes the latents")
     score = _similarity() if chosen.evaluate and chosen.samples else None
-    made = own.run(chosen, model_folder(model or name), latents, out, Placement(device=device, dtype=dtype), score)
+    placement = Placement(device=device, dtype=dtype, text_on_cpu=text_on_cpu)
+    made = own.run(chosen, model_folder(model or name), latents, out, placement, score)
     if is_main():
         say(json.dumps(made))
 

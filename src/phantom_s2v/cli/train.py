@@ -10,19 +10,13 @@ from typing import Annotated
 import typer
 
 from phantom_s2v.cli.app import MAX_MINUTES, MAX_PROCESSES, MAX_ROW, MAX_SEED, MAX_STEPS, real, say, train, whole
-from phantom_s2v.cli.options import EmojiRoot, Threads
+from phantom_s2v.cli.options import AllowChange, EmojiRoot, Threads
 from phantom_s2v.errors import InputError
 from phantom_s2v.geometry import MAX_SUBJECTS, SPACE_STRIDE, VideoSize
 from phantom_s2v.pipeline.request import MAX_SIDE
 from phantom_s2v.training.config import Bucket
 
 NUMBER = r"\d*\.?\d+"
-AllowChange = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Allow this part of the run (a config field, code, subjects) to differ from the checkpoint. Repeat for more."
-    ),
-]
 
 
 @train.command("autoencoder")

@@ -54,6 +54,7 @@ class VideoModel(ABC):
     pipeline: ClassVar[str]  # "module:class" of its PhantomPipeline
     own_text_encoder: ClassVar[bool]  # the model folder has one, which may leave memory before the transformer comes
     checks_prompts: ClassVar[bool]  # prompts are free text, in which every reference should be described
+    image_tokens: ClassVar[bool] = False  # it sees tokens of reference images beside their latents
     placed: ClassVar[frozenset[str]]  # fields of models.memory.Placement that it knows
     depth: ClassVar[str]  # of the transformer, in its config
     measured_depth: ClassVar[int]  # blocks that stand for all of them when a machine's speed is measured

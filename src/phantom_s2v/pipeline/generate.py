@@ -114,28 +114,37 @@ def _texts(request: Request, pipe: Any) -> dict[str, Any]:
 
 
 def load_for(
-    requests: list[Request], folder: Path, placement: Placement | None = None, calibrate_magcache: bool = False, **parts: Any
+    requests: list[Request],
+    folder: Path,
+    placement: Placement | None = None,
+    calibrate_magcache: bool = False,
+    texts: tuple[Any, Any] | None = None,
+    **parts: Any,
 ) -> Any:
     """The pipeline of a model folder, for the prompts of `requests`.
 
     A text encoder of gigabytes (umT5 has 11) reads all of them first and is gone before the transformer is loaded, so that memory
-    holds one of both. `parts` replace the folder's.
+    holds one of both; `texts` is what `read_texts` gave, where that was done. `parts` replace the folder's.
     """
     placement = placement or Placement()
     if not (folder / "text_encoder").is_dir():
         return load_models(folder, placement, calibrate_magcache, **parts)
     check_placed(folder, placement, calibrate_magcache)
+    features, tokenizer = texts or read_texts(requests, folder, placement)
+    pipe = load_models(folder, placement, calibrate_magcache, text_encoder=None, tokenizer=tokenizer, **parts)
+    pipe.features = features
+    return pipe
+
+
+def read_texts(requests: list[Request], folder: Path, placement: Placement) -> tuple[PromptFeatures, Any]:
+    """Features of all prompts of requests, by a text encoder that is gone afterwards, and its tokenizer."""
     features = PromptFeatures()
     with no_bars():
         reader = PhantomPipeline.from_pretrained(folder, dtype=split_dtypes(placement), transformer=None, vae=None)
     reader.text_encoder.to("cpu" if placement.text_on_cpu else placement.torch_device())
     for prompt in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
         features.keep(prompt, reader.encode_text(prompt))
-    tokenizer = reader.tokenizer
-    del reader
-    pipe = load_models(folder, placement, calibrate_magcache, text_encoder=None, tokenizer=tokenizer, **parts)
-    pipe.features = features
-    return pipe
+    return features, reader.tokenizer
 
 
 def prompt_notices(request: Request, pipe: Any) -> list[str]:

@@ -163,9 +163,10 @@ class PhantomWanPipeline(PhantomPipeline, WanLoraLoaderMixin):
         self, x: torch.Tensor, t: torch.Tensor, batch: dict[str, torch.Tensor], dropped: Dropped
     ) -> torch.Tensor:
         """By `wan_velocity`; dropped references are zero latents, as in the release's null branch, and t is a whole timestep."""
-        texts = torch.where(dropped.text[:, None, None], pad_text(dropped.empty), pad_text(batch["text"]))
+        dtype = self.transformer.patch_embedding.bias.dtype
+        texts = torch.where(dropped.text[:, None, None], pad_text(dropped.empty), pad_text(batch["text"])).to(dtype)
         kept = batch["references"] * ~dropped.references[:, None, None, None, None]
-        return wan_velocity(self.transformer, x, t * 1000, texts.to(x.dtype), kept.transpose(1, 2))
+        return wan_velocity(self.transformer, x, (t * 1000).round(), texts, kept.transpose(1, 2))
 
     def branches(self, conditions: Conditions, latents: torch.Tensor, attention_kwargs: dict[str, Any] | None) -> Branches:
         """The three forwards of the released code, one after the other: what each sees is written here.

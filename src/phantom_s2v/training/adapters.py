@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from phantom_s2v.errors import InputError
 from phantom_s2v.models.wan.lora import add_lora, factors
@@ -27,6 +28,7 @@ def add_adapters(transformer: Any, lora: Lora, init_from: str = "") -> None:
     from peft import LoraConfig
 
     start = factors(Path(init_from), transformer) if init_from else {}
+    target_layers(transformer, lora)
     settings: Any = {"use_rslora": lora.rank_stabilized, "target_modules": list(lora.targets)}
     transformer.requires_grad_(False)
     transformer.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, **settings))  # type: ignore[arg-type]
@@ -43,3 +45,14 @@ def add_adapters(transformer: Any, lora: Lora, init_from: str = "") -> None:
         with torch.no_grad():
             module.lora_A["default"].weight.copy_(down)
             module.lora_B["default"].weight.copy_(up.float() * (strength / scale))
+
+
+def target_layers(transformer: nn.Module, lora: Lora) -> list[nn.Linear]:
+    """The linear layers whose names end as the targets say. Raises InputError for a target that no layer has."""
+    layers = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+    found = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in lora.targets}
+    if missing := [target for target, names in found.items() if not names]:
+        raise InputError(
+            f"lora targets must be ends of names of linear layers; {type(transformer).__name__} has no {missing[0]!r}"
+        )
+    return [layers[name] for name in sorted({name for names in found.values() for name in names})]

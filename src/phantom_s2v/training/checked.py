@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from phantom_s2v.errors import DataError
 from phantom_s2v.files.io import read_json, write_json
 from phantom_s2v.geometry import VideoSize
@@ -17,12 +15,13 @@ NOTED, SHOWN = "data.json", 20  # file of a run's folder; reasons in a sentence
 AT_ONCE = 8  # rows in memory
 
 
-def unusable(store: EncodedStore, config: OwnConfig, channels: int, out: Path) -> frozenset[str]:
-    """Ids of triplets that cannot be used, each named on stderr; what was found of a dataset is noted in the run's folder.
+def unusable(store: EncodedStore, content: str, config: OwnConfig, channels: int, out: Path) -> frozenset[str]:
+    """Ids of triplets that cannot be used, each named on stderr; what was found is noted in the run's folder.
 
-    Raises DataError where there are some and the config says to stop. Processes of torchrun share the reading.
+    `content` is the hash of the dataset. Raises DataError where there are some and the config says to stop.
+    Processes of torchrun share the reading.
     """
-    version = {"dataset": str(store.path.absolute()), "version": store.dataset.version, "origin": store.origin}
+    version = {"dataset": str(store.path.absolute()), "version": store.dataset.version, "content": content}
     noted = out / NOTED
     known = read_json(noted) if noted.is_file() else {}
     if {name: known.get(name) for name in version} == version:
@@ -57,7 +56,7 @@ def _fault(store: EncodedStore, place: int, row: Row, channels: int) -> str:
     """Why a row cannot be used; empty where it can."""
     try:
         (tensors,) = store.take([place])
-    except (SafetensorError, DataError, ValueError, KeyError) as error:
+    except DataError as error:
         return f"cannot be read ({error})"
     if missing := {"latents", "text", "subjects", "cross"} - tensors.keys():
         return f"has no {', '.join(sorted(missing))}"

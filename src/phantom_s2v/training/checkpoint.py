@@ -36,10 +36,15 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def steps_of(checkpoint: Path) -> int:
+    """The steps of a checkpoint, by its name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def saved(folder: Path) -> list[Path]:
     """Checkpoints in the folder of a run, the newest first, not yet verified."""
     found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+    return sorted(found, key=steps_of, reverse=True)
 
 
 def facts_of(checkpoint: Path) -> dict[str, Any]:

@@ -1,11 +1,33 @@
 """Configuration of a training run: frozen, saved with every checkpoint."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from phantom_s2v.errors import InputError
 
-PARALLEL = ("ddp", "fsdp", "hsdp")
-CHOICES = {"t_density": ("logit-normal", "uniform"), "bad_data": ("stop", "skip")}  # of OwnConfig
+CHOICES = {
+    "parallel": ("ddp", "fsdp", "hsdp"), "precision": ("auto", "float32", "bfloat16"),
+    "t_density": ("logit-normal", "uniform"), "bad_data": ("stop", "skip"),
+}  # fmt: skip
+COUNTED = (
+    "gradient_accumulation_steps",
+    "keep_checkpoints",
+    "ring_degree",
+    "ulysses_degree",
+    "log_steps",
+    "threads",
+)  # from 1 on
+FROM_ZERO = (
+    "steps", "lr", "adam_lr", "warmup", "spike_factor", "seed", "workers", "minutes", "decay_minutes", "save_minutes",
+    "save_steps", "validate_minutes", "validate_steps", "shard_size", "max_step_saves_to_keep", "blocks_to_swap",
+)  # fmt: skip
+SHARES = (
+    "decay_share", "ema_decay", "drop_text", "drop_references", "drop_latents", "drop_tokens", "outside_mask", "regularization",
+    "validation",
+)  # fmt: skip
+POSITIVE = ("clip_norm", "t_shift", "t_scale", "batch_size", "rank", "alpha")
+NOT_ALL = ("regularization", "validation")  # of SHARES: something has to be left
 HELD = 16  # validation triplets of a fine-tuning, at most
 
 
@@ -42,11 +64,31 @@ class TrainConfig:
     ulysses_degree: int = 1  # processes that share a sequence by exchanging attention heads
 
     def __post_init__(self) -> None:
-        if self.parallel not in PARALLEL:
-            raise InputError(f"parallel must be {', '.join(PARALLEL[:-1])} or {PARALLEL[-1]} (got {self.parallel!r})")
-        for name in ("gradient_accumulation_steps", "keep_checkpoints", "ring_degree", "ulysses_degree"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1 (got {getattr(self, name)})")
+        check_ranges(self)
+        if self.decay_minutes and not self.minutes:
+            raise InputError(f"decay_minutes are the last of minutes, which must be above 0 then (got {self.decay_minutes})")
+        if self.shard_size and self.parallel != "hsdp":
+            raise InputError(f"shard_size is for parallel hsdp (got {self.shard_size} with {self.parallel})")
+
+
+def check_ranges(config: Any) -> None:
+    """Raise InputError for a field of a configuration that is outside of what its name allows."""
+    for name in (field.name for field in fields(config)):
+        value = getattr(config, name)
+        if allowed := CHOICES.get(name):
+            fits, wanted = value in allowed, " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
+        elif name in COUNTED:
+            fits, wanted = value >= 1, "at least 1"
+        elif name in FROM_ZERO:
+            fits, wanted = 0 <= value < math.inf, "at least 0"
+        elif name in SHARES:
+            fits, wanted = 0 <= value <= 1 and not (name in NOT_ALL and value == 1), "between 0 and 1"
+        elif name in POSITIVE:
+            fits, wanted = 0 < value < math.inf, "above 0"
+        else:
+            continue
+        if not fits:
+            raise InputError(f"{name} must be {wanted} (got {value!r})")
 
 
 @dataclass(frozen=True)
@@ -124,6 +166,9 @@ class Lora:
     rank_stabilized: bool = False  # scale alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv 2312.03732)
     targets: tuple[str, ...] = ()  # ends of the names of linear layers
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -176,17 +221,15 @@ class OwnConfig:
     bad_data: str = "stop"  # or skip: what is done where triplets cannot be used
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be {' or '.join(allowed)} (got {getattr(self, name)!r})")
+        check_ranges(self)
         if not 0 <= self.min_timestep < self.max_timestep <= 1000:
             given = f"{self.min_timestep} and {self.max_timestep}"
             raise InputError(f"min_timestep must be below max_timestep, both between 0 and 1000 (got {given})")
-        if not (self.t_shift > 0 and self.t_scale > 0 and self.batch_size > 0):
-            raise InputError("t_shift, t_scale and batch_size must be above 0")
-        shares = ("drop_text", "drop_references", "drop_latents", "drop_tokens", "outside_mask", "regularization", "validation")
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1 or (name in ("regularization", "validation") and getattr(self, name) == 1):
-                raise InputError(f"{name} must be between 0 and 1 (got {getattr(self, name)})")
+        if self.train.lr:
+            raise InputError(f"lr is the rate of Muon, which fine-tuning does not use; set adam_lr (got lr {self.train.lr})")
+        if self.lora and not all(self.lora.targets or [""]):
+            raise InputError("lora needs targets, the ends of names of linear layers; presets that end in -lora have them")
+        if self.evaluate and not self.samples:
+            raise InputError("evaluate measures samples; samples must be a JSON Lines file of requests")
         if self.lora is None and (self.init_from or self.blocks_to_swap or self.quantization != "none"):
             raise InputError("init_from, blocks_to_swap and quantization need LoRA: all weights are trained in float32 otherwise")

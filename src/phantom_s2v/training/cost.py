@@ -20,7 +20,7 @@ from phantom_s2v.pipeline.cost.measure import card_speed, measure, parameters, r
 from phantom_s2v.pipeline.request import with_defaults
 from phantom_s2v.training.config import OwnConfig
 from phantom_s2v.training.encoded import EncodedStore
-from phantom_s2v.training.frozen import BITS
+from phantom_s2v.training.frozen import BITS, check_base
 
 LEARNED = 20  # bytes a trained parameter: itself, its average, its gradient and two moments, in float32
 CAST = 2  # bytes of its copy in bfloat16, which autocast keeps through a step
@@ -35,11 +35,12 @@ WAN = {"attention_head_dim": 128, "in_channels": 16, "text_dim": 4096, "freq_dim
 
 @dataclass(frozen=True)
 class Work:
-    """Samples of a step: their size, and how many there are."""
+    """Samples of a step: their size, how many there are, and which share of the steps it is, relative to other works."""
 
     size: VideoSize
     references: int
     batch: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,12 @@ class TrainEstimate:
 def estimate_training(
     config: OwnConfig, model_name: str, works: list[Work], placement: Placement, card: str | None = None
 ) -> TrainEstimate:
-    """Of a training whose steps are evenly of `works`, on a card of the table or this machine.
+    """Of a training whose steps are of `works`, on one card of the table or this machine.
 
-    Raises InputError for this machine without the model, by whose blocks it is measured.
+    Raises InputError for this machine without the model, by whose blocks it is measured, and for a base that cannot be held so.
     """
     model, transformer, folder = _described(model_name, measured=card is None)
+    check_base(config, transformer[model.depth])
     whole, block = _parameters(model, transformer)
     depth, (d, f) = transformer[model.depth], model.widths(transformer)
     largest = max(works, key=lambda work: _tokens(model, transformer, work))
@@ -97,7 +99,9 @@ def estimate_training(
     offloaded = samples * d * 2.0 * depth if config.activation_offload else 0.0
     rate, name = _speed(model, transformer, folder, largest, placement, card)
     passes = (2 if lora else 3) + again  # forward, backward, which twice computes what learns, and the forward again
-    flops = sum(float(model.flops(transformer, Clip(w.size, w.references))) * w.batch for w in works) / len(works) * passes
+    shares = [w.share / sum(each.share for each in works) for w in works]
+    each_step = [float(model.flops(transformer, Clip(w.size, w.references))) * w.batch for w in works]
+    flops = sum(share * flop for share, flop in zip(shares, each_step, strict=True)) * passes
     flops *= config.train.gradient_accumulation_steps
     seconds = flops / rate + (2 * swapped + 2 * offloaded) / HOST_RATE * config.train.gradient_accumulation_steps
     peak = weights + learning + activations + CONTEXT
@@ -108,17 +112,17 @@ def estimate_training(
 
 
 def works_of(config: OwnConfig, store: EncodedStore) -> list[Work]:
-    """The steps of an epoch of a dataset."""
-    from phantom_s2v.training.batches import split
+    """The steps of a dataset: of each stream, in its share, those of its buckets."""
+    from phantom_s2v.training.batches import TEXT, split
 
     mixed, _ = split(store, config)
-    works = []
-    for stream in mixed.streams:
-        sizes = dict(enumerate(store.sizes()))
+    works, sizes = [], store.sizes()
+    for stream, share in zip(mixed.streams, mixed.shares, strict=True):
         for rows, count in zip(stream.rows, stream.counts, strict=True):
-            row = sizes[rows[0]]
-            seen = 0 if stream.kind == "text-to-video" else row.subjects
-            works += [Work(VideoSize(row.frames, row.height, row.width), seen, min(count, len(rows)))] * ceil(len(rows) / count)
+            row, steps = sizes[rows[0]], ceil(len(rows) / count)
+            seen, batch = 0 if stream.kind == TEXT else row.subjects, min(count, len(rows))
+            part = share * steps / stream.per_epoch()
+            works.append(Work(VideoSize(row.frames, row.height, row.width), seen, batch, part))
     return works
 
 
@@ -145,13 +149,13 @@ def _parameters(model: VideoModel, transformer: dict[str, Any]) -> tuple[int, in
 def _adapters(model: VideoModel, transformer: dict[str, Any], config: OwnConfig) -> int:
     """Parameters of the adapters that a config adds."""
     import torch
-    from torch import nn
+
+    from phantom_s2v.training.adapters import target_layers
 
     assert config.lora
     with torch.device("meta"):
         network = model.parts()["transformer"](**transformer)
-    layers = [m for name, m in network.named_modules() if isinstance(m, nn.Linear) and name.endswith(config.lora.targets)]
-    return sum(config.lora.rank * (m.in_features + m.out_features) for m in layers)
+    return sum(config.lora.rank * (m.in_features + m.out_features) for m in target_layers(network, config.lora))
 
 
 def _bytes(config: OwnConfig) -> float:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import lance
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 
 from phantom_s2v.data.stores import LanceStore
@@ -97,9 +98,13 @@ class EncodedStore(LanceStore):
             return dict(Counter(self.dataset.to_table(columns=["license"])["license"].to_pylist()))
 
     def take(self, rows: list[int]) -> list[dict[str, torch.Tensor]]:
-        """Tensors of rows, in the order asked for."""
+        """Tensors of rows, in the order asked for. Raises DataError for what is torn."""
         with self._reading():
-            return [load(blob) for blob in self.dataset.take(rows, columns=["tensors"])["tensors"].to_pylist()]
+            blobs = self.dataset.take(rows, columns=["tensors"])["tensors"].to_pylist()
+        try:
+            return [load(blob) for blob in blobs]
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise DataError(f"tensors of a triplet of {self.path} are damaged ({error})") from error
 
     def write(self, rows: Iterable[dict[str, Any]]) -> int:
         """Append rows whose ids are not there; returns how many."""

@@ -10,34 +10,44 @@ from phantom_s2v.models.memory import Placement
 from phantom_s2v.models.quantization import check_method
 from phantom_s2v.models.registry import video_model
 from phantom_s2v.models.wan.gguf import check_gguf, load_gguf
+from phantom_s2v.pipeline.cost.measure import read_configs
 from phantom_s2v.training.config import OwnConfig
 
 METHODS = {"int8": "torchao", "int4": "torchao", "8bit": "bitsandbytes", "4bit": "bitsandbytes"}  # by their package
 BITS = {"int8": 8, "8bit": 8, "int4": 4, "4bit": 4}
 
 
+def check_base(config: OwnConfig, blocks: int) -> None:
+    """Raise InputError for a quantization that there is not, or a swap of more than the model's blocks."""
+    how = config.quantization
+    if how.endswith(".gguf") and not Path(how).is_file():
+        raise InputError(f"quantization {how} is not a file")
+    if how not in ("none", *METHODS) and not how.endswith(".gguf"):
+        raise InputError(f"quantization must be none, {', '.join(METHODS)} or a .gguf file (got {how!r})")
+    if how != "none" and config.blocks_to_swap:
+        raise InputError(f"quantization {how} cannot be combined with blocks_to_swap")
+    if config.blocks_to_swap >= blocks:
+        raise InputError(f"blocks_to_swap must be below the {blocks} blocks of the model (got {config.blocks_to_swap})")
+    if config.blocks_to_swap and not config.gradient_checkpointing:
+        raise InputError("blocks_to_swap needs gradient_checkpointing")
+
+
 def check_frozen(config: OwnConfig, folder: Path) -> None:
     """Raise InputError, before anything loads, for a quantization or swap of blocks that cannot be here or with this model."""
     how, model = config.quantization, video_model(folder)
-    if how != "none":
-        if how not in METHODS and not how.endswith(".gguf"):
-            raise InputError(f"quantization must be none, {', '.join(METHODS)} or a .gguf file (got {how!r})")
-        if "quantization" not in model.placed:
-            raise InputError(f"quantization is for Phantom-Wan only (got {how!r})")
-        if config.train.parallel != "ddp" or config.base_weights or config.blocks_to_swap:
-            raise InputError(f"quantization {how} cannot be combined with parallel fsdp or hsdp, base_weights or blocks_to_swap")
-        if how in METHODS:
-            check_method(METHODS[how])
-        else:
-            check_gguf(Path(how), folder / "transformer")
-    if config.blocks_to_swap:
-        from phantom_s2v.pipeline.cost.measure import read_configs
-
-        blocks = read_configs(folder)[0][model.depth]
-        if not 0 < config.blocks_to_swap < blocks:
-            raise InputError(f"blocks_to_swap must be below the {blocks} blocks of the model (got {config.blocks_to_swap})")
-        if config.train.parallel != "ddp" or not config.gradient_checkpointing:
-            raise InputError("blocks_to_swap needs gradient_checkpointing and parallel ddp")
+    if how != "none" and "quantization" not in model.placed:
+        raise InputError(f"quantization is for Phantom-Wan only (got {how!r})")
+    check_base(config, read_configs(folder)[0][model.depth])
+    if config.train.parallel != "ddp" and (how != "none" or config.blocks_to_swap):
+        raise InputError("quantization and blocks_to_swap need parallel ddp")
+    if how == "none":
+        return
+    if config.base_weights:
+        raise InputError(f"quantization {how} cannot be combined with base_weights")
+    if how in METHODS:
+        check_method(METHODS[how])
+    else:
+        check_gguf(Path(how), folder / "transformer")
 
 
 def load_frozen(config: OwnConfig, folder: Path, placement: Placement) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from phantom_s2v.models.distributed import everyone
 from phantom_s2v.models.phantom.encoders import text_encoder_folder
 
 FREE = (
-    "steps", "minutes", "save_minutes", "save_steps", "keep_checkpoints", "decay_minutes", "validate_minutes", "log_steps",
-    "workers", "threads", "may_change", "parallel", "shard_size", "ring_degree", "ulysses_degree",
+    "steps", "minutes", "save_minutes", "save_steps", "keep_checkpoints", "decay_minutes", "validate_minutes", "validate_steps",
+    "log_steps", "wandb", "samples", "evaluate", "max_step_saves_to_keep", "bad_data", "workers", "threads", "may_change",
+    "parallel", "shard_size", "ring_degree", "ulysses_degree",
 )  # fmt: skip
 NORM = "grad_norm"
 FIRST_STEPS, USUAL_STEPS = 20, 100  # before a step can be a spike; of the mean

@@ -59,9 +59,9 @@ class Log:
             self.file, self.writer = self.path.open("a"), SummaryWriter(str(out), purge_step=start + 1)
         self.wandb = _weights_and_biases(config, out) if is_main() and config.wandb else None
         self.steps, self.ends = config.steps, time.monotonic() + 60 * (config.minutes or math.inf)
-        self.work, self.flop = work, 0.0
+        self.work, self.start = work, start
         self.parts: dict[str, list[torch.Tensor]] = {}
-        self.count, self.since, self.waited = 0, time.monotonic(), 0.0
+        self._begin()
 
     def _cut(self, start: int) -> None:
         if not self.path.exists():
@@ -78,15 +78,29 @@ class Log:
         self.count += 1
         self.waited += waited
         self.flop += sum(self.work.of(batch) for batch in batches) if self.work else 0.0
-        if (step + 1) % self.every:
-            return
-        row = _means({name: (float(torch.stack(values).sum()), len(values)) for name, values in self.parts.items()})
+        if (step + 1) % self.every == 0:
+            row = _means({name: (float(torch.stack(values).sum()), len(values)) for name, values in self.parts.items()})
+            self.write(step, {**row, **self._pace(step), **facts})
+            self.parts = {}
+            self._begin()
+        elif step == self.start:  # the first step of a process takes longer than others
+            self._begin()
+        elif step == self.start + 1 and self.every > 2 and is_main():
+            pace = self._pace(step)
+            each, left = pace["seconds_per_step"], pace["minutes_left"] / 60
+            print(f"phantom: {each:.3g} s a step, {left:.3g} hours left", file=sys.stderr, flush=True)
+
+    def _begin(self) -> None:
+        """Begin to measure how long steps take."""
+        self.count, self.flop, self.since, self.waited = 0, 0.0, time.monotonic(), 0.0
+
+    def _pace(self, step: int) -> dict[str, float]:
+        """How long the steps took that were counted last, and how long those that are left will take."""
         seconds = time.monotonic() - self.since
-        reached = {"share_of_peak": self.flop / seconds / self.work.peak} if self.work else {}
         left = min((self.steps - step - 1) * seconds / self.count, self.ends - time.monotonic())
+        reached = {"share_of_peak": self.flop / seconds / self.work.peak} if self.work else {}
         waits = {"seconds_per_step": seconds / self.count, "data_wait": self.waited / seconds}
-        self.write(step, {**row, **waits, **reached, **facts, "minutes_left": max(0.0, left / 60)})
-        self.parts, self.count, self.flop, self.since, self.waited = {}, 0, 0.0, time.monotonic(), 0.0
+        return {**waits, **reached, "minutes_left": max(0.0, left / 60)}
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Write a row of a step (from 0)."""

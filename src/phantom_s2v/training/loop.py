@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from phantom_s2v.errors import CheckpointError, DataError
-from phantom_s2v.files.io import check_folder
+from phantom_s2v.errors import CheckpointError, DataError, InputError
+from phantom_s2v.files.io import check_folder, locked
 from phantom_s2v.models.distributed import is_main, join, leave, rank, world
 from phantom_s2v.training.checkpoint import Checkpoints, facts_of, load_state, saved, tensors_of
 from phantom_s2v.training.config import TrainConfig
@@ -26,6 +26,8 @@ from phantom_s2v.training.stopping import Desk, Orders, leave_signals_to_the_fir
 SAVED_BYTES = 16  # a parameter in a checkpoint: itself, its average and up to two moments in float32
 CHECKPOINTS, FORMER = "checkpoints", "state.safetensors"
 MakeBatch = Callable[[int, int], Any]  # number of a batch, batches of a step -> batch
+OnValidate = Callable[[nn.Module, nn.Module, int], dict[str, float]]  # model, average, steps that they learned -> figures
+OnSave = Callable[[nn.Module, nn.Module, int, bool], None]  # the same, and whether the rates are falling
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Hooks:
     """What a training calls; see `train`."""
 
     prepare: Callable[[Any], Any]
-    on_validate: Callable[[nn.Module, nn.Module], dict[str, float]] | None
-    on_save: Callable[[nn.Module, nn.Module, bool], None]
+    on_validate: OnValidate | None
+    on_save: OnSave
 
 
 def train(
@@ -75,8 +77,8 @@ def train(
     out: Path,
     facts: dict,
     prepare: Callable[[Any], Any] = lambda batch: batch,
-    on_validate: Callable[[nn.Module, nn.Module], dict[str, float]] | None = None,
-    on_save: Callable[[nn.Module, nn.Module, bool], None] = lambda model, average, decaying: None,
+    on_validate: OnValidate | None = None,
+    on_save: OnSave = lambda model, average, steps, decaying: None,
     exclude: tuple[str, ...] = (),
     slow: tuple[str, ...] = (),
     work: Work | None = None,
@@ -87,30 +89,31 @@ def train(
     `make_batch(number, together)` is a batch by its number over all processes and steps; `together` of them, from a multiple of
     it on, are learned from in one step, and should take equally long. It is composed ahead by worker processes and sent to the
     device, where `prepare` makes of it what the loss takes. Gradients are averaged over torchrun's processes, of which the first
-    writes checkpoints, log.jsonl and TensorBoard events under `out`. All of them call `on_save(model, average, decaying)` with
-    each checkpoint and just before the rates begin to fall, and `on_validate(model, average)` every `validate_minutes`; its
-    figures go into the log. `exclude` and `slow` name matrices as Muon has it; with `work` the log says what share of the peak is
-    reached. A model that is to be split (`learner.spread`) is split already; `within` is the split module where `model` holds
-    some of its parameters. Raises CheckpointError for the checkpoints of another run, NotFiniteError for a step that is not
-    finite.
+    writes checkpoints, log.jsonl and TensorBoard events under `out`. All of them call `on_save(model, average, steps, decaying)`
+    with each checkpoint and just before the rates begin to fall, and `on_validate(model, average, steps)` every
+    `validate_minutes`; its figures go into the log. `exclude` and `slow` name matrices as Muon has it; with `work` the log says
+    what share of the peak is reached. A model that is to be split (`learner.spread`) is split already; `within` is the split
+    module where `model` holds some of its parameters. Raises CheckpointError for the checkpoints of another run, InputError where
+    another training runs in `out`, NotFiniteError for a step that is not finite.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     join(next(model.parameters()).device)
     check_free(out)
-    learner = Learner(config, model, within or model, loss_of(model), exclude, slow)
-    run = _Run(config, learner, out, {**facts, "train": asdict(config)}, Hooks(prepare, on_validate, on_save))
-    check_folder(out, room=SAVED_BYTES * sum(p.numel() for p in model.parameters()))
-    start = run.progress.step
-    if start >= config.steps and is_main():
-        print(f"phantom: {out} is at step {start} of {config.steps} already; nothing was trained", file=sys.stderr)
-    flow = _flow(_loader(config, make_batch, run.progress, learner.device))
-    with stopping(run.desk), closing(Log(out, config, work, start)) as log, closing(flow) as batches:
-        while run.progress.step < config.steps and not run.step(batches, log).over:
-            pass
-    run.end()
-    leave()
-    return learner.ema
+    with _alone(out):
+        learner = Learner(config, model, within or model, loss_of(model), exclude, slow)
+        run = _Run(config, learner, out, {**facts, "train": asdict(config)}, Hooks(prepare, on_validate, on_save))
+        check_folder(out, room=SAVED_BYTES * sum(p.numel() for p in model.parameters()))
+        start = run.progress.step
+        if start >= config.steps and is_main():
+            print(f"phantom: {out} is at step {start} of {config.steps} already; nothing was trained", file=sys.stderr)
+        flow = _flow(_loader(config, make_batch, run.progress, learner.device))
+        with stopping(run.desk), closing(Log(out, config, work, start)) as log, closing(flow) as batches:
+            while run.progress.step < config.steps and not run.step(batches, log).over:
+                pass
+        run.end()
+        leave()
+        return learner.ema
 
 
 class _Run:
@@ -146,7 +149,7 @@ class _Run:
         factor = min(self._scheduled(step), rate_left(orders.spent, config.minutes, config.decay_minutes))
         if factor < 1 and step >= config.warmup and not self.decaying:
             self.watch.check()
-            self.hooks.on_save(learner.model, learner.ema, False)
+            self.hooks.on_save(learner.model, learner.ema, step, False)
             self.decaying = True
         norm = learner.clip()
         if not self.spikes.skips(norm):
@@ -174,13 +177,14 @@ class _Run:
             self.watch.check()
             facts = {**self.facts, "step": step, "progress": asdict(self.progress)}
             self.checkpoints.save(tensors_of(learner.model, learner.ema, learner.optimizer), facts)
-            self.hooks.on_save(learner.model, learner.ema, self.decaying)
+            self.hooks.on_save(learner.model, learner.ema, step, self.decaying)
         if orders.quit:
             self.checkpoints.wait()
             stop(step)
         if orders.validate and self.hooks.on_validate:
+            self.watch.check()  # the best state is kept by its figures, and NaN is none
             with learner.autocast():
-                log.write(step - 1, self.hooks.on_validate(learner.model, learner.ema))
+                log.write(step - 1, self.hooks.on_validate(learner.model, learner.ema, step))
         self.desk.done(orders)
 
     def end(self) -> None:
@@ -203,10 +207,10 @@ def _regrouped(before: Progress, mine: int, ranks: int, facts: dict[str, Any], c
     return replace(before, per_step=mine)
 
 
-def check_free(out: Path) -> None:
+def check_free(out: Path, names: tuple[str, ...] = ("autoencoder", "image_encoder", "transformer")) -> None:
     """Raise DataError where a folder holds what a training would replace or add to, and no training wrote it."""
     check_log(out)
-    parts = [out / name for name in ("autoencoder", "image_encoder", "transformer")]
+    parts = [out / name for name in names]
     started = (out / LOG).exists() or bool(saved(out / CHECKPOINTS))
     if (out / FORMER).exists() and not saved(out / CHECKPOINTS):
         raise CheckpointError(
@@ -215,6 +219,20 @@ def check_free(out: Path) -> None:
         )
     if not started and (foreign := next((part for part in parts if part.exists()), None)):
         raise DataError(f"{foreign} exists without {LOG}, so it is not from a training run; choose another folder")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Be the only training in a folder; its first process holds the lock. Raises InputError where another one is."""
+
+    def refuse() -> None:
+        raise InputError(f"another training is running in {out}; wait for its end, or choose another folder")
+
+    if not is_main():
+        yield
+        return
+    with locked(out, refuse):
+        yield
 
 
 def _flow(loader: DataLoader) -> Generator[Numbered]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,23 +14,24 @@ from torch import nn
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.hashes import MADE_OF, content_hash, folder_hash
 from phantom_s2v.files.reuse import code_version
-from phantom_s2v.models.distributed import is_main, whole_tensors
+from phantom_s2v.models.distributed import everyone, is_main, join, whole_tensors, world
 from phantom_s2v.models.memory import Placement
-from phantom_s2v.models.registry import load_preset
+from phantom_s2v.models.registry import load_preset, video_model
 from phantom_s2v.pipeline.batch import Job, parse_loras
-from phantom_s2v.pipeline.generate import load_for
+from phantom_s2v.pipeline.generate import load_for, read_texts
 from phantom_s2v.pipeline.request import with_defaults
 from phantom_s2v.training.adapters import add_adapters, merge_base
 from phantom_s2v.training.batches import check_lengths, split
 from phantom_s2v.training.checked import unusable
+from phantom_s2v.training.checkpoint import saved, steps_of
 from phantom_s2v.training.config import OwnConfig
 from phantom_s2v.training.encoded import EncodedStore
 from phantom_s2v.training.frozen import check_frozen, load_frozen
 from phantom_s2v.training.guard import encoder_hashes
 from phantom_s2v.training.learner import sequence_parts, spread
-from phantom_s2v.training.loop import train
+from phantom_s2v.training.loop import CHECKPOINTS, check_free, train
 from phantom_s2v.training.objective import Errors, loss_of
-from phantom_s2v.training.result import Result
+from phantom_s2v.training.result import BEST, CARD, EARLIER, LAST, Result
 from phantom_s2v.training.samples import Samples, Score, read_samples
 from phantom_s2v.training.swap import swap_blocks
 
@@ -68,6 +70,11 @@ def fine_tune(
     result = results(stated)
     if is_main():
         print(json.dumps({**stated, "held_out": len(apart)}), flush=True)
+        if config.validation and not apart:
+            print(
+                f"phantom: {config.validation:g} of {len(store)} triplets is none that is held out; no validation",
+                file=sys.stderr,
+            )
     pipe.transformer.train()
     if config.gradient_checkpointing or config.activation_offload:
         pipe.transformer.enable_gradient_checkpointing()
@@ -80,7 +87,7 @@ def fine_tune(
         out,
         {**origin, "config": asdict(config), "code": code_version("training.own")},
         on_validate=work.validate if apart or samples else None,
-        on_save=lambda raw, average, decaying: work.save(average),
+        on_save=lambda raw, average, steps, decaying: work.save(average, steps),
         exclude=("",),
         within=pipe.transformer,
     )
@@ -100,32 +107,25 @@ class _Work:
         device: torch.device,
     ) -> None:
         self.pipe, self.config, self.empty, self.result = pipe, config, empty, result
-        self.errors, self.samples, self.device, self.steps = errors, samples, device, 0
+        self.errors, self.samples, self.device = errors, samples, device
 
     def loss_of(self, trained: nn.Module) -> Any:
-        loss = loss_of(self.pipe, self.config, self.empty)
+        return loss_of(self.pipe, self.config, self.empty)
 
-        def counted(batch: Any, step: int) -> Any:
-            self.steps = step + 1
-            return loss(batch, step)
-
-        return counted
-
-    def save(self, average: nn.Module) -> None:
+    def save(self, average: nn.Module, steps: int) -> None:
         if self.result:
-            self.result.save(_whole(average), self.steps)
+            self.result.save(_whole(average), steps)
 
-    def validate(self, raw: nn.Module, average: nn.Module) -> dict[str, float]:
+    def validate(self, raw: nn.Module, average: nn.Module, steps: int) -> dict[str, float]:
         """Errors on held-out triplets and samples; the best state is kept."""
         self.pipe.transformer.eval()
         figures = self.errors(self.device) if self.errors else {}
         if self.result:
             state = _whole(average)
-            self.result.compare(state, self.steps, figures)
             if self.samples and is_main():
                 self.result.save_last(state)
-                figures |= self.samples(average, self.result.made, self.steps)
-                self.result.figures |= figures
+                figures |= self.samples(average, self.result.made, steps)
+            self.result.compare(state, steps, figures)
         self.pipe.transformer.train()
         return figures
 
@@ -160,12 +160,13 @@ def run(
     Writes `out`/model, which loads like any model, or with LoRA `out`/lora.safetensors, and checkpoints, log.jsonl, TensorBoard
     events, samples and a model card beside it. `score` measures the samples. Run again, it resumes.
     """
+    device = placement.torch_device()
+    join(device)
     store = EncodedStore(latents)
-    check_frozen(config, folder)
+    _check(config, folder, out)
     jobs = read_samples(config, folder, out)
     origin = {**encoder_hashes(folder), **_starts(config, folder), "dataset": dataset_hash(store)}
     out.mkdir(parents=True, exist_ok=True)
-    device = placement.torch_device()
     pipe = _loaded(config, folder, placement, jobs)
     dtype, name = pipe.transformer.dtype, pipe.preset.name
     samples = Samples(jobs, pipe, config, placement, score) if jobs else None
@@ -173,10 +174,18 @@ def run(
     def results(stated: dict[str, Any]) -> Result:
         return Result(config, folder, store, name, dtype, out, stated)
 
-    bad = unusable(store, config, pipe.latent_channels, out)
+    bad = unusable(store, origin["dataset"], config, pipe.latent_channels, out)
     fine_tune(config, pipe, store, out, origin, device, results, samples, bad)
     made = out / ("model" if config.lora is None else "lora.safetensors")
-    return {"written": str(made), "steps": config.train.steps, "triplets": len(store)}
+    return {"written": str(made), "steps": steps_of(saved(out / CHECKPOINTS)[0]), "triplets": len(store)}
+
+
+def _check(config: OwnConfig, folder: Path, out: Path) -> None:
+    """Raise InputError or DataError, before anything loads, for what the model cannot do, and for files of others in `out`."""
+    check_frozen(config, folder)
+    if (config.drop_latents or config.drop_tokens) and not video_model(folder).image_tokens:
+        raise InputError(f"{load_preset(folder).name} sees no image tokens; drop_latents and drop_tokens must be 0")
+    check_free(out, (*LAST, *BEST, EARLIER, CARD))
 
 
 def _loaded(config: OwnConfig, folder: Path, placement: Placement, jobs: list[Job]) -> Any:
@@ -185,8 +194,13 @@ def _loaded(config: OwnConfig, folder: Path, placement: Placement, jobs: list[Jo
     if config.train.parallel != "ddp" or config.blocks_to_swap:  # a device gets its part alone
         held = replace(placement, device="cpu", dtype=placement.resolved()["dtype"])
     empty = replace(with_defaults(load_preset(folder), prompt="", references=()), negative_prompt="")
-    requests = [request for request, _ in jobs]
-    pipe = load_for([*requests, empty], folder, held, **load_frozen(config, folder, placement))
+    requests = [*(request for request, _ in jobs), empty]
+    texts = None
+    if world() > 1 and video_model(folder).own_text_encoder:  # of gigabytes: one process reads for all
+        texts = read_texts(requests, folder, placement) if is_main() else None
+        (features,) = everyone({"": texts[0][""]} if texts else None)[:1]
+        texts = texts or (features, None)
+    pipe = load_for(requests, folder, held, texts=texts, **load_frozen(config, folder, placement))
     pipe.vae.to("cpu")
     return pipe
 
@@ -194,6 +208,7 @@ def _loaded(config: OwnConfig, folder: Path, placement: Placement, jobs: list[Jo
 def _starts(config: OwnConfig, folder: Path) -> dict[str, Any]:
     """Hashes of the weights that training begins with."""
     files = [("init_from_lora", config.init_from)] if config.init_from else []
+    files += [("quantization", config.quantization)] if config.quantization.endswith(".gguf") else []
     files += [(f"base {file}", file) for file, _ in parse_loras(list(config.base_weights))]
     for _, file in files:
         if not Path(file).is_file():

@@ -50,6 +50,7 @@ def own_wan() -> OwnConfig:
         warmup=100,
         decay_share=0.1,
         ema_decay=0.995,
+        log_steps=10,  # of up to a minute each
         precision="bfloat16",
         spike_factor=SPIKE,
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from phantom_s2v.models.distributed import is_main
 from phantom_s2v.models.tensors import FILE, save_tensors
 from phantom_s2v.models.wan.lora import native_name
 from phantom_s2v.models.wan.lora_files import lora_metadata
+from phantom_s2v.training.checkpoint import step_name
 from phantom_s2v.training.config import Lora, OwnConfig
 from phantom_s2v.training.encoded import EncodedStore
 
@@ -86,8 +88,10 @@ class Result:
         if keep := self.config.max_step_saves_to_keep:
             folder = self.out / EARLIER
             folder.mkdir(exist_ok=True)
-            self._write(state, folder / f"step-{step:06d}{self.made.suffix}")
-            for old in sorted(folder.iterdir())[:-keep]:
+            self._write(state, folder / f"{step_name(step)}{self.made.suffix}")
+            for old in sorted(each for each in folder.iterdir() if re.fullmatch(r"step-\d{8}(\.safetensors)?", each.name))[
+                :-keep
+            ]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
 
     def save_last(self, state: State) -> None:

@@ -19,6 +19,7 @@ from phantom_s2v.pipeline.batch import Job, make, read_requests
 from phantom_s2v.pipeline.generate import request_images
 from phantom_s2v.pipeline.loading import model_hash
 from phantom_s2v.pipeline.metadata import origin_of
+from phantom_s2v.training.checkpoint import step_name
 from phantom_s2v.training.config import OwnConfig
 
 FOLDER, ADAPTER, TRAINED = "samples", "sample", "default"  # TRAINED is peft's name of the adapter that is trained
@@ -55,7 +56,7 @@ class Samples:
         if not self.jobs:
             return {}
         device = self.placement.torch_device()
-        target = self.jobs[0][1].parent / f"step-{step:06d}"
+        target = self.jobs[0][1].parent / step_name(step)
         target.mkdir(parents=True, exist_ok=True)
         similarities = []
         with torch.no_grad(), torch.autocast(device.type, enabled=False), self._swapped(average, made, device):
@@ -89,3 +90,5 @@ class Samples:
                 trained.delete_adapters([ADAPTER])
             pipe.transformer = trained.train()
             pipe.placement, pipe.weights = before
+            if pipe.vae is not None:
+                pipe.vae.to("cpu")  # where it waits, since the training has no use for it

@@ -14,6 +14,7 @@ from phantom_s2v.training.config import TrainConfig
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAVE, SAVE_QUIT = "save", "save_quit"  # files in the folder of a run
+AGAIN = "the same command goes on from there"
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Orders:
 
     spent: float  # seconds since the start
     save: bool
-    quit: bool  # after a save
+    quit: bool  # after a save, by a signal
     validate: bool
-    over: bool  # the run's minutes have passed
+    over: bool  # the run's minutes have passed, or a file asks for its end
 
 
 class Desk:
@@ -37,19 +38,21 @@ class Desk:
     def orders(self, step: int) -> Orders:
         """Orders for the end of a step (from 0). All processes have to ask."""
         config, now = self.config, time.monotonic()
-        spent, asked = now - self.began, bool(self.signals)
+        spent, asked, ended = now - self.began, bool(self.signals), False
         save = now - self.saved > config.save_minutes * 60 or bool(config.save_steps and (step + 1) % config.save_steps == 0)
         if is_main():
             save |= self._taken(SAVE)
-            asked |= self._taken(SAVE_QUIT)
+            ended = self._taken(SAVE_QUIT)
         validate = now - self.validated > config.validate_minutes * 60
         validate |= bool(config.validate_steps and (step + 1) % config.validate_steps == 0)
         over = bool(config.minutes) and spent > config.minutes * 60
-        mine = [spent, save, validate, over] if is_main() else [0.0, False, False, False]
+        mine = [spent, save, validate, over, ended] if is_main() else [0.0, False, False, False, False]
         spent, *rest = agreed([float(value) for value in (*mine, asked)])
-        save, validate, over, asked = map(bool, rest)
+        save, validate, over, ended, asked = map(bool, rest)
         last = over or step + 1 == config.steps
-        return Orders(spent, save or asked or last, asked and not last, validate or last, over)
+        if ended and not last and is_main():
+            print(f"phantom: {SAVE_QUIT}: the run ends after step {step + 1}, which is saved; {AGAIN}", file=sys.stderr)
+        return Orders(spent, save or asked or ended or last, asked and not last, validate or last, over or ended)
 
     def done(self, orders: Orders) -> None:
         """Note when orders were carried out."""
@@ -93,7 +96,7 @@ def stopping(desk: Desk) -> Iterator[None]:
 def stop(step: int) -> None:
     """End a training whose state of `step` is saved. Raises KeyboardInterrupt."""
     if is_main():
-        print(f"phantom: stopped after step {step}, which is saved; the same command goes on from there", file=sys.stderr)
+        print(f"phantom: stopped after step {step}, which is saved; {AGAIN}", file=sys.stderr)
     raise KeyboardInterrupt
 
 

@@ -109,7 +109,7 @@ def train_transformer(
     device = next(model.parameters()).device
     empty = _empty_text(encoder, triplets.pad_text, device)
 
-    def validate(raw: nn.Module, average: nn.Module) -> dict[str, float]:
+    def validate(raw: nn.Module, average: nn.Module, steps: int) -> dict[str, float]:
         networks = (("raw_", raw), ("average_", average))
         if not is_main():
             return {}
@@ -118,7 +118,7 @@ def train_transformer(
                 name: value for v in validations for prefix, network in networks for name, value in v(network, prefix).items()
             }
 
-    def save(raw: nn.Module, average: nn.Module, decaying: bool) -> None:
+    def save(raw: nn.Module, average: nn.Module, steps: int, decaying: bool) -> None:
         if not is_main():
             return
         if not decaying:  # what training goes on from has the constant rate behind it

@@ -29,6 +29,7 @@ class PhantomModel(VideoModel):
     pipeline = "phantom_s2v.pipeline.mmdit_pipeline:PhantomMMDiTPipeline"
     own_text_encoder = False
     checks_prompts = False
+    image_tokens = True
     placed = frozenset({"loras"})
     depth, measured_depth = "depth", 2  # windows alternate
 

@@ -211,11 +211,12 @@ class PhantomTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         reference_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, Seen]:
         """Equation 1: text tokens with the image tokens appended, [B, L + n k, D], and what is seen of them."""
-        words = self.text_in(text)
+        words = self.text_in(text.to(self.image_position.dtype))  # features are float32, and FSDP may gather weights in bfloat16
         reference_seen = reference_mask if self.config.use_vae_references else None
         if not self.config.use_image_tokens or not image_tokens.shape[1]:
             return words, Seen(reference_seen, text_mask)
-        images = torch.where(image_seen[..., None, None], self.image_in(image_tokens), self.image_null)
+        tokens = self.image_in(image_tokens.to(self.image_position.dtype))
+        images = torch.where(image_seen[..., None, None], tokens, self.image_null)
         images = images + self.image_position + self.subject(subjects)[:, :, None]
         seen = torch.ones_like(image_seen) if reference_mask is None else reference_mask
         mask = torch.cat([text_mask, seen.repeat_interleave(image_tokens.shape[2], 1)], 1)
