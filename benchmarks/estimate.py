@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests" / "wan")]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
 CASES = {
     "mini": {"size": "64x64"},
     "mini, 97 frames": {"num_frames": 97},
@@ -26,7 +26,7 @@ CASES = {
 
 def folder_of(case: str, root: Path) -> Path:
     """The model of a case, made where it is not there yet."""
-    import native  # type: ignore[import-not-found]  # of tests/wan
+    import native  # type: ignore[import-not-found]  # of tests
 
     from phantom_s2v.models.registry import model_folder
     from phantom_s2v.models.wan import convert

@@ -27,8 +27,8 @@ def write_checkpoint(folder: Path, gigabytes: float, shards: int) -> tuple[Path,
     import torch
     from safetensors.torch import save_file
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "wan"))
-    import native  # type: ignore[import-not-found]  # of tests/wan
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import native  # type: ignore[import-not-found]  # of tests
 
     block = 8 * WIDTH * WIDTH + 2 * WIDTH * FFN
     layers = max(2, round(gigabytes * 1e9 / 2 / block))

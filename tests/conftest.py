@@ -80,6 +80,24 @@ def tiny_student(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> tuple[Path, Path]:
+    """The folder of Wan2.1 and the file of Phantom, tiny, in the native layout."""
+    import native
+
+    return native.write(tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(scope="session")
+def converted(checkpoint, tmp_path_factory) -> Path:
+    """The same as a diffusers folder."""
+    from phantom_s2v.models.wan.convert import convert
+
+    out = tmp_path_factory.mktemp("converted") / "phantom-wan-tiny"
+    convert(*checkpoint, out, lambda part, done, total: None, shard_bytes=200_000)
+    return out
+
+
+@pytest.fixture(scope="session")
 def misplace():
     """Writes a file as the safetensors package does, whose tensors lie at 8 mod 16 where their sizes let them."""
     from safetensors.torch import save_file

@@ -233,6 +233,28 @@ def test_a_plain_folder_has_references_masks_and_images_as_clips(tmp_path):
     assert again.caption == "Video a."
 
 
+def test_the_command_reads_a_folder_of_captioned_images_and_says_what_is_missing(tmp_path, call_phantom):
+    for name in ("photos", "videos", "bare"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        picture(tmp_path / "photos" / f"{number}.png", number)
+        picture(tmp_path / "bare" / f"{number}.png", number)
+        (tmp_path / "photos" / f"{number}.txt").write_text("A mug.")
+    counted(tmp_path / "videos", 5)
+    (tmp_path / "videos" / "a.txt").unlink()
+    code, said = call_phantom("data", "import", tmp_path / "photos", "--out", tmp_path / "p.lance")
+    assert code == 0, said.err
+    assert json.loads(said.out) == {"new": 3, "triplets": 3, "left_out": 0}
+    assert [row.frames for row in TripletStore(tmp_path / "p.lance")] == [1, 1, 1]
+    code, said = call_phantom("data", "import", tmp_path / "videos", "--out", tmp_path / "v.lance")
+    assert (code, "skipped: a.mp4: a.txt cannot be read (No such file or directory)" in said.err) == (3, True)
+    code, said = call_phantom("data", "import", tmp_path / "bare", "--out", tmp_path / "b.lance")
+    assert (code, "no images with a caption NAME.txt; for images of one subject give its name (--subject)" in said.err) == (
+        2,
+        True,
+    )
+
+
 def test_masks_uses_and_repeats_come_back_from_a_dataset_and_an_export(tmp_path, call_phantom):
     counted(tmp_path, 5)
     counted(tmp_path, 5, "a.mask")

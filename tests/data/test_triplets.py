@@ -18,7 +18,7 @@ from phantom_s2v.data import triplets as module
 from phantom_s2v.data.formats.exchange import export_folder, export_webdataset, read_export, to_files
 from phantom_s2v.data.formats.folders import read_captioned
 from phantom_s2v.data.formats.items import Reading
-from phantom_s2v.data.loader import TripletLoader
+from phantom_s2v.data.loader import decode
 from phantom_s2v.data.triplets import Rights, Triplet, TripletReference, TripletStore, check_triplet
 from phantom_s2v.errors import DataError, InputError, OutputError
 from phantom_s2v.media import images
@@ -234,30 +234,20 @@ def test_an_exported_folder_is_read_by_exact_names(store, tmp_path):
     assert sorted(t.id for t in read_export(tmp_path / "out", pytest.fail)) == sorted([one.id, other.id])
 
 
-def test_batches_follow_from_the_seed_and_cover_an_epoch(store):
-    loader, again = TripletLoader(store, 3, 1), TripletLoader(store, 3, 1)
-    first = [sample.id for number in range(2) for sample in loader[number]]
-    assert len(set(first)) == 6
-    for number in (5, 0, 3):  # taken up anywhere
-        for a, b in zip(loader[number], again[number], strict=True):
-            assert a.id == b.id
-            assert np.array_equal(a.video, b.video)
-    assert [s.id for s in TripletLoader(store, 3, 2)[0]] != [s.id for s in loader[0]]
-    assert [s.id for s in loader[2]] != [s.id for s in loader[0]]
-    sample = loader[0][0]
+def test_a_triplet_is_decoded_with_its_references_by_subject(store):
+    sample = decode(next(iter(store)))
     assert (sample.video.shape, len(sample.references), sample.subjects) == ((5, 32, 32, 3), 2, (0, 1))
     assert (sample.names, sample.identities) == (("dog", "cat"), ("", ""))
 
 
-def test_the_order_does_not_depend_on_the_order_of_writing(clip, tmp_path):
-    stores = [TripletStore.create(tmp_path / name) for name in ("a.lance", "b.lance")]
-    stores[0].write(triplets(clip))
-    for triplet in reversed(triplets(clip)):
-        stores[1].write([triplet])
-    a, b = (TripletLoader(s, 2, 0) for s in stores)
-    assert [s.id for s in a[4]] == [s.id for s in b[4]]
-    with pytest.raises(DataError, match="fewer than a batch of 8"):
-        TripletLoader(stores[0], 8, 0)
+def test_large_triplets_are_written_few_at_once(clip, tmp_path, monkeypatch):
+    store, merged = TripletStore.create(tmp_path / "t.lance"), []
+    real = TripletStore._merge
+    monkeypatch.setattr(TripletStore, "_merge", lambda self, rows: merged.append(len(rows)) or real(self, rows))
+    monkeypatch.setattr("phantom_s2v.data.triplets.BYTES", 2 * len(clip))
+    assert store.write(triplets(clip)) == len(store) == sum(merged)
+    assert max(merged) <= 3
+    assert dict(store.without_videos()).keys() == set(store.ids())
 
 
 def test_a_writer_that_is_killed_loses_and_doubles_nothing(clip, tmp_path):

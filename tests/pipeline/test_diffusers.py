@@ -2,11 +2,11 @@
 
 import inspect
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
+import native
 import numpy as np
 import pytest
 import torch
@@ -30,9 +30,6 @@ from phantom_s2v.media.videos import Video
 from phantom_s2v.models.memory import Placement
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.pipeline.sampling.schedulers import build_scheduler, shift_of
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "wan"))
-import native
 
 KINDS = ("wan", "mmdit")
 ASK = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 3, "untrained_size": True}

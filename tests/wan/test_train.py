@@ -27,7 +27,7 @@ from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement
 from phantom_s2v.models.wan.transformer import QuickRotation, wan_velocity
 from phantom_s2v.models.weights import load_part
-from phantom_s2v.pipeline.conditions import Conditions, Dropped
+from phantom_s2v.pipeline.conditions import Dropped
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import encoding, own, recipes, result
 from phantom_s2v.training.batches import collate
@@ -53,27 +53,10 @@ def latents(pipe, converted, tmp_path_factory) -> EncodedStore:
         rows.append(Triplet((folder / "a.mp4").read_bytes(), f"A dog, {number}.", (reference,), 16.0, 5, 32, 48))
     store.write(rows)
     out, planned = EncodedStore.create(folder / "l.lance", encoder_hashes(converted)), plan(store, TARGET)
-    keys = encoding.bring_up_to_date(store, out, planned)
+    keys = encoding.bring_up_to_date(store, out, planned, TARGET)
     encoders = encoding.Encoders(converted, Placement())
     assert out.write(encoding.rows_of(store, keys, encoders, TARGET, planned, lambda done: None, pytest.fail)) == 4
     return out
-
-
-def test_training_uses_the_forward_of_generation(latents, pipe):
-    batch = collate(latents.take([0]), np.random.default_rng(0))
-    x, t = torch.randn(batch["latents"].shape), torch.tensor([0.5])
-    no, yes, empty = torch.tensor([False]), torch.tensor([True]), pipe.encode_texts([""], 512)
-    seen = {}
-    for name, dropped in (("both", (no, no)), ("image", (yes, no)), ("null", (yes, yes))):
-        seen[name] = pipe.training_velocity(x, t, batch, Dropped(*dropped, no, no, empty))
-    text, none = pipe.pad_features(batch["text"]), pipe.pad_features(empty)
-    pipe.scheduler.set_timesteps(2)
-    pipe._num_timesteps = 2
-    got = pipe.branches(Conditions(text, none, batch["references"].transpose(1, 2), 1, None, False), x, None)
-    velocities = got(x, torch.tensor(500), 0, list(seen))
-    for name, velocity in velocities.items():
-        torch.testing.assert_close(seen[name], velocity, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(seen["both"], seen["null"], atol=1e-2)
 
 
 def run(latents, folder, out, lora, steps=3) -> dict:
@@ -81,15 +64,6 @@ def run(latents, folder, out, lora, steps=3) -> dict:
     train = replace(config.train, steps=steps, adam_lr=5e-3, warmup=1, precision="float32", workers=0, log_steps=1, decay_share=0)
     train = replace(train, ema_decay=0.0)
     return own.run(replace(config, train=train, lora=lora, t_tokens=16), folder, latents.path, out, Placement(device="cpu"))
-
-
-def test_all_weights_are_trained_into_a_model_folder(latents, converted, tmp_path):
-    run(latents, converted, tmp_path / "run", None)
-    again = load_models(tmp_path / "run" / "model")
-    before = load_models(converted).transformer.state_dict()
-    after = again.transformer.state_dict()
-    moved = [name for name in before if not torch.equal(before[name], after[name])]
-    assert len(moved) > 0.9 * len(before)
 
 
 @pytest.mark.parametrize("stabilized", [False, True])
@@ -122,30 +96,6 @@ def test_a_lora_file_is_as_strong_as_the_adapters_it_was_trained_as(latents, con
     with safe_open(file, "pt") as opened:
         assert opened.metadata()["ss_network_dim"] == "4"
     assert "diffusion_model.blocks.0.self_attn.q.lora_A.weight" in load_file(file)
-
-
-def test_a_stopped_lora_goes_on_bit_for_bit(latents, converted, tmp_path):
-    lora = Lora(2, 2.0, targets=("to_q",))
-    run(latents, converted, tmp_path / "whole", lora, 4)
-    run(latents, converted, tmp_path / "parts", lora, 2)
-    run(latents, converted, tmp_path / "parts", lora, 4)
-    one, other = (load_file(tmp_path / name / "lora.safetensors") for name in ("whole", "parts"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_checkpointed_blocks_have_the_same_gradients(latents, converted):
-    batch = collate(latents.take([0]), np.random.default_rng(0))
-    x, t, no = torch.randn(batch["latents"].shape), torch.tensor([0.5]), torch.tensor([False])
-    grads = []
-    for again in (False, True):
-        pipe = load_models(converted)
-        pipe.transformer.requires_grad_(True).train()
-        if again:
-            pipe.transformer.enable_gradient_checkpointing()
-        pipe.training_velocity(x, t, batch, Dropped(no, no, no, no, pipe.encode_texts([""], 512))).square().mean().backward()
-        grads.append([p.grad for p in pipe.transformer.parameters() if p.grad is not None])
-    for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
 def test_rotating_by_complex_numbers_gives_the_bits_of_diffusers(converted):

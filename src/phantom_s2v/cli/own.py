@@ -105,7 +105,7 @@ def _encode(
             tell(f"skipped: {key}: {reason}")
 
         latents = EncodedStore(out, origin)
-        keys = everyone.share(encoding.bring_up_to_date(source, latents, planned) if is_main() else [])
+        keys = everyone.share(encoding.bring_up_to_date(source, latents, planned, target) if is_main() else [])
         with progress(is_main()) as bar:
             task = bar.add_task("encoding", total=len(keys))
             given = (source, keys, encoders, target, planned)

@@ -14,6 +14,7 @@ from phantom_s2v.data.triplets import Triplet, TripletReference, TripletStore
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.geometry import SPACE_STRIDE, TIME_STRIDE, latent_frames
 from phantom_s2v.media import images
+from phantom_s2v.media.videos import Video
 
 SHOWN = ("whole", "box", "cutout")
 BOX_MARGIN = 0.05  # of a box's sides, that is shown around it
@@ -60,16 +61,30 @@ def bucket_of(height: int, width: int, frames: int, fps: float, target: Target) 
     return Bucket(high, wide, count)
 
 
-def fitted(video: np.ndarray, fps: float, bucket: Bucket, target: Target) -> np.ndarray:
-    """A video uint8 [F, H, W, 3] at a bucket's size, from its first frame on, at the target's rate by time stamps."""
-    index = np.minimum((np.arange(bucket.frames) * fps / target.fps + 0.5).astype(int), len(video) - 1)
-    height, width = video.shape[1:3]
+def fitted(frames: Iterable[np.ndarray], fps: float, bucket: Bucket, target: Target) -> np.ndarray:
+    """Frames uint8 [H, W, 3] at a bucket's size, from the first one on, at the target's rate by time stamps: uint8 [F, H, W, 3].
+
+    No more of them are taken than are needed, and one is held at a time. The last one stays where the video ends before.
+    """
+    wanted = (np.arange(bucket.frames) * fps / target.fps + 0.5).astype(int).tolist()
+    out, last = list[np.ndarray](), np.zeros(0)
+    for number, frame in enumerate(frames):
+        last = frame
+        if times := wanted.count(number):
+            out += [_fitted(frame, bucket)] * times
+        if len(out) == bucket.frames:
+            break
+    return np.stack(out + [_fitted(last, bucket)] * (bucket.frames - len(out)))
+
+
+def _fitted(frame: np.ndarray, bucket: Bucket) -> np.ndarray:
+    """A frame scaled without stretching, and the middle of it."""
+    height, width = frame.shape[:2]
     scale = max(bucket.height / height, bucket.width / width)
     size = max(bucket.width, round(width * scale)), max(bucket.height, round(height * scale))
     left, top = (size[0] - bucket.width) // 2, (size[1] - bucket.height) // 2
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    frames = (cv2.resize(video[i], size, interpolation=how) for i in index)
-    return np.stack([frame[top : top + bucket.height, left : left + bucket.width] for frame in frames])
+    return cv2.resize(frame, size, interpolation=how)[top : top + bucket.height, left : left + bucket.width]
 
 
 def mask_of(triplet: Triplet, bucket: Bucket, target: Target) -> np.ndarray | None:
@@ -77,11 +92,11 @@ def mask_of(triplet: Triplet, bucket: Bucket, target: Target) -> np.ndarray | No
     if not triplet.mask:
         return None
     if image_suffix(triplet.mask):
-        gray = images.read_image(triplet.mask, name="its mask")[0][None]
+        gray = iter([images.read_image(triplet.mask, name="its mask")[0]])
     else:
-        gray, _ = images.read_video(io.BytesIO(triplet.mask), "its mask")
-    full = [cv2.resize(frame, (triplet.width, triplet.height), interpolation=cv2.INTER_AREA) for frame in gray]
-    return fitted(np.stack(full), triplet.fps, bucket, target)[..., 0]
+        gray = (frame for _, frame in Video(io.BytesIO(triplet.mask), "its mask").frames())
+    full = (cv2.resize(frame, (triplet.width, triplet.height), interpolation=cv2.INTER_AREA) for frame in gray)
+    return fitted(full, triplet.fps, bucket, target)[..., 0]
 
 
 def shown(reference: TripletReference, image: np.ndarray, how: str) -> np.ndarray:
@@ -101,25 +116,31 @@ def shown(reference: TripletReference, image: np.ndarray, how: str) -> np.ndarra
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be encoded: buckets by id, and the triplets that cannot be."""
+    """What is to be encoded: buckets and numbers of reference images by id, and the triplets that cannot be."""
 
     buckets: dict[str, Bucket]
+    references: dict[str, int]
     refused: dict[str, str]  # id -> reason
 
-    def gigabytes(self, channels: int, keys: Iterable[str], references: int = 2) -> float:
-        """Of latents of triplets in float16, with so many references each."""
-        chosen = (self.buckets[key] for key in keys)
-        places = ((latent_frames(b.frames) + references) * b.height * b.width / SPACE_STRIDE**2 for b in chosen)
-        return 2 * channels * sum(places) / 1e9
+    def gigabytes(self, channels: int, keys: Iterable[str], text: float, image: float) -> float:
+        """Of latents of triplets in float16, with `text` bytes of features of a caption, and `image` more bytes a reference."""
+        total = 0.0
+        for key in keys:
+            bucket, images_of = self.buckets[key], self.references[key]
+            places = (latent_frames(bucket.frames) + images_of) * bucket.height * bucket.width / SPACE_STRIDE**2
+            total += 2 * channels * places + text + image * images_of
+        return total / 1e9
 
 
 def plan(store: TripletStore, target: Target, say: Callable[[str], object] = lambda line: None) -> Plan:
     """Buckets of all triplets of a store, by its columns alone. `say` gets a line for each: kept, trimmed or skipped, and why."""
-    names = ["id", "caption", "height", "width", "frames", "fps"]
-    buckets, refused = dict[str, Bucket](), dict[str, str]()
-    for batch in store.dataset.to_batches(columns=names):
+    names = {name: name for name in ("id", "caption", "height", "width", "frames", "fps")}
+    columns = names | {"references": "array_length(references)"}
+    buckets, references, refused = dict[str, Bucket](), dict[str, int](), dict[str, str]()
+    for batch in store.dataset.to_batches(columns=columns):
         for row in batch.to_pylist():
             key, caption = row.pop("id"), row.pop("caption")
+            references[key] = row.pop("references") or 0
             name = f"{key[:8]} ({caption[:40]})"
             try:
                 buckets[key] = bucket_of(**row, target=target)
@@ -127,7 +148,7 @@ def plan(store: TripletStore, target: Target, say: Callable[[str], object] = lam
             except DataError as error:
                 refused[key] = str(error)
                 say(f"skipped: {name}: {error}")
-    return Plan(buckets, refused)
+    return Plan(buckets, references, refused)
 
 
 def _what(row: dict[str, Any], bucket: Bucket, target: Target) -> str:

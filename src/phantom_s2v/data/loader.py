@@ -1,13 +1,14 @@
-"""Batches out of a store, at random, in an order that follows from the seed and can be taken up at any batch, bit for bit."""
+"""Triplets of a store as arrays."""
 
 import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from phantom_s2v.data.triplets import Triplet, TripletStore
-from phantom_s2v.errors import DataError
+from phantom_s2v.data.triplets import Triplet
 from phantom_s2v.media import images
+from phantom_s2v.media.videos import Video
 
 
 @dataclass(frozen=True)
@@ -23,31 +24,10 @@ class Sample:
     identities: tuple[str, ...] = ()  # of each reference: the same in all triplets that show this subject; empty: not known
 
 
-class TripletLoader:
-    """Batch number -> samples. Every epoch is a permutation of all triplets; the last, incomplete batch of an epoch is left out.
-
-    The order is over sorted ids, so it is the same however the rows came into the store.
-    """
-
-    def __init__(self, store: TripletStore, batch: int, seed: int) -> None:
-        ids = store.ids()
-        if len(ids) < batch:
-            raise DataError(f"the dataset has {len(ids)} triplets, fewer than a batch of {batch}")
-        self.store, self.batch, self.seed = store, batch, seed
-        self.rows = [row for _, row in sorted(zip(ids, range(len(ids)), strict=True))]
-
-    def __getitem__(self, number: int) -> list[Sample]:
-        """The samples of batch `number`, counted over all epochs."""
-        each = len(self.rows) // self.batch
-        epoch, place = divmod(number, each)
-        order = np.random.default_rng([self.seed, 7, epoch]).permutation(len(self.rows))
-        chosen = order[place * self.batch : (place + 1) * self.batch]
-        return [decode(triplet) for triplet in self.store.take([self.rows[i] for i in chosen])]
-
-
-def decode(triplet: Triplet) -> Sample:
-    """A triplet's video and images as arrays."""
-    video, _ = images.read_video(io.BytesIO(triplet.video), f"the video of triplet {triplet.id}")
+def decode(triplet: Triplet, fit: Callable[[Iterator[np.ndarray]], np.ndarray] | None = None) -> Sample:
+    """A triplet's video and images as arrays. `fit` makes the array of the video's frames, of which it need not take all."""
+    source, what = io.BytesIO(triplet.video), f"the video of triplet {triplet.id}"
+    video = fit(frame for _, frame in Video(source, what).frames()) if fit else images.read_video(source, what)[0]
     name = f"a reference of triplet {triplet.id}"
     reference_images = tuple(images.read_image(reference.image, name=name)[0] for reference in triplet.references)
     names, identities = (tuple(getattr(r, field) for r in triplet.references) for field in ("subject", "identity"))

@@ -1,6 +1,7 @@
 """A contact sheet of what a training will see of a dataset: references, then frames as they are cut, darker where a mask is."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,9 @@ def write_sheet(store: TripletStore, planned: Plan, target: Target, out: Path) -
 def _rows(store: TripletStore, chosen: list[int], planned: Plan, target: Target) -> Iterator[np.ndarray]:
     for row in chosen:
         (triplet,) = store.take([row])
-        sample, bucket = decode(triplet), planned.buckets[triplet.id]
-        frames = fitted(sample.video, triplet.fps, bucket, target)
+        bucket = planned.buckets[triplet.id]
+        sample = decode(triplet, partial(fitted, fps=triplet.fps, bucket=bucket, target=target))
+        frames = sample.video
         if (mask := mask_of(triplet, bucket, target)) is not None:
             light = DARK + (1 - DARK) * mask[..., None] / 255
             frames = (frames * light).astype(np.uint8)

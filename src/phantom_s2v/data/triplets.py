@@ -27,7 +27,7 @@ from phantom_s2v.geometry import MAX_IMAGES, MAX_SUBJECTS
 
 PAIRINGS = ("in-pair", "cross-pair", "same-shot")
 MAX_REPEATS = 10_000
-BATCH = 64  # rows held in memory while writing
+BATCH, BYTES = 64, 256 << 20  # rows held in memory while writing, and bytes beyond which fewer are
 FRAGMENT = 4096  # rows of a fragment that is left as it is
 COMPACT, TIDY = 32, 8  # small fragments beyond which they are put together, between batches and at the end of writing
 REMOVED_AT_ONCE = 1000  # rows that one statement names
@@ -246,13 +246,14 @@ class TripletStore(LanceStore):
 
     def write(self, triplets: Iterable[Triplet], require_license: bool = False) -> int:
         """Merge triplets in; returns how many were new. A batch is written whole or not at all."""
-        new, batch = 0, []
+        new, batch, size = 0, [], 0
         for triplet in triplets:
             check_triplet(triplet, require_license)
             batch.append(_to_row(triplet))
-            if len(batch) == BATCH:
+            size += len(triplet.video) + sum(len(reference.image) for reference in triplet.references)
+            if len(batch) == BATCH or size > BYTES:
                 new += self._merge(batch)
-                batch = []
+                batch, size = [], 0
         if batch:
             new += self._merge(batch)
         with self._writing():
@@ -313,6 +314,14 @@ class TripletStore(LanceStore):
         """Triplets by row number, in the order that was asked for. Raises DataError where the store is damaged."""
         with self._reading():
             return [_from_row(row) for row in self.dataset.take(rows).to_pylist()]
+
+    def without_videos(self) -> Iterator[tuple[str, Triplet]]:
+        """(id, triplet without its video and mask) of all rows."""
+        with self._reading():
+            names = [name for name in self.dataset.schema.names if name not in ("video", "mask")]
+            for batch in self.dataset.to_batches(columns=names, batch_size=BATCH):
+                for row in batch.to_pylist():
+                    yield row["id"], _from_row({**row, "video": b""})
 
     def versions(self) -> list[tuple[int, str]]:
         """(number, time) of every version."""

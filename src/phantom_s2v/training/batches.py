@@ -152,8 +152,8 @@ def split(store: EncodedStore, config: OwnConfig, bad: frozenset[str] = frozense
 
     Raises DataError where nothing can be trained on, or where there are no triplets of a kind that the mix asks for.
     """
-    rows = [(number, row) for number, row in enumerate(store.sizes()) if row.id not in bad]
-    own = sorted(((number, row) for number, row in rows if not row.regularization), key=lambda each: each[1].id)
+    rows = sorted(((number, row) for number, row in enumerate(store.sizes()) if row.id not in bad), key=lambda each: each[1].id)
+    own = [(number, row) for number, row in rows if not row.regularization]
     if not own:
         raise DataError(f"{store.path} has no triplets to learn from ({len(rows)} regularization clips)")
     rated = [number for number, row in own if row.subjects]

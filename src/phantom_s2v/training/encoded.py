@@ -35,11 +35,12 @@ SCHEMA = pa.schema(
         ("regularization", pa.bool_()),
         ("caption", pa.string()),
         ("license", pa.string()),  # those of the clip and its references, each once
+        ("shown", pa.string()),  # hash of boxes and masks, where they decide what is shown of references
         ("tensors", pa.large_binary()),  # safetensors
     ]
 )
 ROWS, BYTES = 16, 64 << 20  # written at once, whichever comes first
-ORIGIN = b"origin"
+ORIGIN, ADDED = b"origin", "shown"  # ADDED: datasets of earlier versions lack it
 
 
 class Row(NamedTuple):
@@ -56,6 +57,14 @@ class Row(NamedTuple):
     regularization: bool
 
 
+class Use(NamedTuple):
+    """What training makes of a triplet, which changes no tensor."""
+
+    repeats: int
+    regularization: bool
+    license: str
+
+
 class EncodedStore(LanceStore):
     """Encoded triplets in a Lance dataset. A batch of rows is written whole or not at all."""
 
@@ -69,7 +78,9 @@ class EncodedStore(LanceStore):
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is not a dataset of encoded triplets; phantom encode makes one") from error
         metadata = self.dataset.schema.metadata or {}
-        if self.dataset.schema.names != SCHEMA.names or ORIGIN not in metadata:
+        if [
+            n for n in SCHEMA.names if n in self.dataset.schema.names or n != ADDED
+        ] != self.dataset.schema.names or ORIGIN not in metadata:
             raise DataError(f"{path} is not a dataset of encoded triplets; phantom encode makes one")
         self.origin: dict[str, Any] = parse_json(metadata[ORIGIN])
         if origin is not None and (changed := differences(self.origin, as_json(origin))):
@@ -91,6 +102,19 @@ class EncodedStore(LanceStore):
         with self._reading():
             table = self.dataset.to_table(columns=list(Row._fields))
         return [Row(*values) for values in zip(*(table[name].to_pylist() for name in Row._fields), strict=True)]
+
+    def uses(self) -> dict[str, Use]:
+        """Uses by id."""
+        with self._reading():
+            table = self.dataset.to_table(columns=["id", *Use._fields])
+        return {key: Use(*values) for key, *values in zip(*(column.to_pylist() for column in table.columns), strict=True)}
+
+    def shown(self) -> dict[str, str]:
+        """What decided what is shown of references, by id."""
+        with self._reading():
+            table = self.dataset.to_table(columns=["id", *(name for name in (ADDED,) if name in self.dataset.schema.names)])
+        keys = table["id"].to_pylist()
+        return dict(zip(keys, table[ADDED].to_pylist() if ADDED in table.column_names else [""] * len(keys), strict=True))
 
     def rights(self) -> dict[str, int]:
         """How many triplets have each license."""
@@ -124,11 +148,21 @@ class EncodedStore(LanceStore):
                 self.dataset.delete(f"id IN ({', '.join(repr(each) for each in wanted[start : start + 1000])})")
         return len(wanted)
 
-    def set_use(self, uses: dict[str, tuple[int, bool]]) -> None:
-        """Write the repeats of rows, and whether they are regularization clips, which changes no tensor."""
+    def set_use(self, uses: dict[str, Use]) -> None:
+        """Write the uses of rows by id, those that are alike at once."""
+        alike: dict[Use, list[str]] = {}
+        for key, use in uses.items():
+            alike.setdefault(use, []).append(key)
         with self._writing():
-            for key, (repeats, regularization) in uses.items():
-                self.dataset.update({"repeats": str(repeats), "regularization": str(regularization).lower()}, f"id = '{key}'")
+            for use, keys in alike.items():
+                quoted = use.license.replace("'", "''")
+                values = {
+                    "repeats": str(use.repeats),
+                    "regularization": str(use.regularization).lower(),
+                    "license": f"'{quoted}'",
+                }
+                for start in range(0, len(keys), 1000):
+                    self.dataset.update(values, f"id IN ({', '.join(repr(key) for key in keys[start : start + 1000])})")
 
     def _append(self, rows: list[dict[str, Any]]) -> int:
         if rows:

@@ -3,12 +3,13 @@
 Legend: C latent channels, T latent time, h w latent grid, r reference images, L text tokens, D width.
 """
 
+import hashlib
 import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ from phantom_s2v.models.registry import video_model
 from phantom_s2v.models.wan.text import PromptFeatures
 from phantom_s2v.pipeline.loading import load_models, no_bars
 from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
-from phantom_s2v.training.encoded import EncodedStore
+from phantom_s2v.training.encoded import EncodedStore, Use
 from phantom_s2v.training.latents import subject_share
 
 AT_ONCE = 4096  # triplets whose captions are read before the text encoder makes room for the autoencoder
 TEXT_PLACES = 512
 PATIENCE = timedelta(days=7)  # of a process that has encoded its share
+LOOKED_AT = 8  # captions by whose features the gigabytes are estimated
 MEASURED = (9, 128, 128)  # frames and pixels of the clip by which the speed is measured
 Texts = Callable[[str], torch.Tensor]  # caption -> features [L, D]
 
@@ -44,11 +46,10 @@ Texts = Callable[[str], torch.Tensor]  # caption -> features [L, D]
 def encode_sample(
     pipe: Any, triplet: Triplet, sample: Sample, text: torch.Tensor, bucket: Bucket, target: Target
 ) -> dict[str, torch.Tensor]:
-    """Tensors of a triplet in float16: latents [C, T, h, w], text [L, D], mask [T, h, w], and for r references their own, the
-    subject that each shows and whether it is of another clip, int64 [r].
+    """Tensors of a triplet, whose video is fitted, in float16: latents [C, T, h, w], text [L, D], mask [T, h, w], and for r
+    references their own, the subject that each shows and whether it is of another clip, int64 [r].
     """
-    video = fitted(sample.video, triplet.fps, bucket, target)
-    pixels = to_pixels(video)[None].to(pipe.vae.device, pipe.vae.dtype)
+    pixels = to_pixels(sample.video)[None].to(pipe.vae.device, pipe.vae.dtype)
     tensors = {"latents": encode(pipe.vae, pixels)[0], "text": text}
     if sample.references:
         pairs = zip(triplet.references, sample.references, strict=True)
@@ -65,28 +66,55 @@ def encode_sample(
 
 def encode_row(pipe: Any, triplet: Triplet, texts: Texts, bucket: Bucket, target: Target) -> dict[str, Any]:
     """A triplet as a row of an EncodedStore. Raises DataError for one that cannot be encoded."""
-    sample = decode(triplet)
-    if len(sample.video) != triplet.frames:  # a file says more than it holds
-        frames, height, width = sample.video.shape[:3]
-        bucket = bucket_of(height, width, frames, triplet.fps, target)
+    there, ended = 0, False
+
+    def counted(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal there, ended
+        for frame in frames:
+            there += 1
+            yield frame
+        ended = True
+
+    sample = decode(triplet, lambda frames: fitted(counted(frames), triplet.fps, bucket, target))
+    if ended and there < triplet.frames:  # a file says more than it holds
+        held = bucket_of(triplet.height, triplet.width, there, triplet.fps, target).frames
+        bucket = replace(bucket, frames=min(bucket.frames, held))
+        sample = replace(sample, video=sample.video[: bucket.frames])
     VideoSize(bucket.frames, bucket.height, bucket.width)
     tensors = encode_sample(pipe, triplet, sample, texts(triplet.caption), bucket, target)
     kinds = [
         all(any(tensors["cross"][tensors["subjects"] == subject] == kind) for subject in set(sample.subjects)) for kind in (0, 1)
     ]
-    there, rights = bool(sample.subjects), [triplet.rights, *(reference.rights for reference in triplet.references)]
+    seen = bool(sample.subjects)
     return {
         "id": triplet.id,
         **asdict(bucket),
         "subjects": len(set(sample.subjects)),
-        "in_pair": there and kinds[0],
-        "cross_pair": there and kinds[1],
+        "in_pair": seen and kinds[0],
+        "cross_pair": seen and kinds[1],
         "repeats": triplet.repeats,
         "regularization": triplet.regularization,
         "caption": triplet.caption,
-        "license": "; ".join(sorted({each.license or "not stated" for each in rights})),
+        "license": _license(triplet),
+        "shown": _shown(triplet, target),
         "tensors": save(tensors),
     }
+
+
+def _license(triplet: Triplet) -> str:
+    """Those of a clip and its references, each once."""
+    rights = [triplet.rights, *(reference.rights for reference in triplet.references)]
+    return "; ".join(sorted({each.license or "not stated" for each in rights}))
+
+
+def _shown(triplet: Triplet, target: Target) -> str:
+    """Hash of what decides, beside the content that the id is of, what is shown of references: boxes and masks."""
+    if target.references == "whole":
+        return ""
+    digest = hashlib.sha256()
+    for reference in triplet.references:
+        digest.update(repr((reference.box, hashlib.sha256(reference.mask).hexdigest())).encode())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -146,15 +174,17 @@ def rows_of(
     a sentence on gigabytes and hours before the first.
     """
     places = {key: row for row, key in enumerate(store.ids())}
-    pipe = loaded
+    pipe, reading = loaded, 0.0
     for some in (keys[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE)):
         texts: Texts | None = None
         if encoders.apart and loaded is None:
-            pipe = None  # one encoder at a time
+            pipe, started = None, time.perf_counter()  # one encoder at a time
             texts = encoders.read([caption for _, caption in _captions(store, [places[key] for key in some])])
+            reading = (time.perf_counter() - started) / len(some)
         pipe = pipe or encoders.load()
         if begun:
-            begun(sentence(pipe, planned, keys))
+            known = [caption for _, caption in _captions(store, [places[key] for key in some[:: len(some) // LOOKED_AT + 1]])]
+            begun(sentence(pipe, planned, keys, [(texts or texts_of(pipe))(caption) for caption in known], reading))
             begun = None
         for key in some:
             try:
@@ -169,23 +199,34 @@ def _captions(store: TripletStore, rows: list[int]) -> Iterator[tuple[str, str]]
     yield from zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True)
 
 
-def bring_up_to_date(store: TripletStore, out: EncodedStore, planned: Plan) -> list[str]:
-    """Remove from `out` what the store no longer has, and take over repeats; ids of the triplets that it lacks, in order."""
-    there = {row.id: (row.repeats, row.regularization) for row in out.sizes()}
-    if gone := there.keys() - planned.buckets.keys():
+def bring_up_to_date(store: TripletStore, out: EncodedStore, planned: Plan, target: Target) -> list[str]:
+    """Remove from `out` what the store no longer has or shows otherwise, and take over repeats and licenses; ids of the triplets
+    that it then lacks, in order.
+    """
+    there, made = out.uses(), out.shown()
+    gone, changed = there.keys() - planned.buckets.keys(), dict[str, Use]()
+    for key, triplet in store.without_videos() if there else ():
+        use = Use(triplet.repeats, triplet.regularization, _license(triplet))
+        if key in there and key not in gone and made[key] != _shown(triplet, target):
+            gone.add(key)
+        elif key in there and key not in gone and there[key] != use:
+            changed[key] = use
+    if gone:
         out.remove(gone)
-    names = ["id", *(name for name in ("repeats", "regularization") if name in store.dataset.schema.names)]
-    rows = store.dataset.to_table(columns=names).to_pylist()
-    uses = {row["id"]: (row.get("repeats") or 1, bool(row.get("regularization"))) for row in rows}
-    changed = {key: use for key, use in uses.items() if key in there and key not in gone and there[key] != use}
     if changed:
         out.set_use(changed)
-    return sorted(key for key in planned.buckets if key not in there)
+    return sorted(key for key in planned.buckets if key not in there or key in gone)
 
 
-def sentence(pipe: Any, planned: Plan, keys: list[str]) -> str:
-    """What encoding will take, in words."""
-    gigabytes, hours = planned.gigabytes(int(pipe.vae.config["z_dim"]), keys), seconds_of(pipe, planned, keys) / 3600
+def sentence(pipe: Any, planned: Plan, keys: list[str], texts: list[torch.Tensor], reading: float = 0.0) -> str:
+    """What encoding will take, in words, by features of some captions; the others take `reading` seconds each."""
+    text = 2 * sum(features.numel() for features in texts) / len(texts)
+    gray = np.full((*MEASURED[1:], 3), 128, np.uint8)
+    image = 2 * sum(
+        value.numel() for name, value in pipe.reference_tensors([gray], *MEASURED[1:]).items() if name != "references"
+    )
+    gigabytes = planned.gigabytes(int(pipe.vae.config["z_dim"]), keys, text, image)
+    hours = (seconds_of(pipe, planned, keys) + reading * max(0, len(keys) - AT_ONCE)) / 3600
     each = f" in each of {world()} processes" if world() > 1 else ""
     sizes = len({planned.buckets[key] for key in keys})
     return f"{len(keys)} triplets of {sizes} sizes: about {gigabytes:.3g} GB and {hours:.3g} hours{each} to encode"
@@ -222,8 +263,8 @@ def together() -> Iterator[Together]:
 
 
 @torch.no_grad()
-def seconds_of(pipe: Any, planned: Plan, keys: list[str], references: int = 2) -> float:
-    """Seconds that the autoencoder will take for triplets with so many references, by a small clip that it encodes twice."""
+def seconds_of(pipe: Any, planned: Plan, keys: list[str]) -> float:
+    """Seconds that the autoencoder will take for triplets, by a small clip that it encodes twice."""
     frames, height, width = MEASURED
     pixels = torch.zeros(1, 3, *MEASURED, device=pipe.vae.device, dtype=pipe.vae.dtype)
     taken = []
@@ -231,7 +272,8 @@ def seconds_of(pipe: Any, planned: Plan, keys: list[str], references: int = 2) -
         start = time.perf_counter()
         encode(pipe.vae, pixels).float().cpu()  # waits for the device
         taken.append(time.perf_counter() - start)
-    work = sum((b.frames + references) * b.height * b.width for b in (planned.buckets[key] for key in keys))
+    sizes = ((planned.buckets[key], planned.references[key]) for key in keys)
+    work = sum((bucket.frames + images) * bucket.height * bucket.width for bucket, images in sizes)
     return min(taken) * work / (frames * height * width)
 
 

@@ -38,7 +38,8 @@ def read_captioned(folder: Path, reading: Reading, captions: str = ".txt") -> It
     clips = _clips(names, captions)
     if not clips:
         raise DataError(
-            f"{folder} contains no videos (supported: {', '.join(VIDEOS)}), and no images with a caption NAME{captions}"
+            f"{folder} contains no videos (supported: {', '.join(VIDEOS)}), and no images with a caption NAME{captions}; "
+            "for images of one subject give its name (--subject)"
         )
     beside, masks = _by_clip(clips, names, reading.left_out)
 
@@ -52,12 +53,11 @@ def read_captioned(folder: Path, reading: Reading, captions: str = ".txt") -> It
 
 
 def has_clips(folder: Path) -> bool:
-    """Whether a folder holds videos with captions, and not an export, in which each has a .json."""
-    names = {path.name for path in folder.iterdir()}
-    videos = [Path(name) for name in names if Path(name).suffix.lower() in VIDEOS]
-    if any(f"{path.stem}.json" in names for path in videos):
-        return False
-    return any(f"{path.stem}.txt" in names for path in videos)
+    """Whether a folder holds videos or images, and not an export, in which each video has a .json."""
+    paths = list(folder.iterdir())
+    described = {path.stem for path in paths if path.suffix.lower() == ".json"}
+    media = [path for path in paths if path.suffix.lower() in (*VIDEOS, *IMAGE_SUFFIXES)]
+    return bool(media) and not any(path.stem in described for path in media) and not any(path.suffix == ".tar" for path in paths)
 
 
 def _clips(names: list[str], captions: str) -> list[str]:
