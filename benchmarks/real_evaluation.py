@@ -175,7 +175,7 @@ def identified(samples: Path, tools: Instruments) -> dict[str, object]:
 
 
 def seen_once(find: Callable[[np.ndarray], list[Any]]) -> Callable[[np.ndarray], list[Any]]:
-    """The same faces or boxes, which are looked for in no image twice."""
+    """The same faces, which are looked for in no image twice."""
     known: dict[bytes, list[Any]] = {}
 
     def found(image: np.ndarray) -> list[Any]:
@@ -216,7 +216,7 @@ def people(samples: Path, tools: Instruments) -> dict[str, object]:
     """People cut from films against the other frames of their own and against every other film."""
     shown = shown_people(samples)
     assert tools.faces
-    once = replace(tools.faces, find=seen_once(tools.faces.find), boxes=seen_once(tools.faces.boxes))
+    once = replace(tools.faces, find=seen_once(tools.faces.find))
     known = replace(tools, embed=remembering(tools.embed), faces=once)
     right, wrong = [], []
     seen = {name: watch(video, [], known) for name, (video, _) in shown.items()}
@@ -261,7 +261,7 @@ def planted(samples: Path, tools: Instruments) -> dict[str, object]:
     """Faults planted in the given source videos of people, as `phantom evaluate self-check` does: found, and false alarms."""
     files = [file for file in sorted((samples / "real" / "clips").iterdir()) if file.name.startswith(tuple(PEOPLE))]
     assert tools.faces
-    once = replace(tools.faces, find=seen_once(tools.faces.find), boxes=seen_once(tools.faces.boxes))
+    once = replace(tools.faces, find=seen_once(tools.faces.find))
     known = replace(tools, embed=remembering(tools.embed), faces=once)
     checked = footage_check.run(files, known, lambda *_: None)
     return {"planted": table(checked)}

@@ -14,6 +14,7 @@ from phantom_s2v.evaluation.footage_check import Person, pairs, people, planted
 from phantom_s2v.evaluation.instruments import LIMITS, Faces, Instruments
 from phantom_s2v.media import images
 from phantom_s2v.vision import fetched
+from phantom_s2v.vision.faces import Face
 
 FACE = (60, 60, 120, 120)  # where the stand-in for a face lies, to the left of the middle
 
@@ -29,7 +30,7 @@ TOOLS = Instruments(
     "none",
     lambda images: np.ones((len(images), 1)),
     LIMITS["efficientnet-lite0"],
-    faces=Faces("red", lambda image: [np.ones(1)] * len(red(image)), lambda one, other: 1.0, red),
+    faces=Faces("red", lambda image: [Face(box, np.ones(1)) for box in red(image)], lambda one, other: 1.0),
 )
 
 

@@ -25,7 +25,7 @@ from phantom_s2v.evaluation.suites.emoji import emoji_cases
 from phantom_s2v.media import images
 from phantom_s2v.vision import fetched
 from phantom_s2v.vision.embed import AESTHETIC_LAYERS, Aesthetics, Embedder, convert_head
-from phantom_s2v.vision.faces import dlib_alike, face_feature, face_features
+from phantom_s2v.vision.faces import dlib_alike, dlib_faces, face_feature
 from phantom_s2v.vision.faces import faces as faces_of
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -282,11 +282,11 @@ def test_a_face_that_dlib_alone_would_miss_has_features_where_blazeface_is_sure(
     assert face_feature(narrow) is None
     sure = faces_of(narrow)[0][1]
     monkeypatch.setattr("phantom_s2v.vision.faces.SURE_ALONE", sure)
-    found, known = face_features(narrow), face_features(image)
+    found, known = dlib_faces(narrow), dlib_faces(image)
     assert [len(found), len(known)] == [1, 1]
-    assert dlib_alike(found[0], known[0]) > 0.4  # one person, by dlib's own bound
+    assert dlib_alike(found[0].feature, known[0].feature) > 0.4  # one person, by dlib's own bound
     monkeypatch.setattr("phantom_s2v.vision.faces.SURE_ALONE", sure + 0.01)
-    assert face_features(narrow) == []
+    assert [face.feature for face in dlib_faces(narrow)] == [None]
 
 
 def test_faces_that_cannot_be_looked_for_are_said(monkeypatch, clip):

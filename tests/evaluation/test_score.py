@@ -24,6 +24,7 @@ from phantom_s2v.evaluation.networks import Wanted, instruments
 from phantom_s2v.evaluation.run import parse_crop
 from phantom_s2v.evaluation.score import SubjectScore, faults, score
 from phantom_s2v.media import images
+from phantom_s2v.vision.faces import Face
 from phantom_s2v.vision.factory import embed_mini
 
 LIMIT = LIMITS["phantom-mini"]
@@ -176,6 +177,7 @@ def scene(*placed):
     return video
 
 
+BOX = (0, 0, 20, 20)
 REFERENCES = [scene((RED, (30, 40)))[0], scene((BLUE, (30, 40)))[0]]
 NAMES = ["red square", "blue square"]
 ASKED = "The red square at the left waits, and the blue square at the right waits."
@@ -266,9 +268,9 @@ def test_a_face_decides_who_it_is_where_both_show_one(face, wrong):
     """The square is the same in all: without a face in the video its similarity decides."""
 
     def find(image):
-        return [np.array([0.0])] if image.shape == REFERENCES[0].shape and (image == REFERENCES[0]).all() else shown
+        return [Face(BOX, np.array([0.0]))] if image.shape == REFERENCES[0].shape and (image == REFERENCES[0]).all() else shown
 
-    shown = [] if face is None else [np.array([1 - face])]
+    shown = [] if face is None else [Face(BOX, np.array([1 - face]))]
     faces = Faces("known", find, lambda a, b: 1 - abs(float(a[0] - b[0])))
     limits = Thresholds(similarity=0.5, there=0.5, frozen=2.0, pasted=2.0)  # squares are unchanged
     video = scene((RED, (36, 20)))
@@ -281,18 +283,16 @@ def test_a_face_decides_who_it_is_where_both_show_one(face, wrong):
 @pytest.mark.parametrize(("alike", "swapped"), [(0.9, 1.0), (0.3, 0.0)])
 def test_known_faces_decide_on_which_side_two_people_stand(alike, swapped):
     """Both references look alike to the network of similarity; only the brightness of a face says who it is."""
-    shades, boxes = (90, 200), [(10, 10, 30, 30), (70, 10, 90, 30)]
+    shades = (90, 200)
     frame = np.zeros((60, 100, 3), np.uint8)
     frame[10:30, 10:30], frame[10:30, 70:90] = shades[1], shades[0]  # the second stands at the left
     references = [np.full((20, 20, 3), shade, np.uint8) for shade in shades]
 
     def find(image):
-        return [np.array([shade]) for shade in shades if (image == shade).any()]
+        boxes = {shades[0]: (70, 10, 90, 30), shades[1]: (10, 10, 30, 30)} if image.shape == frame.shape else {}
+        return [Face(boxes.get(shade, BOX), np.array([shade])) for shade in shades if (image == shade).any()]
 
-    def boxes_of(image):
-        return boxes if image.shape == frame.shape else [(0, 0, 20, 20)]
-
-    faces = Faces("shade", find, lambda a, b: alike if a == b else -1.0, boxes_of)
+    faces = Faces("shade", find, lambda a, b: alike if a == b else -1.0)
     tools = Instruments("none", lambda images: np.ones((len(images), 1)), Thresholds(), faces=faces)
     prompt = "The first one at the left waits, and the second one at the right waits."
     told = score(np.repeat(frame[None], 4, 0), references, ["first one", "second one"], prompt, tools)

@@ -19,6 +19,7 @@ from phantom_s2v.files.hashes import content_hash
 from phantom_s2v.files.io import write_json
 from phantom_s2v.media import images
 from phantom_s2v.pipeline.batch import OPTIONS
+from phantom_s2v.vision.faces import Face
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_opens2v_faces_and_aesthetics_come_from_32_frames_with_its_rules(opens2v
     def find(image):
         seen.append(image)
         level = float(image.mean()) / 255
-        return [np.array([level, 1.0])] if len(seen) != 3 else []  # the second frame shows none
+        return [Face((0, 0, 4, 4), np.array([level, 1.0]))] if len(seen) != 3 else []  # the second frame shows none
 
     faces = Faces("arcface test", find, lambda a, b: float(a[0] - 0.5))
     frames = [np.full((4, 4, 3), v, np.uint8) for v in (0, 255, 255, 51)]

@@ -112,14 +112,14 @@ def test_all_faces_get_features_at_any_size():
     pytest.importorskip("dlib")
     face = image("astronaut")
     two = np.concatenate([face, np.asarray(Image.fromarray(face[:, ::-1]).resize((512, 512)))], 1)
-    own, *none = faces.face_features(face)
-    assert not none
-    both = faces.face_features(two)
+    ((box, own),) = faces.dlib_faces(face)
+    assert box == faces.faces(face)[0][0]
+    both = faces.dlib_faces(two)
     assert len(both) == 2
-    assert all(faces.dlib_alike(own, other) > 0.6 for other in both)
+    assert all(faces.dlib_alike(own, other.feature) > 0.6 for other in both)
     small = np.asarray(Image.fromarray(face).resize((200, 200)))
-    assert faces.dlib_alike(own, faces.face_features(small)[0]) > 0.6
-    assert faces.face_features(image("chelsea")) == []
+    assert faces.dlib_alike(own, faces.dlib_faces(small)[0].feature) > 0.6
+    assert faces.dlib_faces(image("chelsea")) == []
 
 
 def test_alignment_brings_a_turned_scaled_face_onto_the_template():
@@ -159,8 +159,9 @@ def onnx_network(path, side=112):
 @needs_files
 def test_arcface_sees_the_aligned_face_as_its_network_was_trained(tmp_path):
     face = image("astronaut")
-    (vector,) = faces.ArcFace(onnx_network(tmp_path / "arc.onnx"))(face)
-    ((_, _, points),) = faces._found_faces(face)
+    ((box, vector),) = faces.ArcFace(onnx_network(tmp_path / "arc.onnx"))(face)
+    ((there, _, points),) = faces._found_faces(face)
+    assert box == there
     aligned = faces.align(face, points[:4])
     expected = aligned[40:72:8, 40:72:8].transpose(2, 0, 1).ravel() / 127.5 - 1
     np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
@@ -194,5 +195,5 @@ def test_a_build_takes_arcface_and_its_bounds(tmp_path, call_phantom, monkeypatc
     assert (first.same_face, first.same_face_across) == (1.1, 0.9)
     assert (second.same_face, second.same_face_across) == (1.1, 0.7)
     assert "arcface=" in first.models
-    np.testing.assert_array_equal(models.face(image("astronaut")), faces.ArcFace(network)(image("astronaut"))[0])
+    np.testing.assert_array_equal(models.face(image("astronaut")), faces.ArcFace(network)(image("astronaut"))[0].feature)
     assert models.face(image("chelsea")) is None

@@ -80,7 +80,7 @@ def _beside(file: Path, tools: Instruments) -> np.ndarray | None:
         return None
     image = shrunk(read_image(path)[0], SIDE)
     assert tools.faces
-    if not tools.faces.find(image):
+    if tools.faces.known(image) is None:
         raise InputError(f"{path} is the reference of {file.name} and shows no face that can be compared")
     return image
 
@@ -88,10 +88,10 @@ def _beside(file: Path, tools: Instruments) -> np.ndarray | None:
 def portrait(frame: np.ndarray, tools: Instruments) -> np.ndarray | None:
     """Head and shoulders of the surest face that can be distinguished from others; None where there is none."""
     assert tools.faces
-    for left, top, right, bottom in tools.faces.boxes(frame)[:1]:
+    for (left, top, right, bottom), _ in tools.faces.find(frame)[:1]:
         across, down = right - left, bottom - top
         cut = frame[max(0, top - down) : bottom + 2 * down, max(0, left - across) : right + across]
-        return cut if tools.faces.find(cut) else None
+        return None if tools.faces.known(cut) is None else cut
     return None
 
 
@@ -123,7 +123,7 @@ def planted(fault: str, number: int, person: Person, other: Person, tools: Instr
 
 def _faces(image: np.ndarray, tools: Instruments) -> list[looks.Box]:
     assert tools.faces
-    return tools.faces.boxes(image)[:1]
+    return [face.box for face in tools.faces.find(image)[:1]]
 
 
 def _recolored(frame: np.ndarray, number: int, tools: Instruments) -> np.ndarray | None:

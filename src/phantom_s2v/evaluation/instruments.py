@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from phantom_s2v.vision.faces import Face
+
 Found = tuple[tuple[int, int, int, int], str, float]  # box (left, top, right, bottom) in pixels, phrase, score
 Embed = Callable[[list[np.ndarray]], np.ndarray]  # images -> unit vectors [n, d]
 BACKENDS = ("packaged", "hub")
@@ -40,12 +42,15 @@ LIMITS = {"phantom-mini": Thresholds(), "efficientnet-lite0": Thresholds(similar
 
 @dataclass(frozen=True)
 class Faces:
-    """Features of all faces in an image, and how alike two are; 1 is the same."""
+    """All faces in an image, the surest first, and how alike two features are; 1 is the same."""
 
     name: str
-    find: Callable[[np.ndarray], list[np.ndarray]]
+    find: Callable[[np.ndarray], list[Face]]
     alike: Callable[[np.ndarray, np.ndarray], float]
-    boxes: Callable[[np.ndarray], list[tuple[int, int, int, int]]] = lambda image: []  # the surest first
+
+    def known(self, image: np.ndarray) -> np.ndarray | None:
+        """The feature of the surest face that has one; None without any."""
+        return next((face.feature for face in self.find(image) if face.feature is not None), None)
 
 
 @dataclass(frozen=True)

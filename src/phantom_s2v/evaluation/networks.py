@@ -89,21 +89,15 @@ def _with_hub(tools: Instruments, wanted: Wanted) -> Instruments:
     return replace(tools, clip=clip, words=clip.words, dino=dino, aesthetic=aesthetic, names=named)
 
 
-def face_boxes(image: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Boxes of faces in uint8 [H, W, 3], (left, top, right, bottom), the surest first."""
-    return [box for box, _ in faces.faces(image)]
-
-
 def _with_faces(tools: Instruments, arcface: str) -> Instruments:
     if not fetched.fetched():
         why = "phantom-s2v[people] is not installed, or phantom models fetch was not run"
         return replace(tools, absent={**tools.absent, "face": why})
-    faces_network, weights = Faces("dlib", faces.face_features, faces.dlib_alike, face_boxes), faces.dlib_hash()
+    faces_network, weights = Faces("dlib", faces.dlib_faces, faces.dlib_alike), faces.dlib_hash()
     if arcface:
         weights = content_hash(Path(arcface))
-        faces_network = Faces(
-            f"arcface {Path(arcface).name}", faces.ArcFace(Path(arcface)), lambda one, other: float(one @ other), face_boxes
-        )
+        network = faces.ArcFace(Path(arcface))
+        faces_network = Faces(f"arcface {Path(arcface).name}", network, lambda one, other: float(one @ other))
         tools = replace(tools, limits=replace(tools.limits, face=ARCFACE_SAME))
     return replace(
         tools, faces=faces_network, names={**tools.names, "face": faces_network.name}, hashes={**tools.hashes, "face": weights}

@@ -11,6 +11,7 @@ from phantom_s2v.evaluation.footage import FRAMES, Footage, shrunk, watch
 from phantom_s2v.evaluation.instruments import Embed, Instruments, Thresholds
 from phantom_s2v.evaluation.metrics import looks, measures
 from phantom_s2v.evaluation.metrics.pasting import copy_paste
+from phantom_s2v.evaluation.metrics.people import people_in
 from phantom_s2v.evaluation.metrics.subjects import (
     Sighting,
     SubjectRegions,
@@ -124,7 +125,8 @@ def score_footage(
     there = [tools.limits.in_windows if windows else tools.limits.there for windows in looked.in_windows]
     networks = {"whole": tools.embed, "clip_i": tools.clip, "dino_i": tools.dino}
     views = _views(frames, {name: embed for name, embed in networks.items() if references or name == "clip_i"})
-    faces, known = _faces(frames, references, tools)
+    people = people_in(frames, references, tools.faces)
+    faces = people.similarity
     shot, places = measures.shots(small)[footage.looked_at], places_asked(prompt, names)
     own = [measures.own_shots(faces[:, i], shot, tools.limits.face) for i in range(len(names))]
     subjects = [
@@ -136,16 +138,16 @@ def score_footage(
             **_pasted(footage, i, references[i], alphas[i] if alphas else None, tools.limits),
             **_by_networks(networks, views, _segmented(looked, i, name, tools), references[i], seen),
             **_face(np.where(own[i], faces[:, i], NAN), seen),
-            clothes=_clothes(references[i], frames, tools) if known[i] is not None else NAN,
+            clothes=people.clothes(references[i], frames, i),
             reconstruction=measures.psnr(*tools.reconstruct(references[i][None])) if tools.reconstruct else NAN,
         )
         for i, name in enumerate(names)
     ]
-    absent, notes = _notes(footage.count, names, looked, known, subjects, tools)
+    absent, notes = _notes(footage.count, names, looked, people.known, subjects, tools)
     notes += [OTHERS.format(name) for i, name in enumerate(names) if (~np.isnan(faces[:, i]) & ~own[i]).any()]
     scores = VideoScore(
         subjects=subjects,
-        swapped=misplaced(seen, places, there, _face_centers(frames, known, places, tools)),
+        swapped=misplaced(seen, places, there, people.centers(places, tools.limits.face)),
         motion_fb=footage.motion_fb,
         frozen=measures.frozen(small),
         flicker=measures.flicker(small),
@@ -264,55 +266,10 @@ def _by_networks(
     return scores
 
 
-def _faces(
-    frames: list[np.ndarray], references: Sequence[np.ndarray], tools: Instruments
-) -> tuple[np.ndarray, list[np.ndarray | None]]:
-    """Similarity of faces [frames, references], and the references' own; all absent where faces are not looked for."""
-    if not tools.faces:
-        return np.full((len(frames), len(references)), NAN), [None] * len(references)
-    reference_faces = [tools.faces.find(image) for image in references]
-    known = [each[0] if each else None for each in reference_faces]
-    looked = [tools.faces.find(frame) for frame in frames] if any(k is not None for k in known) else [[] for _ in frames]
-    return measures.face_similarity(looked, known, tools.faces.alike), known
-
-
-def _face_centers(
-    frames: list[np.ndarray], known: Sequence[np.ndarray | None], places: Sequence[str], tools: Instruments
-) -> list[dict[int, np.ndarray]]:
-    """Centers (x, y) of the faces of references in each frame, in pixels, where two people are asked for at places."""
-    if not tools.faces or sum(face is not None and bool(place) for face, place in zip(known, places, strict=True)) < 2:
-        return [{} for _ in frames]
-    found = []
-    for frame in frames:
-        described = [(box, tools.faces.find(_around(frame, box))[:1]) for box in tools.faces.boxes(frame)]
-        described = [(box, feature[0]) for box, feature in described if feature]
-        own = measures.whose([feature for _, feature in described], known, tools.faces.alike)
-        sure = {i: described[face][0] for i, (face, similarity) in own.items() if similarity >= tools.limits.face}
-        found.append({i: np.array([left + right, top + bottom]) / 2 for i, (left, top, right, bottom) in sure.items()})
-    return found
-
-
-def _around(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """A face with half of its size around it."""
-    left, top, right, bottom = box
-    margin = max(right - left, bottom - top) // 2
-    return frame[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin]
-
-
 def _face(values: np.ndarray, seen: list[Sighting]) -> dict[str, Any]:
     mean, low, place = _mean_and_min(values)
     share = float((~np.isnan(values)).mean())
     return {"face": mean, "face_min": low, "face_min_frame": seen[place].frame, "face_seen": share or NAN}
-
-
-def _clothes(reference: np.ndarray, frames: list[np.ndarray], tools: Instruments) -> float:
-    """Similarity of what is below the reference's face and the most similar face of each frame; nan where none shows it."""
-    assert tools.faces
-    own = [looks.clothes(reference, face) for face in tools.faces.boxes(reference)[:1]]
-    if not own or own[0] is None:
-        return NAN
-    values = [[c @ own[0] for face in tools.faces.boxes(f) if (c := looks.clothes(f, face)) is not None] for f in frames]
-    return float(np.mean([max(each) for each in values if each])) if any(values) else NAN
 
 
 def _notes(

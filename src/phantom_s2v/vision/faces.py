@@ -8,7 +8,7 @@ turned away.
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,15 @@ from phantom_s2v.vision.fetched import run_lite
 from phantom_s2v.vision.transformers import default_device
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+
+
+class Face(NamedTuple):
+    """A face in an image: its box, and a network's feature of it, None where that network does not know it for a face."""
+
+    box: Box
+    feature: np.ndarray | None
+
+
 FACE_SIDE = 128  # pixels that the network sees
 SURE = 0.6  # min score of a face in the whole image
 SURE_WITHIN = 0.75  # in a part of it, where more is tried and so more is mistaken
@@ -30,19 +39,19 @@ ARC_SIDE = 112  # pixels that ArcFace sees
 TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [56.1396, 92.2848]])
 
 
-def faces(image: np.ndarray) -> list[tuple[tuple[int, int, int, int], float]]:
+def faces(image: np.ndarray) -> list[tuple[Box, float]]:
     """(box in pixels, score) of faces in uint8 [H, W, 3], the surest first."""
     return [(box, score) for box, score, _ in _found_faces(image)]
 
 
-def _found_faces(image: np.ndarray) -> list[tuple[tuple[int, int, int, int], float, np.ndarray]]:
+def _found_faces(image: np.ndarray) -> list[tuple[Box, float, np.ndarray]]:
     """(box, score, points) of faces; points [6, 2], (x, y) in pixels: eyes, nose, mouth, ears, the left of the image first.
 
     The network knows faces that fill a tenth and more of what it sees, so it looks at the whole image and at squares of it.
     """
     height, width = image.shape[:2]
     rows = np.concatenate([_faces_in(image, *square) for square in _squares(height, width)])
-    kept: list[tuple[tuple[int, int, int, int], float, np.ndarray]] = []
+    kept: list[tuple[Box, float, np.ndarray]] = []
     for row in rows[np.argsort(-rows[:, 0], kind="stable")]:
         left, top, right, bottom = np.clip(row[1:5], 0, [width, height, width, height]).round().astype(int).tolist()
         if all(covered((left, top, right, bottom), other) < 0.3 for other, _, _ in kept):
@@ -143,13 +152,15 @@ def _dlib_rectangle(box: Box) -> Any:
     return models.rectangle(*box)
 
 
-def face_features(image: np.ndarray) -> list[np.ndarray]:
-    """dlib's features [128] of all faces in uint8 [H, W, 3] that BlazeFace is sure of, or finds and dlib too, the surest
-    first.
+def dlib_faces(image: np.ndarray) -> list[Face]:
+    """All faces in uint8 [H, W, 3], the surest first, with dlib's features [128] of those that BlazeFace is sure of, or that
+    dlib finds too.
     """
-    around = [(*_around(image, box), score) for box, score in faces(image)]
-    features = [face_feature(part, inner if score >= SURE_ALONE else None) for part, inner, score in around]
-    return [feature for feature in features if feature is not None]
+    found = []
+    for box, score in faces(image):
+        part, inner = _around(image, box)
+        found.append(Face(box, face_feature(part, inner if score >= SURE_ALONE else None)))
+    return found
 
 
 def _around(image: np.ndarray, box: Box) -> tuple[np.ndarray, Box]:
@@ -198,18 +209,19 @@ class ArcFace:
         if list(shape[1:]) != [3, ARC_SIDE, ARC_SIDE]:
             raise CheckpointError(f"the ArcFace input must be [3, {ARC_SIDE}, {ARC_SIDE}] (got {shape[1:]} for {file})")
 
-    def __call__(self, image: np.ndarray) -> list[np.ndarray]:
-        """Features of length one of all faces in uint8 [H, W, 3], the surest first."""
-        aligned = [align(image, points[:4]) for _, _, points in _found_faces(image)]
-        if not aligned:
+    def __call__(self, image: np.ndarray) -> list[Face]:
+        """All faces in uint8 [H, W, 3], the surest first, with features of length one."""
+        found = _found_faces(image)
+        if not found:
             return []
+        aligned = [align(image, points[:4]) for _, _, points in found]
         pixels = np.stack(aligned).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         given = self.session.get_inputs()[0]
         batch = 1 if given.shape[0] == 1 else len(pixels)  # some files are of one face at a time
         parts = [pixels[start : start + batch] for start in range(0, len(pixels), batch)]
         vectors = np.concatenate([np.asarray(self.session.run(None, {given.name: part})[0]) for part in parts])
         _check(vectors, "the face feature by ArcFace")
-        return [vector / np.linalg.norm(vector) for vector in vectors]
+        return [Face(box, vector / np.linalg.norm(vector)) for (box, _, _), vector in zip(found, vectors, strict=True)]
 
 
 def align(image: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def with_larger(
         models = replace(models, follow=partial(detect_phrases, finds, follows, vlm))
     if arcface:
         network = faces.ArcFace(arcface)
-        models = replace(models, face=lambda image: next(iter(network(image)), None), face_width=512)
+        models = replace(models, face=lambda image: next((face.feature for face in network(image)), None), face_width=512)
     if inpainter:
         models = replace(models, inpaint=load_inpainter(inpainter) if isinstance(inpainter, str) else Inpainter(inpainter))
     if clip and aesthetic:

@@ -310,8 +310,8 @@ def face_score(case: Case, frames: list[np.ndarray], faces: Faces | None) -> flo
     people = [path for _, path in case.references if path.parent.name in OPENS2V_PEOPLE]
     if not (faces and case.kind in OPENS2V_FACES and people):
         return None
-    known = faces.find(images.read_image(people[0])[0])
-    if not known:
+    person = faces.known(images.read_image(people[0])[0])
+    if person is None:
         return None
-    faces_per_frame = [each[0] for each in map(faces.find, frames) if each]
-    return float(np.mean([max(0.0, faces.alike(face, known[0])) for face in faces_per_frame])) if faces_per_frame else 0.0
+    shown = [face for face in map(faces.known, frames) if face is not None]
+    return float(np.mean([max(0.0, faces.alike(face, person)) for face in shown])) if shown else 0.0
