@@ -36,7 +36,7 @@ from phantom_s2v.training.learner import pick_dtype
 from phantom_s2v.training.loop import train
 from phantom_s2v.training.optim import Muon, orthogonalize, orthogonalize_all, rate_at, rate_left, update_ema
 from phantom_s2v.training.run import transformer_run
-from phantom_s2v.training.transformer import drop, loss_of, permute_subjects
+from phantom_s2v.training.transformer import drop, loss_of, noised, permute_subjects
 from phantom_s2v.training.validation import Validation
 
 
@@ -513,6 +513,7 @@ def test_the_log_says_how_long_it_will_take(tmp_path):
 @pytest.mark.parametrize(("option", "value", "said"), [
     ("--decay-fraction", "1.5", "decay-fraction must be between 0 and 1 (got 1.5)"),
     ("--plain", "-1", "plain must be between 0 and 1 (got -1.0)"),
+    ("--clean-first-frame", "2", "clean-first-frame must be between 0 and 1 (got 2.0)"),
     ("--buckets", f"64x1x1:{'9' * 400}", "positive and finite"),
     ("--buckets", "64x1x0:1", "batch sizes must be at least 1"),
     ("--buckets", "64x1:1", "buckets must be SIDExFRAMESxBATCH:WEIGHT,... such as"),
@@ -537,6 +538,19 @@ def test_buckets_are_read():
     assert parse_buckets("128x1x12:0.8,96x25x2:.2") == (Bucket(128, 1, 12, 0.8), Bucket(96, 25, 2, 0.2))
     assert parse_buckets("128x1x12:0.8-.3") == (Bucket(128, 1, 12, 0.8, 0.3),)
     assert parse_references("1:0.7,2:.3") == ((1, 0.7), (2, 0.3))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_first_frame_of_a_share_of_clips_is_clean(share):
+    torch.manual_seed(0)
+    clips, stills = torch.randn(200, 3, 4, 2, 2), torch.randn(200, 3, 1, 2, 2)
+    x_t, t, _ = noised(clips, config(first_frame=share))
+    clean = t[:, 0] == 0
+    assert float(clean.float().mean()) == pytest.approx(share, abs=0.1)
+    torch.testing.assert_close(x_t[clean, :, 0], clips[clean, :, 0], rtol=0, atol=0)
+    assert (x_t[:, :, 1:] != clips[:, :, 1:]).all()
+    assert (t[:, 1:] == t[:, 1:2]).all()
+    assert (noised(stills, config(first_frame=share))[1] > 0).all()
 
 
 def test_shares_of_buckets_change_over_the_ramp(sprites, encoder):

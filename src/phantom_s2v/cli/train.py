@@ -97,6 +97,9 @@ def train_transformer(
     decay_minutes: Annotated[float, real(0, MAX_MINUTES, "Minutes, of --minutes, for linear learning rate decay.")] = 0.0,
     ema_decay: Annotated[float, real(0, 1, "Decay of the exponential moving average of the weights.")] = 0.9995,
     plain: Annotated[float, real(0, 1, "Fraction of samples with large subjects on a uniform background, 0 to 1.")] = 0.6,
+    clean_first_frame: Annotated[
+        float, real(0, 1, "Fraction of clips whose first frame is given without noise: the model learns to continue it.")
+    ] = 0.08,
     seed: Annotated[int, whole(0, MAX_SEED, "Random seed.")] = 0,
     validate_minutes: Annotated[float, real(0, MAX_MINUTES, "Minutes between validations.")] = 15.0,
     save_minutes: Annotated[float, real(0, MAX_MINUTES, "Minutes between checkpoints.")] = 5.0,
@@ -125,6 +128,7 @@ def train_transformer(
         ramp_steps=ramp_steps,
         references=parse_references(references),
         plain=plain,
+        first_frame=clean_first_frame,
     )  # fmt: skip
     config = distilling(config) if distill_guidance else config
     folder, sizes = model_folder(model), parse_network(network)
