@@ -9,7 +9,21 @@ from sqlalchemy import select
 from phantom_s2v.studio import audit, certificates, erasure, exports, fingerprints, housekeeping, notices, reviews
 from phantom_s2v.studio.policies import CHECKLIST
 from phantom_s2v.studio.problems import Forbidden, Problem
-from phantom_s2v.studio.schema import AuditLine, Base, Blob, Draft, Job, JobFile, JobState, Subject, User, Video, VideoState, now
+from phantom_s2v.studio.schema import (
+    AuditLine,
+    Base,
+    Blob,
+    Draft,
+    Job,
+    JobFile,
+    JobState,
+    Notice,
+    Subject,
+    User,
+    Video,
+    VideoState,
+    now,
+)
 from studio.rows import add_subject, add_video, frames_of, mp4, set_policy
 
 CONTENT = mp4(frames_of("1f431", 3))
@@ -157,6 +171,18 @@ def test_retention_takes_what_was_handed_in_and_jobs_with_their_latents(studio):
         assert session.get(Video, film) is None
         assert sorted(each.state for each in session.scalars(select(Job))) == [JobState.QUEUED, JobState.SET_ASIDE]
         assert studio.storage.path(latents).exists()  # of the one that is left
+
+
+def test_notices_go_when_they_were_read_long_ago_or_are_a_year_old(studio):
+    person, day = studio.people["maker"], timedelta(days=1)
+    ages = {"read": (91, 91), "read late": (360, 89), "unread": (364, None), "left": (366, None)}
+    with studio.writing() as session:
+        for code, (written, read) in ages.items():
+            read_at = None if read is None else now() - read * day
+            session.add(Notice(user_id=person, code=code, values={}, created_at=now() - written * day, read_at=read_at))
+    housekeeping.remove_old(studio)
+    with studio.reading() as session:
+        assert set(session.scalars(select(Notice.code))) == {"read late", "unread"}
 
 
 def test_what_policies_no_longer_keep_goes_by_itself(studio, monkeypatch):

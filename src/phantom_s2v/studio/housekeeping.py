@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import delete
 
-from phantom_s2v.studio import erasure, queue, rights, webhooks
+from phantom_s2v.studio import erasure, notices, queue, rights, webhooks
 from phantom_s2v.studio.context import Studio
 from phantom_s2v.studio.logs import LOG
 from phantom_s2v.studio.schema import Credential, now
@@ -43,9 +43,10 @@ def send_webhooks(studio: Studio) -> None:
 
 
 def remove_old(studio: Studio) -> None:
-    """Remove what the projects' policies no longer keep."""
+    """Remove what the projects' policies no longer keep, and old notices."""
     with studio.writing() as session:
         erasure.retain(session)
+        notices.remove_old(session, now())
 
 
 Work = Sequence[tuple[float, Callable[[Studio], object]]]

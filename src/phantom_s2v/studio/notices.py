@@ -4,15 +4,18 @@ Who acted is kept by id, so that notices know nothing of a person who was erased
 """
 
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from phantom_s2v.studio.access import Actor
 from phantom_s2v.studio.database import Page, paged
 from phantom_s2v.studio.problems import N_
 from phantom_s2v.studio.schema import Member, Notice, Video, now
+
+READ_DAYS, UNREAD_DAYS = 90, 365  # that a notice is kept after it was read, and unread
 
 # Code -> (sentence, address). Values in the address are ids.
 WORDS: dict[str, tuple[str, str]] = {
@@ -57,3 +60,9 @@ def read_all(session: Session, actor: Actor) -> None:
     """A person has seen their notices."""
     query = update(Notice).where(Notice.user_id == actor.must_be_person(), Notice.read_at.is_(None))
     session.execute(query.values(read_at=now()))
+
+
+def remove_old(session: Session, at: datetime) -> None:
+    """Remove notices that were read, or left unread, long before `at`."""
+    read, written = at - timedelta(days=READ_DAYS), at - timedelta(days=UNREAD_DAYS)
+    session.execute(delete(Notice).where(or_(Notice.read_at <= read, Notice.created_at <= written)))
