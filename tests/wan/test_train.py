@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,11 +26,11 @@ from phantom_s2v.data.triplets import Triplet, TripletReference, TripletStore
 from phantom_s2v.errors import InputError
 from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement
-from phantom_s2v.models.wan.transformer import QuickRotation, wan_velocity
+from phantom_s2v.models.wan.transformer import PhantomWanTransformer, QuickRotation, wan_velocity
 from phantom_s2v.models.weights import load_part
 from phantom_s2v.pipeline.conditions import Dropped
 from phantom_s2v.pipeline.loading import load_models
-from phantom_s2v.training import encoding, own, recipes, result
+from phantom_s2v.training import adapters, cost, encoding, own, recipes, result, swap
 from phantom_s2v.training.batches import collate
 from phantom_s2v.training.config import Lora
 from phantom_s2v.training.encoded import EncodedStore
@@ -55,7 +56,11 @@ def latents(pipe, converted, tmp_path_factory) -> EncodedStore:
     out, planned = EncodedStore.create(folder / "l.lance", encoder_hashes(converted)), plan(store, TARGET)
     keys = encoding.bring_up_to_date(store, out, planned, TARGET)
     encoders = encoding.Encoders(converted, Placement())
-    assert out.write(encoding.rows_of(store, keys, encoders, TARGET, planned, lambda done: None, pytest.fail)) == 4
+    said: list[str] = []
+    rows = encoding.rows_of(store, keys, encoders, TARGET, planned, lambda done: None, pytest.fail, begun=said.append)
+    assert out.write(rows) == 4
+    written = sum(len(tensors) for tensors in out.dataset.to_table(columns=["tensors"])["tensors"].to_pylist())
+    assert float(re.search(r"about ([0-9.e-]+) GB", said[0])[1]) == pytest.approx(written / 1e9, rel=0.3)  # headers of tiny rows
     return out
 
 
@@ -225,6 +230,18 @@ def test_swapped_blocks_have_the_same_losses_and_the_same_lora(latents, converte
     assert any(value.any() for name, value in files[0].items() if "lora_B" in name)
 
 
+def test_an_adapter_beside_swapped_weights_comes_with_them():
+    """peft makes the adapter that samples are made with trainable, where its base lies."""
+    block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    block[0].requires_grad_(False)
+    visiting = swap._Visiting(block, torch.device("meta"))
+    assert visiting(torch.zeros(2, 4, device="meta")).device.type == "meta"
+    block[0].requires_grad_(True)
+    here = swap._Visiting(block, torch.device("cpu"))
+    here(torch.zeros(2, 4)).sum().backward()
+    assert all(p.grad is not None for p in block.parameters())
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_a_lora_on_a_gguf_base_is_the_one_on_its_dequantized_weights(latents, converted, tmp_path, kind):
     gguf = pytest.importorskip("gguf")
@@ -259,8 +276,6 @@ def test_a_lora_is_trained_on_a_base_of_eight_bits(latents, converted, tmp_path)
 
 def test_training_starts_from_a_lora_and_on_merged_ones(latents, converted, tmp_path):
     """init_from at another alpha has the same strength at the first step; base_weights are part of the base."""
-    from phantom_s2v.training import adapters
-
     run(latents, converted, tmp_path / "first", Lora(2, 4.0, targets=("to_q",)))
     file = tmp_path / "first" / "lora.safetensors"
     x, t = torch.randn(1, 16, 2, 4, 6), torch.tensor([0.5])
@@ -295,6 +310,39 @@ def test_a_base_that_cannot_be_held_is_refused_before_anything_loads(latents, co
     monkeypatch.setattr(own, "load_for", lambda *given, **more: pytest.fail("loaded"))
     with pytest.raises(InputError, match=said):
         own.run(replace(recipes.own_wan_lora(), **changes), converted, latents.path, tmp_path / "run", Placement(device="cpu"))
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of diffusers' norms under autocast
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("again", [True, False])
+def test_the_estimated_bytes_are_those_that_a_forward_keeps(lora, again, tmp_path):
+    """Of two blocks, by what autograd saves in bfloat16; block by block where blocks are computed again."""
+    width, mlp, found = 256, 1024, {}
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 128, "ffn_dim": mlp, "num_layers": 2, "text_dim": 16, "freq_dim": 32}
+    WanTransformer3DModel(**sizes, in_channels=16, out_channels=16).save_pretrained(tmp_path)
+    dtype = torch.bfloat16 if lora else torch.float32
+    network = PhantomWanTransformer.of(WanTransformer3DModel.from_pretrained(tmp_path, torch_dtype=dtype))
+    if lora:
+        adapters.add_adapters(network, recipes.own_wan_lora().lora)
+    if again:
+        network.enable_gradient_checkpointing()
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    for side in (16, 32):
+        saved: dict[int, torch.UntypedStorage] = {}
+        x, references, text = torch.randn(1, 16, 3, side, side), torch.randn(1, 16, 1, side, side), torch.randn(1, 512, 16)
+        note = lambda t, saved=saved: saved.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage()) and t  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+            kept = wan_velocity(network.train(), x, torch.tensor([500.0]), text, references)
+        assert kept.requires_grad
+        found[side**2] = sum(each.nbytes() for place, each in saved.items() if place not in weights)
+    (few, less), (many, more) = found.items()
+    config = replace(
+        recipes.own_wan_lora() if lora else recipes.own_wan(), gradient_checkpointing=again, activation_offload=False
+    )
+    estimated = cost.kept_bytes(config, many - few, (width, mlp), 2)[0]
+    block = (many - few) * (cost.KEPT_D[lora] * width + cost.KEPT_F * mlp) * again  # which comes and goes in the backward pass
+    assert 0.84 < (more - less) / (estimated - block) < 1.06
+    assert cost.kept_bytes(replace(config, activation_offload=True), 100, (width, mlp), 2)[1] > 0
 
 
 def test_estimates_of_trainings_name_memory_time_and_what_fits(call_phantom, converted, latents):

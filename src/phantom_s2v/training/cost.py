@@ -25,6 +25,7 @@ from phantom_s2v.training.frozen import BITS, check_base
 LEARNED = 20  # bytes a trained parameter: itself, its average, its gradient and two moments, in float32
 CAST = 2  # bytes of its copy in bfloat16, which autocast keeps through a step
 KEPT_D, KEPT_F = {True: 64, False: 68}, 4  # bytes a token and unit of width that a block keeps; with LoRA, and without
+OUTSIDE_D = {True: 4, False: 10}  # the same of the layers before and after the blocks
 PASSING_D, PASSING_F = 16, 4  # the same of gradients on their way through it
 CONTEXT = 0.8e9  # bytes of CUDA itself and its kernels' workspace
 FREE = 0.97  # of a card's memory, that its display and driver leave
@@ -90,15 +91,12 @@ def estimate_training(
     if config.quantization.endswith(".gguf"):
         resident = float(Path(config.quantization).stat().st_size)
     learning = float(trained * (LEARNED + (0 if lora else CAST)))
-    each = samples * (KEPT_D[lora] * d + KEPT_F * f)
-    again = config.gradient_checkpointing or config.activation_offload
-    inputs = 0.0 if config.activation_offload else samples * d * 2.0 * depth
-    activations = (inputs + each if again else each * depth) + samples * (PASSING_D * d + PASSING_F * f)
+    kept, offloaded = kept_bytes(config, samples, (d, f), depth)
+    activations = kept + samples * (PASSING_D * d + PASSING_F * f)
     weights = resident if lora else 0.0
     swapped = 2.0 * config.blocks_to_swap * block
-    offloaded = samples * d * 2.0 * depth if config.activation_offload else 0.0
     rate, name = _speed(model, transformer, folder, largest, placement, card)
-    passes = (2 if lora else 3) + again  # forward, backward, which twice computes what learns, and the forward again
+    passes = (2 if lora else 3) + again(config)  # forward, backward, which twice computes what learns, and the forward again
     shares = [w.share / sum(each.share for each in works) for w in works]
     each_step = [float(model.flops(transformer, Clip(w.size, w.references))) * w.batch for w in works]
     flops = sum(share * flop for share, flop in zip(shares, each_step, strict=True)) * passes
@@ -109,6 +107,20 @@ def estimate_training(
     fits = peak < e.card(card).memory * 2**30 * FREE if card else None
     host = swapped + offloaded
     return TrainEstimate(tokens, trained, weights, learning, activations, peak, host, flops, seconds, days, name, fits)
+
+
+def again(config: OwnConfig) -> bool:
+    """Whether blocks are computed again in the backward pass."""
+    return config.gradient_checkpointing or config.activation_offload
+
+
+def kept_bytes(config: OwnConfig, tokens: int, widths: tuple[int, int], depth: int) -> tuple[float, float]:
+    """Bytes that a forward keeps for its backward pass, on the device and in main memory; widths of a token and of the MLP."""
+    (d, f), lora = widths, config.lora is not None
+    block = tokens * (KEPT_D[lora] * d + KEPT_F * f)
+    outside = tokens * d * (2.0 * depth * again(config) + OUTSIDE_D[lora])  # of blocks, with what comes into them
+    held = 0.0 if config.activation_offload else outside
+    return held + block * (1 if again(config) else depth), outside - held
 
 
 def works_of(config: OwnConfig, store: EncodedStore) -> list[Work]:

@@ -28,7 +28,7 @@ def swap_blocks(transformer: Any, count: int, device: torch.device) -> None:
 
 
 class _Visiting:
-    """The forward of a block with its frozen weights on the device for as long as something needs them."""
+    """The forward of a block with its frozen weights, and others that lie elsewhere, on the device while something needs them."""
 
     def __init__(self, block: Any, device: torch.device) -> None:
         self.block, self.device, self.forward, self.inside = block, device, block.forward, False
@@ -36,8 +36,9 @@ class _Visiting:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.inside:
             return self.forward(*args, **kwargs)
-        frozen = {name: p for name, p in self.block.named_parameters() if not p.requires_grad}
-        here = {name: p.detach().to(self.device, non_blocking=True, copy=True) for name, p in frozen.items()}
+        here_type = self.device.type  # adapters that samples are made with lie beside their base
+        moved = {name: p for name, p in self.block.named_parameters() if not p.requires_grad or p.device.type != here_type}
+        here = {name: p.detach().to(self.device, non_blocking=True, copy=True) for name, p in moved.items()}
         self.inside = True
         try:
             return functional_call(self.block, here, args, kwargs)
