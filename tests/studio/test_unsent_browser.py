@@ -66,3 +66,22 @@ def test_a_studio_that_is_away_while_a_draft_is_written(studio, maker):
     page.context.set_offline(False)
     maker.wait(lambda: prompt(studio) == "The subject moves left.")
     maker.wait(lambda: not box.is_visible())
+
+
+def test_what_is_typed_stays_when_the_page_comes_in_another_language(studio, maker):
+    """A password is not kept, and the page is filled once."""
+    page = maker.page
+    maker.open("/account")
+    fields = page.locator("main :is(input:not([type=hidden]), select, textarea)[name]")
+    before = fields.evaluate_all("all => all.map(each => [each.name, each.type])")
+    passwords = [name for name, kind in before if kind == "password"]
+    assert passwords
+    page.fill("main [name=token_name]", "Mika M. <draft>")
+    for name in passwords:
+        page.fill(f"main [name={name}]", "secret words here")
+    page.get_by_role("button", name="日本語").click()
+    page.wait_for_function("document.documentElement.lang === 'ja'")
+    assert page.input_value("main [name=token_name]") == "Mika M. <draft>"
+    assert all(page.input_value(f"main [name={name}]") == "" for name in passwords)
+    page.reload()
+    assert page.input_value("main [name=token_name]") != "Mika M. <draft>"

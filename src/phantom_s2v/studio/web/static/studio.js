@@ -115,3 +115,24 @@ document.addEventListener("visibilitychange", async () => {
   document.body.setAttribute("hx-headers", JSON.stringify({ "X-CSRF-Token": token }));
   sendAgain();
 });
+// What was typed stays when the page comes in another language: kept in this tab alone, for one load, without passwords and files.
+function typed() {
+  const fields = [...document.querySelectorAll("main :is(input, select, textarea)[name]")];
+  return fields.filter((field) => !["hidden", "password", "file", "submit"].includes(field.type));
+}
+const isChoice = (field) => ["checkbox", "radio"].includes(field.type);
+document.addEventListener("submit", (event) => {
+  if (event.target.getAttribute("action") !== "/language") return;
+  const values = typed().map((field) => [field.name, isChoice(field) ? field.checked : field.value]);
+  sessionStorage.setItem("typed", JSON.stringify({ page: location.pathname, values }));
+});
+document.addEventListener("DOMContentLoaded", () => {
+  const kept = JSON.parse(sessionStorage.getItem("typed") || "null");
+  sessionStorage.removeItem("typed");
+  const fields = typed();
+  if (!kept || kept.page !== location.pathname || kept.values.length !== fields.length) return;
+  fields.forEach((field, number) => {
+    const [name, value] = kept.values[number];
+    if (name === field.name) field[isChoice(field) ? "checked" : "value"] = value;
+  });
+});
