@@ -35,6 +35,10 @@ class NotFiniteError(PhantomError):
     """A computation gave values that are not finite: latents, embeddings, a loss or a score."""
 
 
+class StoppedOnRequestError(SystemExit):
+    """A training was asked to end, and has saved what it had; its code is that of the process."""
+
+
 EXTRAS = {  # packages beyond the plain installation -> the extra that brings them
     "tensorboard": "train",
     "torchao": "quantization",

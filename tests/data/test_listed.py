@@ -99,7 +99,7 @@ def test_images_of_one_subject_are_clips_of_one_frame_with_the_others_as_referen
         assert {r.subject for r in row.references} == {"red mug"}
         pixels = np.asarray(Image.open(folder / f"{name}.png")).astype(int)
         assert np.abs(sample.video[0].astype(int) - pixels).mean() < np.abs(np.roll(pixels, 3, 1) - pixels).mean()
-    with pytest.raises(DataError, match="at least two images of the subject"):
+    with pytest.raises(DataError, match="does not exist; --subject needs a folder"):
         list(read_subject(folder / "none", "x", SILENT))
 
 

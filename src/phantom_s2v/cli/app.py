@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from phantom_s2v.errors import InputError, PhantomError, missing_extra
+from phantom_s2v.errors import InputError, PhantomError, StoppedOnRequestError, missing_extra
 from phantom_s2v.files.io import REASONS
 from phantom_s2v.files.untrusted import printable
 
@@ -82,6 +82,8 @@ def main() -> None:
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except StoppedOnRequestError as ended:
+        sys.exit(ended.code)
     except SystemExit as ended:
         code = ended.code
     except Exception as error:

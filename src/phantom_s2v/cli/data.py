@@ -127,12 +127,13 @@ def _built(
     require_license: bool,
 ) -> None:
     """Build, write the report and say what was done."""
+    from phantom_s2v.data.clips import VIDEOS
     from phantom_s2v.data.pipeline import engine, probe, report
     from phantom_s2v.data.pipeline.index import SubjectIndex
 
     paths = list(probe.find(videos))
     if not paths:
-        raise InputError(f"{videos} contains no videos (supported: {', '.join(probe.SUFFIXES)})")
+        raise InputError(f"{videos} contains no videos (supported: {', '.join(VIDEOS)})")
     with progress() as bar:
         done = engine.build(paths, out, settings, make, rights, workers, ray, require_license, by_stage(bar))
     page = out.with_suffix(".html")

@@ -1,6 +1,8 @@
 """phantom data show, export, import: what is in a triplet dataset, out of it and into it."""
 
 import json
+import shlex
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -133,11 +135,15 @@ def data_import(
     else:
         triplets = _read(folder, clips, subject, moving, captioned, reading)
     first = next(triplets, None)  # what cannot be read at all shows before a store is made
-    if first is None and not left:
-        raise InputError(f"{folder} contains no triplets")
+    if first is None:
+        raise InputError(f"{folder} contains no triplets" + (f" that can be used; {left} were skipped" if left else ""))
     store = opened(TripletStore.create(out))
-    new = store.write(accepted(chain([first] if first else [], triplets), require_license, left_out))
+    taken = Counter[bool]()
+    new = store.write(_counted(accepted(chain([first], triplets), require_license, left_out), taken))
+    if taken[False]:
+        tell(f"{taken[False]} of {taken.total()} triplets have no reference images; they teach video from text alone")
     _sheet(store, out, model)
+    tell(f"next: phantom encode {shlex.quote(str(out))} --model {shlex.quote(model)} --out LATENTS.lance")
     say(json.dumps({"new": new, "triplets": len(store), "left_out": left}))
     if left:
         raise typer.Exit(3)
@@ -158,11 +164,22 @@ def _read(
         return read_toml(folder, clips, reading)
     if folder.is_file() and folder.suffix in LISTS:
         return read_listed(folder, clips, reading)
+    if folder.is_file():
+        raise InputError(
+            f"{folder} must be a folder, a list ({', '.join(LISTS)}) or settings (.toml); give the folder of the clips"
+        )
     if captioned or not folder.is_dir():
-        return read_captioned(folder, reading) if captioned else read_export(folder, reading.left_out)
+        return read_captioned(folder, reading)
     if (found := list_of(folder)) is not None:
         return read_listed(found, clips, reading)
     return read_captioned(folder, reading) if has_clips(folder) else read_export(folder, reading.left_out)
+
+
+def _counted(triplets: "Iterator[Triplet]", taken: Counter[bool]) -> "Iterator[Triplet]":
+    """The triplets, counted by whether they have references."""
+    for triplet in triplets:
+        taken[bool(triplet.references)] += 1
+        yield triplet
 
 
 def _sheet(store: "TripletStore", out: Path, model: str) -> None:

@@ -49,11 +49,12 @@ def lora_merge(
     from phantom_s2v.models.registry import model_folder
     from phantom_s2v.models.wan.lora_files import merge_loras
     from phantom_s2v.pipeline.batch import parse_loras
-    from phantom_s2v.pipeline.loading import check_placed, load_models
+    from phantom_s2v.pipeline.loading import check_placed, load_models, no_bars
 
     if out.exists():
         raise InputError(f"{out} exists; choose another folder")
     folder, loras = model_folder(model), parse_loras(files)
     check_placed(folder, Placement(device="cpu", loras=loras))
-    merge_loras(load_models(folder, Placement(device="cpu", dtype=dtype)), loras, out)
+    with no_bars():
+        merge_loras(load_models(folder, Placement(device="cpu", dtype=dtype)), loras, out)
     say(json.dumps({"out": str(out), "merged": len(loras)}))

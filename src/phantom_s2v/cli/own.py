@@ -1,6 +1,7 @@
 """phantom encode, and phantom train --preset: fine-tuning on one's own triplets."""
 
 import json
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,8 @@ def encode(
     frames = VideoSize(num_frames or preset.num_frames, height, width).frames
     target = Target(height * width, frames, fps or float(preset.fps), preset.multiple, references)
     origin = {**encoder_hashes(folder), "target": asdict(target), "dtype": dtype, "code": code_version("training.encoding")}
+    if out.exists():
+        EncodedStore(out, origin)  # a dataset that was made otherwise is refused before anything is said of clips
     planned = plan(source, target, tell if is_main() else lambda line: None)
     if is_main():
         latents = EncodedStore.create(out, origin)
@@ -77,9 +80,22 @@ def encode(
         return
     latents = EncodedStore(out, origin)
     refused += len(planned.refused)
+    if not new:
+        tell("nothing was to be encoded; all of it was there")
+    if len(latents):
+        tell(_next(preset.name, model, out))
     say(json.dumps({"new": new, "triplets": len(latents), "left_out": refused}))
     if refused:
         raise typer.Exit(3)
+
+
+def _next(name: str, model: str, latents: Path) -> str:
+    """What to do with the latents of a model."""
+    from phantom_s2v.training.recipes import OWN
+
+    preset = next((key for key, (base, _) in reversed(OWN.items()) if base == name), "PRESET")
+    given = f"--preset {preset} --model {shlex.quote(model)} --latents {shlex.quote(str(latents))}"
+    return f"next: phantom estimate train {given}, then phantom train {given} --out RUN"
 
 
 def _encode(
@@ -144,28 +160,28 @@ def train_own(
 ) -> None:
     """Train: with --preset, fine-tune a model on your own triplets; with a command, one component of phantom-mini.
 
-    Resumes from the last checkpoint.
+    Resumes from the last checkpoint in --out. `phantom estimate train` says beforehand how long it takes.
     """
     if context.invoked_subcommand:
         return
-    from phantom_s2v.models.distributed import is_main
-    from phantom_s2v.models.memory import Placement
-    from phantom_s2v.models.registry import model_folder
-    from phantom_s2v.training import own
-
-    name, chosen = _configured(preset, config)
-    given = {key: value for key, value in (("steps", steps), ("seed", seed), ("parallel", parallel)) if value is not None}
-    given |= {"may_change": (*chosen.train.may_change, *(allow_change or ()))}
-    chosen = replace(chosen, train=replace(chosen.train, **given), bad_data=bad_data or chosen.bad_data)
+    name, chosen = _configured(preset, config, steps=steps, seed=seed, parallel=parallel, may_change=allow_change)
+    chosen = replace(chosen, bad_data=bad_data or chosen.bad_data)
     if print_config:
         say(*json.dumps(asdict(chosen), indent=1).splitlines())
         return
     if latents is None or out is None:
         raise InputError("--latents and --out are needed for training; phantom encode makes the latents")
+    from phantom_s2v.models.distributed import is_main
+    from phantom_s2v.models.memory import Placement
+    from phantom_s2v.models.registry import model_folder
+    from phantom_s2v.training import own
+
     score = _similarity() if chosen.evaluate and chosen.samples else None
     placement = Placement(device=device, dtype=dtype, text_on_cpu=text_on_cpu)
     made = own.run(chosen, model_folder(model or name), latents, out, placement, score)
     if is_main():
+        used = f"--model {shlex.quote(model or name)} --lora" if chosen.lora else "--model"
+        tell(f'next: phantom generate {used} {shlex.quote(made["written"])} --reference NAME=IMAGE.png --prompt "..."')
         say(json.dumps(made))
 
 
@@ -176,6 +192,7 @@ def estimate_train(
     size: Annotated[str | None, typer.Option(help="Size without a dataset, WIDTHxHEIGHT; default: the model's.")] = None,
     num_frames: Annotated[int | None, whole(1, 10_000, "Number of frames without a dataset; default: the model's.")] = None,
     references: Annotated[int, whole(0, 8, "Number of reference images without a dataset.")] = 1,
+    steps: Annotated[int | None, whole(1, MAX_STEPS, "Number of optimizer steps; default: the preset's.")] = None,
     model: Annotated[str | None, typer.Option(help="Model to fine-tune; default: the preset's.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file as phantom train takes it.")] = None,
     card: Annotated[str | None, typer.Option(help="Estimate for a known GPU (e.g. rtx-4090) instead of this machine.")] = None,
@@ -188,25 +205,30 @@ def estimate_train(
     from phantom_s2v.training import cost
     from phantom_s2v.training.encoded import EncodedStore
 
-    name, chosen = _configured(preset, config)
+    name, chosen = _configured(preset, config, steps=steps)
     if latents is not None:
         works = cost.works_of(chosen, EncodedStore(latents))
     else:
-        width, height = parse_size(size or "832x480")
-        works = [cost.Work(VideoSize(num_frames or 81, height, width), references, chosen.batch_size)]
+        usual = cost.usual_size(model or name)
+        width, height = parse_size(size) if size else (usual.width, usual.height)
+        works = [cost.Work(VideoSize(num_frames or usual.frames, height, width), references, chosen.batch_size)]
     placement = Placement(device="cpu" if card else device, dtype=dtype)
     estimated = cost.estimate_training(chosen, model or name, works, placement, card)
     say(estimated.sentence(), json.dumps(asdict(estimated)))
 
 
-def _configured(preset: str | None, config: Path | None) -> tuple[str, "OwnConfig"]:
-    """The model of a preset, and its configuration with the fields of a file."""
+def _configured(preset: str | None, config: Path | None, **given: Any) -> tuple[str, "OwnConfig"]:
+    """The model of a preset, and its configuration with the fields of a file, and those of "train" that are given."""
     from phantom_s2v.training import recipes
 
+    if preset is None:
+        raise InputError(f"--preset is needed to fine-tune: {PRESETS[:-1]}; or a command, such as phantom train transformer")
     if preset not in recipes.OWN:
-        raise InputError(f"preset must be {', '.join(recipes.OWN)} (got {preset!r})")
+        raise InputError(f"preset must be {PRESETS[:-1]} (got {preset!r})")
     name, recipe = recipes.OWN[preset]
-    return name, read_config(recipe(), config)
+    chosen = read_config(recipe(), config)
+    given["may_change"] = (*chosen.train.may_change, *(given.get("may_change") or ()))
+    return name, replace(chosen, train=replace(chosen.train, **{key: value for key, value in given.items() if value is not None}))
 
 
 def _similarity() -> Any:
@@ -226,9 +248,10 @@ def read_config(config: Any, file: Path | None) -> Any:
     from phantom_s2v.training.aliases import known
 
     try:
-        return typed(type(config), _over(asdict(config), known(parse_toml(read_text(file)), tell)), str(file))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file}: {error}") from error
+        return typed(type(config), _over(asdict(config), known(parse_toml(read_text(file)), tell)), "the configuration")
+    except (ValueError, InputError) as error:
+        said = str(error)
+        raise InputError(said if said.startswith(str(file)) else f"{file}: {said}") from error
 
 
 def _over(base: Any, changes: Any) -> Any:

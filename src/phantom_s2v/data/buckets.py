@@ -122,14 +122,14 @@ class Plan:
     references: dict[str, int]
     refused: dict[str, str]  # id -> reason
 
-    def gigabytes(self, channels: int, keys: Iterable[str], text: float, image: float) -> float:
+    def bytes(self, channels: int, keys: Iterable[str], text: float, image: float) -> float:
         """Of latents of triplets in float16, with `text` bytes of features of a caption, and `image` more bytes a reference."""
         total = 0.0
         for key in keys:
             bucket, images_of = self.buckets[key], self.references[key]
             places = (latent_frames(bucket.frames) + images_of) * bucket.height * bucket.width / SPACE_STRIDE**2
             total += 2 * channels * places + text + image * images_of
-        return total / 1e9
+        return total
 
 
 def plan(store: TripletStore, target: Target, say: Callable[[str], object] = lambda line: None) -> Plan:
@@ -141,7 +141,7 @@ def plan(store: TripletStore, target: Target, say: Callable[[str], object] = lam
         for row in batch.to_pylist():
             key, caption = row.pop("id"), row.pop("caption")
             references[key] = row.pop("references") or 0
-            name = f"{key[:8]} ({caption[:40]})"
+            name = title(key, caption)
             try:
                 buckets[key] = bucket_of(**row, target=target)
                 say(f"{_what(row, buckets[key], target).replace(':', f': {name}:', 1)}")
@@ -149,6 +149,11 @@ def plan(store: TripletStore, target: Target, say: Callable[[str], object] = lam
                 refused[key] = str(error)
                 say(f"skipped: {name}: {error}")
     return Plan(buckets, references, refused)
+
+
+def title(key: str, caption: str) -> str:
+    """What people call a triplet: the beginning of its id, as an import says it, and of its caption."""
+    return f"{key[:8]} ({caption[:40]})"
 
 
 def _what(row: dict[str, Any], bucket: Bucket, target: Target) -> str:

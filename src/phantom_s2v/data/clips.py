@@ -14,8 +14,8 @@ from phantom_s2v.media import images
 from phantom_s2v.media.videos import Video, encode, resampled
 
 CRF = 14  # of what is converted: nearly lossless
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SUFFIX = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")  # an MPO is a JPEG with more behind it, and Pillow opens it as one
 Notify = Callable[[str], None]

@@ -93,7 +93,7 @@ def generate(
     prepared = [images.letterbox(image, request.height, request.width) for image in reference_images]
     metadata = build_metadata(request, pipe.preset.name, pipe.weights, pipe.placement.resolved())
     return Output(
-        (frames * 255).round().astype(np.uint8), prepared, metadata, prompt_notices(request, pipe) + notices + first_notices
+        (frames * 255).round().astype(np.uint8), prepared, metadata, text_notices(request.prompt, pipe) + notices + first_notices
     )
 
 
@@ -147,11 +147,11 @@ def read_texts(requests: list[Request], folder: Path, placement: Placement) -> t
     return features, reader.tokenizer
 
 
-def prompt_notices(request: Request, pipe: Any) -> list[str]:
-    """What the text encoder will not read as the user wrote it."""
+def text_notices(text: str, pipe: Any, what: str = "prompt") -> list[str]:
+    """What of a prompt or caption the text encoder will not read as the user wrote it."""
     notices = []
-    if pipe.english_only and re.search(r"[^\W\d_a-zA-Z\u00c0-\u024f]", request.prompt):
+    if pipe.english_only and re.search(r"[^\W\d_a-zA-Z\u00c0-\u024f]", text):
         notices.append(f"{pipe.preset.name} has an English-only text encoder; other scripts are poorly supported")
-    if rest := pipe.cut(request.prompt):
-        notices.append(f"the prompt is too long for the text encoder and was truncated before {rest[:40]!r}")
+    if rest := pipe.cut(text):
+        notices.append(f"the {what} is too long for the text encoder and was truncated before {rest[:40]!r}")
     return notices

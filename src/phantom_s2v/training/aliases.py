@@ -4,9 +4,11 @@ Those of musubi-tuner and its kin keep their meaning: network_alpha is 1 where n
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from phantom_s2v.errors import InputError
+from phantom_s2v.training.config import Lora, OwnConfig, TrainConfig
 
 Path = tuple[str, ...]  # of a field, table by table
 FIELDS: dict[str, Path] = {
@@ -27,13 +29,32 @@ FIELDS: dict[str, Path] = {
     "eval_every_n_steps": ("train", "validate_steps"),
     "seed": ("train", "seed"),
 }
+MODEL, RATES, STEPS = (
+    "use --model",
+    "rates are constant after warmup, and fall over the last decay_share of the steps",
+    "count in steps",
+)
 ELSEWHERE = {
     "trigger_word": "captions are encoded already; use phantom data import --trigger-word",
     "resume_from_checkpoint": "a run resumes by itself where --out is the same",
     "dataset_config": "use phantom data import with that file, then phantom encode",
     "resolution": "use phantom encode --size",
     "optimizer_type": "the optimizer is AdamW",
+    "lr_scheduler": RATES,
+    "max_train_epochs": f"{STEPS}; phantom train says how many an epoch has",
+    "save_every_n_epochs": f"{STEPS}, by save_every_n_steps",
+    "epochs": f"{STEPS}; phantom train says how many an epoch has",
+    "network_module": "presets that end in -lora train a LoRA",
+    "fp8_base": "use quantization",
+    "output_dir": "use --out",
+    "output_name": "use --out",
+    "logging_dir": "logs are written to --out",
+    "dit": MODEL,
+    "vae": MODEL,
+    "t5": MODEL,
+    "task": "use --preset",
 }
+ADAMW = ("adamw", "torch.optim.AdamW")
 PRECISIONS = {"bf16": "bfloat16", "no": "float32"}
 SAMPLING = ("uniform", "sigmoid", "shift")
 
@@ -43,9 +64,11 @@ def known(table: dict[str, Any], notify: Callable[[str], object]) -> dict[str, A
     own = {*FIELDS, "timestep_sampling", "mixed_precision"}
     out = {name: value for name, value in table.items() if name not in own}
     for name, reason in ELSEWHERE.items():
-        if name in table and not (name == "resume_from_checkpoint" and table[name] in (True, "latest")):
+        needless = {"resume_from_checkpoint": (True, "latest"), "optimizer_type": ADAMW}.get(name, ())
+        if name in table and table[name] not in needless:
             raise InputError(f"{name} is no field of the configuration: {reason}")
         out.pop(name, None)
+    _check_places(out)
     for name, place in FIELDS.items():
         if name in table:
             _set(out, place, table[name])
@@ -57,6 +80,14 @@ def known(table: dict[str, Any], notify: Callable[[str], object]) -> dict[str, A
     if "timestep_sampling" in table:
         _sampling(out, table["timestep_sampling"])
     return out
+
+
+def _check_places(table: dict[str, Any]) -> None:
+    """Raise InputError for a field outside its table."""
+    own = {field.name for field in fields(OwnConfig)}
+    for name in sorted(set(table) - own):
+        if place := next((place for place, kind in (("train", TrainConfig), ("lora", Lora)) if name in kind.__annotations__), ""):
+            raise InputError(f"{name} is a field of [{place}]; write it below a line [{place}]")
 
 
 def _sampling(out: dict[str, Any], how: Any) -> None:

@@ -57,6 +57,7 @@ class TrainEstimate:
     host: float  # bytes in main memory for what is swapped and offloaded
     flops: float  # of a step
     seconds: float  # a step
+    steps: int
     days: float
     speed: str  # whose
     fits: bool | None  # in the memory of the card; None: no card of the table
@@ -68,7 +69,7 @@ class TrainEstimate:
         fits = {None: "", True: ", which it fits in", False: ", in whose memory it does not fit"}[self.fits]
         return (
             f"{self.tokens:,} tokens, {self.trained:,} trained parameters: {self.peak / 1e9:.1f} GB ({parts}){host}; "
-            f"{e.spell(self.seconds)} a step, {self.days:.2g} days on {self.speed}{fits}"
+            f"{e.spell(self.seconds)} a step, {e.spell(self.days * 86_400)} for {self.steps:,} steps on {self.speed}{fits}"
         )
 
 
@@ -106,7 +107,16 @@ def estimate_training(
     days = seconds * config.train.steps / 86_400
     fits = peak < e.card(card).memory * 2**30 * FREE if card else None
     host = swapped + offloaded
-    return TrainEstimate(tokens, trained, weights, learning, activations, peak, host, flops, seconds, days, name, fits)
+    return TrainEstimate(
+        tokens, trained, weights, learning, activations, peak, host, flops, seconds, config.train.steps, days, name, fits
+    )
+
+
+def usual_size(name: str) -> VideoSize:
+    """The size that `phantom encode` brings videos to for a model, where nothing else is said."""
+    model, transformer, folder = _described(name, measured=False)
+    preset = load_preset(folder) if folder else model.preset(transformer)
+    return VideoSize(preset.num_frames, preset.height, preset.width)
 
 
 def again(config: OwnConfig) -> bool:

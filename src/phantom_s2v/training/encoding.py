@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save
 from torch import distributed
 
-from phantom_s2v.data.buckets import Bucket, Plan, Target, bucket_of, fitted, mask_of, shown
+from phantom_s2v.data.buckets import Bucket, Plan, Target, bucket_of, fitted, mask_of, shown, title
+from phantom_s2v.data.formats.items import counted
 from phantom_s2v.data.loader import Sample, decode
 from phantom_s2v.data.triplets import Triplet, TripletStore
 from phantom_s2v.errors import DataError, InputError
@@ -29,6 +30,8 @@ from phantom_s2v.models.distributed import leave, rank, world
 from phantom_s2v.models.memory import Placement, split_dtypes
 from phantom_s2v.models.registry import video_model
 from phantom_s2v.models.wan.text import PromptFeatures
+from phantom_s2v.pipeline.cost.estimate import spell, spell_bytes
+from phantom_s2v.pipeline.generate import text_notices
 from phantom_s2v.pipeline.loading import load_models, no_bars
 from phantom_s2v.pipeline.phantom_pipeline import PhantomPipeline
 from phantom_s2v.training.encoded import EncodedStore, Use
@@ -171,10 +174,10 @@ def rows_of(
     begun: Callable[[str], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of triplets by id. `done(1)` is called after each, `refuse(id, reason)` for each that cannot be encoded; `begun` gets
-    a sentence on gigabytes and hours before the first.
+    a sentence on bytes and time before the first, and one on each caption that the text encoder cannot read as it is.
     """
     places = {key: row for row, key in enumerate(store.ids())}
-    pipe, reading = loaded, 0.0
+    pipe, reading, said = loaded, 0.0, False
     for some in (keys[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE)):
         texts: Texts | None = None
         if encoders.apart and loaded is None:
@@ -183,9 +186,13 @@ def rows_of(
             reading = (time.perf_counter() - started) / len(some)
         pipe = pipe or encoders.load()
         if begun:
-            known = [caption for _, caption in _captions(store, [places[key] for key in some[:: len(some) // LOOKED_AT + 1]])]
-            begun(sentence(pipe, planned, keys, [(texts or texts_of(pipe))(caption) for caption in known], reading))
-            begun = None
+            for key, caption in _captions(store, [places[key] for key in some]):
+                for notice in text_notices(caption, pipe, "caption"):
+                    begun(f"{title(key, caption)}: {notice}")
+            if not said:
+                known = [caption for _, caption in _captions(store, [places[key] for key in some[:: len(some) // LOOKED_AT + 1]])]
+                begun(sentence(pipe, planned, keys, [(texts or texts_of(pipe))(caption) for caption in known], reading))
+            said = True
         for key in some:
             try:
                 yield encode_row(pipe, store.take([places[key]])[0], texts or texts_of(pipe), planned.buckets[key], target)
@@ -225,11 +232,11 @@ def sentence(pipe: Any, planned: Plan, keys: list[str], texts: list[torch.Tensor
     image = 2 * sum(
         value.numel() for name, value in pipe.reference_tensors([gray], *MEASURED[1:]).items() if name != "references"
     )
-    gigabytes = planned.gigabytes(int(pipe.vae.config["z_dim"]), keys, text, image)
-    hours = (seconds_of(pipe, planned, keys) + reading * max(0, len(keys) - AT_ONCE)) / 3600
+    size = planned.bytes(int(pipe.vae.config["z_dim"]), keys, text, image)
+    seconds = seconds_of(pipe, planned, keys) + reading * max(0, len(keys) - AT_ONCE)
     each = f" in each of {world()} processes" if world() > 1 else ""
-    sizes = len({planned.buckets[key] for key in keys})
-    return f"{len(keys)} triplets of {sizes} sizes: about {gigabytes:.3g} GB and {hours:.3g} hours{each} to encode"
+    kinds = counted(len({planned.buckets[key] for key in keys}), "size")
+    return f"{counted(len(keys), 'triplet')} of {kinds}: about {spell_bytes(size)} and {spell(seconds)}{each} to encode"
 
 
 class Together:

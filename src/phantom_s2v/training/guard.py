@@ -22,6 +22,7 @@ FREE = (
 )  # fmt: skip
 NORM = "grad_norm"
 FIRST_STEPS, USUAL_STEPS = 20, 100  # before a step can be a spike; of the mean
+TWICE = "config.train."  # of a configuration, whose "train" is stated by itself as well
 LEFT_OUT = ("step", "progress")  # of the facts of a checkpoint: how far it is
 
 
@@ -49,7 +50,7 @@ def check_same_run(path: Path, before: dict[str, Any], now: dict[str, Any], may_
     names, by the last part of its name or the whole. What only one of both contains is reported on stderr and accepted.
     """
     changes = [(name, a, b) for name, a, b in differences(before, as_json(now)) if name.split(".")[0] not in LEFT_OUT]
-    changes = [each for each in changes if each[0].split(".")[-1] not in FREE]
+    changes = [each for each in changes if each[0].split(".")[-1] not in FREE and not each[0].startswith(TWICE)]
     unknown = [each for each in changes if MISSING in each[1:]]
     changed = [each for each in changes if each not in unknown]
     allowed = [each for each in changed if {each[0], each[0].split(".")[-1], each[0].split(".")[0]} & set(may_change)]

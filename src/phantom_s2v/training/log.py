@@ -15,9 +15,11 @@ from torch.utils.tensorboard import SummaryWriter
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.io import naming, text_lines, write_text
 from phantom_s2v.models.distributed import everyone, is_main
+from phantom_s2v.pipeline.cost.estimate import spell
 from phantom_s2v.training.config import TrainConfig
 
 LOG = "log.jsonl"
+TOLD = 60.0  # seconds without a row, after which a line for people says what is left
 WANDB = "wandb-id.txt"  # of the run there, by which a resumed training goes on with it
 
 
@@ -59,7 +61,7 @@ class Log:
             self.file, self.writer = self.path.open("a"), SummaryWriter(str(out), purge_step=start + 1)
         self.wandb = _weights_and_biases(config, out) if is_main() and config.wandb else None
         self.steps, self.ends = config.steps, time.monotonic() + 60 * (config.minutes or math.inf)
-        self.work, self.start = work, start
+        self.work, self.start, self.told = work, start, time.monotonic()
         self.parts: dict[str, list[torch.Tensor]] = {}
         self._begin()
 
@@ -81,14 +83,18 @@ class Log:
         if (step + 1) % self.every == 0:
             row = _means({name: (float(torch.stack(values).sum()), len(values)) for name, values in self.parts.items()})
             self.write(step, {**row, **self._pace(step), **facts})
-            self.parts = {}
+            self.parts, self.told = {}, time.monotonic()
             self._begin()
         elif step == self.start:  # the first step of a process takes longer than others
             self._begin()
-        elif step == self.start + 1 and self.every > 2 and is_main():
-            pace = self._pace(step)
-            each, left = pace["seconds_per_step"], pace["minutes_left"] / 60
-            print(f"phantom: {each:.3g} s a step, {left:.3g} hours left", file=sys.stderr, flush=True)
+        elif is_main() and (step == self.start + 1 or time.monotonic() - self.told > TOLD) and self.every > 2:
+            self.told, pace = time.monotonic(), self._pace(step)
+            left = f"{spell(pace['seconds_per_step'])} a step, {spell(60 * pace['minutes_left'])} left"
+            print(f"phantom: step {step + 1:,} of {self.steps:,}, {left}", file=sys.stderr, flush=True)
+
+    def excuse(self, seconds: float) -> None:
+        """Leave the seconds in which a step was followed by saving and validating out of how long steps take."""
+        self.since += seconds
 
     def _begin(self) -> None:
         """Begin to measure how long steps take."""

@@ -1,6 +1,7 @@
 """The one training loop: batches by number, loss by function, resumable at any step, on one process or torchrun's many."""
 
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from phantom_s2v.errors import CheckpointError, DataError, InputError
-from phantom_s2v.files.io import check_folder, locked
+from phantom_s2v.files.io import check_folder, locked, ours
 from phantom_s2v.models.distributed import is_main, join, leave, rank, world
 from phantom_s2v.training.checkpoint import Checkpoints, facts_of, load_state, saved, tensors_of
 from phantom_s2v.training.config import TrainConfig
@@ -106,7 +107,7 @@ def train(
         check_folder(out, room=SAVED_BYTES * sum(p.numel() for p in model.parameters()))
         start = run.progress.step
         if start >= config.steps and is_main():
-            print(f"phantom: {out} is at step {start} of {config.steps} already; nothing was trained", file=sys.stderr)
+            print(f"phantom: {out} has all {config.steps:,} steps already; nothing was trained", file=sys.stderr)
         flow = _flow(_loader(config, make_batch, run.progress, learner.device))
         with stopping(run.desk), closing(Log(out, config, work, start)) as log, closing(flow) as batches:
             while run.progress.step < config.steps and not run.step(batches, log).over:
@@ -138,6 +139,9 @@ class _Run:
         facts = facts_of(newest)
         check_same_run(newest, facts, self.facts, self.config.may_change)
         load_state(newest, self.learner.model, self.learner.ema, self.learner.optimizer)
+        if is_main():
+            done = facts["progress"]["step"]
+            print(f"phantom: resuming after step {done:,} of {self.config.steps:,}, from {newest}", file=sys.stderr)
         return _regrouped(Progress(**facts["progress"]), mine, ranks, facts, self.config)
 
     def step(self, batches: Iterator[Numbered], log: Log) -> Orders:
@@ -172,7 +176,7 @@ class _Run:
 
     def _carry_out(self, orders: Orders, log: Log) -> None:
         """Save, stop and validate, as ordered."""
-        learner, step = self.learner, self.progress.step
+        learner, step, began = self.learner, self.progress.step, time.monotonic()
         if orders.save:
             self.watch.check()
             facts = {**self.facts, "step": step, "progress": asdict(self.progress)}
@@ -186,6 +190,7 @@ class _Run:
             with learner.autocast():
                 log.write(step - 1, self.hooks.on_validate(learner.model, learner.ema, step))
         self.desk.done(orders)
+        log.excuse(time.monotonic() - began)
 
     def end(self) -> None:
         """Whether the last step was finite, and the last checkpoint could be written."""
@@ -217,8 +222,13 @@ def check_free(out: Path, names: tuple[str, ...] = ("autoencoder", "image_encode
             f"{out / FORMER} is of an earlier version, which this one cannot resume; start a new run in another folder from the "
             "weights beside it"
         )
-    if not started and (foreign := next((part for part in parts if part.exists()), None)):
+    if not started and (foreign := next((part for part in parts if part.exists() and not _noted(part)), None)):
         raise DataError(f"{foreign} exists without {LOG}, so it is not from a training run; choose another folder")
+
+
+def _noted(path: Path) -> bool:
+    """Whether it is a file that was sealed here, as the note of a training that ended before its first step."""
+    return path.is_file() and ours(path)
 
 
 @contextmanager

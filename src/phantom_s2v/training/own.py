@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from phantom_s2v.data.formats.items import counted
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.hashes import MADE_OF, content_hash, folder_hash
 from phantom_s2v.files.reuse import code_version
@@ -21,8 +22,8 @@ from phantom_s2v.pipeline.batch import Job, parse_loras
 from phantom_s2v.pipeline.generate import load_for, read_texts
 from phantom_s2v.pipeline.request import with_defaults
 from phantom_s2v.training.adapters import add_adapters, merge_base
-from phantom_s2v.training.batches import check_lengths, split
-from phantom_s2v.training.checked import unusable
+from phantom_s2v.training.batches import PERIOD, Mixed, check_lengths, split
+from phantom_s2v.training.checked import NOTED, unusable
 from phantom_s2v.training.checkpoint import saved, steps_of
 from phantom_s2v.training.config import OwnConfig
 from phantom_s2v.training.encoded import EncodedStore
@@ -31,7 +32,7 @@ from phantom_s2v.training.guard import encoder_hashes
 from phantom_s2v.training.learner import sequence_parts, spread
 from phantom_s2v.training.loop import CHECKPOINTS, check_free, train
 from phantom_s2v.training.objective import Errors, loss_of
-from phantom_s2v.training.result import BEST, CARD, EARLIER, LAST, Result
+from phantom_s2v.training.result import OUTPUTS, Result
 from phantom_s2v.training.samples import Samples, Score, read_samples
 from phantom_s2v.training.swap import swap_blocks
 
@@ -55,9 +56,7 @@ def fine_tune(
     writes states, if anything. With LoRA the modules trained, saved and averaged are the adapters alone. Triplets whose ids are
     in `bad` are left out. Raises DataError where triplets were encoded by another model, InputError for worker processes.
     """
-    for part in ("vae", "text_encoder", "image_encoder"):
-        if part in origin and store.origin.get(part) != origin[part]:
-            raise DataError(f"{store.path} was encoded with another {part} than the model's; encode it again with this model")
+    check_encoded(store, origin)
     if config.train.workers:  # Lance does not survive a fork, and reading takes little
         raise InputError(f"workers must be 0 for training on latents (got {config.train.workers})")
     batches, apart = split(store, config, bad)
@@ -70,11 +69,8 @@ def fine_tune(
     result = results(stated)
     if is_main():
         print(json.dumps({**stated, "held_out": len(apart)}), flush=True)
-        if config.validation and not apart:
-            print(
-                f"phantom: {config.validation:g} of {len(store)} triplets is none that is held out; no validation",
-                file=sys.stderr,
-            )
+        for line in _told(config, batches, len(apart)):
+            print(f"phantom: {line}", file=sys.stderr, flush=True)
     pipe.transformer.train()
     if config.gradient_checkpointing or config.activation_offload:
         pipe.transformer.enable_gradient_checkpointing()
@@ -91,6 +87,27 @@ def fine_tune(
         exclude=("",),
         within=pipe.transformer,
     )
+
+
+def check_encoded(store: EncodedStore, origin: dict[str, Any]) -> None:
+    """Raise DataError where triplets were encoded by other networks than those whose hashes `origin` has."""
+    for part in ("vae", "text_encoder", "image_encoder"):
+        if part in origin and store.origin.get(part) != origin[part]:
+            raise DataError(f"{store.path} was encoded with another {part} than the model's; encode it again with this model")
+
+
+def _told(config: OwnConfig, batches: Mixed, apart: int) -> list[str]:
+    """What a run will learn from, for people."""
+    together = config.train.gradient_accumulation_steps * max(1, world() // sequence_parts(config.train))
+    lines = []
+    for stream, share in zip(batches.streams, batches.shares, strict=True):
+        per_epoch, steps = stream.per_epoch(together), config.train.steps * share / PERIOD
+        seen = f"{counted(len(set().union(*stream.rows)), 'triplet')}, {counted(per_epoch, 'batch', 'es')} an epoch"
+        lines.append(f"{stream.kind}: {seen}; {counted(round(steps), 'step')} are {steps * together / per_epoch:.3g} epochs")
+    if not apart and config.validation:
+        few = f"validation = {config.validation:g} holds out no triplet, since fewer than one with references would be"
+        lines.append(f"{few}: there are no errors on held-out triplets, and no best weights")
+    return lines
 
 
 class _Work:
@@ -166,6 +183,7 @@ def run(
     _check(config, folder, out)
     jobs = read_samples(config, folder, out)
     origin = {**encoder_hashes(folder), **_starts(config, folder), "dataset": dataset_hash(store)}
+    check_encoded(store, origin)
     out.mkdir(parents=True, exist_ok=True)
     pipe = _loaded(config, folder, placement, jobs)
     dtype, name = pipe.transformer.dtype, pipe.preset.name
@@ -185,7 +203,7 @@ def _check(config: OwnConfig, folder: Path, out: Path) -> None:
     check_frozen(config, folder)
     if (config.drop_latents or config.drop_tokens) and not video_model(folder).image_tokens:
         raise InputError(f"{load_preset(folder).name} sees no image tokens; drop_latents and drop_tokens must be 0")
-    check_free(out, (*LAST, *BEST, EARLIER, CARD))
+    check_free(out, (*OUTPUTS, NOTED))
 
 
 def _loaded(config: OwnConfig, folder: Path, placement: Placement, jobs: list[Job]) -> Any:

@@ -21,6 +21,7 @@ from phantom_s2v.training.encoded import EncodedStore
 
 LAST, BEST, EARLIER, RANKED = ("model", "lora.safetensors"), ("best", "best.safetensors"), "saves", "best.json"
 CARD = "README.md"  # as hubs call a model card
+OUTPUTS = (*LAST, *BEST, EARLIER, RANKED, CARD)
 State = dict[str, torch.Tensor]
 
 
@@ -102,16 +103,16 @@ class Result:
     def compare(self, state: State, step: int, figures: dict[str, float]) -> None:
         """Note what was measured, and keep the state apart where its error on held-out triplets is the lowest so far."""
         self.figures |= {"step": step, **figures}
-        if is_main() and self.made.exists():  # a checkpoint of this step was written before
-            self._write_card(self.made)
-        errors = [value for name, value in figures.items() if name.startswith("with_")]
-        if not errors or not is_main():
+        if not is_main():
             return
-        error, noted = sum(errors) / len(errors), self.out / RANKED
-        before = read_json(noted) if noted.is_file() else {}
-        if not before or error < before["error"]:
-            self._write(state, self.out / BEST[self.kind])
-            write_json(noted, {"error": error, "step": step}, sealed=True)
+        noted = self.out / RANKED
+        if errors := [value for name, value in figures.items() if name.startswith("with_")]:
+            error, before = sum(errors) / len(errors), read_json(noted) if noted.is_file() else {}
+            if not before or error < before["error"]:
+                self._write(state, self.out / BEST[self.kind])
+                write_json(noted, {"error": error, "step": step}, sealed=True)
+        if self.made.exists():  # a checkpoint of this step was written before
+            self._write_card(self.made)
 
     def _write(self, state: State, target: Path) -> None:
         if self.config.lora is None:
@@ -129,9 +130,9 @@ class Result:
         self._write_card(target)
 
     def _write_card(self, target: Path) -> None:
-        write_text((self.out if self.config.lora else target) / CARD, self.card())
+        write_text((self.out if self.config.lora else target) / CARD, self.card(target))
 
-    def card(self) -> str:
+    def card(self, target: Path) -> str:
         """The model card, in Hugging Face's form: what was trained on what, with which rights, how, and what was measured."""
         kind = "LoRA" if self.config.lora else "Fine-tuned weights"
         head = ["---", f"base_model: {self.name}", "library_name: diffusers", "pipeline_tag: text-to-video", "tags:"]
@@ -141,6 +142,9 @@ class Result:
         rows = [f"| {license or 'not stated'} | {count} |" for license, count in sorted(self.data.items())]
         figures = [f"| {name} | {value:.5g} |" for name, value in self.figures.items()]
         parts = [f"- {kind_}: {facts['rows']} clips, {facts['share']:.0%} of steps" for kind_, facts in self.stated.items()]
+        noted = self.out / RANKED
+        told = noted.is_file() and target == self.made
+        best = f"Lowest error with references: step {read_json(noted)['step']} (`{BEST[self.kind]}`)." if told else ""
         body = [
             f"# {kind} of {self.name}",
             "",
@@ -163,6 +167,7 @@ class Result:
             "|---|---|",
             *figures,
             "",
+            *([best, ""] if best else []),
             "## Configuration",
             "",
             "```json",

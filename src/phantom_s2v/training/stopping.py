@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from phantom_s2v.errors import StoppedOnRequestError
 from phantom_s2v.models.distributed import agreed, is_main
 from phantom_s2v.training.config import TrainConfig
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAVE, SAVE_QUIT = "save", "save_quit"  # files in the folder of a run
+INTERRUPTED = 130  # exit code after a signal
 AGAIN = "the same command goes on from there"
 
 
@@ -94,10 +96,10 @@ def stopping(desk: Desk) -> Iterator[None]:
 
 
 def stop(step: int) -> None:
-    """End a training whose state of `step` is saved. Raises KeyboardInterrupt."""
+    """End a training that a signal stopped and whose state of `step` is saved. Raises StoppedOnRequestError."""
     if is_main():
         print(f"phantom: stopped after step {step}, which is saved; {AGAIN}", file=sys.stderr)
-    raise KeyboardInterrupt
+    raise StoppedOnRequestError(INTERRUPTED)
 
 
 def leave_signals_to_the_first(_: int) -> None:

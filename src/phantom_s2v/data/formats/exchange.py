@@ -131,5 +131,6 @@ def read_export(folder: Path, left_out: Callable[[str], None]) -> Iterator[Tripl
             left_out(str(error))
     if not any_read:
         raise DataError(
-            f"{folder} contains no triplets; a triplet is ID.mp4, ID.json and its images, as files or in WebDataset shards"
+            f"{folder} contains no triplets: no videos, no images with captions NAME.txt (images of one subject: --subject), "
+            "no metadata.jsonl or metadata.csv, and no export (ID.mp4 with ID.json, or tars); give other lists by name"
         )

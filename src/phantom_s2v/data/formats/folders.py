@@ -2,7 +2,7 @@
 
 | file | is |
 |---|---|
-| NAME.mp4, .mov, .mkv, .webm, or NAME.png, .jpg, .webp beside a NAME.txt | a clip, of an image one of one frame |
+| NAME.mp4 or another video, or NAME.png or another image beside a NAME.txt | a clip, of an image one of one frame |
 | NAME.txt | its caption |
 | NAME.SUBJECT.png | a reference image of that subject, whose name has no dot |
 | NAME.ref.png, NAME.ref1.png ... | a reference image, each of a subject of its own |
@@ -16,13 +16,33 @@ from itertools import chain, islice
 from pathlib import Path
 
 from phantom_s2v.data.clips import IMAGE_SUFFIXES, VIDEOS
+from phantom_s2v.data.formats.intake import MAX_BYTES
 from phantom_s2v.data.formats.items import Item, Notify, Reading, made, named
 from phantom_s2v.data.triplets import Triplet
-from phantom_s2v.errors import DataError
+from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.io import ours
+from phantom_s2v.files.untrusted import check_regular
 from phantom_s2v.geometry import MAX_IMAGES
+from phantom_s2v.media.images import read_image
 
 UNNAMED = re.compile(r"(ref|image|img|reference)?[-_ ]?\d*", re.IGNORECASE)
+UNREAD = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".psd",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".arw",
+    ".svg",
+    ".wmv",
+    ".flv",
+    ".3gp",
+    ".m2ts",
+    ".mts",
+)
 VIEW = re.compile(r"[-_ ]?\d+$")  # the number of a view behind a subject's name
 
 
@@ -34,14 +54,14 @@ def read_captioned(folder: Path, reading: Reading, captions: str = ".txt") -> It
     """
     if not folder.is_dir():
         raise DataError(f"folder {folder} does not exist")
-    names = sorted(path.name for path in folder.iterdir() if (not path.is_dir() or path.is_symlink()) and not _is_sheet(path))
+    names = _names(folder)
     clips = _clips(names, captions)
     if not clips:
         raise DataError(
             f"{folder} contains no videos (supported: {', '.join(VIDEOS)}), and no images with a caption NAME{captions}; "
             "for images of one subject give its name (--subject)"
         )
-    beside, masks = _by_clip(clips, names, reading.left_out)
+    beside, masks = _by_clip(clips, names, captions, reading.left_out)
 
     def items() -> Iterator[Item]:
         for name in clips:
@@ -54,10 +74,16 @@ def read_captioned(folder: Path, reading: Reading, captions: str = ".txt") -> It
 
 def has_clips(folder: Path) -> bool:
     """Whether a folder holds videos or images, and not an export, in which each video has a .json."""
-    paths = list(folder.iterdir())
+    paths = [Path(name) for name in _names(folder)]
     described = {path.stem for path in paths if path.suffix.lower() == ".json"}
     media = [path for path in paths if path.suffix.lower() in (*VIDEOS, *IMAGE_SUFFIXES)]
     return bool(media) and not any(path.stem in described for path in media) and not any(path.suffix == ".tar" for path in paths)
+
+
+def _names(folder: Path) -> list[str]:
+    """Names of a folder's files, without hidden ones and contact sheets."""
+    files = (path for path in folder.iterdir() if (not path.is_dir() or path.is_symlink()) and not _is_sheet(path))
+    return sorted(path.name for path in files if not path.name.startswith("."))
 
 
 def _clips(names: list[str], captions: str) -> list[str]:
@@ -79,15 +105,20 @@ def _is_mask(path: Path, stems: set[str]) -> bool:
     return what == "mask" and stem in stems
 
 
-def _by_clip(clips: list[str], names: list[str], left_out: Notify) -> tuple[dict[str, list[tuple[str, str]]], dict[str, Path]]:
-    """Stem of a clip -> (subject, image) of those named STEM.SUBJECT.png, and its mask; one named like a clip is neither."""
+def _by_clip(
+    clips: list[str], names: list[str], captions: str, left_out: Notify
+) -> tuple[dict[str, list[tuple[str, str]]], dict[str, Path]]:
+    """Stem of a clip -> (subject, image) of those named STEM.SUBJECT.png, and its mask; one named like a clip is neither.
+
+    What belongs to no clip goes to `left_out`: images, captions, and videos and images of kinds that are not read.
+    """
     stems = {Path(name).stem for name in clips}
     by_clip: dict[str, list[tuple[str, str]]] = {}
     masks: dict[str, Path] = {}
     for name in names:
         whole = Path(name)
         suffix, (stem, _, what) = whole.suffix.lower(), whole.stem.rpartition(".")
-        if name in clips or suffix not in (*IMAGE_SUFFIXES, *VIDEOS):
+        if name in clips or (suffix not in (*IMAGE_SUFFIXES, *VIDEOS) and _needless(whole, stems, captions, left_out)):
             continue
         if stem in stems and what == "mask":
             masks[stem] = whole
@@ -96,6 +127,15 @@ def _by_clip(clips: list[str], names: list[str], left_out: Notify) -> tuple[dict
         else:
             left_out(f"{name}: no video for it; references of NAME.mp4 must be NAME.SUBJECT.png, without a dot in SUBJECT")
     return by_clip, masks
+
+
+def _needless(path: Path, stems: set[str], captions: str, left_out: Notify) -> bool:
+    """True, after a word where a file that is no image or video looks as if it were to be trained on."""
+    if path.name.endswith(captions) and path.name.removesuffix(captions) not in stems:
+        left_out(f"{path.name}: no video or image for this caption")
+    elif path.suffix.lower() in UNREAD:
+        left_out(f"{path.name}: {path.suffix} is not read; videos are {', '.join(VIDEOS)}, images {', '.join(IMAGE_SUFFIXES)}")
+    return True
 
 
 def _references(folder: Path, stem: str, beside: dict[str, list[tuple[str, str]]]) -> tuple[tuple[str, Path], ...]:
@@ -111,13 +151,20 @@ def _references(folder: Path, stem: str, beside: dict[str, list[tuple[str, str]]
 def read_subject(folder: Path, subject: str, reading: Reading, moves: int = 0) -> Iterator[Triplet]:
     """Triplets of a folder of images of one subject: each image is a clip of one frame whose references are others of them.
 
-    The caption of NAME.png is NAME.txt, or "A photo of SUBJECT.". `moves` more clips show the subject moving.
-    Raises DataError for fewer than two images.
+    The caption of NAME.png is NAME.txt, or "A photo of SUBJECT.". `moves` more clips show the subject moving. Images that cannot
+    be read are named, and are neither clips nor references. Raises DataError for fewer than two that can.
     """
-    there = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES and not _is_sheet(path)]
+    if not folder.is_dir():
+        raise DataError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}; --subject needs a folder of images")
+    there = [folder / name for name in _names(folder)]
+    images = [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES]
+    captions = {path.stem for path in images}
+    for path in there:
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            _needless(path, captions, ".txt", reading.left_out)
+    files = [path for path in images if _readable(path, reading.left_out)]
     if len(files) < 2:
-        raise DataError(f"{folder} must contain at least two images of the subject (got {len(files)})")
+        raise DataError(f"{folder} must contain at least two images of the subject (got {len(files)} that can be read)")
 
     def items() -> Iterator[Item]:
         for place, path in enumerate(files):
@@ -130,3 +177,14 @@ def read_subject(folder: Path, subject: str, reading: Reading, moves: int = 0) -
     from phantom_s2v.data.synthetic.moved import moving  # which loads torch
 
     return chain(moving(files, subject, moves, reading), made(items(), reading))
+
+
+def _readable(path: Path, left_out: Notify) -> bool:
+    """Whether an image can be read; if not, `left_out` gets the reason."""
+    try:
+        check_regular(path, MAX_BYTES)
+        read_image(path)
+    except InputError as error:
+        left_out(f"{path.name}: {error}")
+        return False
+    return True

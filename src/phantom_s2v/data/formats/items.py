@@ -113,14 +113,17 @@ def _of_item(item: Item, reading: Reading) -> Iterator[Triplet]:
         own = {"rights": reading.rights, "repeats": reading.repeats, "regularization": reading.regularization, "mask": mask}
         triplet = Triplet(clip.video, caption, references, *shape, **own)
         check_triplet(triplet)
-        shown = f"{clip.width}x{clip.height}, {len(references)} references{', masked' if mask else ''}"
-        reading.kept(f"{what} at {clip.fps:g} fps, {shown}")
+        seen = ", ".join(part for part, there in (("masked", mask), ("an empty caption", not caption)) if there)
+        shown = f"{clip.width}x{clip.height}, {counted(len(references), 'reference')}{f', {seen}' if seen else ''}"
+        reading.kept(f"{what} at {clip.fps:g} fps, {shown} ({triplet.id[:8]})")
         yield triplet
 
 
 def _caption(item: Item, reading: Reading) -> str:
     caption = item.caption
     if isinstance(caption, Path):
+        if not caption.exists() and not caption.is_symlink():
+            raise DataError(f"it has no caption; describe it in {caption.name}")
         check_regular(caption, MAX_TEXT_BYTES)
         caption = read_text(caption)
     trigger = "" if reading.regularization or caption.startswith(reading.trigger) else reading.trigger
@@ -158,6 +161,11 @@ def _mask(path: Path | None, start: int, frames: int, fps: float) -> bytes:
     if path is None:
         return b""
     return store_mask(path) if path.suffix.lower() in IMAGE_SUFFIXES else store_cut(path, start, frames, fps).video
+
+
+def counted(count: int, what: str, plural: str = "s") -> str:
+    """A number of things in words."""
+    return f"{count:,} {what}{'' if count == 1 else plural}"
 
 
 def still(path: Path) -> StoredClip:

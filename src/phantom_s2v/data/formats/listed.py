@@ -73,7 +73,8 @@ def _from_row(row: dict[str, Any], root: Path) -> Item:
     video = next((row[key] for key in VIDEOS if row.get(key)), None)
     caption = next((row[key] for key in CAPTIONS if row.get(key)), None)
     if not isinstance(video, str) or not isinstance(caption, str):
-        raise DataError(f"it needs a video ({', '.join(VIDEOS)}) and a caption ({', '.join(CAPTIONS)})")
+        given = ", ".join(str(key)[:40] for key, value in row.items() if value) or "nothing"
+        raise DataError(f"it needs a video ({', '.join(VIDEOS)}) and a caption ({', '.join(CAPTIONS)}), and has {given}")
     references = tuple((subject, inside(root, path)) for subject, path in _references(row))
     mask = next((inside(root, str(row[key])) for key in MASKS if row.get(key)), None)
     return Item(inside(root, video), caption, references, mask)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from phantom_s2v.data.clips import VIDEOS
 from phantom_s2v.data.pipeline.config import Config, Models, Record
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.hashes import combined_hash, content_hash
@@ -11,7 +12,6 @@ from phantom_s2v.files.io import read_json, read_text
 from phantom_s2v.files.untrusted import MAX_TEXT_BYTES, check_regular
 from phantom_s2v.media.videos import UnreadableVideoError, Video
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 LARGE = 4320  # lines of 8K
 BESIDE = (".json", ".txt")  # suffixes of what tells caption and rights
 RIGHTS = ("source", "license", "consent")
@@ -30,7 +30,7 @@ def find(folder: Path) -> Iterator[Path]:
     for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             yield from find(entry)
-        elif entry.suffix.lower() in SUFFIXES:
+        elif entry.suffix.lower() in VIDEOS:
             yield entry
 
 

@@ -72,7 +72,10 @@ def _sprites(files: list[Path], name: str, reading: Reading) -> Sprites:
         subjects.append(Subject(str(number), name, name, len(pixels), 1))
         pixels.append(_sprite(image, alpha))
     if not subjects:
-        raise InputError("the subject can be cut out of no image, so nothing can move; use transparent or uniform backgrounds")
+        raise InputError(
+            "the subject can be cut out of no image, so nothing can move; use images that are transparent or have a uniform "
+            "background, or no --moving (of the example: MOVING=0)"
+        )
     return Sprites(tuple(subjects), np.stack(pixels))
 
 

@@ -74,9 +74,15 @@ class Estimate:
         )
 
 
+def spell_bytes(size: float) -> str:
+    """A number of bytes for people."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:,.3g} {name}"
+
+
 def spell(seconds: float) -> str:
     """A time for people."""
-    for size, unit in ((3600, "h"), (60, "min")):
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
