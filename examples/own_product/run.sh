@@ -13,11 +13,13 @@ if [ "$PRESET" = mini-lora ]; then
   MOVING=${MOVING-40}
   [ "${MOVING:-0}" -eq 0 ] || CONFIG=$(dirname "$0")/moving.toml
 fi
+FIRST=$(find "$PHOTOS" -maxdepth 1 -type f \( -iname '*.png' -o -iname '*.jpg' -o -iname '*.jpeg' -o -iname '*.webp' \) -size +0 | sort | head -1)
+[ -n "$FIRST" ] || { echo "$PHOTOS has no .png, .jpg, .jpeg or .webp" >&2; exit 2; }
 mkdir -p "$OUT"
-$PHANTOM data import "$PHOTOS" --subject "$NAME" --model "$MODEL" ${MOVING:+--moving "$MOVING"} --out "$OUT/triplets.lance"
+# Exit code 3: images that cannot be read were named and left out.
+$PHANTOM data import "$PHOTOS" --subject "$NAME" --model "$MODEL" ${MOVING:+--moving "$MOVING"} --out "$OUT/triplets.lance" || [ $? -eq 3 ]
 $PHANTOM encode "$OUT/triplets.lance" --model "$MODEL" --out "$OUT/latents.lance"
 $PHANTOM train --preset "$PRESET" --model "$MODEL" --latents "$OUT/latents.lance" --out "$OUT/run" ${CONFIG:+--config "$CONFIG"} ${STEPS:+--steps "$STEPS"}
-FIRST=$(find "$PHOTOS" -maxdepth 1 -name '*.png' -o -maxdepth 1 -name '*.jpg' -o -maxdepth 1 -name '*.webp' | sort | head -1)
 $PHANTOM generate --model "$MODEL" --lora "$OUT/run/lora.safetensors" --reference "$NAME=$FIRST" --prompt "$PROMPT" \
   --out "$OUT/video.mp4" --force ${GENERATE:-}
 echo "$OUT/video.mp4"

@@ -103,6 +103,50 @@ def test_images_of_one_subject_are_clips_of_one_frame_with_the_others_as_referen
         list(read_subject(folder / "none", "x", SILENT))
 
 
+def test_a_broken_image_of_a_subject_does_not_spoil_the_others(folder):
+    (folder / "torn.jpg").write_bytes((folder / "dog.png").read_bytes()[:200])
+    (folder / "empty.png").touch()
+    (folder / "phone.HEIC").write_bytes(b"heic")
+    (folder / ".hidden.png").touch()
+    left: list[str] = []
+    rows = list(read_subject(folder, "mug", Reading(Rights(), left.append, pytest.fail)))
+    assert [len(row.references) for row in rows] == [2, 2, 2]
+    assert sorted(line.partition(":")[0] for line in left) == ["empty.png", "phone.HEIC", "torn.jpg"]
+
+
+def test_every_file_that_looks_like_data_is_read_or_named(tmp_path, call_phantom):
+    for name in ("a", "b", "c"):
+        counted(tmp_path, 5, name)
+    (tmp_path / "b.txt").unlink()
+    (tmp_path / "c.txt").write_text("")
+    for name in ("lost.txt", "phone.heic", "old.wmv", ".DS_Store", "notes.md"):
+        (tmp_path / name).write_text("x")
+    code, said = call_phantom("data", "import", tmp_path, "--out", tmp_path / "a.lance")
+    left = [line.split(": ", 2)[2] for line in said.err.splitlines() if "skipped: " in line]
+    assert (code, sorted(left)) == (3, [
+        "b.mp4: it has no caption; describe it in b.txt",
+        "lost.txt: no video or image for this caption",
+        *(line for line in sorted(left) if line.startswith(("old.wmv: .wmv is not read", "phone.heic: .heic is not read"))),
+    ])  # fmt: skip
+    assert "0 references, an empty caption (" in said.err
+    assert "2 of 2 triplets have no reference images" in said.err
+    assert f"next: phantom encode {tmp_path / 'a.lance'} " in said.err
+
+
+@pytest.mark.parametrize(("files", "said"), [
+    (["a.png", "a.txt"], ""),  # images with captions need no option
+    (["a.png"], "of one subject: --subject"),
+    ([], "no videos"),
+])  # fmt: skip
+def test_a_folder_of_images_is_read_by_their_captions(tmp_path, call_phantom, files, said):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in files:
+        picture(folder / name) if name.endswith("png") else (folder / name).write_text("An image.")
+    code, told = call_phantom("data", "import", folder, "--out", tmp_path / "a.lance")
+    assert (code, said in told.err) == (2 if said else 0, True)
+
+
 def test_the_command_imports_both(folder, call_phantom, tmp_path):
     write(folder / "train.json", [ROWS["train.json"]])
     code, said = call_phantom("data", "import", folder / "train.json", "--out", tmp_path / "a.lance")

@@ -166,7 +166,8 @@ def test_cards_are_computed_and_unknown_ones_named():
 
 
 def test_spelling():
-    assert [estimate.spell(s) for s in (3, 150, 9000)] == ["3.0 s", "2.5 min", "2.5 h"]
+    assert [estimate.spell(s) for s in (3, 150, 9000, 259_200)] == ["3.0 s", "2.5 min", "2.5 h", "3.0 days"]
+    assert [estimate.spell_bytes(size) for size in (111e3, 2.5e6, 3.14e9)] == ["111 kB", "2.5 MB", "3.14 GB"]
 
 
 @pytest.mark.parametrize(("own", "width"), [(None, 24), (40, 40)])

@@ -16,17 +16,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save
-from test_own import encode, picture, triplet
+from test_own import TARGET, encode, picture, triplet
 
-from phantom_s2v.data.buckets import shown
+from phantom_s2v.data.buckets import plan, shown
 from phantom_s2v.data.triplets import TripletReference, TripletStore
 from phantom_s2v.errors import DataError, InputError
+from phantom_s2v.geometry import VideoSize
 from phantom_s2v.media import images
 from phantom_s2v.models.memory import Placement
+from phantom_s2v.models.registry import load_preset
 from phantom_s2v.models.tensors import FILE
 from phantom_s2v.pipeline.conditions import Dropped
 from phantom_s2v.pipeline.loading import load_models
-from phantom_s2v.training import aliases, objective, own, recipes
+from phantom_s2v.training import aliases, cost, encoding, objective, own, recipes
 from phantom_s2v.training.batches import PERIOD, collate, split
 from phantom_s2v.training.checked import unusable
 from phantom_s2v.training.config import Mix, OwnConfig
@@ -276,9 +278,45 @@ def test_a_changed_rate_is_refused_and_accepted_by_the_option_that_the_error_nam
     assert json.loads(said.out.splitlines()[-1])["steps"] == 3
 
 
-def test_a_run_without_held_out_triplets_says_so(latents, tiny, tmp_path, capsys):
-    run(latents, tiny, tmp_path / "run", train={"steps": 1})
-    assert "0.05 of 8 triplets is none that is held out; no validation" in capsys.readouterr().err
+def test_a_run_says_what_it_learns_from_how_long_it_takes_and_where_it_goes_on(latents, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("phantom_s2v.training.log.TOLD", -1.0)  # after each step
+    run(latents, tiny, tmp_path / "run", train={"steps": 3, "log_steps": 50})
+    said = capsys.readouterr().err
+    assert "0.05 of 6 triplets with references is none that is held out; no validation, and no best weights" in said
+    assert "phantom: all: 7 triplets, 5 batches an epoch; 3 steps = 0.54 epochs" in said
+    assert [line.partition(",")[0] for line in said.splitlines() if " left" in line] == [
+        f"phantom: step {n} of 3" for n in (2, 3)
+    ]
+    run(latents, tiny, tmp_path / "run", train={"steps": 4})
+    assert (
+        f"phantom: resuming after step 3 of 4, from {tmp_path / 'run' / 'checkpoints' / 'step-00000003'}"
+        in capsys.readouterr().err
+    )
+
+
+def test_latents_of_another_autoencoder_are_refused_before_anything_loads(latents, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "load_for", lambda *given, **more: pytest.fail("loaded"))
+    other = EncodedStore.create(tmp_path / "other.lance", {**latents.origin, "vae": "0" * 64})
+    with pytest.raises(DataError, match="was encoded with another vae than the model's"):
+        run(other, tiny, tmp_path / "run")
+
+
+def test_a_caption_that_the_text_encoder_cannot_read_is_named(tiny, tiny_models, tmp_path):
+    store = TripletStore.create(tmp_path / "t.lance")
+    store.write([replace(triplet(tmp_path, 0), caption="犬が走る。"), triplet(tmp_path, 2)])
+    planned, said = plan(store, TARGET), list[str]()
+    keys, encoders = list(planned.buckets), encoding.Encoders(tiny, Placement())
+    rows = encoding.rows_of(store, keys, encoders, TARGET, planned, lambda done: None, pytest.fail, tiny_models, said.append)
+    assert len(list(rows)) == 2
+    named, sizes = said
+    assert "(犬が走る。): tiny has an English-only text encoder" in named
+    assert sizes.startswith("2 triplets of 1 size: about ")
+
+
+def test_estimates_are_of_the_size_that_videos_are_encoded_at(tiny):
+    preset = load_preset(tiny)
+    usual = [cost.usual_size(name) for name in (str(tiny), "phantom-wan-14b")]
+    assert usual == [VideoSize(preset.num_frames, preset.height, preset.width), VideoSize(121, 480, 832)]
 
 
 def test_what_was_checked_does_not_stand_for_other_triplets_at_the_same_place(latents, tiny, tmp_path):
@@ -364,6 +402,9 @@ def test_options_that_people_know_set_our_fields(call_phantom, tmp_path, text, p
     ({"resume_from_checkpoint": "a"}, "resumes by itself"),
     ({"timestep_sampling": "logsnr"}, "timestep_sampling must be uniform, sigmoid or shift"),
     ({"network_dim": 4, "lora": {"rank": 4}}, "lora.rank is set twice"),
+    ({"max_train_epochs": 4}, "count in steps; phantom train says how many an epoch has"),
+    ({"optimizer_type": "prodigy"}, "the optimizer is AdamW"),
+    ({"steps": 4}, "write it below a line"),
 ])  # fmt: skip
 def test_options_that_have_another_place_are_one_sentence(table, said):
     with pytest.raises(InputError, match=said.replace(".", r"\.")):

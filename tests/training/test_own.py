@@ -326,7 +326,7 @@ def test_a_wrong_field_is_one_sentence(call_phantom, tmp_path, text, said):
 
 def test_what_is_missing_is_one_sentence(call_phantom, tmp_path):
     code, out = call_phantom("train", "--preset", "large")
-    assert (code, "preset must be mini, mini-lora, wan-1.3b, wan-1.3b-lora, wan-14b-lora (got 'large')" in out.err) == (2, True)
+    assert (code, "preset must be mini, mini-lora, wan-1.3b, wan-1.3b-lora or wan-14b-lora (got 'large')" in out.err) == (2, True)
     code, out = call_phantom("train", "--preset", "mini", "--out", tmp_path)
     assert (code, "--latents and --out are needed" in out.err) == (2, True)
     code, out = call_phantom("encode", tmp_path / "none.lance", "--out", tmp_path / "l.lance")

@@ -349,7 +349,7 @@ def test_estimates_of_trainings_name_memory_time_and_what_fits(call_phantom, con
     """Without any weights here; against the parameters and block inputs that are known."""
     estimates = {}
     for preset in ("wan-1.3b-lora", "wan-14b-lora", "wan-1.3b"):
-        code, said = call_phantom("estimate", "train", "--preset", preset, "--card", "rtx-4090")
+        code, said = call_phantom("estimate", "train", "--preset", preset, "--card", "rtx-4090", "--num-frames", 81)
         assert code == 0, said.err
         estimates[preset] = json.loads(said.out.splitlines()[-1])
     small, large, whole = estimates.values()

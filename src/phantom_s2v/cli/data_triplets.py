@@ -135,15 +135,16 @@ def data_import(
     else:
         triplets = _read(folder, clips, subject, moving, captioned, reading)
     first = next(triplets, None)  # what cannot be read at all shows before a store is made
-    if first is None:
-        raise InputError(f"{folder} contains no triplets" + (f" that can be used; {left} were skipped" if left else ""))
+    if first is None and not left:
+        raise InputError(f"{folder} contains no triplets")
     store = opened(TripletStore.create(out))
     taken = Counter[bool]()
-    new = store.write(_counted(accepted(chain([first], triplets), require_license, left_out), taken))
+    new = store.write(_counted(accepted(chain([first] if first else [], triplets), require_license, left_out), taken))
     if taken[False]:
         tell(f"{taken[False]} of {taken.total()} triplets have no reference images; they teach video from text alone")
     _sheet(store, out, model)
-    tell(f"next: phantom encode {shlex.quote(str(out))} --model {shlex.quote(model)} --out LATENTS.lance")
+    if len(store):
+        tell(f"next: phantom encode {shlex.quote(str(out))} --model {shlex.quote(model)} --out LATENTS.lance")
     say(json.dumps({"new": new, "triplets": len(store), "left_out": left}))
     if left:
         raise typer.Exit(3)

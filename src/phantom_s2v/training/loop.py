@@ -139,8 +139,8 @@ class _Run:
         facts = facts_of(newest)
         check_same_run(newest, facts, self.facts, self.config.may_change)
         load_state(newest, self.learner.model, self.learner.ema, self.learner.optimizer)
-        if is_main():
-            done = facts["progress"]["step"]
+        done = facts["progress"]["step"]
+        if is_main() and done < self.config.steps:
             print(f"phantom: resuming after step {done:,} of {self.config.steps:,}, from {newest}", file=sys.stderr)
         return _regrouped(Progress(**facts["progress"]), mine, ranks, facts, self.config)
 

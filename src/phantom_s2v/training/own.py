@@ -103,10 +103,11 @@ def _told(config: OwnConfig, batches: Mixed, apart: int) -> list[str]:
     for stream, share in zip(batches.streams, batches.shares, strict=True):
         per_epoch, steps = stream.per_epoch(together), config.train.steps * share / PERIOD
         seen = f"{counted(len(set().union(*stream.rows)), 'triplet')}, {counted(per_epoch, 'batch', 'es')} an epoch"
-        lines.append(f"{stream.kind}: {seen}; {counted(round(steps), 'step')} are {steps * together / per_epoch:.3g} epochs")
+        lines.append(f"{stream.kind}: {seen}; {counted(round(steps), 'step')} = {steps * together / per_epoch:.3g} epochs")
     if not apart and config.validation:
-        few = f"validation = {config.validation:g} holds out no triplet, since fewer than one with references would be"
-        lines.append(f"{few}: there are no errors on held-out triplets, and no best weights")
+        there = sum(row.subjects > 0 for row in batches.streams[0].store.sizes())
+        few = f"{config.validation:g} of {counted(there, 'triplet')} with references is none that is held out"
+        lines.append(f"{few}; no validation, and no best weights")
     return lines
 
 

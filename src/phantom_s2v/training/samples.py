@@ -35,6 +35,7 @@ def read_samples(config: OwnConfig, folder: Path, out: Path) -> list[Job]:
     file = Path(config.samples)
     if not file.is_file():
         raise InputError(f"samples must be a JSON Lines file of requests as phantom generate --requests has it (got {file})")
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
     jobs, faults, _ = read_requests(file, out / FOLDER, load_preset(folder))
     if faults or not jobs:
         raise InputError(f"{file}: {faults[0] if faults else 'it has no requests'}")
