@@ -18,9 +18,7 @@ def check_method(method: str) -> None:
     if package not in PACKAGES:
         return
     if package in ONLY_CUDA and not torch.cuda.is_available():
-        raise InputError(
-            f"quantization by {package} needs a CUDA GPU, and there is none here; quantization int8 or fp8 need none"
-        )
+        raise InputError(f"quantization by {package} needs a CUDA GPU, and there is none here; quantization int8 needs none")
     if find_spec(package) is None:
         raise InputError(not_installed(package))
 

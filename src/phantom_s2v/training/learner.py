@@ -1,6 +1,7 @@
 """What a training step does: gradients of batches, in one process or torchrun's many, and the update."""
 
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -117,6 +118,8 @@ class Learner:
     ) -> None:
         self.config, self.model, self.dtype = config, model, pick_dtype(config.precision)
         self.device = next(model.parameters()).device
+        if self.dtype != torch.float32:  # norms whose float32 weights meet bfloat16, as autocast has it
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
         self.ema = average_of(model)
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.optimizer = Muon(named, config.lr, config.adam_lr, dtype=self.dtype, exclude=exclude, slow=slow)
