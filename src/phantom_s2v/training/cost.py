@@ -115,7 +115,7 @@ def estimate_training(
 def usual_size(name: str) -> VideoSize:
     """The size that `phantom encode` brings videos to for a model, where nothing else is said."""
     model, transformer, folder = _described(name, measured=False)
-    preset = load_preset(folder) if folder else model.preset(transformer)
+    preset = load_preset(folder) if folder else model.preset({**transformer, "_class_name": model.transformers[0]})
     return VideoSize(preset.num_frames, preset.height, preset.width)
 
 
