@@ -279,7 +279,7 @@ def test_a_changed_rate_is_refused_and_accepted_by_the_option_that_the_error_nam
 
 
 def test_a_run_says_what_it_learns_from_how_long_it_takes_and_where_it_goes_on(latents, tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("phantom_s2v.training.log.TOLD", -1.0)  # after each step
+    monkeypatch.setattr("phantom_s2v.training.log.NOTICE", -1.0)  # after each step
     run(latents, tiny, tmp_path / "run", train={"steps": 3, "log_steps": 50})
     said = capsys.readouterr().err
     assert "0.05 of 6 triplets with references is none that is held out; no validation, and no best weights" in said

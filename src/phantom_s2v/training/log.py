@@ -19,7 +19,7 @@ from phantom_s2v.pipeline.cost.estimate import spell
 from phantom_s2v.training.config import TrainConfig
 
 LOG = "log.jsonl"
-TOLD = 60.0  # seconds without a row, after which a line for people says what is left
+NOTICE = 60.0  # seconds without a row, after which a line for people says what is left
 WANDB = "wandb-id.txt"  # of the run there, by which a resumed training goes on with it
 
 
@@ -61,7 +61,7 @@ class Log:
             self.file, self.writer = self.path.open("a"), SummaryWriter(str(out), purge_step=start + 1)
         self.wandb = _weights_and_biases(config, out) if is_main() and config.wandb else None
         self.steps, self.ends = config.steps, time.monotonic() + 60 * (config.minutes or math.inf)
-        self.work, self.start, self.told = work, start, time.monotonic()
+        self.work, self.start, self.noticed = work, start, time.monotonic()
         self.parts: dict[str, list[torch.Tensor]] = {}
         self._begin()
 
@@ -83,12 +83,12 @@ class Log:
         if (step + 1) % self.every == 0:
             row = _means({name: (float(torch.stack(values).sum()), len(values)) for name, values in self.parts.items()})
             self.write(step, {**row, **self._pace(step), **facts})
-            self.parts, self.told = {}, time.monotonic()
+            self.parts, self.noticed = {}, time.monotonic()
             self._begin()
         elif step == self.start:  # the first step of a process takes longer than others
             self._begin()
-        elif is_main() and (step == self.start + 1 or time.monotonic() - self.told > TOLD) and self.every > 2:
-            self.told, pace = time.monotonic(), self._pace(step)
+        elif is_main() and (step == self.start + 1 or time.monotonic() - self.noticed > NOTICE) and self.every > 2:
+            self.noticed, pace = time.monotonic(), self._pace(step)
             left = f"{spell(pace['seconds_per_step'])} a step, {spell(60 * pace['minutes_left'])} left"
             print(f"phantom: step {step + 1:,} of {self.steps:,}, {left}", file=sys.stderr, flush=True)
 

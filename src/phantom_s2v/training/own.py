@@ -69,7 +69,7 @@ def fine_tune(
     result = results(stated)
     if is_main():
         print(json.dumps({**stated, "held_out": len(apart)}), flush=True)
-        for line in _told(config, batches, len(apart)):
+        for line in _notices(config, batches, len(apart)):
             print(f"phantom: {line}", file=sys.stderr, flush=True)
     pipe.transformer.train()
     if config.gradient_checkpointing or config.activation_offload:
@@ -96,7 +96,7 @@ def check_encoded(store: EncodedStore, origin: dict[str, Any]) -> None:
             raise DataError(f"{store.path} was encoded with another {part} than the model's; encode it again with this model")
 
 
-def _told(config: OwnConfig, batches: Mixed, apart: int) -> list[str]:
+def _notices(config: OwnConfig, batches: Mixed, apart: int) -> list[str]:
     """What a run will learn from, for people."""
     together = config.train.gradient_accumulation_steps * max(1, world() // sequence_parts(config.train))
     lines = []

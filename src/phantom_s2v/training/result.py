@@ -143,8 +143,8 @@ class Result:
         figures = [f"| {name} | {value:.5g} |" for name, value in self.figures.items()]
         parts = [f"- {kind_}: {facts['rows']} clips, {facts['share']:.0%} of steps" for kind_, facts in self.stated.items()]
         noted = self.out / RANKED
-        told = noted.is_file() and target == self.made
-        best = f"Lowest error with references: step {read_json(noted)['step']} (`{BEST[self.kind]}`)." if told else ""
+        shown = noted.is_file() and target == self.made
+        best = f"Lowest error with references: step {read_json(noted)['step']} (`{BEST[self.kind]}`)." if shown else ""
         body = [
             f"# {kind} of {self.name}",
             "",
