@@ -71,7 +71,7 @@ def learn(folder: Path, store: Path, out: Path, steps: int, save_steps: int) -> 
     config = recipes.own_mini()
     train = replace(config.train, steps=steps, precision="float32", log_steps=1, save_steps=save_steps, decay_share=0.0)
     train = replace(train, warmup=5, spike_factor=5.0, parallel="fsdp" if world() > 1 else "ddp")
-    own.run(replace(config, train=train, validation=0.0), folder, store, out, Placement(device="cpu"))
+    own.run(replace(config, train=train, validation=0.0), folder, {store: 0}, out, Placement(device="cpu"))
 
 
 def losses_of(out: Path) -> list[tuple[int, str]]:

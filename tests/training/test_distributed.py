@@ -106,7 +106,7 @@ def test_a_whole_training_of_two_processes_checks_its_data_and_writes_a_model(ti
             return own.run(
                 replace(config, train=train, bad_data="skip", validation=0.2),
                 tiny,
-                tmp_path,
+                {tmp_path: 0},
                 tmp_path / precision,
                 Placement("cpu"),
             )
@@ -115,7 +115,8 @@ def test_a_whole_training_of_two_processes_checks_its_data_and_writes_a_model(ti
     for precision in ("float32", "bfloat16"):
         made = in_processes(tmp_path, 2, whole, precision)
         assert made[0] == made[1] == {"written": str(tmp_path / precision / "model"), "steps": 2, "triplets": len(SIZES)}
-        assert list(json.loads((tmp_path / precision / "data.json").read_text())["bad"]) == ["clip-03"]
+        (noted,) = json.loads((tmp_path / precision / "data.json").read_text())["datasets"].values()
+        assert list(noted["bad"]) == ["clip-03"]
         load_models(tmp_path / precision / "model")
         rows = [json.loads(line) for line in (tmp_path / precision / "log.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows if "loss" in row])

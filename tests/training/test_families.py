@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(family, tmp_path, monkeypatch, rank):
 
     def run(name: str, steps: int) -> dict[str, torch.Tensor]:
         given = replace(config, train=replace(train, steps=steps))
-        own.run(given, family.folder, tmp_path, tmp_path / name, Placement(device="cpu"))
+        own.run(given, family.folder, {tmp_path: 0}, tmp_path / name, Placement(device="cpu"))
         return load_file(tmp_path / name / ("lora.safetensors" if rank else f"model/transformer/{FILE}"))
 
     whole = run("whole", 4)

@@ -68,7 +68,7 @@ def config(**changes) -> OwnConfig:
 
 
 def run(latents, folder, out, score=None, **changes) -> list[dict]:
-    own.run(config(**changes), folder, latents.path, out, Placement(device="cpu"), score)
+    own.run(config(**changes), folder, {latents.path: 0}, out, Placement(device="cpu"), score)
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 

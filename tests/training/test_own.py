@@ -23,7 +23,7 @@ from phantom_s2v.models.memory import Placement
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.training import encoding, own, recipes
 from phantom_s2v.training.batches import Batches, collate, split
-from phantom_s2v.training.encoded import EncodedStore, Row
+from phantom_s2v.training.encoded import EncodedStore, JoinedStore, Row
 from phantom_s2v.training.guard import encoder_hashes
 
 TARGET = Target(32 * 32, 9, 8.0, 8)
@@ -266,7 +266,7 @@ def run(latents, folder, out, steps, **changes) -> dict:
     config = recipes.own_mini()
     train = replace(config.train, steps=steps, adam_lr=2e-3, warmup=2, precision="float32", workers=0, log_steps=1, decay_share=0)
     config = replace(config, train=train, validation=0.2, **changes)
-    return own.run(config, folder, latents.path, out, Placement(device="cpu"))
+    return own.run(config, folder, {latents.path: 0}, out, Placement(device="cpu"))
 
 
 def test_a_fine_tuned_model_loads_and_generates(latents, tiny, tmp_path):
@@ -303,6 +303,75 @@ def test_commands_go_from_triplets_to_a_model(call_phantom, store, tiny, tmp_pat
     assert json.loads(said.out)["batch_size"] == 3
 
 
+@pytest.fixture(scope="module")
+def small(store, tiny, tiny_models, tmp_path_factory) -> EncodedStore:
+    """The same triplets at a quarter of the area."""
+    target = replace(TARGET, area=16 * 16)
+    return encode(store, tiny_models, tiny, tmp_path_factory.mktemp("small") / "s.lance", target=target)
+
+
+def test_a_larger_size_joins_at_its_step(small, latents):
+    """What is held out is so at both sizes, and the rest is seen once an epoch."""
+    joined, count = JoinedStore([small, latents], [0, 3]), len(small)
+    mixed, apart = split(joined, replace(recipes.own_mini(), batch_size=2, validation=0.3))
+    held = {small.ids()[row] for row in apart}
+    assert len(held) == 2
+    batches = [mixed(number) for number in range(30)]
+    assert not held & {key for batch in batches for key in batch["ids"]}
+    sizes = [batch["latents"].shape[-1] for batch in batches]
+    assert set(sizes[:3]) == {2}
+    assert {2, 4} <= set(sizes[3:])
+    ((start, later),) = mixed.later
+    (stream,) = later.streams
+    seen = [row for batch in stream.epoch(0) for row in batch]
+    assert sorted(seen) == sorted(row for row in range(2 * count) if joined.sizes()[row].id not in held)
+    assert (start, mixed.of(5), mixed.of(7, 2)) == (3, later.of(2), later.of(1, 2))
+    assert mixed.of(5, 2)[0] is mixed.streams[0]
+    assert [facts["rows"] for facts in mixed.stated().values()] == [count - 2, 2 * (count - 2)]
+    largest = max(b["latents"][0, 0].numel() * len(b["latents"]) for b in batches)
+    assert max(len(b["latents"]) for b in batches if b["latents"].shape[-1] == 2) > 2
+    assert largest <= 2 * 3 * 4 * 4
+
+
+def test_rows_of_joined_datasets_come_in_the_order_asked_for(small, latents):
+    joined, count = JoinedStore([small, latents], [0, 0]), len(small)
+    for got, (store, row) in zip(
+        joined.take([count + 1, 0, count, 2]), ((latents, 1), (small, 0), (latents, 0), (small, 2)), strict=True
+    ):
+        torch.testing.assert_close(got["latents"], store.take([row])[0]["latents"], rtol=0, atol=0)
+    assert sum(joined.rights().values()) == len(joined) == 2 * count
+    assert own.dataset_hash(joined) != own.dataset_hash(JoinedStore([small, latents], [0, 5]))
+    assert own.dataset_hash(JoinedStore([small], [0])) == own.dataset_hash(small)
+
+
+def test_a_run_of_two_sizes_goes_on_bit_for_bit(call_phantom, small, latents, tiny, tmp_path):
+    (tmp_path / "c.toml").write_text('[train]\nwarmup = 1\nprecision = "float32"\ndecay_share = 0.0\nlog_steps = 1\n')
+    command = ["train", "--preset", "mini", "--model", tiny, "--config", tmp_path / "c.toml"]
+    command += ["--latents", small.path, "--latents", f"{latents.path}=2"]
+    for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
+        code, said = call_phantom(*command, "--out", tmp_path / name, "--steps", steps)
+        assert code == 0, said.err
+    whole, parts = (
+        load_file(tmp_path / name / "model/transformer/diffusion_pytorch_model.safetensors") for name in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    noted = json.loads((tmp_path / "whole" / "data.json").read_text())["datasets"]
+    assert set(noted) == {str(small.path), str(latents.path)}
+    assert "from step 2" in (tmp_path / "whole" / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (["a.lance=0.5"], "latents must be FOLDER or FOLDER=STEP with a whole number (got 'a.lance=0.5')"),
+    (["a.lance", "a.lance=2"], "a.lance was given twice"),
+    (["{}=2"], "one dataset of latents must be learned from at step 0"),
+])  # fmt: skip
+def test_latents_that_make_no_training_are_one_sentence(call_phantom, small, tmp_path, given, said):
+    options = [part for each in given for part in ("--latents", each.format(small.path))]
+    code, out = call_phantom("train", "--preset", "mini", "--out", tmp_path / "run", *options)
+    assert (code, said in out.err) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("text", "said"), [
     ("batchsize = 2", "unknown key 'batchsize' (did you mean batch_size?)"),
     ("[train]\nadam_lr = 'much'", "adam_lr must be"),
@@ -337,7 +406,7 @@ def test_a_lora_of_the_own_model_is_loaded_by_generate(latents, tiny, tmp_path, 
     """--lora gives the video of the adapters folded into the weights; at strength 0 that of the model without."""
     config = replace(recipes.own_mini_lora(), validation=0.0)
     train = replace(config.train, steps=3, adam_lr=2e-2, warmup=1, precision="float32", workers=0, decay_share=0, ema_decay=0.0)
-    own.run(replace(config, train=train), tiny, latents.path, tmp_path / "run", Placement(device="cpu"))
+    own.run(replace(config, train=train), tiny, {latents.path: 0}, tmp_path / "run", Placement(device="cpu"))
     file = tmp_path / "run" / "lora.safetensors"
     image = np.random.default_rng(0).integers(0, 255, (20, 20, 3), dtype=np.uint8)
 

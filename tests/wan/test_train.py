@@ -69,7 +69,7 @@ def run(latents, folder, out, lora, steps=3) -> dict:
     config = recipes.own_wan_lora() if lora else recipes.own_wan()
     train = replace(config.train, steps=steps, adam_lr=5e-3, warmup=1, precision="float32", workers=0, log_steps=1, decay_share=0)
     train = replace(train, ema_decay=0.0)
-    return own.run(replace(config, train=train, lora=lora, t_tokens=16), folder, latents.path, out, Placement(device="cpu"))
+    return own.run(replace(config, train=train, lora=lora, t_tokens=16), folder, {latents.path: 0}, out, Placement(device="cpu"))
 
 
 @pytest.mark.parametrize("stabilized", [False, True])
@@ -220,7 +220,7 @@ def frozen_lora(latents, folder, out, **changes) -> dict[str, torch.Tensor]:
     lora = Lora(2, 2.0, targets=("to_q", "ffn.net.0.proj"))
     config = replace(recipes.own_wan_lora(), lora=lora, t_tokens=16, **changes)
     train = replace(config.train, steps=3, adam_lr=5e-3, warmup=1, precision="float32", ema_decay=0.0, log_steps=1)
-    own.run(replace(config, train=train), folder, latents.path, out, Placement(device="cpu"))
+    own.run(replace(config, train=train), folder, {latents.path: 0}, out, Placement(device="cpu"))
     return load_file(out / "lora.safetensors")
 
 
@@ -310,7 +310,9 @@ def test_training_starts_from_a_lora_and_on_merged_ones(latents, converted, tmp_
 def test_a_base_that_cannot_be_held_is_refused_before_anything_loads(latents, converted, tmp_path, changes, said, monkeypatch):
     monkeypatch.setattr(own, "load_for", lambda *given, **more: pytest.fail("loaded"))
     with pytest.raises(InputError, match=said):
-        own.run(replace(recipes.own_wan_lora(), **changes), converted, latents.path, tmp_path / "run", Placement(device="cpu"))
+        own.run(
+            replace(recipes.own_wan_lora(), **changes), converted, {latents.path: 0}, tmp_path / "run", Placement(device="cpu")
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of diffusers' norms under autocast

@@ -13,8 +13,14 @@ from phantom_s2v.cli.generate import costs
 from phantom_s2v.cli.options import AllowChange, Device, DType, Ray, TextOnCpu, Workers
 from phantom_s2v.errors import InputError
 from phantom_s2v.files.io import read_text
-from phantom_s2v.files.untrusted import parse_toml, typed
+from phantom_s2v.files.untrusted import exists, parse_toml, typed
 
+Latents = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Dataset of latents (phantom encode). May be given several times; FOLDER=STEP is mixed in from that step on."
+    ),
+]
 PRESETS = "mini, mini-lora, wan-1.3b, wan-1.3b-lora or wan-14b-lora."
 
 if TYPE_CHECKING:
@@ -138,7 +144,7 @@ def _encode(
 def train_own(
     context: typer.Context,
     preset: Annotated[str | None, typer.Option(help=PRESETS)] = None,
-    latents: Annotated[Path | None, typer.Option(help="Dataset of latents (phantom encode).")] = None,
+    latents: Latents = None,
     out: Annotated[Path | None, typer.Option(help="Output folder of the run.")] = None,
     model: Annotated[str | None, typer.Option(help="Model to fine-tune; default: the preset's.")] = None,
     config: Annotated[
@@ -169,7 +175,7 @@ def train_own(
     if print_config:
         say(*json.dumps(asdict(chosen), indent=1).splitlines())
         return
-    if latents is None or out is None:
+    if not latents or out is None:
         raise InputError("--latents and --out are needed for training; phantom encode makes the latents")
     from phantom_s2v.models.distributed import is_main
     from phantom_s2v.models.memory import Placement
@@ -178,7 +184,7 @@ def train_own(
 
     score = _similarity() if chosen.evaluate and chosen.samples else None
     placement = Placement(device=device, dtype=dtype, text_on_cpu=text_on_cpu)
-    made = own.run(chosen, model_folder(model or name), latents, out, placement, score)
+    made = own.run(chosen, model_folder(model or name), parse_latents(latents), out, placement, score)
     if is_main():
         used = f"--model {shlex.quote(model or name)} --lora" if chosen.lora else "--model"
         tell(f'next: phantom generate {used} {shlex.quote(made["written"])} --reference NAME=IMAGE.png --prompt "..."')
@@ -188,7 +194,7 @@ def train_own(
 @costs.command("train")
 def estimate_train(
     preset: Annotated[str, typer.Option(help=PRESETS)],
-    latents: Annotated[Path | None, typer.Option(help="Dataset of latents (phantom encode).")] = None,
+    latents: Latents = None,
     size: Annotated[str | None, typer.Option(help="Size without a dataset, WIDTHxHEIGHT; default: the model's.")] = None,
     num_frames: Annotated[int | None, whole(1, 10_000, "Number of frames without a dataset; default: the model's.")] = None,
     references: Annotated[int, whole(0, 8, "Number of reference images without a dataset.")] = 1,
@@ -203,11 +209,12 @@ def estimate_train(
     from phantom_s2v.geometry import VideoSize, parse_size
     from phantom_s2v.models.memory import Placement
     from phantom_s2v.training import cost
-    from phantom_s2v.training.encoded import EncodedStore
+    from phantom_s2v.training.encoded import EncodedStore, JoinedStore
 
     name, chosen = _configured(preset, config, steps=steps)
-    if latents is not None:
-        works = cost.works_of(chosen, EncodedStore(latents))
+    if latents:
+        since = parse_latents(latents)
+        works = cost.works_of(chosen, JoinedStore([EncodedStore(path) for path in since], list(since.values())))
     else:
         usual = cost.usual_size(model or name)
         width, height = parse_size(size) if size else (usual.width, usual.height)
@@ -215,6 +222,23 @@ def estimate_train(
     placement = Placement(device="cpu" if card else device, dtype=dtype)
     estimated = cost.estimate_training(chosen, model or name, works, placement, card)
     say(estimated.sentence(), json.dumps(asdict(estimated)))
+
+
+def parse_latents(texts: list[str]) -> dict[Path, int]:
+    """Step from which each dataset is learned from, of every "FOLDER[=STEP]"; a folder whose own name holds "=" is taken as it
+    is.
+    """
+    found = dict[Path, int]()
+    for text in texts:
+        folder, equals, step = text.rpartition("=")
+        if not equals or exists(Path(text)):
+            folder, step = text, "0"
+        if not step.isdecimal():
+            raise InputError(f"latents must be FOLDER or FOLDER=STEP with a whole number (got {text!r})")
+        if Path(folder) in found:
+            raise InputError(f"{folder} was given twice; a dataset of latents joins once")
+        found[Path(folder)] = int(step)
+    return found
 
 
 def _configured(preset: str | None, config: Path | None, **given: Any) -> tuple[str, "OwnConfig"]:

@@ -4,7 +4,7 @@ Legend of tensors: B batch, C latent channels, T latent time, h w latent grid, n
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.training.config import HELD, OwnConfig
-from phantom_s2v.training.encoded import EncodedStore, Row
+from phantom_s2v.training.encoded import EncodedStore, JoinedStore, Row
 
 PERIOD = 1000  # steps over which shares of streams are kept exactly
 ALL, TEXT, REGULARIZATION = "all", "text-to-video", "regularization"  # beside "in-pair" and "cross-pair"
@@ -35,7 +35,7 @@ class Batches:
     is of the largest bucket, so that a device which is too small for it shows that at once.
     """
 
-    store: EncodedStore
+    store: EncodedStore | JoinedStore
     ids: tuple[str, ...]
     kind: str  # which references are drawn
     rows: tuple[tuple[int, ...], ...]  # rows of the dataset, by bucket
@@ -98,10 +98,14 @@ class Mixed:
     streams: tuple[Batches, ...]
     shares: tuple[int, ...]  # of PERIOD steps
     seed: int
+    later: "tuple[tuple[int, Mixed], ...]" = ()  # steps, in order, and what is learned from instead from then on
 
     def of(self, number: int, together: int = 1) -> tuple[Batches, int]:
         """The stream of batch `number`, and the batch's number there."""
         step, place = divmod(number, together)
+        for start, mixed in reversed(self.later):
+            if step >= start:
+                return mixed.of(number - start * together, together)
         period, at = divmod(step, PERIOD)
         order = np.random.default_rng([self.seed, 19, period]).permutation(np.repeat(range(len(self.shares)), self.shares))
         which = int(order[at])
@@ -114,12 +118,14 @@ class Mixed:
         return stream(mine, together)
 
     def stated(self) -> dict[str, Any]:
-        """What there is of each kind."""
-        each = zip(self.streams, self.shares, strict=True)
-        return {
-            stream.kind: {"share": share / PERIOD, "rows": sum(map(len, stream.rows)), "batches_per_epoch": stream.per_epoch()}
-            for stream, share in each
-        }
+        """What there is of each kind, and from which step."""
+        found = {}
+        for start, mixed in ((0, self), *self.later):
+            for stream, share in zip(mixed.streams, mixed.shares, strict=True):
+                rows, count = sum(map(len, stream.rows)), stream.per_epoch()
+                facts = {"share": share / PERIOD, "rows": rows, "batches_per_epoch": count, "since": start}
+                found[f"{stream.kind} from step {start}" if start else stream.kind] = facts
+        return found
 
 
 def collate(rows: list[Batch], rng: Rng, kind: str = ALL) -> Batch:
@@ -147,44 +153,58 @@ def _views(row: Batch, rng: Rng, kind: str) -> list[int]:
     return [int(rng.choice(np.flatnonzero((subjects == subject) & fits))) for subject in np.unique(subjects).tolist()]
 
 
-def split(store: EncodedStore, config: OwnConfig, bad: frozenset[str] = frozenset()) -> tuple[Mixed, list[int]]:
+def split(store: EncodedStore | JoinedStore, config: OwnConfig, bad: frozenset[str] = frozenset()) -> tuple[Mixed, list[int]]:
     """Batches of what is trained on, and the rows that are held out, which follow from ids alone. Those of `bad` are in neither.
 
-    Raises DataError where nothing can be trained on, or where there are no triplets of a kind that the mix asks for.
+    Triplets that are held out are so at all their sizes; errors are measured on those that are there from the start. A batch
+    has as many latent positions from the first step to the last. Raises DataError where nothing can be trained on, or where there
+    are no triplets of a kind that the mix asks for.
     """
     rows = sorted(((number, row) for number, row in enumerate(store.sizes()) if row.id not in bad), key=lambda each: each[1].id)
-    own = [(number, row) for number, row in rows if not row.regularization]
-    if not own:
+    first = [(number, row) for number, row in rows if not row.regularization and not row.since]
+    if not first:
         raise DataError(f"{store.path} has no triplets to learn from ({len(rows)} regularization clips)")
-    rated = [number for number, row in own if row.subjects]
-    apart = set(rated[: min(HELD, int(len(rated) * config.validation))])  # ids are hashes: their order is random
-    kinds = _kinds(config, [each for each in own if each[0] not in apart], [each for each in rows if each[1].regularization])
-    kinds = [each for each in kinds if each[1] > 0]
-    for kind, _, found in kinds:
-        if not found:
-            raise DataError(f"{store.path} has no triplets with {kind} references, which the mix asks for")
-    sized = [(kind, share, _buckets(found, kind)) for kind, share, found in kinds]
-    most = max(_positions(size) for _, _, buckets in sized for size in buckets) * config.batch_size
+    rated = [(number, row.id) for number, row in first if row.subjects]
+    ids = list(dict.fromkeys(key for _, key in rated))
+    apart = set(ids[: min(HELD, int(len(ids) * config.validation))])  # ids are hashes: their order is random
+    learned = [(number, row) for number, row in rows if row.id not in apart or row.regularization]
+    starts = sorted({row.since for _, row in learned})
+    kinds = [_kinds(config, [each for each in learned if each[1].since <= start]) for start in starts]
+    if lacking := [kind for each in kinds for kind, _, found in each if not found]:
+        raise DataError(f"{store.path} has no triplets with {lacking[0]} references, which the mix asks for")
+    sized = [[(kind, share, _buckets(found, kind)) for kind, share, found in each] for each in kinds]
+    most = max(_positions(size) for each in sized for _, _, buckets in each for size in buckets) * config.batch_size
+    mixed, *others = (_mixed(store, each, most, config.train.seed) for each in sized)
+    later = tuple(zip(starts[1:], others, strict=True))
+    return replace(mixed, later=later), sorted(number for number, key in rated if key in apart)
+
+
+def _mixed(store: EncodedStore | JoinedStore, sized: "list[tuple[str, float, Buckets]]", most: int, seed: int) -> Mixed:
+    """Batches of (kind, share, rows by size), of at most as many latent positions."""
     ids = tuple(row.id for row in store.sizes())
-    streams = tuple(_stream(store, ids, kind, buckets, most, config.train.seed + n) for n, (kind, _, buckets) in enumerate(sized))
-    return Mixed(streams, _whole_shares([share for _, share, _ in sized]), config.train.seed), sorted(apart)
+    streams = (_stream(store, ids, kind, buckets, most, seed + number) for number, (kind, _, buckets) in enumerate(sized))
+    return Mixed(tuple(streams), _whole_shares([share for _, share, _ in sized]), seed)
 
 
+Buckets = dict[tuple[int, ...], list[int]]  # rows of the dataset by size
 Numbered = list[tuple[int, Row]]
 
 
-def _kinds(config: OwnConfig, own: Numbered, regularization: Numbered) -> list[tuple[str, float, Numbered]]:
+def _kinds(config: OwnConfig, rows: Numbered) -> list[tuple[str, float, Numbered]]:
     """(kind, share, rows) of the streams that the config asks for."""
+    own, regularization = ([each for each in rows if each[1].regularization == kind] for kind in (False, True))
     kept = config.regularization if regularization else 0.0
     if (mix := config.mix) is None:
-        return [(ALL, 1 - kept, own), (REGULARIZATION, kept, regularization)]
+        kinds = [(ALL, 1 - kept, own), (REGULARIZATION, kept, regularization)]
+        return [each for each in kinds if each[1] > 0]
     total = (mix.in_pair + mix.cross_pair + mix.text_to_video) / (1 - kept)
-    return [
+    kinds = [
         ("in-pair", mix.in_pair / total, [each for each in own if each[1].in_pair]),
         ("cross-pair", mix.cross_pair / total, [each for each in own if each[1].cross_pair]),
         (TEXT, mix.text_to_video / total, own),
         (REGULARIZATION, kept, regularization),
     ]
+    return [each for each in kinds if each[1] > 0]
 
 
 def _whole_shares(shares: list[float]) -> tuple[int, ...]:
@@ -196,9 +216,9 @@ def _whole_shares(shares: list[float]) -> tuple[int, ...]:
     return tuple(int(count) for count in counts)
 
 
-def _buckets(rows: Numbered, kind: str) -> dict[tuple[int, ...], list[int]]:
+def _buckets(rows: Numbered, kind: str) -> Buckets:
     """Rows by height, width, frames and subjects seen, each as often as its repeats say."""
-    buckets: dict[tuple[int, ...], list[int]] = {}
+    buckets: Buckets = {}
     for number, row in rows:
         size = (row.height, row.width, row.frames, 0 if kind == TEXT else row.subjects)
         buckets.setdefault(size, []).extend([number] * row.repeats)
@@ -206,7 +226,7 @@ def _buckets(rows: Numbered, kind: str) -> dict[tuple[int, ...], list[int]]:
 
 
 def _stream(
-    store: EncodedStore, ids: tuple[str, ...], kind: str, buckets: dict[tuple[int, ...], list[int]], most: int, seed: int
+    store: EncodedStore | JoinedStore, ids: tuple[str, ...], kind: str, buckets: Buckets, most: int, seed: int
 ) -> Batches:
     ordered = sorted(buckets)
     positions = tuple(_positions(size) for size in ordered)
@@ -221,7 +241,7 @@ def _positions(size: tuple[int, ...]) -> int:
     return (time + subjects) * h * w
 
 
-def check_lengths(store: EncodedStore, transformer: Any, parts: int) -> None:
+def check_lengths(store: EncodedStore | JoinedStore, transformer: Any, parts: int) -> None:
     """Raise InputError where as many processes cannot share a sequence of the dataset."""
     for height, width, frames, subjects in sorted({tuple(row[1:5]) for row in store.sizes()} if parts > 1 else ()):
         tokens = _positions((height, width, frames, subjects)) // math.prod(transformer.config.patch_size)

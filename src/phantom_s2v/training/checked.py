@@ -16,21 +16,22 @@ AT_ONCE = 8  # rows in memory
 
 
 def unusable(store: EncodedStore, content: str, config: OwnConfig, channels: int, out: Path) -> frozenset[str]:
-    """Ids of triplets that cannot be used, each named on stderr; what was found is noted in the run's folder.
+    """Ids of triplets that cannot be used, each named on stderr; what was found is noted in the run's folder, by dataset.
 
     `content` is the hash of the dataset. Raises DataError where there are some and the config says to stop.
     Processes of torchrun share the reading.
     """
-    version = {"dataset": str(store.path.absolute()), "version": store.dataset.version, "content": content}
-    noted = out / NOTED
-    known = read_json(noted) if noted.is_file() else {}
-    if {name: known.get(name) for name in version} == version:
+    version = {"version": store.dataset.version, "content": content}
+    noted, name = out / NOTED, str(store.path.absolute())
+    notes = read_json(noted).get("datasets", {}) if noted.is_file() else {}
+    known = notes.get(name, {})
+    if known.items() >= version.items():
         bad: dict[str, str] = known["bad"]
     else:
         mine = _look(store, channels)
         bad = {key: reason for part in everyone(mine) for key, reason in part.items()}
         if is_main():
-            write_json(noted, {**version, "bad": bad}, sealed=True)
+            write_json(noted, {"datasets": {**notes, name: {**version, "bad": bad}}}, sealed=True)
     if bad and config.bad_data == "stop":
         listed = "; ".join(f"{key}: {reason}" for key, reason in sorted(bad.items())[:SHOWN])
         more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""

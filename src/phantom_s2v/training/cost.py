@@ -19,7 +19,7 @@ from phantom_s2v.pipeline.cost import estimate as e
 from phantom_s2v.pipeline.cost.measure import card_speed, measure, parameters, read_configs
 from phantom_s2v.pipeline.request import with_defaults
 from phantom_s2v.training.config import OwnConfig
-from phantom_s2v.training.encoded import EncodedStore
+from phantom_s2v.training.encoded import EncodedStore, JoinedStore
 from phantom_s2v.training.frozen import BITS, check_base
 
 LEARNED = 20  # bytes a trained parameter: itself, its average, its gradient and two moments, in float32
@@ -133,11 +133,12 @@ def kept_bytes(config: OwnConfig, tokens: int, widths: tuple[int, int], depth: i
     return held + block * (1 if again(config) else depth), outside - held
 
 
-def works_of(config: OwnConfig, store: EncodedStore) -> list[Work]:
-    """The steps of a dataset: of each stream, in its share, those of its buckets."""
+def works_of(config: OwnConfig, store: EncodedStore | JoinedStore) -> list[Work]:
+    """The steps of a dataset once all of it is learned from: of each stream, in its share, those of its buckets."""
     from phantom_s2v.training.batches import TEXT, split
 
     mixed, _ = split(store, config)
+    mixed = mixed.later[-1][1] if mixed.later else mixed
     works, sizes = [], store.sizes()
     for stream, share in zip(mixed.streams, mixed.shares, strict=True):
         for rows, count in zip(stream.rows, stream.counts, strict=True):

@@ -5,8 +5,10 @@ Legend of tensors: C latent channels, T latent time, h w latent grid, r referenc
 """
 
 import json
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from phantom_s2v.data.stores import LanceStore
-from phantom_s2v.errors import DataError
+from phantom_s2v.errors import DataError, InputError
 from phantom_s2v.files.io import check_folder, check_name, writing_folder
 from phantom_s2v.files.reuse import as_json, differences, spelled
 from phantom_s2v.files.untrusted import parse_json
@@ -55,6 +57,10 @@ class Row(NamedTuple):
     cross_pair: bool
     repeats: int
     regularization: bool
+    since: int = 0  # step of a training from which it is learned from; no column
+
+
+COLUMNS = [name for name in Row._fields if name != "since"]
 
 
 class Use(NamedTuple):
@@ -100,8 +106,8 @@ class EncodedStore(LanceStore):
     def sizes(self) -> list[Row]:
         """What the columns say of all rows."""
         with self._reading():
-            table = self.dataset.to_table(columns=list(Row._fields))
-        return [Row(*values) for values in zip(*(table[name].to_pylist() for name in Row._fields), strict=True)]
+            table = self.dataset.to_table(columns=COLUMNS)
+        return [Row(*values) for values in zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)]
 
     def uses(self) -> dict[str, Use]:
         """Uses by id."""
@@ -170,3 +176,38 @@ class EncodedStore(LanceStore):
                 table = pa.Table.from_pylist(rows, schema=self.dataset.schema)
                 self.dataset = lance.write_dataset(table, str(self.path), mode="append")
         return len(rows)
+
+
+class JoinedStore:
+    """Datasets that one training learns from, as one: the rows of the first, then those of the next, each from a step on."""
+
+    def __init__(self, stores: Sequence[EncodedStore], since: Sequence[int]) -> None:
+        """Raises InputError where none is there from the start or one is given twice."""
+        if 0 not in since:
+            raise InputError("one dataset of latents must be learned from at step 0; give one without a step")
+        paths = [store.path.resolve() for store in stores]
+        if twice := [path for path in paths if paths.count(path) > 1]:
+            raise InputError(f"{twice[0]} was given twice; a dataset of latents joins once")
+        self.stores, self.since = tuple(stores), tuple(since)
+        self.places = [0, *accumulate(map(len, stores))]
+        self.path = Path(" + ".join(str(store.path) for store in stores))  # for sentences
+
+    def __len__(self) -> int:
+        return self.places[-1]
+
+    def sizes(self) -> list[Row]:
+        """What the columns say of all rows, and the steps from which they are learned from."""
+        each = zip(self.stores, self.since, strict=True)
+        return [row._replace(since=since) for store, since in each for row in store.sizes()]
+
+    def rights(self) -> dict[str, int]:
+        """How many triplets have each license."""
+        return dict(sum((Counter(store.rights()) for store in self.stores), Counter()))
+
+    def take(self, rows: list[int]) -> list[dict[str, torch.Tensor]]:
+        """Tensors of rows, in the order asked for. Raises DataError for what is torn."""
+        found: dict[int, dict[str, torch.Tensor]] = {}
+        for number, store in enumerate(self.stores):
+            first, mine = self.places[number], [row for row in rows if bisect_right(self.places, row) - 1 == number]
+            found |= dict(zip(mine, store.take([row - first for row in mine]), strict=True)) if mine else {}
+        return [found[row] for row in rows]

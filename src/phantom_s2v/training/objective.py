@@ -16,7 +16,7 @@ from phantom_s2v.models.flow_matching import clean, interpolate, shift_mean, vel
 from phantom_s2v.pipeline.conditions import Dropped
 from phantom_s2v.training.batches import Batch, collate
 from phantom_s2v.training.config import OwnConfig
-from phantom_s2v.training.encoded import EncodedStore
+from phantom_s2v.training.encoded import EncodedStore, JoinedStore
 from phantom_s2v.training.learner import Loss
 from phantom_s2v.training.transformer import permute_subjects
 from phantom_s2v.training.validation import TIMES
@@ -105,7 +105,9 @@ class Errors:
     since weights may be split, and counts those of its own triplets.
     """
 
-    def __init__(self, store: EncodedStore, rows: list[int], pipe: Any, empty: torch.Tensor, parts: int = 1) -> None:
+    def __init__(
+        self, store: EncodedStore | JoinedStore, rows: list[int], pipe: Any, empty: torch.Tensor, parts: int = 1
+    ) -> None:
         """`parts` processes share a sequence, and so a triplet."""
         self.store, self.rows, self.pipe, self.empty = store, rows, pipe, empty
         self.rank, self.ranks = rank() // parts, world() // parts

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from phantom_s2v.training.batches import PERIOD, Mixed, check_lengths, split
 from phantom_s2v.training.checked import NOTED, unusable
 from phantom_s2v.training.checkpoint import saved, steps_of
 from phantom_s2v.training.config import OwnConfig
-from phantom_s2v.training.encoded import EncodedStore
+from phantom_s2v.training.encoded import EncodedStore, JoinedStore
 from phantom_s2v.training.frozen import check_frozen, load_frozen
 from phantom_s2v.training.guard import encoder_hashes
 from phantom_s2v.training.learner import sequence_parts, spread
@@ -42,7 +42,7 @@ State = dict[str, torch.Tensor]
 def fine_tune(
     config: OwnConfig,
     pipe: Any,
-    store: EncodedStore,
+    store: EncodedStore | JoinedStore,
     out: Path,
     origin: dict[str, Any],
     device: torch.device,
@@ -89,21 +89,24 @@ def fine_tune(
     )
 
 
-def check_encoded(store: EncodedStore, origin: dict[str, Any]) -> None:
+def check_encoded(store: EncodedStore | JoinedStore, origin: dict[str, Any]) -> None:
     """Raise DataError where triplets were encoded by other networks than those whose hashes `origin` has."""
-    for part in ("vae", "text_encoder", "image_encoder"):
-        if part in origin and store.origin.get(part) != origin[part]:
-            raise DataError(f"{store.path} was encoded with another {part} than the model's; encode it again with this model")
+    for each in store.stores if isinstance(store, JoinedStore) else (store,):
+        for part in ("vae", "text_encoder", "image_encoder"):
+            if part in origin and each.origin.get(part) != origin[part]:
+                raise DataError(f"{each.path} was encoded with another {part} than the model's; encode it again with this model")
 
 
 def _notices(config: OwnConfig, batches: Mixed, apart: int) -> list[str]:
     """What a run will learn from, for people."""
     together = config.train.gradient_accumulation_steps * max(1, world() // sequence_parts(config.train))
-    lines = []
-    for stream, share in zip(batches.streams, batches.shares, strict=True):
-        per_epoch, steps = stream.per_epoch(together), config.train.steps * share / PERIOD
-        seen = f"{counted(len(set().union(*stream.rows)), 'triplet')}, {counted(per_epoch, 'batch', 'es')} an epoch"
-        lines.append(f"{stream.kind}: {seen}; {counted(round(steps), 'step')} = {steps * together / per_epoch:.3g} epochs")
+    lines, ends = [], [min(start, config.train.steps) for start, _ in batches.later] + [config.train.steps]
+    for (start, mixed), end in zip(((0, batches), *batches.later), ends, strict=True):
+        for stream, share in zip(mixed.streams, mixed.shares, strict=True):
+            per_epoch, steps = stream.per_epoch(together), max(0, end - start) * share / PERIOD
+            seen = f"{counted(len(set().union(*stream.rows)), 'triplet')}, {counted(per_epoch, 'batch', 'es')} an epoch"
+            name = f"{stream.kind} from step {start}" if start else stream.kind
+            lines.append(f"{name}: {seen}; {counted(round(steps), 'step')} = {steps * together / per_epoch:.3g} epochs")
     if not apart and config.validation:
         there = sum(row.subjects > 0 for row in batches.streams[0].store.sizes())
         few = f"{config.validation:g} of {counted(there, 'triplet')} with references is none that is held out"
@@ -171,16 +174,21 @@ def trainable(transformer: Any, config: OwnConfig, device: torch.device) -> nn.M
 
 
 def run(
-    config: OwnConfig, folder: Path, latents: Path, out: Path, placement: Placement, score: Score | None = None
+    config: OwnConfig,
+    folder: Path,
+    latents: Mapping[Path, int],
+    out: Path,
+    placement: Placement,
+    score: Score | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune the model in `folder` on an encoded dataset; returns what was made.
+    """Fine-tune the model in `folder` on encoded datasets, each from a step on; returns what was made.
 
     Writes `out`/model, which loads like any model, or with LoRA `out`/lora.safetensors, and checkpoints, log.jsonl, TensorBoard
     events, samples and a model card beside it. `score` measures the samples. Run again, it resumes.
     """
     device = placement.torch_device()
     join(device)
-    store = EncodedStore(latents)
+    store = JoinedStore([EncodedStore(path) for path in latents], list(latents.values()))
     _check(config, folder, out)
     jobs = read_samples(config, folder, out)
     origin = {**encoder_hashes(folder), **_starts(config, folder), "dataset": dataset_hash(store)}
@@ -193,7 +201,8 @@ def run(
     def results(stated: dict[str, Any]) -> Result:
         return Result(config, folder, store, name, dtype, out, stated)
 
-    bad = unusable(store, origin["dataset"], config, pipe.latent_channels, out)
+    looked = [unusable(each, dataset_hash(each), config, pipe.latent_channels, out) for each in store.stores]
+    bad = frozenset().union(*looked)
     fine_tune(config, pipe, store, out, origin, device, results, samples, bad)
     made = out / ("model" if config.lora is None else "lora.safetensors")
     return {"written": str(made), "steps": steps_of(saved(out / CHECKPOINTS)[0]), "triplets": len(store)}
@@ -236,8 +245,15 @@ def _starts(config: OwnConfig, folder: Path) -> dict[str, Any]:
     return {"init_from": folder_hash(folder / "transformer", MADE_OF), **hashes}
 
 
-def dataset_hash(store: EncodedStore) -> str:
-    """Of an encoded dataset: what made it, and the ids of its triplets, which are hashes of their content, with their use."""
+def dataset_hash(store: EncodedStore | JoinedStore) -> str:
+    """Of an encoded dataset: what made it, and the ids of its triplets, which are hashes of their content, with their use.
+
+    Of several: their hashes, and from which step each is learned from.
+    """
+    if isinstance(store, JoinedStore):
+        hashes = [dataset_hash(each) for each in store.stores]
+        parts = [f"{each} {since}" for each, since in zip(hashes, store.since, strict=True)]
+        return hashes[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
     digest = hashlib.sha256(json.dumps(store.origin, sort_keys=True).encode())
     for row in sorted(store.sizes()):
         digest.update(f"{row.id} {row.repeats} {row.regularization}".encode())

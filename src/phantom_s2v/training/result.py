@@ -17,7 +17,7 @@ from phantom_s2v.models.wan.lora import native_name
 from phantom_s2v.models.wan.lora_files import lora_metadata
 from phantom_s2v.training.checkpoint import step_name
 from phantom_s2v.training.config import Lora, OwnConfig
-from phantom_s2v.training.encoded import EncodedStore
+from phantom_s2v.training.encoded import EncodedStore, JoinedStore
 
 LAST, BEST, EARLIER, RANKED = ("model", "lora.safetensors"), ("best", "best.safetensors"), "saves", "best.json"
 CARD = "README.md"  # as hubs call a model card
@@ -65,7 +65,7 @@ class Result:
         self,
         config: OwnConfig,
         folder: Path,
-        store: EncodedStore,
+        store: EncodedStore | JoinedStore,
         name: str,
         dtype: torch.dtype,
         out: Path,
@@ -119,11 +119,12 @@ class Result:
             write_model(self.folder, state, self.dtype, target)
             self._write_card(target)
             return
+        last = max(each["since"] for each in self.stated.values())
         known = {
             "ss_learning_rate": str(self.config.train.adam_lr),
             "ss_max_train_steps": str(self.config.train.steps),
             "ss_seed": str(self.config.train.seed),
-            "ss_num_train_images": str(sum(each["rows"] for each in self.stated.values())),
+            "ss_num_train_images": str(sum(each["rows"] for each in self.stated.values() if each["since"] == last)),
             "ss_base_weights": json.dumps(list(self.config.base_weights)),
         }
         write_lora(state, self.config.lora, self.name, target, known)
