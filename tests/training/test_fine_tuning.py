@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -487,6 +488,36 @@ def test_processes_and_ray_encode_what_one_process_does(tiny, tmp_path):
         for name in ("one", "two", "ray")
     ]
     assert rows[0] == rows[1] == rows[2]
+
+
+@pytest.mark.long
+def test_encoding_that_is_killed_goes_on_with_what_it_had(tiny, tmp_path):
+    """Killed after its first rows are there, and again before any new ones are: none is lost, none is there twice."""
+    store = TripletStore.create(tmp_path / "t.lance")
+    store.write(triplet(tmp_path, number) for number in range(40))
+    whole, parts = tmp_path / "whole.lance", tmp_path / "parts.lance"
+    command = [sys.executable, "-m", "phantom_s2v", "encode", str(store.path), "--model", str(tiny), "--out"]
+    counts = []
+    for until in (lambda: rows_in(parts) > 0, lambda: True):
+        running = subprocess.Popen([*command, str(parts)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert running.stderr
+        while not until() or "to encode" not in running.stderr.readline():
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.kill()
+        running.communicate()
+        counts.append(rows_in(parts))
+    assert 0 < counts[0] <= counts[1] < 40
+    done = subprocess.run([*command, str(parts)], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == {"new": 40 - counts[1], "triplets": 40, "left_out": 0}
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    tables = [EncodedStore(path).dataset.to_table().to_pylist() for path in (whole, parts)]
+    first, second = (sorted((row["id"], row["tensors"]) for row in table) for table in tables)
+    assert first == second
+
+
+def rows_in(path) -> int:
+    return len(EncodedStore(path)) if path.exists() else 0
 
 
 def test_a_resumed_training_goes_on_with_its_run_of_weights_and_biases(tmp_path, monkeypatch):
