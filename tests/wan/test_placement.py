@@ -380,7 +380,7 @@ def test_two_processes_give_the_same_latents(converted, plain, tmp_path, kind):
     """Under gloo on CPUs. Ring attention needs what CPU backends lack, and is untested."""
     script = tmp_path / "run.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parents[n]) for n in (0, 1)]!r}\n"
         "import torch\n"
         "torch.set_num_threads(1)\n"
         "from phantom_s2v.models.distributed import is_main, leave\n"

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phantom_s2v.vision.faces import Face
+if TYPE_CHECKING:  # it loads torch
+    from phantom_s2v.vision.faces import Face
 
 Found = tuple[tuple[int, int, int, int], str, float]  # box (left, top, right, bottom) in pixels, phrase, score
 Embed = Callable[[list[np.ndarray]], np.ndarray]  # images -> unit vectors [n, d]
@@ -45,7 +47,7 @@ class Faces:
     """All faces in an image, the surest first, and how alike two features are; 1 is the same."""
 
     name: str
-    find: Callable[[np.ndarray], list[Face]]
+    find: Callable[[np.ndarray], "list[Face]"]
     alike: Callable[[np.ndarray, np.ndarray], float]
 
     def known(self, image: np.ndarray) -> np.ndarray | None:
