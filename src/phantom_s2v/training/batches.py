@@ -194,17 +194,15 @@ def _kinds(config: OwnConfig, rows: Numbered) -> list[tuple[str, float, Numbered
     """(kind, share, rows) of the streams that the config asks for."""
     own, regularization = ([each for each in rows if each[1].regularization == kind] for kind in (False, True))
     kept = config.regularization if regularization else 0.0
-    if (mix := config.mix) is None:
-        kinds = [(ALL, 1 - kept, own), (REGULARIZATION, kept, regularization)]
-        return [each for each in kinds if each[1] > 0]
-    total = (mix.in_pair + mix.cross_pair + mix.text_to_video) / (1 - kept)
-    kinds = [
-        ("in-pair", mix.in_pair / total, [each for each in own if each[1].in_pair]),
-        ("cross-pair", mix.cross_pair / total, [each for each in own if each[1].cross_pair]),
-        (TEXT, mix.text_to_video / total, own),
-        (REGULARIZATION, kept, regularization),
-    ]
-    return [each for each in kinds if each[1] > 0]
+    kinds = [(ALL, 1 - kept, own)]
+    if mix := config.mix:
+        total = (mix.in_pair + mix.cross_pair + mix.text_to_video) / (1 - kept)
+        kinds = [
+            ("in-pair", mix.in_pair / total, [each for each in own if each[1].in_pair]),
+            ("cross-pair", mix.cross_pair / total, [each for each in own if each[1].cross_pair]),
+            (TEXT, mix.text_to_video / total, own),
+        ]
+    return [each for each in (*kinds, (REGULARIZATION, kept, regularization)) if each[1] > 0]
 
 
 def _whole_shares(shares: list[float]) -> tuple[int, ...]:

@@ -71,14 +71,14 @@ def encode_row(pipe: Any, triplet: Triplet, texts: Texts, bucket: Bucket, target
     """A triplet as a row of an EncodedStore. Raises DataError for one that cannot be encoded."""
     there, ended = 0, False
 
-    def counted(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    def watched(frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         nonlocal there, ended
         for frame in frames:
             there += 1
             yield frame
         ended = True
 
-    sample = decode(triplet, lambda frames: fitted(counted(frames), triplet.fps, bucket, target))
+    sample = decode(triplet, lambda frames: fitted(watched(frames), triplet.fps, bucket, target))
     if ended and there < triplet.frames:  # a file says more than it holds
         held = bucket_of(triplet.height, triplet.width, there, triplet.fps, target).frames
         bucket = replace(bucket, frames=min(bucket.frames, held))

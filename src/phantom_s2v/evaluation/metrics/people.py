@@ -49,10 +49,11 @@ class People:
         own = [looks.clothes(reference, face.box) for face in self.references[index][:1]]
         if self.known[index] is None or not own or own[0] is None:
             return NAN
-        shown = [[looks.clothes(frame, face.box) for face in faces] for frame, faces in zip(frames, self.frames, strict=True)]
-        best = [
-            max(colors @ own[0] for colors in each if colors is not None) for each in shown if any(c is not None for c in each)
+        alike = [
+            [colors @ own[0] for face in faces if (colors := looks.clothes(frame, face.box)) is not None]
+            for frame, faces in zip(frames, self.frames, strict=True)
         ]
+        best = [max(each) for each in alike if each]
         return float(np.mean(best)) if best else NAN
 
 
