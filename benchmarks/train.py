@@ -96,7 +96,8 @@ def flop_of(forward: Callable[[], object]) -> float:
 def learner_of(config: OwnConfig, pipe: Any, empty: torch.Tensor, dtype: torch.dtype) -> Learner:
     """What `phantom train` makes steps with."""
     train = replace(config.train, precision=str(dtype).removeprefix("torch."))
-    net = pipe.transformer.requires_grad_(True).train()
+    net = pipe.transformer.requires_grad_(True)
+    own.prepare(net, config)
     return Learner(train, net, net, own.loss_of(pipe, config, empty), exclude=("",))
 
 
@@ -144,7 +145,7 @@ def encoded(pipe: Any, clip: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def mini(clock: Clock, batch_size: int, repeats: int) -> dict[str, Any]:
+def mini(clock: Clock, batch_size: int, repeats: int, compiled: bool) -> dict[str, Any]:
     """phantom-mini by our loop, from a dataset on disk, and by the plain one."""
     pipe = load_models(model_folder("phantom-mini"), Placement(device="cpu", dtype="float32"))
     made, base = clips(CLIPS), deepcopy(pipe.transformer)
@@ -158,7 +159,7 @@ def mini(clock: Clock, batch_size: int, repeats: int) -> dict[str, Any]:
             for clip in made
         )
         store.write({"id": f"{n:02d}", **facts, "tensors": save(row)} for n, row in enumerate(rows))
-        config = replace(recipes.own_mini(), batch_size=batch_size, validation=0.0)
+        config = replace(recipes.own_mini(), batch_size=batch_size, validation=0.0, compile=compiled)
         batches, _ = own.split(store, config)
         empty = pipe.encode_texts([""], 512)
 
@@ -220,16 +221,17 @@ def wan_pipe(transformer: Any) -> Any:
     return pipe
 
 
-def wan(clock: Clock, layers: int, batch: dict[str, torch.Tensor], repeats: int, again: bool = False) -> dict[str, Any]:
+def wan(
+    clock: Clock, layers: int, batch: dict[str, torch.Tensor], repeats: int, compiled: bool, again: bool = False
+) -> dict[str, Any]:
     """Blocks of Wan 1.3B's width by our loop; `again` computes their insides again in the backward pass."""
-    config, empty = recipes.own_wan(), torch.zeros(1, 1, 4096, device=clock.device)
+    config = replace(recipes.own_wan(), gradient_checkpointing=again, compile=compiled)
+    empty = torch.zeros(1, 1, 4096, device=clock.device)
 
     def make(dtype: torch.dtype) -> tuple[Callable[[], float], float]:
         torch.manual_seed(0)
         with clock.device:
             pipe = wan_pipe(PhantomWanTransformer(num_layers=layers, **WIDTH))
-        if again:
-            pipe.transformer.enable_gradient_checkpointing()
         learner = learner_of(config, pipe, empty, dtype)
         with torch.device("meta"):
             ghost = wan_pipe(PhantomWanTransformer(num_layers=layers, **WIDTH))
@@ -289,6 +291,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(help="Steps that are timed; the fastest counts.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Clips of a batch of phantom-mini.")] = 8,
+    compiled: Annotated[bool, typer.Option("--compile", help="Train with compile = true.")] = False,
     small: Annotated[bool, typer.Option("--small", help="Small sizes, to try it.")] = False,
 ) -> None:
     """Measure and print."""
@@ -306,17 +309,17 @@ def main(
 
     result: dict[str, float | str] = {}
     if device == "cpu":
-        row = mini(timer, 2 if small else batch_size, repeats)
+        row = mini(timer, 2 if small else batch_size, repeats, compiled)
         result |= {"mini_of_peak": share("mini", row), "over_plain_loop": row["over_plain_loop"]}
     height, width = (64, 64) if small else (480, 832)
     batch = wan_batch(height, width, 5, timer.device)
-    row = wan(timer, 2, batch, repeats)
+    row = wan(timer, 2, batch, repeats, compiled)
     own, other = in_turn(timer, row["step"], textbook(2, batch, row["dtype"]), repeats)
     print("textbook", json.dumps({"seconds": round(other, 3), "ours": round(own, 3)}), flush=True)
     row["seconds"] = row["all"][str(row["dtype"])] = min(own, row["seconds"])
     result |= {"wan_width_of_peak": share("wan_width", row), "over_diffusers": other / own}
     if device == "cuda":
-        row = wan(timer, 30, wan_batch(480, 832, 81, timer.device), repeats, again=True)
+        row = wan(timer, 30, wan_batch(480, 832, 81, timer.device), repeats, compiled, again=True)
         result |= {"wan_1.3b_of_peak": share("wan_1.3b", row), "attention_kernel": attention_kernel(row["step"])}
     print(json.dumps({name: value if isinstance(value, str) else round(value, 3) for name, value in result.items()}))
 

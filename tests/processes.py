@@ -30,8 +30,11 @@ def _child(rank: int, count: int, port: int, answer: Path, function: Any, given:
     os._exit(0)
 
 
-def in_processes(folder: Path, count: int, function: Any, *given: Any, fails: bool = False) -> list[Any]:
-    """What `function(*given)` returns in each of `count` processes that torchrun would start; with `fails` their errors."""
+def in_processes(folder: Path, count: int, function: Any, *given: Any, fails: bool = False, seconds: int = 120) -> list[Any]:
+    """What `function(*given)` returns in each of `count` processes that torchrun would start; with `fails` their errors.
+
+    They have to end within so many `seconds`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,7 +48,7 @@ def in_processes(folder: Path, count: int, function: Any, *given: Any, fails: bo
         for process in started:
             process.start()
     for process in started:
-        process.join(120)
+        process.join(seconds)
     hung = [process for process in started if process.is_alive()]
     for process in hung:
         process.kill()

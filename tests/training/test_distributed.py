@@ -20,7 +20,7 @@ from phantom_s2v.models import distributed
 from phantom_s2v.models.distributed import everyone, join, shard, weight_mesh, whole_tensors, world
 from phantom_s2v.models.memory import Placement
 from phantom_s2v.pipeline.loading import load_models
-from phantom_s2v.training import own, recipes
+from phantom_s2v.training import encoded, own, recipes
 from phantom_s2v.training.checkpoint import saved
 from phantom_s2v.training.config import Lora, TrainConfig
 from phantom_s2v.training.guard import encoder_hashes
@@ -42,12 +42,11 @@ def triplets() -> Held:
 def fine_tune(folder, store, out, steps, losses=None, **changes) -> tuple[dict[int, dict[str, float]], list[list[str]]]:
     """Rows of the log, unrounded, by step, and the ids of each step's batches in this process."""
     rows, ids = {}, []
-    lora, model = changes.pop("lora", None), load_models(folder)
+    (lora, compiled), model = (changes.pop("lora", None), changes.pop("compile", False)), load_models(folder)
     settings = {"steps": steps, "adam_lr": 2e-3, "warmup": 2, "precision": "float32", "log_steps": 1, "decay_share": 0.0}
     config = recipes.own_mini()
-    config = replace(
-        config, train=replace(config.train, **{**settings, **changes}), lora=lora, batch_size=1, validation=0.2, drop_tokens=0.2
-    )
+    config = replace(config, train=replace(config.train, **{**settings, **changes}), lora=lora, compile=compiled)
+    config = replace(config, batch_size=1, validation=0.2, drop_tokens=0.2)
 
     class Listening(Held):
         def take(self, numbers):
@@ -92,6 +91,15 @@ def test_processes_have_the_losses_of_one(tiny, triplets, alone, tmp_path, count
     assert losses(rows).std() > 1e-2
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_compiled_processes_have_the_losses_of_one(tiny, triplets, alone, tmp_path, parallel):
+    given = {"parallel": parallel, "gradient_accumulation_steps": 2, "compile": True}
+    made = in_processes(tmp_path, 2, lambda: fine_tune(tiny, triplets, tmp_path / "out", STEPS, **given), seconds=900)
+    equal(made[0][0], alone[0])
+    assert made[0][0][STEPS]["with_0.5"] == pytest.approx(alone[0][STEPS]["with_0.5"], abs=1e-5, rel=1e-6)
+
+
 def test_a_whole_training_of_two_processes_checks_its_data_and_writes_a_model(tiny, triplets, tmp_path):
     """What the command does, of which Lance alone is left out; in bfloat16, which FSDP gathers weights in."""
     store = Held([dict(row) for row in triplets.rows], triplets.shapes)
@@ -102,7 +110,7 @@ def test_a_whole_training_of_two_processes_checks_its_data_and_writes_a_model(ti
         config = recipes.own_mini()
         train = replace(config.train, steps=2, warmup=1, precision=precision, log_steps=1, parallel="fsdp")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(own, "EncodedStore", lambda path: store)
+            patch.setattr(encoded, "EncodedStore", lambda path: store)
             return own.run(
                 replace(config, train=train, bad_data="skip", validation=0.2),
                 tiny,

@@ -16,7 +16,7 @@ from phantom_s2v.models.tensors import FILE
 from phantom_s2v.pipeline.conditions import Conditions, Dropped
 from phantom_s2v.pipeline.loading import load_models
 from phantom_s2v.pipeline.mmdit_pipeline import References
-from phantom_s2v.training import own, recipes
+from phantom_s2v.training import encoded, own, recipes
 from phantom_s2v.training.batches import collate
 from phantom_s2v.training.config import Lora, OwnConfig
 from phantom_s2v.training.guard import encoder_hashes
@@ -89,18 +89,60 @@ def test_checkpointed_blocks_have_the_same_gradients(family):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_stopped_run_goes_on_bit_for_bit(family, tmp_path, monkeypatch, rank):
+LONG = pytest.mark.long
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile looks at modulations
+@pytest.mark.parametrize(("rank", "changes"), [
+    (0, {}),
+    pytest.param(0, {"activation_offload": True}, marks=LONG),
+    pytest.param(2, {"gradient_checkpointing": True}, marks=LONG),
+    pytest.param(2, {"gradient_checkpointing": True, "blocks_to_swap": 1}, marks=LONG),
+])  # fmt: skip
+def test_compiled_blocks_have_the_same_gradients(family, rank, changes, monkeypatch):
+    """Over two shapes of batches; torch's code generator is left out, which takes a minute more and has tests of its own."""
+    generated = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda work, **given: generated(work, backend="aot_eager", **given))
+    lora = Lora(rank, 2.0, targets=family.targets) if rank else None
+    config = replace(family.preset(), lora=lora, drop_text=0.0, drop_references=0.0, drop_latents=0.0, drop_tokens=0.0)
+    config = replace(config, **{"gradient_checkpointing": False, **changes})
+    shapes = sorted(set(family.store.shapes))
+    batches = [collate(family.store.take([family.store.shapes.index(shape)]), np.random.default_rng(0)) for shape in shapes]
+    grads = []
+    for compiled in (False, True):
+        pipe = load_models(family.folder)
+        torch.manual_seed(0)
+        trained = own.trainable(pipe.transformer, config, torch.device("cpu"))
+        own.prepare(pipe.transformer, replace(config, compile=compiled))
+        with torch.no_grad():
+            for parameter in trained.parameters():
+                parameter.add_(0.02)  # gradients of adapters are zero where factors are
+        for batch in batches:
+            torch.manual_seed(0)
+            own.loss_of(pipe, config, pipe.encode_texts([""], 512))(batch, 0)["loss"].backward()
+        grads.append([torch.zeros_like(p) if p.grad is None else p.grad for p in trained.parameters()])
+    assert sum(bool(grad.any()) for grad in grads[0]) > len(grads[0]) / 2
+    scale = max(float(grad.abs().max()) for grad in grads[0])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5 * scale, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize(
+    ("rank", "compiled"), [(0, False), (2, False), pytest.param(0, True, marks=LONG), pytest.param(2, True, marks=LONG)]
+)
+def test_a_stopped_run_goes_on_bit_for_bit(family, tmp_path, monkeypatch, rank, compiled):
     """All weights, which are a model folder afterwards, and LoRA."""
     family.store.origin = encoder_hashes(family.folder)
-    monkeypatch.setattr(own, "EncodedStore", lambda path: family.store)
+    monkeypatch.setattr(encoded, "EncodedStore", lambda path: family.store)
     config = family.preset()
     lora = Lora(rank, 2.0, targets=family.targets) if rank else None
     train = replace(config.train, adam_lr=5e-3, warmup=1, precision="float32", log_steps=1, decay_share=0.0, ema_decay=0.5)
-    config = replace(config, lora=lora, t_tokens=16, validation=0.0)
+    config = replace(config, lora=lora, t_tokens=16, validation=0.2 * compiled, compile=compiled)
 
     def run(name: str, steps: int) -> dict[str, torch.Tensor]:
         given = replace(config, train=replace(train, steps=steps))
+        torch.compiler.reset()  # as another process
         own.run(given, family.folder, {tmp_path: 0}, tmp_path / name, Placement(device="cpu"))
         return load_file(tmp_path / name / ("lora.safetensors" if rank else f"model/transformer/{FILE}"))
 

@@ -235,16 +235,18 @@ def test_an_adapter_beside_swapped_weights_comes_with_them():
     """peft makes the adapter that samples are made with trainable, where its base lies."""
     block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     block[0].requires_grad_(False)
-    visiting = swap._Visiting(block, torch.device("meta"))
+    visiting = swap.Visiting(block, torch.device("meta"))
     assert visiting(torch.zeros(2, 4, device="meta")).device.type == "meta"
     block[0].requires_grad_(True)
-    here = swap._Visiting(block, torch.device("cpu"))
+    here = swap.Visiting(block, torch.device("cpu"))
     here(torch.zeros(2, 4)).sum().backward()
     assert all(p.grad is not None for p in block.parameters())
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-def test_a_lora_on_a_gguf_base_is_the_one_on_its_dequantized_weights(latents, converted, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "compiled"), [("Q8_0", False), ("Q4_0", False), pytest.param("Q8_0", True, marks=pytest.mark.long)]
+)
+def test_a_lora_on_a_gguf_base_is_the_one_on_its_dequantized_weights(latents, converted, tmp_path, kind, compiled):
     gguf = pytest.importorskip("gguf")
     kind = gguf.GGMLQuantizationType[kind]
     file = native.write_gguf(tmp_path / "base.gguf", native.transformer(), kind)
@@ -259,7 +261,7 @@ def test_a_lora_on_a_gguf_base_is_the_one_on_its_dequantized_weights(latents, co
     plain = frozen_lora(latents, converted, tmp_path / "plain")
     expected, found = (
         frozen_lora(latents, dense, tmp_path / "expected"),
-        frozen_lora(latents, converted, tmp_path / "found", quantization=str(file)),
+        frozen_lora(latents, converted, tmp_path / "found", quantization=str(file), compile=compiled),
     )
     far, near = (
         torch.cat([(found[name] - value).flatten() for name, value in other.items()]).norm() for other in (plain, expected)

@@ -209,12 +209,11 @@ def estimate_train(
     from phantom_s2v.geometry import VideoSize, parse_size
     from phantom_s2v.models.memory import Placement
     from phantom_s2v.training import cost
-    from phantom_s2v.training.encoded import EncodedStore, JoinedStore
+    from phantom_s2v.training.encoded import JoinedStore
 
     name, chosen = _configured(preset, config, steps=steps)
     if latents:
-        since = parse_latents(latents)
-        works = cost.works_of(chosen, JoinedStore([EncodedStore(path) for path in since], list(since.values())))
+        works = cost.works_of(chosen, JoinedStore.open(parse_latents(latents)))
     else:
         usual = cost.usual_size(model or name)
         width, height = parse_size(size) if size else (usual.width, usual.height)

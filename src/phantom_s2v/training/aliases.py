@@ -16,6 +16,7 @@ FIELDS: dict[str, Path] = {
     "network_alpha": ("lora", "alpha"),
     "network_weights": ("init_from",),
     "gradient_checkpointing_cpu_offload": ("activation_offload",),
+    "torch_compile": ("compile",),
     "discrete_flow_shift": ("t_shift",),
     "sigmoid_scale": ("t_scale",),
     "caption_dropout_rate": ("drop_text",),

@@ -4,6 +4,7 @@ Legend of tensors: B batch, C latent channels, T latent time, h w latent grid, n
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import Any
@@ -117,14 +118,18 @@ class Mixed:
         stream, mine = self.of(number, together)
         return stream(mine, together)
 
+    def parts(self) -> Iterator[tuple[str, int, Batches, float]]:
+        """(name, first step, stream, share of steps) of each kind, those of later steps too."""
+        for start, mixed in ((0, self), *self.later):
+            for stream, share in zip(mixed.streams, mixed.shares, strict=True):
+                yield f"{stream.kind} from step {start}" if start else stream.kind, start, stream, share / PERIOD
+
     def stated(self) -> dict[str, Any]:
         """What there is of each kind, and from which step."""
         found = {}
-        for start, mixed in ((0, self), *self.later):
-            for stream, share in zip(mixed.streams, mixed.shares, strict=True):
-                rows, count = sum(map(len, stream.rows)), stream.per_epoch()
-                facts = {"share": share / PERIOD, "rows": rows, "batches_per_epoch": count, "since": start}
-                found[f"{stream.kind} from step {start}" if start else stream.kind] = facts
+        for name, start, stream, share in self.parts():
+            rows, count = sum(map(len, stream.rows)), stream.per_epoch()
+            found[name] = {"share": share, "rows": rows, "batches_per_epoch": count, "since": start}
         return found
 
 

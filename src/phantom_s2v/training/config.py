@@ -198,6 +198,7 @@ class OwnConfig:
     gradient_checkpointing: bool = False  # blocks are computed again in the backward pass instead of kept
     activation_offload: bool = False  # what gradient checkpointing keeps waits in main memory
     blocks_to_swap: int = 0  # blocks of a frozen base that wait in main memory, from the last one on
+    compile: bool = False  # blocks by torch.compile: quicker steps, after a slow first one of each shape of batches
     quantization: str = "none"  # of a frozen base: int8, int4 (torchao), 8bit, 4bit (bitsandbytes), or a GGUF file
     drop_text: float = 0.1  # the image branch of guidance
     drop_references: float = 0.1  # zeros instead (Phantom-Wan's authors: 10%); with the text, the null branch

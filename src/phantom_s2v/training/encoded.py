@@ -7,7 +7,7 @@ Legend of tensors: C latent channels, T latent time, h w latent grid, r referenc
 import json
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,8 +150,8 @@ class EncodedStore(LanceStore):
         """Delete rows; returns how many."""
         wanted = sorted(ids)
         with self._writing():
-            for start in range(0, len(wanted), 1000):
-                self.dataset.delete(f"id IN ({', '.join(repr(each) for each in wanted[start : start + 1000])})")
+            for condition in _conditions(wanted):
+                self.dataset.delete(condition)
         return len(wanted)
 
     def set_use(self, uses: dict[str, Use]) -> None:
@@ -167,8 +167,8 @@ class EncodedStore(LanceStore):
                     "regularization": str(use.regularization).lower(),
                     "license": f"'{quoted}'",
                 }
-                for start in range(0, len(keys), 1000):
-                    self.dataset.update(values, f"id IN ({', '.join(repr(key) for key in keys[start : start + 1000])})")
+                for condition in _conditions(keys):
+                    self.dataset.update(values, condition)
 
     def _append(self, rows: list[dict[str, Any]]) -> int:
         if rows:
@@ -176,6 +176,12 @@ class EncodedStore(LanceStore):
                 table = pa.Table.from_pylist(rows, schema=self.dataset.schema)
                 self.dataset = lance.write_dataset(table, str(self.path), mode="append")
         return len(rows)
+
+
+def _conditions(ids: list[str]) -> Iterator[str]:
+    """SQL conditions that choose rows by their ids, a thousand at a time."""
+    for start in range(0, len(ids), 1000):
+        yield f"id IN ({', '.join(repr(key) for key in ids[start : start + 1000])})"
 
 
 class JoinedStore:
@@ -191,6 +197,11 @@ class JoinedStore:
         self.stores, self.since = tuple(stores), tuple(since)
         self.places = [0, *accumulate(map(len, stores))]
         self.path = Path(" + ".join(str(store.path) for store in stores))  # for sentences
+
+    @classmethod
+    def open(cls, latents: Mapping[Path, int]) -> "JoinedStore":
+        """Datasets at paths, each with the step from which it is learned from."""
+        return cls([EncodedStore(path) for path in latents], list(latents.values()))
 
     def __len__(self) -> int:
         return self.places[-1]

@@ -1,5 +1,7 @@
 """What a training step does: gradients of batches, in one process or torchrun's many, and the update."""
 
+import os
+import shutil
 import time
 import warnings
 from collections import OrderedDict
@@ -19,7 +21,9 @@ from phantom_s2v.errors import InputError
 from phantom_s2v.models.distributed import HOW, join, local_world, shard, split_sequence, weight_mesh, world
 from phantom_s2v.training.config import TrainConfig
 from phantom_s2v.training.optim import Muon, update_ema
+from phantom_s2v.training.swap import Visiting
 
+PROGRAMS = 1024  # of a block: beyond them torch goes on uncompiled, and a resumed run would compute otherwise
 Loss = Callable[[Any, int], dict[str, torch.Tensor]]  # batch, step -> {"loss": scalar, ...}
 Numbered = tuple[int, Any]  # number of a batch over all processes, and the batch
 
@@ -65,6 +69,20 @@ def spread(config: TrainConfig, transformer: Any, device: torch.device) -> None:
         shards = world() if config.parallel == "fsdp" else config.shard_size or local_world()
         dtype = pick_dtype(config.precision)
         shard(transformer, weight_mesh(device, shards), dtype if dtype != torch.float32 else None)
+
+
+def compile_blocks(transformer: Any) -> None:
+    """Compile the blocks of a transformer that is trained, which share a program for each shape of batches.
+
+    Programs for any shape would take several times as long to make. Raises InputError where there is no compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise InputError(f"compile needs a C++ compiler, and {compiler} is not installed; install it, or set compile to false")
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = PROGRAMS
+    for block in transformer.blocks:
+        whole = block.forward if isinstance(block.forward, Visiting) else block
+        whole.compile(dynamic=False)
 
 
 def average_of(model: nn.Module) -> nn.Module:

@@ -22,14 +22,14 @@ from phantom_s2v.pipeline.batch import Job, parse_loras
 from phantom_s2v.pipeline.generate import load_for, read_texts
 from phantom_s2v.pipeline.request import with_defaults
 from phantom_s2v.training.adapters import add_adapters, merge_base
-from phantom_s2v.training.batches import PERIOD, Mixed, check_lengths, split
+from phantom_s2v.training.batches import Mixed, check_lengths, split
 from phantom_s2v.training.checked import NOTED, unusable
 from phantom_s2v.training.checkpoint import saved, steps_of
 from phantom_s2v.training.config import OwnConfig
 from phantom_s2v.training.encoded import EncodedStore, JoinedStore
 from phantom_s2v.training.frozen import check_frozen, load_frozen
 from phantom_s2v.training.guard import encoder_hashes
-from phantom_s2v.training.learner import sequence_parts, spread
+from phantom_s2v.training.learner import compile_blocks, sequence_parts, spread
 from phantom_s2v.training.loop import CHECKPOINTS, check_free, train
 from phantom_s2v.training.objective import Errors, loss_of
 from phantom_s2v.training.result import OUTPUTS, Result
@@ -71,9 +71,7 @@ def fine_tune(
         print(json.dumps({**stated, "held_out": len(apart)}), flush=True)
         for line in _notices(config, batches, len(apart)):
             print(f"phantom: {line}", file=sys.stderr, flush=True)
-    pipe.transformer.train()
-    if config.gradient_checkpointing or config.activation_offload:
-        pipe.transformer.enable_gradient_checkpointing()
+    prepare(pipe.transformer, config)
     work = _Work(pipe, config, empty, result, Errors(store, apart, pipe, empty, parts) if apart else None, samples, device)
     return train(
         config.train,
@@ -100,13 +98,12 @@ def check_encoded(store: EncodedStore | JoinedStore, origin: dict[str, Any]) -> 
 def _notices(config: OwnConfig, batches: Mixed, apart: int) -> list[str]:
     """What a run will learn from, for people."""
     together = config.train.gradient_accumulation_steps * max(1, world() // sequence_parts(config.train))
-    lines, ends = [], [min(start, config.train.steps) for start, _ in batches.later] + [config.train.steps]
-    for (start, mixed), end in zip(((0, batches), *batches.later), ends, strict=True):
-        for stream, share in zip(mixed.streams, mixed.shares, strict=True):
-            per_epoch, steps = stream.per_epoch(together), max(0, end - start) * share / PERIOD
-            seen = f"{counted(len(set().union(*stream.rows)), 'triplet')}, {counted(per_epoch, 'batch', 'es')} an epoch"
-            name = f"{stream.kind} from step {start}" if start else stream.kind
-            lines.append(f"{name}: {seen}; {counted(round(steps), 'step')} = {steps * together / per_epoch:.3g} epochs")
+    starts, lines = [0, *(start for start, _ in batches.later)], list[str]()
+    until = dict(zip(starts, [*starts[1:], config.train.steps], strict=True))
+    for name, start, stream, share in batches.parts():
+        per_epoch, steps = stream.per_epoch(together), max(0, min(until[start], config.train.steps) - start) * share
+        seen = f"{counted(len(set().union(*stream.rows)), 'triplet')}, {counted(per_epoch, 'batch', 'es')} an epoch"
+        lines.append(f"{name}: {seen}; {counted(round(steps), 'step')} = {steps * together / per_epoch:.3g} epochs")
     if not apart and config.validation:
         there = sum(row.subjects > 0 for row in batches.streams[0].store.sizes())
         few = f"{config.validation:g} of {counted(there, 'triplet')} with references is none that is held out"
@@ -140,13 +137,14 @@ class _Work:
     def validate(self, raw: nn.Module, average: nn.Module, steps: int) -> dict[str, float]:
         """Errors on held-out triplets and samples; the best state is kept."""
         self.pipe.transformer.eval()
-        figures = self.errors(self.device) if self.errors else {}
-        if self.result:
-            state = _whole(average)
-            if self.samples and is_main():
-                self.result.save_last(state)
-                figures |= self.samples(average, self.result.made, steps)
-            self.result.compare(state, steps, figures)
+        with torch.compiler.set_stance("force_eager"):  # its shapes are not compiled for
+            figures = self.errors(self.device) if self.errors else {}
+            if self.result:
+                state = _whole(average)
+                if self.samples and is_main():
+                    self.result.save_last(state)
+                    figures |= self.samples(average, self.result.made, steps)
+                self.result.compare(state, steps, figures)
         self.pipe.transformer.train()
         return figures
 
@@ -173,6 +171,15 @@ def trainable(transformer: Any, config: OwnConfig, device: torch.device) -> nn.M
     return nn.ParameterDict({name.replace(".", "/"): p for name, p in transformer.named_parameters() if p.requires_grad})
 
 
+def prepare(transformer: Any, config: OwnConfig) -> None:
+    """Make the blocks of a transformer whose parameters are set compute as the config says."""
+    transformer.train()
+    if config.gradient_checkpointing or config.activation_offload:
+        transformer.enable_gradient_checkpointing()
+    if config.compile:
+        compile_blocks(transformer)
+
+
 def run(
     config: OwnConfig,
     folder: Path,
@@ -188,7 +195,7 @@ def run(
     """
     device = placement.torch_device()
     join(device)
-    store = JoinedStore([EncodedStore(path) for path in latents], list(latents.values()))
+    store = JoinedStore.open(latents)
     _check(config, folder, out)
     jobs = read_samples(config, folder, out)
     origin = {**encoder_hashes(folder), **_starts(config, folder), "dataset": dataset_hash(store)}

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,10 @@ from phantom_s2v.training.config import Bucket, TransformerConfig
 from phantom_s2v.training.distillation import distillation_loss, student_of
 from phantom_s2v.training.guard import encoder_hashes, facts_of
 from phantom_s2v.training.latents import TEXT_PLACES, TripletEncoder, Triplets, validation_families
-from phantom_s2v.training.learner import pick_dtype
+from phantom_s2v.training.learner import compile_blocks, pick_dtype
 from phantom_s2v.training.log import Work
 from phantom_s2v.training.transformer import TransformerLoss, loss_of, train_transformer
 from phantom_s2v.training.validation import Validation
-
-PROGRAMS = 64  # compiled for a block: beyond it torch goes on uncompiled
 
 
 def transformer_run(
@@ -145,20 +142,15 @@ def _teacher(folder: Path) -> PhantomTransformer:
 
 
 def for_cuda(*networks: PhantomTransformer) -> None:
-    """Matrix products in TF32 where they are not in bfloat16, the fastest kernels, and blocks compiled.
-
-    All blocks share a program for each shape. Programs for any shape take several times as long to make, so that few shapes are
-    better: buckets times numbers of references.
-    """
+    """Matrix products in TF32 where they are not in bfloat16, the fastest kernels, and blocks compiled."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    torch._dynamo.config.recompile_limit = PROGRAMS
     heads = networks[0].config.heads
     times = attention_seconds(heads, networks[0].config.dim // heads)
     torch.backends.cuda.enable_mem_efficient_sdp(times["efficient"] <= times["cudnn"])
     torch.backends.cuda.enable_cudnn_sdp(times["cudnn"] < times["efficient"])
-    for block in chain.from_iterable(network.blocks for network in networks):
-        block.compile(dynamic=False)
+    for network in networks:
+        compile_blocks(network)
 
 
 def attention_seconds(heads: int, width: int, tokens: int = 2112, batch: int = 16) -> dict[str, float]:

@@ -24,16 +24,21 @@ def swap_blocks(transformer: Any, count: int, device: torch.device) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
     for block in kept:
-        block.forward = _Visiting(block, device)
+        block.forward = Visiting(block, device)
 
 
-class _Visiting:
+class Visiting:
     """The forward of a block with its frozen weights, and others that lie elsewhere, on the device while something needs them."""
 
     def __init__(self, block: Any, device: torch.device) -> None:
         self.block, self.device, self.forward, self.inside = block, device, block.forward, False
 
+    def compile(self, **options: Any) -> None:
+        """Compile the forward, but for the copying."""
+        self.forward = torch.compile(self.forward, **options)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the block's own forward."""
         if self.inside:
             return self.forward(*args, **kwargs)
         here_type = self.device.type  # adapters that samples are made with lie beside their base

@@ -165,8 +165,8 @@ class QuickRotation(WanAttnProcessor):
         query, key, value = _get_qkv_projections(attn, hidden_states, cast(Any, encoder_hidden_states))
         query, key = attn.norm_q(query), attn.norm_k(key)
         query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
-        turn = torch.complex(rotary_emb[0][..., 0::2].float(), rotary_emb[1][..., 1::2].float())
-        query, key = (rotated(each, turn) for each in (query, key))
+        angles = rotary_emb[0][..., 0::2].float(), rotary_emb[1][..., 1::2].float()
+        query, key = (rotated(each, *angles) for each in (query, key))
         parallel = self._parallel_config if encoder_hidden_states is None else None
         out: Any = dispatch_attention_fn(
             query, key, value, attn_mask=attention_mask, backend=self._attention_backend, parallel_config=parallel
@@ -174,10 +174,15 @@ class QuickRotation(WanAttnProcessor):
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
 
 
-def rotated(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
-    """Pairs of neighboring channels of x [B, N, H, E] times complex numbers [1, N, 1, E/2]."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Pairs of neighboring channels of x [B, N, H, E] turned by angles of [1, N, 1, E/2]."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # torch.compile makes no programs of complex numbers
+        first, second = pairs.unbind(-1)
+        product = torch.stack([first * cos - second * sin, first * sin + second * cos], -1)
+    else:
+        product = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+    return product.flatten(-2).type_as(x)
 
 
 def _make_exact(transformer: Any) -> None:
