@@ -92,7 +92,6 @@ def test_checkpointed_blocks_have_the_same_gradients(family):
 LONG = pytest.mark.long
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile looks at modulations
 @pytest.mark.parametrize(("rank", "changes"), [
     (0, {}),
     pytest.param(0, {"activation_offload": True}, marks=LONG),
@@ -127,7 +126,6 @@ def test_compiled_blocks_have_the_same_gradients(family, rank, changes, monkeypa
         torch.testing.assert_close(other, one, atol=1e-5 * scale, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize(
     ("rank", "compiled"), [(0, False), (2, False), pytest.param(0, True, marks=LONG), pytest.param(2, True, marks=LONG)]
 )

@@ -79,6 +79,7 @@ def compile_blocks(transformer: Any) -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise InputError(f"compile needs a C++ compiler, and {compiler} is not installed; install it, or set compile to false")
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)  # torch.compile looks at every input's
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = PROGRAMS
     for block in transformer.blocks:
         whole = block.forward if isinstance(block.forward, Visiting) else block
