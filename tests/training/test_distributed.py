@@ -20,11 +20,11 @@ from phantom_s2v.models import distributed
 from phantom_s2v.models.distributed import everyone, join, shard, weight_mesh, whole_tensors, world
 from phantom_s2v.models.memory import Placement
 from phantom_s2v.pipeline.loading import load_models
-from phantom_s2v.training import encoded, own, recipes
+from phantom_s2v.training import cost, encoded, own, recipes
 from phantom_s2v.training.checkpoint import saved
 from phantom_s2v.training.config import Lora, TrainConfig
 from phantom_s2v.training.guard import encoder_hashes
-from phantom_s2v.training.learner import average_of, spread
+from phantom_s2v.training.learner import Learner, average_of, spread
 from phantom_s2v.training.log import Log
 from phantom_s2v.training.loop import train
 from phantom_s2v.training.optim import Muon, update_ema
@@ -168,6 +168,33 @@ def test_adapters_are_trained_by_processes_as_by_one(tiny, triplets, tmp_path, p
     two = in_processes(tmp_path, 2, lambda: fine_tune(tiny, triplets, tmp_path / "two", 4, parallel=parallel, lora=lora))
     one, _ = fine_tune(tiny, triplets, tmp_path / "one", 4, gradient_accumulation_steps=2, lora=lora)
     equal(two[0][0], one)
+
+
+def learning_bytes(folder, store, parallel) -> tuple[int, int]:
+    """What this process holds of parameters, gradients, averages and moments, and how many parameters the model has."""
+    pipe = load_models(folder)
+    count = sum(p.numel() for p in pipe.transformer.parameters())
+    config = recipes.own_mini()
+    config = replace(config, train=replace(config.train, parallel=parallel, precision="float32"))
+    trained = own.trainable(pipe.transformer, config, CPU)
+    learner = Learner(config.train, trained, trained, own.loss_of(pipe, config, pipe.encode_texts([""], 512)), exclude=("",))
+    learner.accumulate([(0, own.split(store, config)[0](0))], 1, 0, lambda batch: batch)
+    learner.update(1.0, 0)
+    parameters = list(trained.parameters())
+    moments = [
+        value for state in learner.optimizer.state.values() for value in state.values() if torch.is_tensor(value) and value.ndim
+    ]
+    held = [*parameters, *(p.grad for p in parameters if p.grad is not None), *learner.ema.parameters(), *moments]
+    return sum((each.to_local() if isinstance(each, DTensor) else each).nbytes for each in held), count
+
+
+def test_what_processes_hold_is_what_the_estimate_says(tiny, triplets, tmp_path):
+    """20 bytes a parameter, which FSDP shares out."""
+    two = in_processes(tmp_path, 2, learning_bytes, tiny, triplets, "fsdp")  # before threads of a training are here
+    one, count = learning_bytes(tiny, triplets, "ddp")
+    assert 0.9 < one / (cost.LEARNED * count) <= 1  # the last block's text branch gets no gradient
+    assert sum(bytes_ for bytes_, _ in two) == pytest.approx(cost.LEARNED * count, rel=0.1)
+    assert max(bytes_ for bytes_, _ in two) < 0.6 * one
 
 
 class Net(nn.Module):

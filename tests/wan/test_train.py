@@ -369,5 +369,22 @@ def test_estimates_of_trainings_name_memory_time_and_what_fits(call_phantom, con
     largest = max((row.frames + 3) // 4 + row.subjects for row in latents.sizes())
     pixels = max(row.height * row.width for row in latents.sizes())
     assert json.loads(said.out.splitlines()[-1])["tokens"] == largest * pixels // 16**2
+    many = ("--preset", "wan-1.3b", "--card", "rtx-4090", "--num-frames", 81, "--num-processes", 8)
+    each = {}
+    for parallel in ("ddp", "fsdp"):
+        code, said = call_phantom("estimate", "train", *many, "--parallel", parallel)
+        assert code == 0, said.err
+        each[parallel] = json.loads(said.out.splitlines()[-1])
+    assert {**whole, "processes": 8} == each["ddp"]
+    assert each["fsdp"]["fits"]
+    assert " GB each (" in said.out
+    assert each["fsdp"]["learning"] == pytest.approx(whole["trained"] * 20 / 8 + 47.7e6 * 10, rel=0.02)  # and a block
+    for given, reason in (
+        (("--parallel", "hsdp"), "needs shard_size"),
+        (("--parallel", "fsdp", "--preset", "wan-14b-lora"), "blocks_to_swap need parallel ddp"),
+        (("--parallel", "fsdp", "--num-processes", 1), "needs several processes; set --num-processes"),
+    ):
+        code, said = call_phantom("estimate", "train", *many, *given)
+        assert (code, reason in said.err) == (2, True)
     code, said = call_phantom("estimate", "train", "--preset", "wan-14b-lora")
     assert (code, "phantom-wan-14b are not here" in said.err) == (2, True)

@@ -21,6 +21,9 @@ Latents = Annotated[
         help="Dataset of latents (phantom encode). May be given several times; FOLDER=STEP is mixed in from that step on."
     ),
 ]
+Parallel = Annotated[
+    str | None, typer.Option(help="Under torchrun: ddp, fsdp or hsdp (docs/training.md); default: the preset's.")
+]
 PRESETS = "mini, mini-lora, wan-1.3b, wan-1.3b-lora or wan-14b-lora."
 
 if TYPE_CHECKING:
@@ -153,9 +156,7 @@ def train_own(
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the whole configuration as JSON and exit.")] = False,
     steps: Annotated[int | None, whole(1, MAX_STEPS, "Number of optimizer steps; default: the preset's.")] = None,
     seed: Annotated[int | None, whole(0, MAX_SEED, "Random seed; default: the preset's.")] = None,
-    parallel: Annotated[
-        str | None, typer.Option(help="Under torchrun: ddp, fsdp or hsdp (docs/training.md); default: the preset's.")
-    ] = None,
+    parallel: Parallel = None,
     bad_data: Annotated[
         str | None, typer.Option(help="What to do where triplets cannot be used: stop, or skip them; default: stop.")
     ] = None,
@@ -202,6 +203,8 @@ def estimate_train(
     model: Annotated[str | None, typer.Option(help="Model to fine-tune; default: the preset's.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file as phantom train takes it.")] = None,
     card: Annotated[str | None, typer.Option(help="Estimate for a known GPU (e.g. rtx-4090) instead of this machine.")] = None,
+    num_processes: Annotated[int, whole(1, 100_000, "Number of processes under torchrun, each on a GPU of its own.")] = 1,
+    parallel: Parallel = None,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -211,7 +214,7 @@ def estimate_train(
     from phantom_s2v.training import cost
     from phantom_s2v.training.encoded import JoinedStore
 
-    name, chosen = _configured(preset, config, steps=steps)
+    name, chosen = _configured(preset, config, steps=steps, parallel=parallel)
     if latents:
         works = cost.works_of(chosen, JoinedStore.open(parse_latents(latents)))
     else:
@@ -219,7 +222,7 @@ def estimate_train(
         width, height = parse_size(size) if size else (usual.width, usual.height)
         works = [cost.Work(VideoSize(num_frames or usual.frames, height, width), references, chosen.batch_size)]
     placement = Placement(device="cpu" if card else device, dtype=dtype)
-    estimated = cost.estimate_training(chosen, model or name, works, placement, card)
+    estimated = cost.estimate_training(chosen, model or name, works, placement, card, num_processes)
     say(estimated.sentence(), json.dumps(asdict(estimated)))
 
 

@@ -9,7 +9,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-from phantom_s2v.errors import PhantomError
+from phantom_s2v.errors import InputError, PhantomError
 from phantom_s2v.geometry import VideoSize
 from phantom_s2v.models.base import Clip, VideoModel
 from phantom_s2v.models.memory import Placement
@@ -18,12 +18,15 @@ from phantom_s2v.models.wan.spec import SHAPES
 from phantom_s2v.pipeline.cost import estimate as e
 from phantom_s2v.pipeline.cost.measure import card_speed, measure, parameters, read_configs
 from phantom_s2v.pipeline.request import with_defaults
-from phantom_s2v.training.config import OwnConfig
+from phantom_s2v.training.config import OwnConfig, TrainConfig
 from phantom_s2v.training.encoded import EncodedStore, JoinedStore
 from phantom_s2v.training.frozen import BITS, check_base
+from phantom_s2v.training.learner import sequence_parts
 
 LEARNED = 20  # bytes a trained parameter: itself, its average, its gradient and two moments, in float32
 CAST = 2  # bytes of its copy in bfloat16, which autocast keeps through a step
+GATHERED = 2 * 2  # bytes a parameter of a block of split weights: in bfloat16, of the block in use and the next
+REDUCED = 2 + 4  # the same of its gradient, before processes add theirs, and in float32
 KEPT_D, KEPT_F = {True: 64, False: 68}, 4  # bytes a token and unit of width that a block keeps; with LoRA, and without
 OUTSIDE_D = {True: 4, False: 10}  # the same of the layers before and after the blocks
 PASSING_D, PASSING_F = 16, 4  # the same of gradients on their way through it
@@ -59,6 +62,7 @@ class TrainEstimate:
     seconds: float  # a step
     steps: int
     days: float
+    processes: int  # that train together, each on a card of its own; all figures but steps and days are of one of them
     speed: str  # whose
     fits: bool | None  # in the memory of the card; None: no card of the table
 
@@ -67,49 +71,82 @@ class TrainEstimate:
         parts = f"{self.weights / 1e9:.1f} weights, {self.learning / 1e9:.1f} learning, {self.activations / 1e9:.1f} activations"
         host = f", {self.host / 1e9:.0f} GB of main memory" if self.host > 1e9 else ""
         fits = {None: "", True: ", which it fits in", False: ", in whose memory it does not fit"}[self.fits]
+        count, each = (f"{self.processes} times ", " each") if self.processes > 1 else ("", "")
         return (
-            f"{self.tokens:,} tokens, {self.trained:,} trained parameters: {self.peak / 1e9:.1f} GB ({parts}){host}; "
-            f"{e.spell(self.seconds)} a step, {e.spell(self.days * 86_400)} for {self.steps:,} steps on {self.speed}{fits}"
+            f"{self.tokens:,} tokens, {self.trained:,} trained parameters: {self.peak / 1e9:.1f} GB{each} ({parts}){host}; "
+            f"{e.spell(self.seconds)} a step, {e.spell(self.days * 86_400)} for {self.steps:,} steps on {count}{self.speed}{fits}"
         )
 
 
 def estimate_training(
-    config: OwnConfig, model_name: str, works: list[Work], placement: Placement, card: str | None = None
+    config: OwnConfig, model_name: str, works: list[Work], placement: Placement, card: str | None = None, processes: int = 1
 ) -> TrainEstimate:
-    """Of a training whose steps are of `works`, on one card of the table or this machine.
+    """Of a training whose steps are of `works`, on cards of the table or this machine, one for each of torchrun's processes.
 
-    Raises InputError for this machine without the model, by whose blocks it is measured, and for a base that cannot be held so.
+    What processes tell each other is no part of the seconds. Raises InputError for this machine without the model, by whose
+    blocks it is measured, for a base that cannot be held so, and for processes that cannot share the work so.
     """
     model, transformer, folder = _described(model_name, measured=card is None)
     check_base(config, transformer[model.depth])
+    shards, parts = _shared(config.train, processes)
     whole, block = _parameters(model, transformer)
     depth, (d, f) = transformer[model.depth], model.widths(transformer)
     largest = max(works, key=lambda work: _tokens(model, transformer, work))
     tokens, lora = _tokens(model, transformer, largest), config.lora is not None
-    samples = tokens * largest.batch
+    samples = ceil(tokens * largest.batch / parts)
     trained = _adapters(model, transformer, config) if lora else whole
     resident = (whole - config.blocks_to_swap * block) * _bytes(config) + (2 * block * 2 if config.blocks_to_swap else 0)
     if config.quantization.endswith(".gguf"):
         resident = float(Path(config.quantization).stat().st_size)
-    learning = float(trained * (LEARNED + (0 if lora else CAST)))
+    learning = trained * LEARNED / shards
+    gathered = (0 if lora else trained * CAST) if shards == 1 else block * (GATHERED + (0 if lora else REDUCED))
     kept, offloaded = kept_bytes(config, samples, (d, f), depth)
     activations = kept + samples * (PASSING_D * d + PASSING_F * f)
-    weights = resident if lora else 0.0
+    weights = resident / shards if lora else 0.0
     swapped = 2.0 * config.blocks_to_swap * block
     rate, name = _speed(model, transformer, folder, largest, placement, card)
     passes = (2 if lora else 3) + again(config)  # forward, backward, which twice computes what learns, and the forward again
     shares = [w.share / sum(each.share for each in works) for w in works]
     each_step = [float(model.flops(transformer, Clip(w.size, w.references))) * w.batch for w in works]
-    flops = sum(share * flop for share, flop in zip(shares, each_step, strict=True)) * passes
+    flops = sum(share * flop for share, flop in zip(shares, each_step, strict=True)) * passes / parts
     flops *= config.train.gradient_accumulation_steps
     seconds = flops / rate + (2 * swapped + 2 * offloaded) / HOST_RATE * config.train.gradient_accumulation_steps
+    learning += gathered
     peak = weights + learning + activations + CONTEXT
     days = seconds * config.train.steps / 86_400
     fits = peak < e.card(card).memory * 2**30 * FREE if card else None
     host = swapped + offloaded
     return TrainEstimate(
-        tokens, trained, weights, learning, activations, peak, host, flops, seconds, config.train.steps, days, name, fits
+        tokens,
+        trained,
+        weights,
+        learning,
+        activations,
+        peak,
+        host,
+        flops,
+        seconds,
+        config.train.steps,
+        days,
+        processes,
+        name,
+        fits,
     )
+
+
+def _shared(train: TrainConfig, processes: int) -> tuple[int, int]:
+    """How many processes share a copy of the weights, and how many a sequence."""
+    parts = sequence_parts(train)
+    if processes < 2 and (train.parallel != "ddp" or parts > 1):
+        raise InputError(
+            f"parallel {train.parallel} with {parts} parts of a sequence needs several processes; set --num-processes"
+        )
+    if train.parallel == "hsdp" and not train.shard_size:
+        raise InputError("the estimate of hsdp needs shard_size, the number of GPUs of a machine")
+    shards = {"ddp": 1, "fsdp": processes, "hsdp": train.shard_size}[train.parallel]
+    if processes % parts or processes % shards:
+        raise InputError(f"{processes} processes cannot be shared out: {shards} of them share weights, and {parts} a sequence")
+    return shards, parts
 
 
 def usual_size(name: str) -> VideoSize:

@@ -18,7 +18,7 @@ BITS = {"int8": 8, "8bit": 8, "int4": 4, "4bit": 4}
 
 
 def check_base(config: OwnConfig, blocks: int) -> None:
-    """Raise InputError for a quantization that there is not, or a swap of more than the model's blocks."""
+    """Raise InputError for a quantization that there is not, a swap of all blocks, or either with split weights."""
     how = config.quantization
     if how.endswith(".gguf") and not Path(how).is_file():
         raise InputError(f"quantization {how} is not a file")
@@ -30,6 +30,8 @@ def check_base(config: OwnConfig, blocks: int) -> None:
         raise InputError(f"blocks_to_swap must be below the {blocks} blocks of the model (got {config.blocks_to_swap})")
     if config.blocks_to_swap and not config.gradient_checkpointing:
         raise InputError("blocks_to_swap needs gradient_checkpointing")
+    if config.train.parallel != "ddp" and (how != "none" or config.blocks_to_swap):
+        raise InputError("quantization and blocks_to_swap need parallel ddp")
 
 
 def check_frozen(config: OwnConfig, folder: Path) -> None:
@@ -38,8 +40,6 @@ def check_frozen(config: OwnConfig, folder: Path) -> None:
     if how != "none" and "quantization" not in model.placed:
         raise InputError(f"quantization is for Phantom-Wan only (got {how!r})")
     check_base(config, read_configs(folder)[0][model.depth])
-    if config.train.parallel != "ddp" and (how != "none" or config.blocks_to_swap):
-        raise InputError("quantization and blocks_to_swap need parallel ddp")
     if how == "none":
         return
     if config.base_weights:

@@ -1,6 +1,7 @@
 """The API, /api/v1: what the pages do, by the same services. Tokens are made on the account's page."""
 
 from datetime import datetime
+from typing import Generic, TypeVar
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +22,16 @@ class Row(BaseModel):
     """What is read from a table's row."""
 
     model_config = ConfigDict(from_attributes=True)
+
+
+Item = TypeVar("Item", bound=BaseModel)
+
+
+class PageOut(Row, Generic[Item]):
+    """A page of a list; `following` goes into `after` for the next one."""
+
+    items: list[Item]
+    following: str | None
 
 
 class Given(BaseModel):
@@ -62,13 +73,6 @@ class ProjectOut(Row):
     created_at: datetime
 
 
-class ProjectsOut(BaseModel):
-    """A page of projects; `following` goes into `after` for the next one."""
-
-    items: list[ProjectOut]
-    following: str | None
-
-
 @routes.get("/openapi.json", include_in_schema=False)
 def openapi(view: ViewOf) -> dict[str, object]:
     """The description of this API."""
@@ -79,11 +83,11 @@ def openapi(view: ViewOf) -> dict[str, object]:
 
 
 @routes.get("/projects")
-def list_projects(view: ViewOf, after: str | None = None) -> ProjectsOut:
+def list_projects(view: ViewOf, after: str | None = None) -> PageOut[ProjectOut]:
     """Projects that you work in, newest first."""
     with view.reading() as session:
         found = projects.mine(session, view.actor, after)
-        return ProjectsOut(items=[ProjectOut.model_validate(each) for each in found.items], following=found.following)
+        return PageOut[ProjectOut].model_validate(found)
 
 
 @routes.post("/projects", status_code=201)

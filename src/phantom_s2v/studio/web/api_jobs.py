@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from phantom_s2v.studio import access, drafts, gate, i18n, queue
 from phantom_s2v.studio.database import paged
 from phantom_s2v.studio.schema import Job, Video
-from phantom_s2v.studio.web.api import Given, Row
+from phantom_s2v.studio.web.api import Given, PageOut, Row
 from phantom_s2v.studio.web.pages_generate import looked_at, proposed
 from phantom_s2v.studio.web.pages_jobs import own_job, progress_of
 from phantom_s2v.studio.web.view import View, ViewOf
@@ -94,13 +94,6 @@ class JobOut(Row):
     ended_at: datetime | None
 
 
-class JobsOut(BaseModel):
-    """A page of jobs."""
-
-    items: list[JobOut]
-    following: str | None
-
-
 class ProgressOut(BaseModel):
     """A job, its place in the queue, the seconds until its turn and those that it has still to run, and its videos."""
 
@@ -133,19 +126,12 @@ class GateOut(BaseModel):
     score: dict[str, Any] | None
 
 
-class DraftsOut(BaseModel):
-    """A page of drafts; `following` goes into `after` for the next one."""
-
-    items: list[DraftOut]
-    following: str | None
-
-
 @routes.get("/drafts")
-def list_drafts(view: ViewOf, project_id: str, after: str | None = None) -> DraftsOut:
+def list_drafts(view: ViewOf, project_id: str, after: str | None = None) -> PageOut[DraftOut]:
     """One's own drafts, the latest first."""
     with view.reading() as session:
         found = drafts.mine(session, view.actor, project_id, after)
-        return DraftsOut(items=[DraftOut.model_validate(each) for each in found.items], following=found.following)
+        return PageOut[DraftOut].model_validate(found)
 
 
 @routes.delete("/drafts/{draft_id}", status_code=204)
@@ -236,11 +222,11 @@ def run_draft(view: ViewOf, project_id: str, draft_id: str, wanted: RunIn) -> Jo
 
 
 @routes.get("/jobs")
-def list_jobs(view: ViewOf, project_id: str, after: str | None = None) -> JobsOut:
+def list_jobs(view: ViewOf, project_id: str, after: str | None = None) -> PageOut[JobOut]:
     """The project's jobs, newest first."""
     with view.reading() as session:
         page = paged(session, select(Job).where(Job.project_id == project_id), [Job.created_at, Job.id], after)
-        return JobsOut(items=[JobOut.model_validate(each) for each in page.items], following=page.following)
+        return PageOut[JobOut].model_validate(page)
 
 
 @routes.get("/jobs/{job_id}")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from phantom_s2v.studio import certificates, erasure, notices, projects, sign_in
 from phantom_s2v.studio.schema import User
-from phantom_s2v.studio.web.api import Given, Row
+from phantom_s2v.studio.web.api import Given, PageOut, Row
 from phantom_s2v.studio.web.api_project import NameIn, Text
 from phantom_s2v.studio.web.view import View, ViewOf
 
@@ -25,13 +25,6 @@ class PersonOut(Row):
     language: str
     active: bool
     admin: bool
-
-
-class PeopleOut(BaseModel):
-    """A page of people; `following` goes into `after` for the next one."""
-
-    items: list[PersonOut]
-    following: str | None
 
 
 class PersonIn(Given):
@@ -58,11 +51,11 @@ class AccessIn(Given):
 
 
 @routes.get("/people")
-def list_people(view: ViewOf, after: str | None = None) -> PeopleOut:
+def list_people(view: ViewOf, after: str | None = None) -> PageOut[PersonOut]:
     """Everyone in the studio, as an administrator of it, by e-mail address."""
     with view.reading() as session:
         found = projects.people(session, view.actor, after)
-        return PeopleOut(items=[PersonOut.model_validate(each) for each in found.items], following=found.following)
+        return PageOut[PersonOut].model_validate(found)
 
 
 def _linked(view: View, person: User, token: str) -> LinkOut:
@@ -113,19 +106,12 @@ class NoticeOut(Row):
     read_at: datetime | None
 
 
-class NoticesOut(BaseModel):
-    """A page of notices."""
-
-    items: list[NoticeOut]
-    following: str | None
-
-
 @routes.get("/notices")
-def list_notices(view: ViewOf, after: str | None = None) -> NoticesOut:
+def list_notices(view: ViewOf, after: str | None = None) -> PageOut[NoticeOut]:
     """Your notices, the newest first."""
     with view.reading() as session:
         found = notices.mine(session, view.actor, after)
-        return NoticesOut(items=[NoticeOut.model_validate(each) for each in found.items], following=found.following)
+        return PageOut[NoticeOut].model_validate(found)
 
 
 @routes.post("/notices/read", status_code=204)

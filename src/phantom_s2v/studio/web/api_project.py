@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from phantom_s2v.studio import projects, subjects
 from phantom_s2v.studio.problems import Problem
 from phantom_s2v.studio.schema import Role
-from phantom_s2v.studio.web.api import Given
+from phantom_s2v.studio.web.api import Given, PageOut
 from phantom_s2v.studio.web.view import ViewOf
 
 routes = APIRouter(prefix="/api/v1/projects/{project_id}")
@@ -33,13 +33,6 @@ class MemberOut(BaseModel):
     roles: list[Role]
 
 
-class MembersOut(BaseModel):
-    """A page of people; `following` goes into `after` for the next one."""
-
-    items: list[MemberOut]
-    following: str | None
-
-
 class RolesIn(Given):
     """Roles of a person; none removes them from the project."""
 
@@ -48,12 +41,12 @@ class RolesIn(Given):
 
 
 @routes.get("/members")
-def list_members(view: ViewOf, project_id: str, after: str | None = None) -> MembersOut:
+def list_members(view: ViewOf, project_id: str, after: str | None = None) -> PageOut[MemberOut]:
     """People of the project with their roles, by name."""
     with view.reading() as session:
         page = projects.members(session, view.actor, project_id, after)
         items = [MemberOut(id=user.id, name=user.name, email=user.email, roles=roles) for user, roles in page.items]
-        return MembersOut(items=items, following=page.following)
+        return PageOut[MemberOut](items=items, following=page.following)
 
 
 @routes.put("/members", status_code=204)

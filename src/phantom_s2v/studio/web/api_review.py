@@ -12,7 +12,7 @@ from phantom_s2v.studio import erasure, exports, reviews, verify, webhooks
 from phantom_s2v.studio.database import paged
 from phantom_s2v.studio.problems import Problem
 from phantom_s2v.studio.schema import AuditLine, VideoState
-from phantom_s2v.studio.web.api import Given, Row
+from phantom_s2v.studio.web.api import Given, PageOut, Row
 from phantom_s2v.studio.web.api_project import NameIn, Text, files
 from phantom_s2v.studio.web.view import ViewOf
 
@@ -40,19 +40,12 @@ class VideoOut(Row):
     blob: Annotated[str, Field(serialization_alias="sha256")]
 
 
-class VideosOut(BaseModel):
-    """A page of videos."""
-
-    items: list[VideoOut]
-    following: str | None
-
-
 @routes.get(LIST)
-def list_videos(view: ViewOf, project_id: str, state: VideoState | None = None, after: str | None = None) -> VideosOut:
+def list_videos(view: ViewOf, project_id: str, state: VideoState | None = None, after: str | None = None) -> PageOut[VideoOut]:
     """Videos of the project, the newest first."""
     with view.reading() as session:
         page = reviews.listed(session, view.actor, project_id, state, after)
-        return VideosOut(items=[VideoOut.model_validate(each) for each in page.items], following=page.following)
+        return PageOut[VideoOut].model_validate(page)
 
 
 @routes.get(ONE)
@@ -302,20 +295,13 @@ class DeliveryOut(Row):
     next_at: datetime | None
 
 
-class DeliveriesOut(BaseModel):
-    """A page of deliveries; `following` goes into `after` for the next one."""
-
-    items: list[DeliveryOut]
-    following: str | None
-
-
 @routes.get("/projects/{project_id}/webhooks/{webhook_id}/deliveries")
-def list_deliveries(view: ViewOf, project_id: str, webhook_id: str, after: str | None = None) -> DeliveriesOut:
+def list_deliveries(view: ViewOf, project_id: str, webhook_id: str, after: str | None = None) -> PageOut[DeliveryOut]:
     """What was sent to a webhook, and what is still to be, the newest first."""
     with view.reading() as session:
         page = webhooks.deliveries(session, view.actor, project_id, webhook_id, after)
         items = [DeliveryOut.model_validate({**vars(each), "state": webhooks.state(each)}) for each in page.items]
-        return DeliveriesOut(items=items, following=page.following)
+        return PageOut[DeliveryOut](items=items, following=page.following)
 
 
 @routes.post("/projects/{project_id}/subjects/{subject_id}/erase", status_code=204)
@@ -338,16 +324,9 @@ class LineOut(Row):
     sha256: str
 
 
-class LinesOut(BaseModel):
-    """A page of the audit log."""
-
-    items: list[LineOut]
-    following: str | None
-
-
 @routes.get("/audit")
-def read_audit(view: ViewOf, after: str | None = None) -> LinesOut:
+def read_audit(view: ViewOf, after: str | None = None) -> PageOut[LineOut]:
     """The audit log, the newest line first."""
     with view.reading() as session:
         page = paged(session, select(AuditLine), [AuditLine.number], after, size=100)
-        return LinesOut(items=[LineOut.model_validate(each) for each in page.items], following=page.following)
+        return PageOut[LineOut].model_validate(page)

@@ -12,7 +12,7 @@ from phantom_s2v.files.untrusted import typed
 from phantom_s2v.studio import policies, rights, subjects
 from phantom_s2v.studio.problems import NotFound, Problem
 from phantom_s2v.studio.schema import Right, Role, Subject
-from phantom_s2v.studio.web.api import Given, Row
+from phantom_s2v.studio.web.api import Given, PageOut, Row
 from phantom_s2v.studio.web.api_project import files
 from phantom_s2v.studio.web.pages_subjects import document_file, keep_image, park_document, staged_document
 from phantom_s2v.studio.web.view import View, ViewOf
@@ -79,13 +79,6 @@ class SubjectOut(SubjectIn):
     rights: list[RightOut]
 
 
-class SubjectsOut(BaseModel):
-    """A page of subjects; `following` goes into `after` for the next one."""
-
-    items: list[SubjectOut]
-    following: str | None
-
-
 class Reason(Given):
     """Why something is done."""
 
@@ -109,11 +102,11 @@ def _find(view: View, session: Any) -> Subject:
 
 
 @routes.get("/subjects")
-def list_subjects(view: ViewOf, project_id: str, after: str | None = None) -> SubjectsOut:
+def list_subjects(view: ViewOf, project_id: str, after: str | None = None) -> PageOut[SubjectOut]:
     """Subjects of a project, the newest first."""
     with view.reading() as session:
         found = subjects.listed(session, view.actor, view.project_id, after)
-        return SubjectsOut(items=[_subject(each) for each in found.items], following=found.following)
+        return PageOut[SubjectOut](items=[_subject(each) for each in found.items], following=found.following)
 
 
 @routes.post("/subjects", status_code=201)
@@ -231,20 +224,13 @@ class EndingOut(RightOut):
     subject_id: str
 
 
-class EndingsOut(BaseModel):
-    """A page of rights; `following` goes into `after` for the next one."""
-
-    items: list[EndingOut]
-    following: str | None
-
-
 @routes.get("/rights")
-def list_ending(view: ViewOf, project_id: str, after: str | None = None) -> EndingsOut:
+def list_ending(view: ViewOf, project_id: str, after: str | None = None) -> PageOut[EndingOut]:
     """Rights of the project that have an end, the nearest first; revoked ones are left out."""
     with view.reading() as session:
         found = rights.ending(session, view.actor, project_id, after)
         items = [EndingOut(**_right(each).model_dump(), subject_id=each.subject_id) for each in found.items]
-        return EndingsOut(items=items, following=found.following)
+        return PageOut[EndingOut](items=items, following=found.following)
 
 
 class VersionOut(Row):
