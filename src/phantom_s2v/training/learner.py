@@ -76,9 +76,10 @@ def compile_blocks(transformer: Any) -> None:
 
     Programs for any shape would take several times as long to make. Raises InputError where there is no compiler.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise InputError(f"compile needs a C++ compiler, and {compiler} is not installed; install it, or set compile to false")
+    on_cpu = next(transformer.parameters()).device.type == "cpu"
+    compiler = os.environ.get("CXX", "g++") if on_cpu else os.environ.get("CC", "gcc")  # as torch and triton look for one
+    if not any(map(shutil.which, (compiler,) if on_cpu else (compiler, "clang"))):
+        raise InputError(f"compile needs a compiler, and {compiler} is not installed; install it, or set compile to false")
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)  # torch.compile looks at every input's
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = PROGRAMS
     for block in transformer.blocks:
