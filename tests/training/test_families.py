@@ -129,7 +129,7 @@ def test_compiled_blocks_have_the_same_gradients(family, rank, changes, monkeypa
 
 def test_compiling_without_a_compiler_is_refused_in_one_sentence(family, monkeypatch):
     monkeypatch.setenv("CXX", "no-compiler")
-    with pytest.raises(InputError, match="compile needs a compiler, and no-compiler is not installed; .*set compile to false"):
+    with pytest.raises(InputError, match=r"compile needs a compiler, and no-compiler is not installed; .*set compile to false"):
         own.prepare(load_models(family.folder).transformer, replace(family.preset(), compile=True))
 
 
