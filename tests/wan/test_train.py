@@ -307,9 +307,11 @@ def test_training_starts_from_a_lora_and_on_merged_ones(latents, converted, tmp_
     ({"blocks_to_swap": 2}, "blocks_to_swap must be below the 2 blocks of the model"),
     ({"blocks_to_swap": 1, "gradient_checkpointing": False}, "blocks_to_swap needs gradient_checkpointing"),
     ({"quantization": "none.gguf"}, "none.gguf is not a file"),
+    ({"compile": True}, "compile needs a compiler, and no-compiler is not installed; install it, or set compile to false"),
     ({"drop_latents": 0.7}, "sees no image tokens; drop_latents and drop_tokens must be 0"),
 ])  # fmt: skip
 def test_a_base_that_cannot_be_held_is_refused_before_anything_loads(latents, converted, tmp_path, changes, said, monkeypatch):
+    monkeypatch.setenv("CXX", "no-compiler")
     monkeypatch.setattr(own, "load_for", lambda *given, **more: pytest.fail("loaded"))
     with pytest.raises(InputError, match=said):
         own.run(

@@ -71,15 +71,19 @@ def spread(config: TrainConfig, transformer: Any, device: torch.device) -> None:
         shard(transformer, weight_mesh(device, shards), dtype if dtype != torch.float32 else None)
 
 
-def compile_blocks(transformer: Any) -> None:
-    """Compile the blocks of a transformer that is trained, which share a program for each shape of batches.
-
-    Programs for any shape would take several times as long to make. Raises InputError where there is no compiler.
-    """
-    on_cpu = next(transformer.parameters()).device.type == "cpu"
+def check_compiler(device: torch.device) -> None:
+    """Raise InputError where torch.compile lacks a compiler for this device."""
+    on_cpu = device.type == "cpu"
     compiler = os.environ.get("CXX", "g++") if on_cpu else os.environ.get("CC", "gcc")  # as torch and triton look for one
     if not any(map(shutil.which, (compiler,) if on_cpu else (compiler, "clang"))):
         raise InputError(f"compile needs a compiler, and {compiler} is not installed; install it, or set compile to false")
+
+
+def compile_blocks(transformer: Any) -> None:
+    """Compile the blocks of a transformer that is trained, which share a program for each shape of batches.
+
+    Programs for any shape would take several times as long to make.
+    """
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)  # torch.compile looks at every input's
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = PROGRAMS
     for block in transformer.blocks:

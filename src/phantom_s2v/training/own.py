@@ -29,7 +29,7 @@ from phantom_s2v.training.config import OwnConfig
 from phantom_s2v.training.encoded import EncodedStore, JoinedStore
 from phantom_s2v.training.frozen import check_frozen, load_frozen
 from phantom_s2v.training.guard import encoder_hashes
-from phantom_s2v.training.learner import compile_blocks, sequence_parts, spread
+from phantom_s2v.training.learner import check_compiler, compile_blocks, sequence_parts, spread
 from phantom_s2v.training.loop import CHECKPOINTS, check_free, train
 from phantom_s2v.training.objective import Errors, loss_of
 from phantom_s2v.training.result import OUTPUTS, Result
@@ -196,7 +196,7 @@ def run(
     device = placement.torch_device()
     join(device)
     store = JoinedStore.open(latents)
-    _check(config, folder, out)
+    _check(config, folder, out, device)
     jobs = read_samples(config, folder, out)
     origin = {**encoder_hashes(folder), **_starts(config, folder), "dataset": dataset_hash(store)}
     check_encoded(store, origin)
@@ -215,9 +215,13 @@ def run(
     return {"written": str(made), "steps": steps_of(saved(out / CHECKPOINTS)[0]), "triplets": len(store)}
 
 
-def _check(config: OwnConfig, folder: Path, out: Path) -> None:
-    """Raise InputError or DataError, before anything loads, for what the model cannot do, and for files of others in `out`."""
+def _check(config: OwnConfig, folder: Path, out: Path, device: torch.device) -> None:
+    """Raise InputError or DataError, before anything loads, for what the model or device cannot do, and for files of others in
+    `out`.
+    """
     check_frozen(config, folder)
+    if config.compile:
+        check_compiler(device)
     if (config.drop_latents or config.drop_tokens) and not video_model(folder).image_tokens:
         raise InputError(f"{load_preset(folder).name} sees no image tokens; drop_latents and drop_tokens must be 0")
     check_free(out, (*OUTPUTS, NOTED))
