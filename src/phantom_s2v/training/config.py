@@ -221,6 +221,11 @@ class OwnConfig:
     max_step_saves_to_keep: int = 0  # weights of earlier steps that are kept beside the best and the last
     bad_data: str = "stop"  # or skip: what is done where triplets cannot be used
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks are computed again in the backward pass."""
+        return self.gradient_checkpointing or self.activation_offload
+
     def __post_init__(self) -> None:
         check_ranges(self)
         if not 0 <= self.min_timestep < self.max_timestep <= 1000:

@@ -105,7 +105,7 @@ def estimate_training(
     weights = resident / shards if lora else 0.0
     swapped = 2.0 * config.blocks_to_swap * block
     rate, name = _speed(model, transformer, folder, largest, placement, card)
-    passes = (2 if lora else 3) + again(config)  # forward, backward, which twice computes what learns, and the forward again
+    passes = (2 if lora else 3) + config.recomputes  # forward, backward, which twice computes what learns, and the forward again
     shares = [w.share / sum(each.share for each in works) for w in works]
     each_step = [float(model.flops(transformer, Clip(w.size, w.references))) * w.batch for w in works]
     flops = sum(share * flop for share, flop in zip(shares, each_step, strict=True)) * passes / parts
@@ -156,18 +156,13 @@ def usual_size(name: str) -> VideoSize:
     return VideoSize(preset.num_frames, preset.height, preset.width)
 
 
-def again(config: OwnConfig) -> bool:
-    """Whether blocks are computed again in the backward pass."""
-    return config.gradient_checkpointing or config.activation_offload
-
-
 def kept_bytes(config: OwnConfig, tokens: int, widths: tuple[int, int], depth: int) -> tuple[float, float]:
     """Bytes that a forward keeps for its backward pass, on the device and in main memory; widths of a token and of the MLP."""
     (d, f), lora = widths, config.lora is not None
     block = tokens * (KEPT_D[lora] * d + KEPT_F * f)
-    outside = tokens * d * (2.0 * depth * again(config) + OUTSIDE_D[lora])  # of blocks, with what comes into them
+    outside = tokens * d * (2.0 * depth * config.recomputes + OUTSIDE_D[lora])  # of blocks, with what comes into them
     held = 0.0 if config.activation_offload else outside
-    return held + block * (1 if again(config) else depth), outside - held
+    return held + block * (1 if config.recomputes else depth), outside - held
 
 
 def works_of(config: OwnConfig, store: EncodedStore | JoinedStore) -> list[Work]:

@@ -187,7 +187,7 @@ class _Run:
             stop(step)
         if orders.validate and self.hooks.on_validate:
             self.watch.check()  # the best state is kept by its figures, and NaN is none
-            with learner.autocast():
+            with learner.autocast(), torch.compiler.set_stance("force_eager"):  # blocks are not compiled for its shapes
                 log.write(step - 1, self.hooks.on_validate(learner.model, learner.ema, step))
         self.desk.done(orders)
         log.excuse(time.monotonic() - began)

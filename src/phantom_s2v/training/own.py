@@ -137,14 +137,13 @@ class _Work:
     def validate(self, raw: nn.Module, average: nn.Module, steps: int) -> dict[str, float]:
         """Errors on held-out triplets and samples; the best state is kept."""
         self.pipe.transformer.eval()
-        with torch.compiler.set_stance("force_eager"):  # its shapes are not compiled for
-            figures = self.errors(self.device) if self.errors else {}
-            if self.result:
-                state = _whole(average)
-                if self.samples and is_main():
-                    self.result.save_last(state)
-                    figures |= self.samples(average, self.result.made, steps)
-                self.result.compare(state, steps, figures)
+        figures = self.errors(self.device) if self.errors else {}
+        if self.result:
+            state = _whole(average)
+            if self.samples and is_main():
+                self.result.save_last(state)
+                figures |= self.samples(average, self.result.made, steps)
+            self.result.compare(state, steps, figures)
         self.pipe.transformer.train()
         return figures
 
@@ -174,7 +173,7 @@ def trainable(transformer: Any, config: OwnConfig, device: torch.device) -> nn.M
 def prepare(transformer: Any, config: OwnConfig) -> None:
     """Make the blocks of a transformer whose parameters are set compute as the config says."""
     transformer.train()
-    if config.gradient_checkpointing or config.activation_offload:
+    if config.recomputes:
         transformer.enable_gradient_checkpointing()
     if config.compile:
         compile_blocks(transformer)

@@ -113,10 +113,7 @@ def train_transformer(
         networks = (("raw_", raw), ("average_", average))
         if not is_main():
             return {}
-        with torch.compiler.set_stance("force_eager"):  # its shapes are not compiled for
-            return {
-                name: value for v in validations for prefix, network in networks for name, value in v(network, prefix).items()
-            }
+        return {name: value for v in validations for prefix, network in networks for name, value in v(network, prefix).items()}
 
     def save(raw: nn.Module, average: nn.Module, steps: int, decaying: bool) -> None:
         if not is_main():
